@@ -1,0 +1,125 @@
+"""Answers of a model, whole or as they come: what evaluate and chat share."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, TextIteratorStreamer
+
+from models.prompt import clean_answer, encode_prompt
+from models.sample import Message
+
+_UNDECIDED = ",!:;?"  # the next character may still make these Chinese punctuation
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: cleaned.
+        tokens: generated, ``<eop>`` not counted.
+        seconds: of its batch, divided by the batch's answers.
+    """
+
+    text: str
+    tokens: int
+    seconds: float
+
+
+def greedy(model, max_new_tokens: int) -> GenerationConfig:
+    """Greedy decoding until ``<eop>``."""
+    config = model.config
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id,
+    )
+
+
+def sampled(model, max_new_tokens: int, temperature: float = 0.95, top_p: float = 0.7) -> GenerationConfig:
+    """Sampling with the defaults of the published ``chat()``."""
+    config = greedy(model, max_new_tokens)
+    config.update(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
+    return config
+
+
+def answer_all(
+    model, tokenizer, conversations: Sequence[Sequence[Message]], max_new_tokens: int, batch_size: int
+) -> Iterator[tuple[int, Answer]]:
+    """Greedy answers in left-padded batches of similar length.
+
+    Args:
+        conversations: each ending with the question to answer.
+
+    Yields:
+        Index of the conversation and its answer, batch by batch.
+    """
+    prompts = [encode_prompt(tokenizer, messages) for messages in conversations]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = tokenizer.pad({"input_ids": [prompts[index] for index in chosen]}, return_tensors="pt")
+        batch = batch.to(model.device)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            generated = model.generate(**batch, generation_config=greedy(model, max_new_tokens))
+        seconds = (time.perf_counter() - started) / len(chosen)
+        for index, row in zip(chosen, generated[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            yield index, _answer(model, tokenizer, row, seconds)
+
+
+def _answer(model, tokenizer, ids: list[int], seconds: float) -> Answer:
+    end = model.config.eos_token_id
+    ids = ids[: ids.index(end)] if end in ids else ids
+    return Answer(clean_answer(tokenizer.decode(ids, skip_special_tokens=True)), len(ids), seconds)
+
+
+class Stream:
+    """An answer as it comes: iterate for the pieces; afterwards ``answer`` is the whole.
+
+    Args:
+        messages: ending with the question to answer.
+        generation: :func:`greedy` or :func:`sampled`.
+    """
+
+    def __init__(self, model, tokenizer, messages: Sequence[Message], generation: GenerationConfig):
+        self.model, self.tokenizer, self.generation = model, tokenizer, generation
+        self.prompt = torch.tensor([encode_prompt(tokenizer, messages)], device=model.device)
+        self.answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        outcome: dict = {}
+        started = time.perf_counter()
+        worker = threading.Thread(target=self._generate, args=(streamer, outcome), daemon=True)
+        worker.start()
+        received, shown = "", 0
+        for piece in streamer:
+            received += piece
+            text = clean_answer(received)
+            stable = len(text) - (text[-1:] in _UNDECIDED and text != "")
+            if stable > shown:
+                yield text[shown:stable]
+                shown = stable
+        worker.join()
+        if "error" in outcome:
+            raise outcome["error"]
+        ids = outcome["ids"][0, self.prompt.shape[1] :].tolist()
+        self.answer = _answer(self.model, self.tokenizer, ids, time.perf_counter() - started)
+        if self.answer.text[shown:]:
+            yield self.answer.text[shown:]
+
+    def _generate(self, streamer: TextIteratorStreamer, outcome: dict) -> None:
+        try:
+            with torch.inference_mode():
+                outcome["ids"] = self.model.generate(
+                    input_ids=self.prompt, streamer=streamer, generation_config=self.generation
+                )
+        except Exception as error:  # handed to the reader, who would otherwise wait for ever
+            outcome["error"] = error
+            streamer.end()

@@ -1,0 +1,94 @@
+"""Configuration of ChatGLM-6B, taking the keys of the published config.json as they are."""
+
+from transformers import PreTrainedConfig
+
+TEXT_VOCAB_SIZE = 130_528
+IMAGE_TOKENS = 20_000  # the first generation of checkpoints put these before the text tokens
+
+# Keys that only the successors' config.json has; they share model_type "chatglm".
+_SUCCESSOR_KEYS = ("padded_vocab_size", "ffn_hidden_size", "multi_query_attention", "kv_channels")
+
+
+def image_tokens_of(vocab_size: int) -> int:
+    """How many image tokens stand before the text tokens: 20,000 in the 150,528-entry vocabulary."""
+    return IMAGE_TOKENS if vocab_size == TEXT_VOCAB_SIZE + IMAGE_TOKENS else 0
+
+
+class ChatGLMConfig(PreTrainedConfig):
+    """What a ChatGLM-6B checkpoint is.
+
+    Args:
+        vocab_size: rows of the embedding; 130,528, or 150,528 in checkpoints with image tokens.
+        hidden_size: width of the residual stream.
+        num_layers: number of blocks.
+        num_attention_heads: heads of each block; each has ``hidden_size // num_attention_heads``
+            channels, of which the first half rotates by position and the second by block position.
+        inner_hidden_size: width of the feed-forward layer.
+        layernorm_epsilon: added to the variance in every layer norm.
+        max_sequence_length: tokens that the checkpoint was trained with.
+        bos_token_id: ``<sop>``, where the answer starts; the context ends right before it.
+        eos_token_id: ``<eop>``, where the answer ends.
+        gmask_token_id, mask_token_id: ``[gMASK]`` and ``[MASK]``; the answer keeps the position
+            of the first of them. The four ids default to those of the vocabulary's generation.
+        position_encoding_2d: must be true, as in every published checkpoint.
+        pre_seq_len, prefix_projection: keys of published P-Tuning v2 checkpoints. They are kept;
+            the prefix itself belongs to peft.
+        quantization_bit: must be 0: checkpoints that were quantized by the published kernels
+            cannot be read.
+
+    Raises:
+        ValueError: the keys describe another architecture (ChatGLM2, ChatGLM3, GLM-4) or one
+            of the two variants named above.
+    """
+
+    model_type = "chatglm"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "num_hidden_layers": "num_layers",
+        "intermediate_size": "inner_hidden_size",
+        "max_position_embeddings": "max_sequence_length",
+    }
+
+    vocab_size: int = TEXT_VOCAB_SIZE
+    hidden_size: int = 4096
+    num_layers: int = 28
+    num_attention_heads: int = 32
+    inner_hidden_size: int = 16384
+    layernorm_epsilon: float = 1e-5
+    max_sequence_length: int = 2048
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    mask_token_id: int | None = None
+    gmask_token_id: int | None = None
+    pad_token_id: int | None = None
+    position_encoding_2d: bool = True
+    pre_seq_len: int | None = None
+    prefix_projection: bool = False
+    quantization_bit: int = 0
+
+    def __post_init__(self, **kwargs):
+        if found := [key for key in _SUCCESSOR_KEYS if key in kwargs]:
+            raise ValueError(
+                f"This config.json describes a successor of ChatGLM-6B (it has {', '.join(found)}), "
+                "not ChatGLM-6B itself; load a checkpoint in the ChatGLM-6B layout."
+            )
+        if not self.position_encoding_2d:
+            raise ValueError("position_encoding_2d is false; only two-dimensional positions are supported.")
+        if self.quantization_bit:
+            raise ValueError(
+                f"The checkpoint was quantized to {self.quantization_bit} bits by the published kernels; "
+                "load the 16-bit checkpoint and quantize it with bitsandbytes instead."
+            )
+        self._fill_in_token_ids()
+        kwargs.pop("auto_map", None)  # names code that came with a checkpoint, which never runs here
+        super().__post_init__(**kwargs)
+
+    def _fill_in_token_ids(self) -> None:
+        offset = image_tokens_of(self.vocab_size)
+        published = {"mask": 130_000, "gmask": 130_001, "bos": 130_004, "eos": 130_005, "pad": 3}
+        for name, token_id in published.items():
+            if getattr(self, f"{name}_token_id") is None:
+                setattr(self, f"{name}_token_id", token_id + offset)

@@ -1,0 +1,368 @@
+"""ChatGLM-6B, in the order in which it runs.
+
+Written afresh from the published architecture: a prefix language model whose context sees itself
+both ways while the answer is causal, with two rows of rotary positions and residuals that come
+out of the layer norms. Shapes: B rows, L tokens, H heads, D channels a head, P cached tokens.
+"""
+
+import math
+from functools import lru_cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from models.chatglm.configuration_chatglm import ChatGLMConfig
+
+IGNORED_LABEL = -100
+# sqrt(2 * num_layers) for ChatGLM-6B's 28 layers. The published blocks never learn of another
+# num_layers, so this is the scale in models of any depth.
+RESIDUAL_SCALE = math.sqrt(2 * 28)
+
+
+# Positions and mask ------------------------------------------------------------------------------
+
+
+def _first(found: torch.Tensor, otherwise: torch.Tensor | int) -> torch.Tensor:
+    """Index of the first True in each row of a (B, L) mask, or ``otherwise`` where there is none."""
+    return torch.where(found.any(dim=-1), found.int().argmax(dim=-1), otherwise)
+
+
+def derive_position_ids(
+    input_ids: torch.Tensor, config: ChatGLMConfig, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Position and block position of every token, as the published code derives them.
+
+    The context counts positions from 0 with block position 0. From ``<sop>`` on, the position
+    stays at that of ``[gMASK]`` (or ``[MASK]`` where there is none) and the block position counts
+    from 1. Padding on the left takes up no position. A row without ``<sop>`` is all context.
+
+    Args:
+        input_ids: (B, L).
+        attention_mask: (B, P + L), nonzero at tokens, zero at padding; or None.
+
+    Returns:
+        (B, 2, L) integers.
+    """
+    length = input_ids.shape[-1]
+    index = torch.arange(length, device=input_ids.device)
+    context_length = _first(input_ids == config.bos_token_id, otherwise=length)
+    mask_position = _first(input_ids == config.mask_token_id, otherwise=context_length - 1)
+    mask_position = _first(input_ids == config.gmask_token_id, otherwise=mask_position)
+    left_padding = torch.zeros_like(context_length)
+    if attention_mask is not None:
+        left_padding = _first(attention_mask[:, -length:] != 0, otherwise=0)
+    in_context = index < context_length[:, None]
+    position = torch.where(in_context, index, mask_position[:, None]) - left_padding[:, None]
+    block_position = index - context_length[:, None] + 1
+    return torch.stack((position, block_position), dim=1).clamp(min=0)
+
+
+def prefix_lm_mask(
+    block_position: torch.Tensor, past_length: int, attention_mask: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Which keys each query sees: the context sees itself both ways, the rest is causal.
+
+    Args:
+        block_position: (B, L); zero marks the context.
+        past_length: P, keys in the cache. All queries see them, but for padding.
+        attention_mask: (B, P + L), zero at padding, or None.
+
+    Returns:
+        (B, 1, L, P + L) booleans, True where a key is seen; None where every query sees all.
+        Padding sees padding, so that no query is left without a key: a softmax over nothing
+        would be NaN, and NaN spreads through the gradients.
+    """
+    batch, length = block_position.shape
+    if length == 1 and attention_mask is None:
+        return None
+    index = torch.arange(length, device=block_position.device)
+    seen = (index[:, None] >= index) | (block_position == 0)[:, None, :]
+    past = seen.new_ones((batch, length, past_length))
+    if attention_mask is not None:
+        valid = attention_mask != 0
+        seen = seen & (valid[:, None, past_length:] | ~valid[:, past_length:, None])
+        past = past & valid[:, None, :past_length]
+    return torch.cat((past, seen), dim=-1)[:, None]
+
+
+@lru_cache
+def _inverse_frequencies(dim: int, device: torch.device) -> torch.Tensor:
+    # The published buffer is rounded to half precision; rounded on the CPU, it is so everywhere.
+    frequencies = 1.0 / 10_000 ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    return frequencies.half().float().to(device)
+
+
+def rotary_embedding(position_ids: torch.Tensor, dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, (B, 1, L, 2, dim) each: for position and for block position."""
+    angles = position_ids.transpose(1, 2)[:, None, :, :, None] * _inverse_frequencies(dim, position_ids.device)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the halves of each head, (B, H, L, D): the first by position, the second by block position."""
+    halves = states.unflatten(-1, (2, -1))
+    low, high = halves.chunk(2, dim=-1)
+    return (halves * cos + torch.cat((-high, low), dim=-1) * sin).flatten(-2)
+
+
+# Blocks ------------------------------------------------------------------------------------------
+
+
+class ChatGLMAttention(nn.Module):
+    """Self-attention. The published code divides queries by ``layer + 1`` and multiplies the
+    scores back in float32; that cancels, and SDPA accumulates in float32 anyway."""
+
+    def __init__(self, config: ChatGLMConfig, layer_index: int):
+        super().__init__()
+        self.layer_index = layer_index
+        self.num_heads = config.num_attention_heads
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states, rotary, mask, past_key_values, use_cache):
+        mixed = self.query_key_value(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        query, key, value = mixed.chunk(3, dim=-1)
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if past_key_values is not None:
+            key, value = self._after_past(key, value, past_key_values, use_cache)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.dense(attended.transpose(1, 2).flatten(-2))
+
+    def _after_past(self, key, value, past_key_values, use_cache):
+        if use_cache:
+            return past_key_values.update(key, value, self.layer_index)
+        # Left as it was: a checkpointed block runs twice and must find the same prefix both times.
+        past = past_key_values.layers[self.layer_index]
+        return torch.cat((past.keys, key), dim=-2), torch.cat((past.values, value), dim=-2)
+
+
+class ChatGLMMLP(nn.Module):
+    """Feed-forward layer with the tanh form of GELU."""
+
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
+        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states):
+        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(hidden_states), approximate="tanh"))
+
+
+class ChatGLMBlock(nn.Module):
+    """One layer. Its residuals start from the normalized input, scaled up."""
+
+    def __init__(self, config: ChatGLMConfig, layer_index: int):
+        super().__init__()
+        norm = partial(nn.LayerNorm, config.hidden_size, eps=config.layernorm_epsilon)
+        self.input_layernorm = norm()
+        self.attention = ChatGLMAttention(config, layer_index)
+        self.post_attention_layernorm = norm()
+        self.mlp = ChatGLMMLP(config)
+
+    def forward(self, hidden_states, rotary, mask, past_key_values=None, use_cache=False):
+        attended = self.input_layernorm(hidden_states)
+        hidden_states = attended * RESIDUAL_SCALE + self.attention(
+            attended, rotary, mask, past_key_values, use_cache
+        )
+        transformed = self.post_attention_layernorm(hidden_states)
+        return transformed * RESIDUAL_SCALE + self.mlp(transformed)
+
+
+# Models ------------------------------------------------------------------------------------------
+
+
+class ChatGLMPreTrainedModel(PreTrainedModel):
+    config_class = ChatGLMConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ChatGLMBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    # Published checkpoints carry the rotary buffer, and P-Tuning checkpoints the prefix, which is peft's here.
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$", r"prefix_encoder\."]
+
+
+class ChatGLMModel(ChatGLMPreTrainedModel):
+    """Embedding, blocks and the final layer norm."""
+
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__(config)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(ChatGLMBlock(config, index) for index in range(config.num_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.word_embeddings
+
+    def set_input_embeddings(self, value):
+        self.word_embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPast:
+        """See :meth:`ChatGLMForConditionalGeneration.forward`; gives ``last_hidden_state`` (B, L, hidden_size)."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if position_ids is None:
+            if input_ids is None:
+                raise ValueError("inputs_embeds do not show where the context ends: give position_ids (B, 2, L) too.")
+            position_ids = derive_position_ids(input_ids, self.config, attention_mask)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+
+        hidden_states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if past_length == 0 and not use_cache:
+            past_key_values = None
+        mask = attention_mask
+        if attention_mask is None or attention_mask.dim() == 2:
+            mask = prefix_lm_mask(position_ids[:, 1], past_length, attention_mask)
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        rotary = rotary_embedding(position_ids, head_dim // 2, hidden_states.dtype)
+
+        all_hidden_states = [hidden_states]
+        for layer in self.layers:
+            run = layer
+            if self.gradient_checkpointing and self.training and not use_cache:
+                run = partial(self._gradient_checkpointing_func, layer)
+            hidden_states = run(hidden_states, rotary, mask, past_key_values, use_cache)
+            if output_hidden_states:
+                all_hidden_states.append(hidden_states)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.final_layernorm(hidden_states),
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+        )
+
+
+class ChatGLMOutput(CausalLMOutputWithPast):
+    """``loss``, ``logits``, ``past_key_values``, ``hidden_states``.
+
+    A call with labels computes logits at labelled positions alone. The full (B, L, vocab_size)
+    ``logits`` are then computed when somebody first reads them.
+    """
+
+    @property
+    def logits(self):
+        if self._logits is None and self._compute_logits is not None:
+            self._logits = self._compute_logits()
+        return self._logits
+
+    @logits.setter
+    def logits(self, value):
+        self.__dict__.update(_logits=value, _compute_logits=None)
+
+    def defer_logits(self, compute):
+        self.__dict__["_compute_logits"] = compute
+        return self
+
+
+class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
+    """ChatGLM with its language-model head, under the weights' published names."""
+
+    def __init__(self, config: ChatGLMConfig):
+        super().__init__(config)
+        self.transformer = ChatGLMModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings):
+        self.lm_head = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        own_position_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> ChatGLMOutput:
+        """Run the model.
+
+        Args:
+            input_ids: (B, L): context, ``[gMASK]``, ``<sop>``, answer.
+            attention_mask: (B, P + L), zero at padding, which may stand on either side; derived
+                mask and positions need nothing else. A (B, 1, L, P + L) mask for SDPA is taken as is.
+            position_ids: (B, 2, L) position and block position; derived from ``input_ids`` if
+                left out. peft adds the prefix's length to them, although a ChatGLM prefix takes
+                up no position: leave them out with a prefix.
+            past_key_values: transformers' cache; a prefix of P-Tuning v2 arrives here, filled.
+            inputs_embeds: (B, L, hidden_size) instead of ``input_ids``, with ``position_ids``.
+            labels: (B, L), -100 where nothing is to be learnt; shifted by one here.
+            logits_to_keep: compute logits for this many last tokens; 0 for all.
+            num_items_in_batch: labelled tokens over which the loss is averaged, where a batch is
+                spread over several calls; by default those of this call.
+            own_position_ids: position_ids under a name that peft leaves alone; generation uses it.
+
+        Returns:
+            ``loss`` in float32, the mean over labelled tokens; ``logits`` (B, L, vocab_size).
+        """
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids if own_position_ids is None else own_position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        hidden_states = outputs.last_hidden_state
+        loss = logits = None
+        if labels is None:
+            logits = self.lm_head(hidden_states[:, -logits_to_keep:])
+        else:
+            loss = self._loss(hidden_states, labels, num_items_in_batch)
+        result = ChatGLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+        return result if logits is not None else result.defer_logits(partial(self.lm_head, hidden_states))
+
+    def _loss(self, hidden_states, labels, num_items_in_batch):
+        targets = labels[:, 1:]
+        labelled = targets != IGNORED_LABEL
+        targets = targets[labelled]
+        logits = self.lm_head(hidden_states[:, :-1][labelled])
+        total = F.cross_entropy(logits.float(), targets, reduction="sum")
+        return total / (max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch)
+
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
+        # The positions of an answer depend on the whole row, of which a step sees the last token.
+        inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        inputs.pop("position_ids", None)
+        step = inputs["input_ids"].shape[-1]
+        positions = derive_position_ids(input_ids, self.config, attention_mask)
+        inputs["own_position_ids"] = positions[..., -step:]
+        return inputs

@@ -1,0 +1,40 @@
+"""A user's mistake: one clear sentence and an exit code, never a traceback."""
+
+import functools
+import logging
+import sys
+
+
+class UserError(Exception):
+    """Something that the user can put right; the message says what was wrong, where, and what to do.
+
+    Attributes:
+        exit_code: 1 for a usage or environment error.
+    """
+
+    exit_code = 1
+
+
+class DataBlocked(UserError):
+    """The data are too dirty to go on."""
+
+    exit_code = 2
+
+
+def program(main):
+    """Wrap a program's ``main``: it logs plainly, and a UserError ends it with its sentence on standard error."""
+
+    @functools.wraps(main)
+    def run(*args, **kwargs):
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("tuneline").setLevel(logging.INFO)
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return run

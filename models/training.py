@@ -1,0 +1,195 @@
+"""Fitting a model to encoded rows with transformers' Trainer.
+
+Used for the tiny base model, where every weight is trained, and for adapters, where the base is
+frozen. The loop is transformers' own; what stands here feeds it and listens to it.
+"""
+
+import logging
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from models.prompt import IGNORED_LABEL
+
+log = logging.getLogger("tuneline.training")
+
+
+class RightPadding:
+    """Collate rows of ``input_ids`` and ``labels`` into one right-padded batch of (B, L) tensors."""
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        length = max(len(row["input_ids"]) for row in rows)
+        return {
+            "input_ids": self._pad(rows, "input_ids", length, self.pad_token_id),
+            "labels": self._pad(rows, "labels", length, IGNORED_LABEL),
+            "attention_mask": torch.tensor(
+                [[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows]
+            ),
+        }
+
+    @staticmethod
+    def _pad(rows, key, length, value):
+        return torch.tensor([row[key] + [value] * (length - len(row[key])) for row in rows])
+
+
+class ProgressLine(TrainerCallback):
+    """A log line at every logging step, beside Trainer's bar: where it stands, how fast, how long still."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = time.monotonic()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or "loss" not in (logs or {}):
+            return
+        elapsed = time.monotonic() - self.started
+        steps_per_second = state.global_step / elapsed
+        left = (state.max_steps - state.global_step) / steps_per_second
+        log.info(
+            "step %d/%d (%d%%)  epoch %.1f  loss %.4f  %.1f steps/s  %d tokens/s  %d:%02d left",
+            state.global_step,
+            state.max_steps,
+            100 * state.global_step // state.max_steps,
+            state.epoch,
+            logs["loss"],
+            steps_per_second,
+            state.num_input_tokens_seen / elapsed,
+            *divmod(round(left), 60),
+        )
+
+
+class LossListener(TrainerCallback):
+    """Hands every training and evaluation loss on, and keeps them."""
+
+    def __init__(self, on_loss: Callable[[dict], None] | None):
+        self.on_loss = on_loss
+        self.history: list[dict] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = time.monotonic()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for key, split in (("loss", "train"), ("eval_loss", "eval")):
+            if key in (logs or {}):
+                point = {
+                    "step": state.global_step,
+                    "seconds": round(time.monotonic() - self.started, 3),
+                    "split": split,
+                    "loss": logs[key],
+                }
+                self.history.append(point)
+                if self.on_loss is not None:
+                    self.on_loss(point)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run of :func:`fit` amounted to.
+
+    Attributes:
+        history: losses as ``{step, seconds, split, loss}``, split being ``train`` or ``eval``.
+        steps: optimizer steps.
+        seconds: wall-clock time of the training loop, evaluations included.
+        tokens: tokens fed, padding left out.
+    """
+
+    history: list[dict]
+    steps: int
+    seconds: float
+    tokens: int
+
+    def last_loss(self, split: str) -> float | None:
+        losses = [point["loss"] for point in self.history if point["split"] == split]
+        return losses[-1] if losses else None
+
+
+def peak_memory_gib() -> float:
+    """Peak memory of this process in GiB: the GPU's where there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def fit(
+    model,
+    train_rows: Sequence[dict],
+    eval_rows: Sequence[dict],
+    *,
+    pad_token_id: int,
+    batch_size: int,
+    learning_rate: float,
+    epochs: float = 1,
+    max_steps: int = -1,
+    gradient_accumulation: int = 1,
+    schedule: str = "linear",
+    warmup: float = 0.0,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    gradient_checkpointing: bool = False,
+    evaluations: int = 10,
+    seed: int = 0,
+    on_loss: Callable[[dict], None] | None = None,
+) -> Fitted:
+    """Train the weights of ``model`` that require gradients.
+
+    Args:
+        train_rows, eval_rows: rows of ``input_ids`` and ``labels``; ``eval_rows`` may be empty.
+        batch_size: rows a step and device; times ``gradient_accumulation`` for an update.
+        epochs, max_steps: how long; ``max_steps`` wins if it is positive.
+        warmup: steps, or a share of all steps if below 1.
+        evaluations: how many times to compute the loss on ``eval_rows``, spread evenly.
+        on_loss: called with every point of the history as it comes.
+    """
+    listener = LossListener(on_loss)
+    share = 1 / max(evaluations, 1)
+    with tempfile.TemporaryDirectory(prefix="tuneline-trainer-") as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=max(batch_size, 8),
+            gradient_accumulation_steps=gradient_accumulation,
+            learning_rate=learning_rate,
+            num_train_epochs=epochs,
+            max_steps=max_steps,
+            lr_scheduler_type=schedule,
+            warmup_steps=warmup,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            gradient_checkpointing=gradient_checkpointing,
+            seed=seed,
+            data_seed=seed,
+            use_cpu=not torch.cuda.is_available(),
+            logging_steps=min(0.02, share),
+            eval_strategy="steps" if eval_rows else "no",
+            eval_steps=share,
+            prediction_loss_only=True,
+            save_strategy="no",
+            include_num_input_tokens_seen="non_padding",
+            remove_unused_columns=False,
+            train_sampling_strategy="group_by_length",
+            label_names=["labels"],
+            dataloader_pin_memory=torch.cuda.is_available(),
+            report_to=[],
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            data_collator=RightPadding(pad_token_id),
+            train_dataset=list(train_rows),
+            eval_dataset=list(eval_rows) or None,
+            callbacks=[ProgressLine(), listener],
+        )
+        trainer.remove_callback(PrinterCallback)
+        started = time.monotonic()
+        trainer.train()
+        seconds = time.monotonic() - started
+    state = trainer.state
+    return Fitted(listener.history, state.global_step, round(seconds, 3), int(state.num_input_tokens_seen))

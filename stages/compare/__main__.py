@@ -1,0 +1,31 @@
+"""``python -m stages.compare``: see the package's docstring."""
+
+import argparse
+from pathlib import Path
+
+from models.errors import program
+from models.storage import write_json, write_text
+from stages import params
+from stages.compare.gather import curves, gather
+from stages.compare.markdown import write_markdown, write_summary
+from stages.compare.page import write_page
+
+
+@program
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Set base and adapters side by side.")
+    for name in ("metrics", "predictions", "weights", "page", "markdown", "html", "summary", "curves"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    arguments = parser.parse_args()
+    knobs = params.load()
+
+    names = ["base", *knobs.adapters]
+    models = gather(names, arguments.metrics, arguments.predictions, arguments.weights)
+    write_json(arguments.curves, curves(models))
+    write_text(arguments.markdown, write_markdown(models))
+    write_text(arguments.html, write_page(models, arguments.page.read_text(encoding="utf-8")))
+    write_text(arguments.summary, write_summary(models, knobs.compare.answer_characters))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The comparison as Markdown, for a pull request, and in short for the terminal."""
+
+import io
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from stages.compare.gather import QUALITY, RESOURCES, Figure, Model, best_of, question_of, written
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figures(figures: Sequence[Figure], models: Sequence[Model]) -> str:
+    rows = []
+    for figure in figures:
+        best = best_of(figure, models)
+        shown = [f"**{written(figure, m)}**" if figure.of(m) == best is not None else written(figure, m) for m in models]
+        rows.append([figure.label, *shown])
+    return _table(["", *(model.name for model in models)], rows)
+
+
+def _probes(models: Sequence[Model]) -> str:
+    rows = []
+    for index, probe in enumerate(models[0].probes):
+        answers = [model.probes[index] for model in models]
+        shown = [f"{'✓' if a['met'] else '✗'} {_cell(a['answer'])} <sub>{a['seconds']:.2f} s</sub>" for a in answers]
+        rows.append([_cell(question_of(probe)), _cell(probe["reference"]), *shown])
+    return _table(["Question · 问题", "Taught · 训练数据", *(model.name for model in models)], rows)
+
+
+def write_markdown(models: Sequence[Model]) -> str:
+    return "\n\n".join(
+        [
+            "# Comparison · 对比",
+            f"Base model and adapters on the same rows · 基座模型与各适配器：{', '.join(m.name for m in models)}.",
+            "## Quality · 质量",
+            _figures(QUALITY, models),
+            "## What they answer · 回答对照",
+            "✓ meets the probe's expectation · 回答符合预期　✗ does not · 生成错误",
+            _probes(models),
+            "## Resources · 资源",
+            _figures(RESOURCES, models),
+            "The loss curves are in comparison.html and in `dvc plots show` · 损失曲线见 comparison.html。\n",
+        ]
+    )
+
+
+def write_summary(models: Sequence[Model], answer_characters: int) -> str:
+    """The short form: quality, resources, and the beginnings of the answers, 110 columns wide."""
+    console = Console(file=io.StringIO(), width=110, force_terminal=False)
+    figures = Table(title="Base and adapters · 基座与适配器", title_justify="left")
+    figures.add_column("")
+    for model in models:
+        figures.add_column(model.name, justify="right")
+    for figure in (*QUALITY, *RESOURCES):
+        figures.add_row(figure.label, *(written(figure, model) for model in models), end_section=figure is QUALITY[-1])
+    console.print(figures)
+    answers = Table(title="What they answer · 回答对照", title_justify="left", show_lines=True)
+    answers.add_column("Question · 问题", ratio=2)
+    for model in models:
+        answers.add_column(model.name, ratio=3)
+    for index, probe in enumerate(models[0].probes):
+        shown = (_beginning(model.probes[index], answer_characters) for model in models)
+        answers.add_row(_shortened(question_of(probe), answer_characters), *shown)
+    console.print(answers)
+    return console.file.getvalue()
+
+
+def _beginning(judged: dict, characters: int) -> str:
+    return f"{'✓' if judged['met'] else '✗'} {_shortened(judged['answer'], characters)} ({judged['seconds']:.2f} s)"
+
+
+def _shortened(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"

@@ -1,0 +1,98 @@
+"""The comparison as a page that needs no network: tables, and charts that a person can hover."""
+
+import html
+import json
+from collections.abc import Sequence
+
+from stages.compare.gather import QUALITY, RESOURCES, Figure, Model, best_of, curves, question_of, written
+
+CONTENT_MARK = "{plot_divs}"  # where DVC's own plots go in the same page
+
+
+def _curve_chart(points: Sequence[dict], along: str, title: str) -> dict:
+    """Vega-Lite specification: loss of every adapter, training dashed, evaluation solid."""
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "data": {"values": list(points)},
+        "width": "container",
+        "height": 320,
+        "mark": {"type": "line", "point": {"size": 22}},
+        "encoding": {
+            "x": {"field": along, "type": "quantitative", "title": title},
+            "y": {"field": "loss", "type": "quantitative", "title": "loss · 损失", "scale": {"type": "log"}},
+            "color": {"field": "adapter", "type": "nominal", "legend": {"orient": "top"}},
+            "strokeDash": {
+                "field": "split",
+                "type": "nominal",
+                "scale": {"domain": ["eval", "train"], "range": [[1, 0], [5, 4]]},
+                "legend": {"orient": "top"},
+            },
+            "tooltip": [
+                {"field": "adapter"},
+                {"field": "split"},
+                {"field": "step"},
+                {"field": "seconds", "format": ".1f"},
+                {"field": "loss", "format": ".4f"},
+            ],
+        },
+    }
+
+
+def _chart(identity: str, specification: dict) -> str:
+    # "<" written as an escape cannot end the script, whatever the data hold.
+    content = json.dumps(specification, ensure_ascii=False).replace("<", "\\u003c")
+    return (
+        f'<div id="{identity}" style="width:100%"></div>'
+        f'<script>vegaEmbed("#{identity}", {content}, {{actions: false}});</script>'
+    )
+
+
+def _figures(figures: Sequence[Figure], models: Sequence[Model]) -> str:
+    head = "".join(f'<th class="number">{html.escape(model.name)}</th>' for model in models)
+    body = []
+    for figure in figures:
+        best = best_of(figure, models)
+        cells = "".join(
+            f'<td class="number{" best" if figure.of(model) == best is not None else ""}">{written(figure, model)}</td>'
+            for model in models
+        )
+        body.append(f"<tr><th>{figure.label}</th>{cells}</tr>")
+    return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+
+
+def _answer(judged: dict) -> str:
+    mark = '<span class="met">✓</span>' if judged["met"] else '<span class="missed">✗</span>'
+    return f'<td class="answer">{mark} {html.escape(judged["answer"])}<br><small>{judged["seconds"]:.2f} s</small></td>'
+
+
+def _probes(models: Sequence[Model]) -> str:
+    head = "".join(f"<th>{html.escape(model.name)}</th>" for model in models)
+    body = "".join(
+        f'<tr><td class="question">{html.escape(question_of(probe))}</td>'
+        f"{''.join(_answer(model.probes[index]) for model in models)}</tr>"
+        for index, probe in enumerate(models[0].probes)
+    )
+    return (
+        f'<div class="wide"><table><thead><tr><th>Question · 问题</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def write_page(models: Sequence[Model], page: str) -> str:
+    """Fill the page template with the comparison."""
+    points = curves(list(models))
+    sections = [
+        "<h1>Comparison · 对比</h1>",
+        '<p class="lead">Base model and adapters on the same rows · 基座模型与各适配器在同一批数据上</p>',
+        "<h2>Quality · 质量</h2>",
+        _figures(QUALITY, models),
+        "<h2>What they answer · 回答对照</h2>",
+        '<p class="lead">✓ meets the expectation · 回答符合预期　✗ does not · 生成错误</p>',
+        _probes(models),
+        "<h2>Loss curves · 损失曲线</h2>",
+        _chart("by_step", _curve_chart(points, "step", "step · 步")),
+        _chart("by_second", _curve_chart(points, "seconds", "seconds · 秒")),
+        "<h2>Resources · 资源</h2>",
+        _figures(RESOURCES, models),
+    ]
+    return page.replace("{refresh_tag}", "").replace(CONTENT_MARK, "\n".join(sections))

@@ -1,0 +1,182 @@
+"""params.yaml, typed: one section for each stage, unknown keys refused with a sentence."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tiny(Section):
+    """The embedded base model: its size and how it is trained."""
+
+    vocab_size: Count = 6000
+    hidden_size: Count = 256
+    layers: Count = 4
+    heads: Count = 4
+    steps: Count = 700
+    batch_size: Count = 16
+    learning_rate: Positive = 2e-3
+    seed: int = 42
+
+
+class Base(Section):
+    """``model``: ``tiny``, a hub id, or a folder; ``revision`` pins a hub id to a commit."""
+
+    model: str
+    revision: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    tiny: Tiny = Tiny()
+
+
+class Ingest(Section):
+    """``source``: a ``.jsonl`` or ``.json`` file, or a folder of them."""
+
+    source: Path
+
+
+class Validate(Section):
+    """What a row must be, and how many may fail."""
+
+    max_quarantined: Share = 0.2
+    min_rows: Count = 20
+    eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    max_characters: Count = 4000
+    max_repetition: Share = 0.8
+
+
+class Encode(Section):
+    """Token budgets; longer rows are set aside and counted, never cut."""
+
+    max_prompt_tokens: Count
+    max_answer_tokens: Count
+    max_over_budget: Share = 0.1
+
+
+class Fit(Section):
+    """How an adapter is trained, whatever its method."""
+
+    learning_rate: Positive
+    epochs: Positive
+    batch_size: Count
+    gradient_accumulation: Count = 1
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Positive = 1.0
+    gradient_checkpointing: bool = False
+    quantization: Literal[4, 8] | None = None
+
+
+class Lora(Fit):
+    method: Literal["lora"]
+    rank: Count
+    alpha: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[Literal["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], ...] = (
+        "query_key_value",
+    )
+
+    def attachment(self) -> dict:
+        return {
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "dropout": self.dropout,
+            "target_modules": list(self.target_modules),
+        }
+
+
+class PTuningV2(Fit):
+    method: Literal["ptuning_v2"]
+    prefix_tokens: Count
+    projection: bool = False
+
+    @model_validator(mode="after")
+    def _no_checkpointing(self):
+        if self.gradient_checkpointing:
+            raise ValueError("peft refuses gradient_checkpointing together with ptuning_v2; turn it off")
+        return self
+
+    def attachment(self) -> dict:
+        return {"prefix_tokens": self.prefix_tokens, "projection": self.projection}
+
+
+Adapter = Annotated[Lora | PTuningV2, Field(discriminator="method")]
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class Train(Section):
+    """What all adapters share."""
+
+    seed: int = 42
+    evaluations: Count = 10
+
+
+class Evaluate(Section):
+    """``models`` is every adapter and the base; params.yaml merges it from ``adapters``."""
+
+    max_new_tokens: Count = 128
+    batch_size: Count = 16
+    models: dict[AdapterName, Adapter | None]
+
+
+class Compare(Section):
+    """``answer_characters``: how much of each answer the short form for the terminal shows."""
+
+    answer_characters: Count = 60
+
+
+class Params(Section):
+    base: Base
+    ingest: Ingest
+    validate_: Validate = Field(alias="validate")
+    encode: Encode
+    adapters: dict[AdapterName, Adapter]
+    train: Train
+    evaluate: Evaluate
+    compare: Compare
+
+    @model_validator(mode="after")
+    def _base_is_no_adapter(self):
+        if "base" in self.adapters:
+            raise ValueError("adapters: 'base' is the base model's name; call the adapter something else")
+        if set(self.evaluate.models) != {"base", *self.adapters}:
+            raise ValueError("evaluate.models must be 'base' and '<<: *adapters', as in the params.yaml that came along")
+        return self
+
+
+def load(path: Path = Path("params.yaml")) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        UserError: it is missing, is no YAML, or has a key or value that no stage knows.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run this from the project's folder.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_sentence(error)}") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where} is not a known key; check its spelling."
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {reason}." if where else f"{reason}."
