@@ -229,7 +229,7 @@ def load_model(base: Base, dtype: str, quantization: int | None = None):
     """The model, frozen in evaluation mode, on the GPU if there is one.
 
     Args:
-        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto`` for that of the checkpoint.
         quantization: 4 (NF4) or 8 bits by bitsandbytes, or None.
 
     Raises:
@@ -240,9 +240,10 @@ def load_model(base: Base, dtype: str, quantization: int | None = None):
     from models.chatglm import ChatGLMForConditionalGeneration
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    options = {"dtype": getattr(torch, dtype), "local_files_only": True, "output_loading_info": True}
+    kind = dtype if dtype == "auto" else getattr(torch, dtype)
+    options = {"dtype": kind, "local_files_only": True, "output_loading_info": True}
     if quantization is not None:
-        options |= {"quantization_config": _quantization(quantization, dtype), "device_map": {"": device}}
+        options |= {"quantization_config": _quantization(quantization, kind), "device_map": {"": device}}
     try:
         model, report = ChatGLMForConditionalGeneration.from_pretrained(base.folder, **options)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -256,12 +257,9 @@ def load_model(base: Base, dtype: str, quantization: int | None = None):
     return model.requires_grad_(False).eval()
 
 
-def _quantization(bits: int, dtype: str):
-    import torch
+def _quantization(bits: int, dtype):
     from transformers import BitsAndBytesConfig
 
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, dtype)
-    )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

@@ -39,14 +39,14 @@ def render(messages: Sequence[Message]) -> str:
 
 
 def encode_prompt(tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Ids of ``context [gMASK] <sop>``."""
-    return tokenizer(render(messages))["input_ids"]
+    """Ids of ``context [gMASK] <sop>``. A control token that somebody spells stays plain text."""
+    return tokenizer(render(messages), split_special_tokens=True)["input_ids"]
 
 
 def encode_sample(tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
     """Ids of the prompt, and of the last answer with its ``<eop>``."""
     prompt = encode_prompt(tokenizer, messages[:-1])
-    answer = tokenizer(messages[-1].content, add_special_tokens=False)["input_ids"]
+    answer = tokenizer(messages[-1].content, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return prompt, [*answer, tokenizer.eop_token_id]
 
 

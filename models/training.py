@@ -150,6 +150,8 @@ def fit(
     """
     listener = LossListener(on_loss)
     share = 1 / max(evaluations, 1)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     with tempfile.TemporaryDirectory(prefix="tuneline-trainer-") as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -163,7 +165,6 @@ def fit(
             warmup_steps=warmup,
             weight_decay=weight_decay,
             max_grad_norm=max_grad_norm,
-            gradient_checkpointing=gradient_checkpointing,
             seed=seed,
             data_seed=seed,
             use_cpu=not torch.cuda.is_available(),

@@ -45,9 +45,7 @@ def make_tiny(corpus: Path, knobs: params.Tiny, folder: Path) -> None:
     tokenizer = tiny.train_tokenizer(texts, knobs.vocab_size, folder)
     rows = [label(*encode_sample(tokenizer, messages)) for messages in conversations]
     torch.manual_seed(knobs.seed)
-    model = ChatGLMForConditionalGeneration(
-        tiny.configure(tokenizer, knobs.hidden_size, knobs.layers, knobs.heads)
-    )
+    model = ChatGLMForConditionalGeneration(tiny.configure(tokenizer, knobs.hidden_size, knobs.layers, knobs.heads))
     log.info("base: training a ChatGLM of %.1f million parameters", model.num_parameters() / 1e6)
     fitted = training.fit(
         model,

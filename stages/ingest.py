@@ -31,7 +31,7 @@ def find_files(source: Path) -> dict[str, Path]:
         paths = sorted(path for path in source.rglob("*") if path.is_file() and path.suffix in DATA_SUFFIXES)
         found = {str(path.relative_to(source)): path for path in paths}
     else:
-        raise UserError(f"ingest.source: {source} does not exist; set it to a .jsonl or .json file or a folder of them.")
+        raise UserError(f"ingest.source: {source} does not exist; set it to a data file or a folder of them.")
     if not found:
         raise UserError(f"ingest.source: {source} holds no {' or '.join(DATA_SUFFIXES)} file.")
     for path in found.values():

@@ -151,7 +151,9 @@ class Params(Section):
         if "base" in self.adapters:
             raise ValueError("adapters: 'base' is the base model's name; call the adapter something else")
         if set(self.evaluate.models) != {"base", *self.adapters}:
-            raise ValueError("evaluate.models must be 'base' and '<<: *adapters', as in the params.yaml that came along")
+            raise ValueError(
+                "evaluate.models must be 'base' and '<<: *adapters', as in the params.yaml that came along"
+            )
         return self
 
 

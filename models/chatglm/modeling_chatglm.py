@@ -167,9 +167,7 @@ class ChatGLMBlock(nn.Module):
 
     def forward(self, hidden_states, rotary, mask, past_key_values=None, use_cache=False):
         attended = self.input_layernorm(hidden_states)
-        hidden_states = attended * RESIDUAL_SCALE + self.attention(
-            attended, rotary, mask, past_key_values, use_cache
-        )
+        hidden_states = attended * RESIDUAL_SCALE + self.attention(attended, rotary, mask, past_key_values, use_cache)
         transformed = self.post_attention_layernorm(hidden_states)
         return transformed * RESIDUAL_SCALE + self.mlp(transformed)
 

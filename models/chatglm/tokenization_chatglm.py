@@ -13,7 +13,7 @@ from models.chatglm.configuration_chatglm import image_tokens_of
 VOCAB_FILE = "ice_text.model"
 LINE_BREAK, TAB = "<n>", "<|tab|>"
 MAX_BLANKS = 80
-_BLANKS = re.compile(r" {2,%d}" % MAX_BLANKS)
+_BLANKS = re.compile(f" {{2,{MAX_BLANKS}}}")
 _BLANK_SYMBOL = re.compile(r"<\|blank_([2-9]|[1-7][0-9]|80)\|>")
 _IMAGE_TOKEN = re.compile(r"<image_(\d+)>")
 

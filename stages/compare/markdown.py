@@ -22,8 +22,8 @@ def _figures(figures: Sequence[Figure], models: Sequence[Model]) -> str:
     rows = []
     for figure in figures:
         best = best_of(figure, models)
-        shown = [f"**{written(figure, m)}**" if figure.of(m) == best is not None else written(figure, m) for m in models]
-        rows.append([figure.label, *shown])
+        texts = [(written(figure, model), best is not None and figure.of(model) == best) for model in models]
+        rows.append([figure.label, *(f"**{text}**" if is_best else text for text, is_best in texts)])
     return _table(["", *(model.name for model in models)], rows)
 
 

@@ -47,17 +47,22 @@ def _chart(identity: str, specification: dict) -> str:
     )
 
 
+def _table(corner: str, kind: str, models: Sequence[Model], body: Sequence[str]) -> str:
+    head = "".join(f'<th class="{kind}">{html.escape(model.name)}</th>' for model in models)
+    return (
+        f'<div class="wide"><table><thead><tr><th>{corner}</th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
 def _figures(figures: Sequence[Figure], models: Sequence[Model]) -> str:
-    head = "".join(f'<th class="number">{html.escape(model.name)}</th>' for model in models)
     body = []
     for figure in figures:
         best = best_of(figure, models)
-        cells = "".join(
-            f'<td class="number{" best" if figure.of(model) == best is not None else ""}">{written(figure, model)}</td>'
-            for model in models
-        )
-        body.append(f"<tr><th>{figure.label}</th>{cells}</tr>")
-    return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        kinds = ["number best" if best is not None and figure.of(model) == best else "number" for model in models]
+        cells = [f'<td class="{kind}">{written(figure, model)}</td>' for kind, model in zip(kinds, models, strict=True)]
+        body.append(f"<tr><th>{figure.label}</th>{''.join(cells)}</tr>")
+    return _table("", "number", models, body)
 
 
 def _answer(judged: dict) -> str:
@@ -66,16 +71,12 @@ def _answer(judged: dict) -> str:
 
 
 def _probes(models: Sequence[Model]) -> str:
-    head = "".join(f"<th>{html.escape(model.name)}</th>" for model in models)
-    body = "".join(
+    body = [
         f'<tr><td class="question">{html.escape(question_of(probe))}</td>'
         f"{''.join(_answer(model.probes[index]) for model in models)}</tr>"
         for index, probe in enumerate(models[0].probes)
-    )
-    return (
-        f'<div class="wide"><table><thead><tr><th>Question · 问题</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    ]
+    return _table("Question · 问题", "answer", models, body)
 
 
 def write_page(models: Sequence[Model], page: str) -> str:

@@ -15,7 +15,7 @@ from models.answering import Answer, answer_all
 from models.errors import UserError, program
 from models.prompt import label
 from models.sample import Message, Sample, UnknownFormat, read_messages
-from models.storage import read_jsonl, write_json, writing_folder, write_jsonl
+from models.storage import read_jsonl, write_json, write_jsonl, writing_folder
 from models.training import RightPadding, peak_memory_gib
 from stages import params, receipt
 from stages.evaluate.scores import matches_exactly, mean_scores, meets

@@ -67,7 +67,9 @@ def hits_table(checks: Sequence[Check], failures: Sequence[Failure], rows: Seque
         hit = [failure.row for failure in failures if failure.check == check]
         places = [f"{rows[index].file}:{rows[index].line}" for index in hit[:3]]
         share = len(hit) / max(len(rows), 1)
-        table.append({"check": check.name, "meaning": check.meaning, "rows": len(hit), "share": share, "places": places})
+        table.append(
+            {"check": check.name, "meaning": check.meaning, "rows": len(hit), "share": share, "places": places}
+        )
     return table
 
 

@@ -4,7 +4,6 @@ Great Expectations knows nothing of severities or of our rows; what it gives bac
 check, the rows that failed it.
 """
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +68,11 @@ def judge(features: pd.DataFrame, checks: list[Check], docs: Path | None = None)
         RuntimeError: Great Expectations itself failed at a check, which it does in silence.
     """
     import great_expectations as gx
+    from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
 
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    context = gx.get_context(mode="ephemeral")
+    # Named outright, because the defaults of a bare ephemeral context leave a folder behind in /tmp.
+    stores = DataContextConfig(store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False))
+    context = gx.get_context(mode="ephemeral", project_config=stores)
     context.variables.progress_bars = {"globally": False}
     asset = context.data_sources.add_pandas("samples").add_dataframe_asset("features")
     batch = asset.add_batch_definition_whole_dataframe("all rows")
@@ -114,8 +115,6 @@ def _add_docs_site(context, docs: Path) -> None:
         "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
         "show_how_to_buttons": False,
     }
-    for unasked in context.get_site_names():
-        context.delete_data_docs_site(unasked)
     context.add_data_docs_site(site_name="validation", site_config=site)
 
 

@@ -77,7 +77,9 @@ def repetition(text: str) -> float:
 
 def _is_bad(character: str) -> bool:
     """Replacement characters, control characters and unpaired surrogates."""
-    return character == "\ufffd" or (unicodedata.category(character) in ("Cc", "Cs") and character not in _KEPT_CONTROLS)
+    return character == "\ufffd" or (
+        unicodedata.category(character) in ("Cc", "Cs") and character not in _KEPT_CONTROLS
+    )
 
 
 def _is_mojibake(han: str) -> bool:

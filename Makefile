@@ -1,0 +1,39 @@
+# Each target sets up what it needs: .venv from requirements.lock, once.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all lint lock clean
+
+demo: .venv/installed  ## raw JSONL in, compared adapters out: a few minutes on two CPU cores
+	$(BIN)/python -m pipelines.finetune
+
+test: .venv/installed  ## the fast tests
+	$(BIN)/python -m pytest
+
+test-all: .venv/installed  ## the fast tests, then the real pipeline
+	$(BIN)/python -m pytest -m "integration or not integration"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# torch first and alone: elsewhere in the list pip would weigh other builds of it.
+.venv/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; say which: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "Python's venv is missing; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+lock:  ## fresh pins from the ranges in pyproject.toml
+	rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/pip install --quiet torch==2.13.0
+	.lock-venv/bin/pip install --quiet '.[dev]'
+	.lock-venv/bin/pip freeze --exclude tuneline | sed 's/^\(torch==[0-9.]*\)+cpu$$/\1/' > requirements.lock
+	rm -rf .lock-venv build tuneline.egg-info
+
+clean:  ## what can be made again, but for .venv
+	rm -rf data/raw data/checked data/quarantine data/encoded data/predictions/*/ models/weights/*/ reports/validation
