@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint lock clean
+.PHONY: demo test test-pipeline lint lock clean
 
 demo: .venv/installed  ## raw JSONL in, compared adapters out: a few minutes on two CPU cores
 	$(BIN)/python -m pipelines.finetune
@@ -10,8 +10,8 @@ demo: .venv/installed  ## raw JSONL in, compared adapters out: a few minutes on 
 test: .venv/installed  ## the fast tests
 	$(BIN)/python -m pytest
 
-test-all: .venv/installed  ## the fast tests, then the real pipeline
-	$(BIN)/python -m pytest -m "integration or not integration"
+test-pipeline: .venv/installed  ## the real pipeline, minutes long
+	$(BIN)/python -m pytest -m integration
 
 lint: .venv/installed
 	$(BIN)/ruff check .

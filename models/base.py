@@ -6,6 +6,7 @@ meets another base than the one it was trained on.
 """
 
 import json
+import pickle
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -123,6 +124,8 @@ def _verify_vocabulary(folder: Path) -> None:
 
 
 def _config_of(folder: Path):
+    from huggingface_hub.errors import StrictDataclassError
+
     from models.chatglm import ChatGLMConfig
 
     content = _json_of(folder / CONFIG)
@@ -130,8 +133,8 @@ def _config_of(folder: Path):
         raise UserError(f"{folder / CONFIG} has model_type {content.get('model_type')!r}; only 'chatglm' is supported.")
     try:
         return ChatGLMConfig(**content)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{folder / CONFIG}: {error}") from None
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"{folder / CONFIG}: {' '.join(str(error).split())}") from None
 
 
 def _json_of(path: Path) -> dict:
@@ -246,6 +249,10 @@ def load_model(base: Base, dtype: str, quantization: int | None = None):
         options |= {"quantization_config": _quantization(quantization, kind), "device_map": {"": device}}
     try:
         model, report = ChatGLMForConditionalGeneration.from_pretrained(base.folder, **options)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"The weights in {base.folder} hold more than tensors, which could run code; refused."
+        ) from None
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"The weights in {base.folder} cannot be loaded ({reason}).") from None

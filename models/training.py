@@ -151,6 +151,8 @@ def fit(
     listener = LossListener(on_loss)
     share = 1 / max(evaluations, 1)
     if gradient_checkpointing:
+        # Not through TrainingArguments, and after the adapter is on: peft refuses to put a prefix on a
+        # model that checkpoints, but a model with a prefix may start to (its blocks leave the cache alone).
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with tempfile.TemporaryDirectory(prefix="tuneline-trainer-") as scratch:
         arguments = TrainingArguments(

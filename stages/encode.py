@@ -87,8 +87,9 @@ def main() -> None:
     encoded = {split: encode(tokenizer, rows, budget) for split, rows in samples.items()}
     books = keep_books(encoded)
     for split, book in books.items():
-        assert book["rows"] + book["over_budget"] == len(samples[split]), (split, book)
-    write_json(arguments.metrics, books)
+        if book["rows"] + book["over_budget"] != len(samples[split]):
+            raise RuntimeError(f"the books of the {split} split do not close: {book}")
+    write_json(arguments.metrics, {"encoded": books})
     refuse_unless_enough(books, budget, arguments.out)
     with writing_folder(arguments.out) as folder:
         for split, (within, over) in encoded.items():

@@ -86,7 +86,7 @@ def main() -> None:
     records = collect(params.load().ingest.source, arguments.raw)
     write_json(arguments.record, records)
     totals = {"files": len(records), **{key: sum(record[key] for record in records) for key in ("rows", "bytes")}}
-    write_json(arguments.metrics, totals)
+    write_json(arguments.metrics, {"raw": totals})
     log.info("ingest: %d rows in %d files", totals["rows"], totals["files"])
 
 

@@ -101,12 +101,6 @@ class PTuningV2(Fit):
     prefix_tokens: Count
     projection: bool = False
 
-    @model_validator(mode="after")
-    def _no_checkpointing(self):
-        if self.gradient_checkpointing:
-            raise ValueError("peft refuses gradient_checkpointing together with ptuning_v2; turn it off")
-        return self
-
     def attachment(self) -> dict:
         return {"prefix_tokens": self.prefix_tokens, "projection": self.projection}
 

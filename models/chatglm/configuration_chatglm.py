@@ -1,5 +1,6 @@
 """Configuration of ChatGLM-6B, taking the keys of the published config.json as they are."""
 
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 TEXT_VOCAB_SIZE = 130_528
@@ -14,6 +15,7 @@ def image_tokens_of(vocab_size: int) -> int:
     return IMAGE_TOKENS if vocab_size == TEXT_VOCAB_SIZE + IMAGE_TOKENS else 0
 
 
+@strict
 class ChatGLMConfig(PreTrainedConfig):
     """What a ChatGLM-6B checkpoint is.
 

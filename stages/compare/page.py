@@ -25,7 +25,7 @@ def _curve_chart(points: Sequence[dict], along: str, title: str) -> dict:
                 "field": "split",
                 "type": "nominal",
                 "scale": {"domain": ["eval", "train"], "range": [[1, 0], [5, 4]]},
-                "legend": {"orient": "top"},
+                "legend": {"orient": "top", "symbolType": "stroke"},
             },
             "tooltip": [
                 {"field": "adapter"},

@@ -56,7 +56,8 @@ def keep_books(rows: Sequence[RawRow], sides: dict[str, list[Sample]], failed: d
         "eval": len(sides["eval"]),
         "quarantined": len(failed),
     }
-    assert books["rows_in"] == books["train"] + books["eval"] + books["quarantined"], books
+    if books["rows_in"] != books["train"] + books["eval"] + books["quarantined"]:
+        raise RuntimeError(f"the books do not close: {books}")
     return books | {"quarantined_share": round(len(failed) / max(len(rows), 1), 4)}
 
 
@@ -112,7 +113,7 @@ def let_through(folder: Path, raw: Path, sides: dict[str, list[Sample]], checks:
 @program
 def main() -> None:
     parser = argparse.ArgumentParser(description="Check the raw data and split what passes.")
-    for name in ("raw", "checked", "quarantine", "docs", "metrics", "verdict"):
+    for name in ("raw", "checked", "quarantine", "docs", "metrics", "hits", "verdict"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     arguments = parser.parse_args()
     limits = params.load().validate_
@@ -133,7 +134,8 @@ def main() -> None:
     books = keep_books(rows, sides, failed)
     write_quarantine(arguments.quarantine, rows, dict(sorted(failed.items())))
     table = hits_table(checks, failures, rows)
-    write_json(arguments.metrics, books | {"checks": {line["check"]: line["rows"] for line in table}})
+    write_json(arguments.metrics, {"data": books})
+    write_json(arguments.hits, table)
     print_table(table, books)
     if reason := reason_to_block(books, limits):
         raise DataBlocked(

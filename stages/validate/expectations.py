@@ -126,10 +126,12 @@ def _failures(result, checks: list[Check], features: pd.DataFrame) -> list[Failu
         if each.exception_info.get("raised_exception"):
             raise RuntimeError(f"Great Expectations failed at {check.name}: {each.exception_info}")
         for entry in each.result.get("unexpected_index_list") or []:
-            failures.append(Failure(entry["row"], check, _plain(features.at[entry["row"], check.column])))
+            row = int(entry["row"])
+            failures.append(Failure(row, check, _plain(features.at[row, check.column])))
     return failures
 
 
 def _plain(seen: object) -> object:
-    """A feature as it was before pandas, which makes floats of whole numbers beside missing ones."""
+    """A feature as it was before pandas and NumPy, which make floats of whole numbers beside missing ones."""
+    seen = seen.item() if hasattr(seen, "item") else seen
     return int(seen) if isinstance(seen, float) and seen.is_integer() else seen

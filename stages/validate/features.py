@@ -9,7 +9,8 @@ from stages.validate.reading import RawRow
 
 # Special tokens of the ChatGLM-6B vocabulary: spelled in text, they break a row's labels.
 CONTROL_TOKENS = re.compile(r"\[[gs]?MASK\]|<(?:sop|eop|s|pad|unk|ENC|dBLOCK|unused_0|n)>|</s>|<\|(?:tab|blank_\d+)\|>")
-PLACEHOLDERS = re.compile(r"<[A-Z][A-Z_]{2,}>|\{\{.*?\}\}|\$\{.*?\}|\{%.*?%\}")
+# <UNK> is no placeholder: data sets such as ADGEN mark a word that was unknown to them by it.
+PLACEHOLDERS = re.compile(r"<(?!UNK>)[A-Z][A-Z_]{2,}>|\{\{.*?\}\}|\$\{.*?\}|\{%.*?%\}")
 _HAN_RUN = re.compile(r"[\u4e00-\u9fff]{3,}")
 _KEPT_CONTROLS = "\t\n\r"
 

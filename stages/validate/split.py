@@ -20,7 +20,7 @@ def split(samples: Sequence[Sample], eval_share: float) -> dict[str, list[Sample
     chosen = {group for group in groups if place[group] < eval_share}
     if not chosen and len(groups) > 1:
         chosen = {min(groups, key=place.get)}
-    elif len(chosen) == len(groups):
+    elif groups and len(chosen) == len(groups):
         chosen.discard(max(groups, key=place.get))
     sides = {"train": [], "eval": []}
     for sample in samples:

@@ -1,0 +1,200 @@
+"""The real pipeline, end to end, in a clone of its own with a base that is trained for seconds."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from given import ROOT, shared
+
+pytestmark = pytest.mark.integration
+
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "tmp", "cache", "__pycache__", "weights", "predictions", "validation"
+)
+
+
+class Project:
+    """A copy of this project under git, with DVC and all stages as a user runs them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
+        for made in (
+            "data/raw",
+            "data/checked",
+            "data/quarantine",
+            "data/encoded",
+            "reports/metrics",
+            "reports/training",
+        ):
+            shutil.rmtree(folder / made, ignore_errors=True)
+        for made in ("dvc.lock", "data/verdict", "data/sources.json"):
+            (folder / made).unlink(missing_ok=True)
+        self.edit_params(lambda params: params["base"]["tiny"].update(steps=60))
+        for adapter in ("lora", "ptuning_v2"):
+            self.edit_params(lambda params, adapter=adapter: params["adapters"][adapter].update(epochs=1))
+        self.run("git", "init", "-q")
+        self.commit("start")
+
+    def run(self, *command: str, typed: str | None = None) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "PATH": PATH, "HF_HUB_OFFLINE": "1"}
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, input=typed, check=False
+        )
+
+    def commit(self, message: str) -> None:
+        author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+        self.run("git", "add", "-A")
+        assert self.run("git", *author, "commit", "-qm", message).returncode == 0
+
+    def repro(self) -> tuple[int, set[str], str]:
+        """Exit code, the stages that ran, and all output."""
+        done = self.run("dvc", "repro")
+        text = done.stdout + done.stderr
+        return done.returncode, {line.split("'")[1] for line in text.splitlines() if "Running stage" in line}, text
+
+    def edit_params(self, change) -> None:
+        path = self.folder / "params.yaml"
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        change(content)
+        content["evaluate"]["models"] = {"base": None, **content["adapters"]}
+        path.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")
+
+    def metrics(self, name: str) -> dict:
+        return json.loads((self.folder / f"reports/metrics/{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    made = Project(tmp_path_factory.mktemp("clone") / "tuneline")
+    code, ran, text = made.repro()
+    assert code == 0, text
+    assert ran >= {"ingest", "validate", "base", "encode", "train@lora", "train@ptuning_v2", "compare"}
+    made.commit("first run")
+    return made
+
+
+def test_a_second_run_does_nothing(project):
+    code, ran, text = project.repro()
+    assert (code, ran) == (0, set())
+    assert "up to date" in text
+
+
+def test_the_clone_stays_clean(project):
+    assert project.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_the_books_close_and_nothing_is_lost(project):
+    books = project.metrics("data")["data"]
+    sources = json.loads((project.folder / "data/sources.json").read_text())
+    quarantined = sum(len(p.read_text().splitlines()) for p in (project.folder / "data/quarantine").glob("*.jsonl"))
+    assert books["rows_in"] == sum(source["rows"] for source in sources)
+    assert books["quarantined"] == quarantined >= 30
+    assert books["train"] >= 250
+
+
+def test_reports_plots_and_metrics_need_no_network(project):
+    for name in ("comparison.html", "comparison.md", "summary.txt", "validation/index.html"):
+        assert (project.folder / "reports" / name).stat().st_size > 1000
+    shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert shown["reports/metrics/lora.json"]["data"]["eval"]["loss"] > 0
+    assert project.run("dvc", "plots", "show").returncode == 0
+    page = (project.folder / "dvc_plots/index.html").read_text(encoding="utf-8")
+    assert "ptuning_v2" in page
+    assert "<script src" not in page
+    shutil.rmtree(project.folder / "dvc_plots")
+
+
+def test_chat_is_scriptable(project):
+    done = project.run(sys.executable, "-m", "chat", "--adapter", "lora", typed="1\n你是谁？\nstop\n")
+    assert done.returncode == 0, done.stderr
+    assert "<|Human|>: 你是谁？" in done.stdout
+    assert "<|ChatGLM-6B|>: " in done.stdout
+    assert "词元/秒" in done.stdout
+    assert done.stdout.endswith("再见！\n")
+
+
+def test_one_changed_byte_stops_train_before_a_model_loads(project):
+    path = project.folder / "data/checked/train.jsonl"
+    before = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(before.replace("你".encode(), "我".encode(), 1))
+    command = (sys.executable, "-X", "importtime", "-m", "stages.train", "--adapter", "lora")
+    folders = ("--checked", "data/checked", "--encoded", "data/encoded", "--base", "models/weights/base")
+    done = project.run(*command, *folders, "--out", "models/weights/none", "--log", "reports/training/none")
+    path.write_bytes(before)
+    assert done.returncode == 2
+    assert "train.jsonl is not the file that was checked" in done.stderr
+    assert not any(line.split("|")[-1].strip() == "torch" for line in done.stderr.splitlines())
+    assert not (project.folder / "models/weights/none").exists()
+
+
+def test_an_adapter_of_another_base_is_refused(project):
+    manifest = project.folder / "models/weights/lora/manifest.json"
+    before = manifest.read_text()
+    manifest.chmod(0o644)
+    manifest.write_text(before.replace(json.loads(before)["base_identity"], "0" * 64))
+    done = project.run(sys.executable, "-m", "chat", "--adapter", "lora", typed="1\nstop\n")
+    manifest.write_text(before)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: The adapter in")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_changed_rank_runs_what_it_touches_and_shows_in_the_diff(project):
+    project.edit_params(lambda params: params["adapters"]["lora"].update(rank=4))
+    code, ran, text = project.repro()
+    assert code == 0, text
+    assert ran == {"train@lora", "evaluate@lora", "compare"}
+    project.commit("rank 4")
+    diff = json.loads(project.run("dvc", "metrics", "diff", "--json", "HEAD~1", "HEAD").stdout)
+    changed = diff["diff"]["reports/metrics/lora.json"]
+    assert changed["training.trainable_parameters"]["diff"] < 0
+    assert "reports/metrics/ptuning_v2.json" not in diff["diff"]
+
+
+def test_dirty_data_stop_before_base_and_train(project):
+    source = project.folder / "data/demo/raw/more.jsonl"
+    source.write_text('{"context": "坏", "target": ""}\n' * 200, encoding="utf-8")
+    project.edit_params(lambda params: params["base"]["tiny"].update(steps=61))
+    code, ran, text = project.repro()
+    source.unlink()
+    project.edit_params(lambda params: params["base"]["tiny"].update(steps=60))
+    assert code != 0
+    assert ran == {"ingest", "validate"}
+    assert "The data are blocked" in text
+    assert "Traceback" not in text
+
+
+def test_one_clear_sentence_for_a_missing_source_and_a_typo(project):
+    for change, said in [
+        (lambda params: params["ingest"].update(source="data/demo/nowhere.jsonl"), "nowhere.jsonl"),
+        (lambda params: params["adapters"]["lora"].update(rnak=8), "rnak is not a known key"),
+    ]:
+        before = (project.folder / "params.yaml").read_text(encoding="utf-8")
+        project.edit_params(change)
+        done = project.run(sys.executable, "-m", "pipelines.finetune")
+        (project.folder / "params.yaml").write_text(before, encoding="utf-8")
+        assert done.returncode == 1
+        assert said in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("file", ["self_cognition.json", "adgen_dev.jsonl"])
+def test_real_data_as_a_users_own(project, file):
+    """A user's file from elsewhere on the disk, the placeholders filled, through the whole pipeline."""
+    text = shared(f"datasets/{file}").read_text(encoding="utf-8")
+    mine = project.folder.parent / file
+    mine.write_text(text.replace("<NAME>", "小智").replace("<AUTHOR>", "wgs"), encoding="utf-8")
+    project.edit_params(lambda params: params["ingest"].update(source=str(mine)))
+    project.edit_params(lambda params: params["evaluate"].update(max_new_tokens=16))
+    code, ran, text = project.repro()
+    assert code == 0, text
+    assert "train@lora" in ran
+    assert project.metrics("data")["data"]["train"] >= 60

@@ -1,0 +1,140 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from models import adapters, base
+from models.errors import UserError
+from models.prompt import PROMPT_VERSION
+
+SETTINGS = {
+    "lora": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value"]},
+    "lora everywhere": {"rank": 2, "alpha": 4, "target_modules": ["dense", "dense_h_to_4h", "dense_4h_to_h"]},
+    "ptuning_v2": {"prefix_tokens": 5},
+    "ptuning_v2 projected": {"prefix_tokens": 5, "projection": True},
+}
+
+
+def manifest_of(found: base.Base, method: str = "lora") -> adapters.Manifest:
+    return adapters.Manifest(
+        name=method,
+        method=method,
+        settings={},
+        base=found.name,
+        base_identity=found.identity,
+        tokenizer_sha256=found.tokenizer_sha256,
+        prompt_version=PROMPT_VERSION,
+        quantization=None,
+        dtype="float32",
+        receipt_sha256="",
+        code_commit=None,
+        training={},
+    )
+
+
+def logits(model, config) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(torch.tensor([[40, 41, config.gmask_token_id, config.bos_token_id, 50]])).logits
+
+
+def shake(model) -> None:
+    """Give the adapter weights that matter: a fresh LoRA changes nothing."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+
+
+@pytest.fixture
+def saved(base_folder, tmp_path):
+    found = base.read_record(base_folder)
+    model = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
+    adapters.save(model, tmp_path / "lora", manifest_of(found))
+    return tmp_path / "lora"
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_saved_and_loaded_it_gives_the_same_logits(kind, base_folder, tmp_path):
+    found = base.read_record(base_folder)
+    method = kind.split()[0]
+    model = base.load_model(found, "float32")
+    bare = logits(model, model.config)
+    torch.manual_seed(1)
+    tuned = adapters.attach(model, method, **SETTINGS[kind])
+    trainable = [name for name, parameter in tuned.named_parameters() if parameter.requires_grad]
+    assert trainable
+    assert all("lora_" in name or "prompt_encoder" in name for name in trainable)
+    shake(tuned)
+    expected = logits(tuned.eval(), model.config)
+    assert (expected - bare).abs().max() > 0.01
+    adapters.save(tuned, tmp_path / "a", manifest_of(found, method))
+    again = adapters.load(base.load_model(found, "float32"), tmp_path / "a", found)
+    torch.testing.assert_close(logits(again, model.config), expected, atol=1e-6, rtol=0)
+    assert not again.training
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("method", ["lora", "ptuning_v2"])
+def test_on_a_quantized_base_it_trains(bits, method, base_folder):
+    found = base.read_record(base_folder)
+    model = base.load_model(found, "float32", quantization=bits)
+    tuned = adapters.attach(model, method, **SETTINGS[method])
+    ids = torch.tensor([[40, 41, model.config.gmask_token_id, model.config.bos_token_id, 50, 51]])
+    labels = torch.where(torch.arange(6) > 3, ids, -100)
+    optimizer = torch.optim.Adam([p for p in tuned.parameters() if p.requires_grad], lr=0.05)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = tuned(input_ids=ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [("base_identity", "base model"), ("tokenizer_sha256", "tokenizer"), ("prompt_version", "prompt version")],
+)
+def test_an_adapter_of_another_base_is_refused(saved, base_folder, field, said):
+    found = base.read_record(base_folder)
+    other = dataclasses.replace(adapters.read_manifest(saved), **{field: "0" * 64})
+    with pytest.raises(UserError, match=f"{said} .*train it again"):
+        adapters.check(other, found, saved)
+
+
+def test_changed_weights_are_refused(saved):
+    weights = saved / adapters.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
+    with pytest.raises(UserError, match="not the file that the manifest describes"):
+        adapters.read_manifest(saved)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", json.dumps({"format": 99})])
+def test_a_damaged_manifest_is_one_sentence(saved, content):
+    (saved / adapters.MANIFEST).write_text(content)
+    with pytest.raises(UserError, match="manifest"):
+        adapters.read_manifest(saved)
+
+
+def test_no_adapter_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="no adapter"):
+        adapters.read_manifest(tmp_path)
+
+
+def test_a_target_that_does_not_exist(base_folder):
+    model = base.load_model(base.read_record(base_folder), "float32")
+    with pytest.raises(UserError, match="cannot be attached"):
+        adapters.attach(model, "lora", rank=2, alpha=2, target_modules=["q_proj"])
+
+
+def test_an_interrupted_save_leaves_the_old_adapter(saved, base_folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    found = base.read_record(base_folder)
+    tuned = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
+    monkeypatch.setattr(adapters, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        adapters.save(tuned, saved, manifest_of(found))
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]

@@ -1,0 +1,239 @@
+import json
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+
+from models import adapters
+from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer
+
+IGNORED = -100
+CONTEXTS = [[40, 41, 42, 43, 44], [50, 51], [60, 61, 62]]
+ANSWERS = [[70, 71], [72, 73, 74, 75], [76]]
+
+
+def rows_of(config) -> list[tuple[list[int], list[int]]]:
+    """Token ids and labels of three rows of different lengths."""
+    made = []
+    for context, answer in zip(CONTEXTS, ANSWERS, strict=True):
+        prompt = [*context, config.gmask_token_id, config.bos_token_id]
+        made.append((prompt + answer, [IGNORED] * len(prompt) + answer))
+    return made
+
+
+def batch_of(rows, config, side: str) -> dict[str, torch.Tensor]:
+    length = max(len(ids) for ids, _ in rows)
+
+    def pad(values, filler):
+        padding = [filler] * (length - len(values))
+        return padding + values if side == "left" else values + padding
+
+    return {
+        "input_ids": torch.tensor([pad(ids, config.pad_token_id) for ids, _ in rows]),
+        "labels": torch.tensor([pad(labels, IGNORED) for _, labels in rows]),
+        "attention_mask": torch.tensor([pad([1] * len(ids), 0) for ids, _ in rows]),
+    }
+
+
+@pytest.fixture(params=["bare", "ptuning_v2"])
+def any_model(request, model):
+    if request.param == "bare":
+        return model
+    torch.manual_seed(0)
+    return adapters.attach(model, "ptuning_v2", prefix_tokens=4).eval()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_batch_gives_what_single_rows_give(any_model, side):
+    config = any_model.config
+    rows = rows_of(config)
+    batch = batch_of(rows, config, side)
+    together = any_model(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits
+    losses, counts = [], []
+    for index, (ids, labels) in enumerate(rows):
+        alone = any_model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels]))
+        here = together[index, -len(ids) :] if side == "left" else together[index, : len(ids)]
+        torch.testing.assert_close(here, alone.logits[0], atol=1e-5, rtol=0)
+        losses.append(alone.loss * len(ANSWERS[index]))
+        counts.append(len(ANSWERS[index]))
+    torch.testing.assert_close(any_model(**batch).loss, sum(losses) / sum(counts), atol=1e-5, rtol=0)
+
+
+def test_padding_never_makes_a_gradient_nan(any_model):
+    any_model.train().requires_grad_(True)
+    batch = batch_of(rows_of(any_model.config), any_model.config, "left")
+    any_model(**batch).loss.backward()
+    assert all(p.grad.isfinite().all() for p in any_model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("how", [{"do_sample": False}, {"num_beams": 3}, {"do_sample": False, "use_cache": False}])
+def test_generation_of_a_left_padded_batch_equals_single_rows(any_model, how):
+    config = any_model.config
+    prompts = [[*context, config.gmask_token_id, config.bos_token_id] for context in CONTEXTS]
+    batch = batch_of([(prompt, prompt) for prompt in prompts], config, "left")
+    how = how | {"max_new_tokens": 6, "eos_token_id": None, "pad_token_id": config.pad_token_id}
+    together = any_model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], **how)[:, -6:]
+    for index, prompt in enumerate(prompts):
+        assert any_model.generate(torch.tensor([prompt]), **how)[0, -6:].tolist() == together[index].tolist()
+
+
+def test_cache_and_no_cache_agree_step_by_step(any_model):
+    config = any_model.config
+    prompt = torch.tensor([[*CONTEXTS[0], config.gmask_token_id, config.bos_token_id]])
+    how = {"max_new_tokens": 5, "eos_token_id": None, "output_logits": True, "return_dict_in_generate": True}
+    cached = any_model.generate(prompt, **how)
+    assert cached.sequences.tolist() == any_model.generate(prompt, use_cache=False, **how).sequences.tolist()
+    full = any_model(input_ids=cached.sequences[:, :-1]).logits[0, -5:]
+    torch.testing.assert_close(torch.cat(cached.logits), full, atol=1e-5, rtol=0)
+
+
+def test_sampling_follows_the_seed_and_streaming_gives_the_same_text(model, tokenizer):
+    prompt = tokenizer("你好", return_tensors="pt")
+    how = {"max_new_tokens": 12, "do_sample": True, "top_k": 50}
+    texts = []
+    for streamer in (None, TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)):
+        torch.manual_seed(7)
+        ids = model.generate(**prompt, streamer=streamer, **how)[0, prompt["input_ids"].shape[1] :]
+        texts.append("".join(streamer) if streamer else tokenizer.decode(ids, skip_special_tokens=True))
+    assert texts[0] == texts[1] != ""
+
+
+def test_logits_are_computed_only_where_there_is_a_label(model):
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[:-1].numel()))
+    batch = batch_of(rows_of(model.config), model.config, "right")
+    output = model(**batch)
+    assert seen == [sum(map(len, ANSWERS))]
+    assert output.logits.shape == (*batch["input_ids"].shape, model.config.vocab_size)
+    assert seen[1:] == [batch["input_ids"].numel()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_loss_is_float32_whatever_the_weights_are(model, dtype):
+    batch = batch_of(rows_of(model.config), model.config, "right")
+    expected = model(**batch).loss
+    loss = model.to(dtype)(**batch).loss
+    assert loss.dtype == torch.float32
+    assert abs(loss - expected) < 0.05
+
+
+def test_gradient_checkpointing_changes_no_gradient(any_model):
+    batch = batch_of(rows_of(any_model.config), any_model.config, "right")
+    gradients = []
+    for checkpointing in (False, True):
+        any_model.train().requires_grad_(True)
+        any_model.zero_grad()
+        if checkpointing:
+            any_model.gradient_checkpointing_enable({"use_reentrant": False})
+        any_model(**batch, use_cache=False).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in any_model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_gradient_accumulation_weighs_tokens_not_batches(model):
+    rows = rows_of(model.config)
+    total = sum(map(len, ANSWERS))
+    parts = [model(**batch_of([row], model.config, "right"), num_items_in_batch=total).loss for row in rows]
+    torch.testing.assert_close(sum(parts), model(**batch_of(rows, model.config, "right")).loss)
+
+
+def test_embeddings_in_place_of_ids(model):
+    ids = torch.tensor([rows_of(model.config)[0][0]])
+    from models.chatglm.modeling_chatglm import derive_position_ids
+
+    embeddings = model.get_input_embeddings()(ids)
+    given = model(inputs_embeds=embeddings, position_ids=derive_position_ids(ids, model.config)).logits
+    torch.testing.assert_close(given, model(input_ids=ids).logits)
+    with pytest.raises(ValueError, match="position_ids"):
+        model(inputs_embeds=embeddings)
+
+
+def test_hidden_states_and_tuples_on_request(model):
+    ids = torch.tensor([rows_of(model.config)[0][0]])
+    output = model(input_ids=ids, output_hidden_states=True)
+    assert len(output.hidden_states) == model.config.num_layers + 1
+    loss, logits, *_ = (model(input_ids=ids, labels=ids, return_dict=False)[0], *model(input_ids=ids).to_tuple())
+    assert loss.dim() == 0
+    assert logits.shape[-1] == model.config.vocab_size
+
+
+# Official checkpoints ------------------------------------------------------------------------------
+
+PUBLISHED_AUTO_MAP = {
+    "AutoConfig": "configuration_chatglm.ChatGLMConfig",
+    "AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration",
+    "AutoModelForSeq2SeqLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
+}
+
+
+def publish(model, folder, base_folder) -> None:
+    """Write a checkpoint as the authors publish theirs: shards of .bin in half precision, code beside them."""
+    state = {name: value.half() for name, value in model.state_dict().items()}
+    state["transformer.layers.0.attention.rotary_emb.inv_freq"] = torch.ones(4).half()
+    names = sorted(state)
+    weight_map = {}
+    for number, shard in enumerate((names[::2], names[1::2]), start=1):
+        file = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save({name: state[name] for name in shard}, folder / file)
+        weight_map |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    config = {key: getattr(model.config, key) for key in ("vocab_size", "hidden_size", "num_layers", "use_cache")}
+    config |= {f"{name}_token_id": getattr(model.config, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config |= {"mask_token_id": model.config.mask_token_id, "gmask_token_id": model.config.gmask_token_id}
+    config |= {"num_attention_heads": 2, "inner_hidden_size": 128, "layernorm_epsilon": 1e-5}
+    config |= {"model_type": "chatglm", "torch_dtype": "float16", "position_encoding_2d": True}
+    config |= {"architectures": ["ChatGLMModel"], "auto_map": PUBLISHED_AUTO_MAP}
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer_config = json.loads((base_folder / "tokenizer_config.json").read_text())
+    tokenizer_config["auto_map"] = {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    (folder / "ice_text.model").write_bytes((base_folder / "ice_text.model").read_bytes())
+    for code in ("configuration_chatglm", "modeling_chatglm", "tokenization_chatglm"):
+        (folder / f"{code}.py").write_text("raise SystemExit('code that came with a checkpoint was run')")
+
+
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForCausalLM])
+def test_an_official_checkpoint_loads_as_it_is(model, base_folder, tmp_path, auto, recwarn):
+    publish(model, tmp_path, base_folder)
+    loaded, report = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is ChatGLMForConditionalGeneration
+    assert type(AutoConfig.from_pretrained(tmp_path)) is ChatGLMConfig
+    assert type(AutoTokenizer.from_pretrained(tmp_path)) is ChatGLMTokenizer
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert loaded.dtype == torch.float16
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.half()), name
+    assert not any(module.startswith("transformers_modules") for module in sys.modules)
+
+
+def test_what_is_saved_loads_again(model, base_folder, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+    ids = torch.tensor([rows_of(model.config)[0][0]])
+    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+def test_the_older_vocabulary_with_image_tokens():
+    config = ChatGLMConfig(vocab_size=150528, hidden_size=16, num_layers=1, num_attention_heads=2, inner_hidden_size=32)
+    ids = [config.mask_token_id, config.gmask_token_id, config.bos_token_id, config.eos_token_id, config.pad_token_id]
+    assert ids == [150000, 150001, 150004, 150005, 20003]
+    model = ChatGLMForConditionalGeneration(config)
+    assert model(torch.tensor([[20005, 150001, 150004]])).logits.shape[-1] == 150528
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"padded_vocab_size": 65024}, "successor"),
+        ({"position_encoding_2d": False}, "two-dimensional"),
+        ({"quantization_bit": 4}, "bitsandbytes"),
+    ],
+)
+def test_other_architectures_are_refused_with_a_sentence(keys, said):
+    with pytest.raises(ValueError, match=said):
+        ChatGLMConfig(**keys)

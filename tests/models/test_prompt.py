@@ -1,0 +1,72 @@
+import pytest
+from given import conversation
+
+from models.prompt import IGNORED_LABEL, clean_answer, encode_prompt, encode_sample, label, normalize, render
+from models.sample import Message
+
+THREE_TURNS = conversation("你好", "你好！", "你是谁？", "我是 A。", "再见")
+
+
+def test_a_single_question_stands_as_it_is():
+    assert render(conversation("你好")) == "你好"
+
+
+def test_turns_are_numbered_from_zero_as_the_published_chat_does():
+    assert render(THREE_TURNS) == (
+        "[Round 0]\n问：你好\n答：你好！\n[Round 1]\n问：你是谁？\n答：我是 A。\n[Round 2]\n问：再见\n答："
+    )
+
+
+def test_a_system_message_stands_before_the_first_question():
+    assert render((Message("system", "说中文。"), *conversation("你好"))) == "说中文。\n你好"
+
+
+def test_training_and_answering_see_the_same_prompt(tokenizer):
+    prompt, answer = encode_sample(tokenizer, (*THREE_TURNS, Message("assistant", "再见！")))
+    assert prompt == encode_prompt(tokenizer, THREE_TURNS)
+    assert prompt[-2:] == [tokenizer.gmask_token_id, tokenizer.sop_token_id]
+    assert answer[-1] == tokenizer.eop_token_id
+    assert tokenizer.decode(answer) == "再见!"
+    row = label(prompt, answer)
+    assert row["input_ids"] == prompt + answer
+    assert row["labels"] == [IGNORED_LABEL] * len(prompt) + answer
+
+
+def test_golden_tokens_of_the_published_vocabulary():
+    """As recorded from the published tokenizer for the same two-turn prompt and the same pair."""
+    import json
+
+    from given import shared
+    from transformers import AutoTokenizer
+
+    recorded = json.loads(shared("reference/vectors/tokenizer.json").read_text(encoding="utf-8"))
+    published = AutoTokenizer.from_pretrained(shared("reference/chatglm-6b"))
+    rounds = next(text for text in recorded["texts"] if text["text"].startswith("[Round 0]"))
+    assert encode_prompt(published, conversation("你好", "你好👋！", "你是谁？")) == rounds["ids_special"]
+    pair = recorded["pairs"][0]
+    prompt, answer = encode_sample(published, conversation(pair["a"], pair["b"]))
+    assert prompt + answer == pair["ids"]
+
+
+@pytest.mark.parametrize("spelled", ["[MASK]", "<sop>", "</s>", "<pad>", "<unk>", "[gMASK]", "<eop>"])
+def test_a_spelled_control_token_stays_text(tokenizer, spelled):
+    prompt, answer = encode_sample(tokenizer, conversation(f"问 {spelled} 吗", f"答 {spelled} 。"))
+    special = {tokenizer.gmask_token_id, tokenizer.mask_token_id, tokenizer.sop_token_id, tokenizer.eop_token_id}
+    assert not special.intersection(prompt[:-2], answer[:-1])
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("你好,你是谁?", "你好，你是谁？"),
+        (" 是的!3,141 和 a:b ", "是的！3,141 和 a:b"),
+        ("x,y;好", "x,y；好"),
+        ("", ""),
+    ],
+)
+def test_punctuation_beside_chinese_is_chinese_again(raw, clean):
+    assert clean_answer(raw) == clean
+
+
+def test_normalization_ignores_blanks_and_forms_of_punctuation():
+    assert normalize("我是 A，你 呢？") == normalize("我是A,你呢?")

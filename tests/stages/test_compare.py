@@ -1,0 +1,89 @@
+import json
+
+import pytest
+from given import ROOT, write_rows
+
+from models.errors import UserError
+from stages.compare.gather import curves, gather
+from stages.compare.markdown import write_markdown, write_summary
+from stages.compare.page import write_page
+
+EVIL = '</script><script>alert("1")</script> | <b>'
+
+
+def metrics(loss: float, training: dict | None) -> dict:
+    scores = dict.fromkeys(("rouge-1", "rouge-2", "rouge-l", "bleu-4"), 50.0)
+    resources = dict.fromkeys(("train_loss", "seconds", "peak_memory_gib", "tokens_per_second", "steps"))
+    return {
+        "eval": {"loss": loss, "perplexity": 2.0, **scores},
+        "probes": {"exact_match": 0.0, "met_single_turn": 1.0, "met_multi_turn": None},
+        "generation": {"tokens_per_second": 9.0, "seconds": 1.0, "peak_memory_gib": 1.0},
+        "training": {**resources, "trainable_parameters": None, **(training or {})},
+    }
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A base and one adapter with an answer that tries to break out of its cell."""
+    for name, answer in (("base", "旧的回答"), ("lora", EVIL)):
+        probe = {"id": "a", "messages": [{"role": "user", "content": "问"}], "reference": "答", "answer": answer}
+        write_rows(
+            tmp_path / f"predictions/{name}/probes.jsonl", [probe | {"met": True, "exact": False, "seconds": 0.5}]
+        )
+        training = {"train_loss": 0.5, "seconds": 3.0} if name == "lora" else None
+        (tmp_path / "metrics").mkdir(exist_ok=True)
+        (tmp_path / f"metrics/{name}.json").write_text(json.dumps(metrics(2.0 if name == "base" else 1.0, training)))
+    (tmp_path / "weights/lora").mkdir(parents=True)
+    history = [{"step": 1, "seconds": 0.1, "split": "train", "loss": 3.0}]
+    (tmp_path / "weights/lora/manifest.json").write_text(json.dumps({"training": {"history": history}}))
+    return tmp_path
+
+
+def models_of(folder):
+    return gather(["base", "lora"], folder / "metrics", folder / "predictions", folder / "weights")
+
+
+def test_side_by_side_with_the_better_one_marked(evaluated):
+    text = write_markdown(models_of(evaluated))
+    assert "| Evaluation loss · 评测损失 | 2.0000 | **1.0000** |" in text
+    assert "| ROUGE-1 | 50.00 | 50.00 |" in text  # equal: none is better
+    assert "旧的回答" in text
+    assert "0.50 s" in text
+    assert "| Training time, s · 训练用时（秒） | – | 3.0 |" in text
+
+
+def test_answers_cannot_break_the_page_or_the_table(evaluated):
+    page = (ROOT / "reports/page.html").read_text(encoding="utf-8")
+    written = write_page(models_of(evaluated), page)
+    assert EVIL not in written
+    assert "alert(&quot;1&quot;)" in written
+    assert written.count("<script>") == page.count("<script>") + 2
+    row = next(line for line in write_markdown(models_of(evaluated)).splitlines() if "旧的回答" in line)
+    assert row.replace("\\|", "").count("|") == 5
+
+
+def test_the_page_needs_no_network(evaluated):
+    written = write_page(models_of(evaluated), (ROOT / "reports/page.html").read_text(encoding="utf-8"))
+    assert "<script src" not in written
+    assert "<link" not in written
+    assert "{" + "plot_divs}" not in written
+
+
+def test_the_short_form_fits_a_terminal(evaluated):
+    from rich.cells import cell_len
+
+    summary = write_summary(models_of(evaluated), 20)
+    assert "lora" in summary
+    assert max(map(cell_len, summary.splitlines())) <= 110
+
+
+def test_curves_are_one_flat_table(evaluated):
+    assert curves(models_of(evaluated)) == [
+        {"adapter": "lora", "step": 1, "seconds": 0.1, "split": "train", "loss": 3.0}
+    ]
+
+
+def test_other_probes_cannot_be_compared(evaluated):
+    write_rows(evaluated / "predictions/lora/probes.jsonl", [{"id": "b"}])
+    with pytest.raises(UserError, match="different probes"):
+        models_of(evaluated)

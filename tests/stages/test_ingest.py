@@ -1,0 +1,48 @@
+import pytest
+from given import write_rows
+
+from models.errors import UserError
+from stages.ingest import collect
+
+ROW = {"context": "问", "target": "答"}
+
+
+def test_files_are_copied_byte_for_byte_with_a_record(tmp_path):
+    source = tmp_path / "in"
+    write_rows(source / "b.jsonl", [ROW, ROW])
+    (source / "deep").mkdir()
+    (source / "deep/a.json").write_bytes('\ufeff[{"context": "问"},\r\n 3]'.encode())
+    (source / "notes.txt").write_text("not data")
+    records = collect(source, tmp_path / "raw")
+    assert [(record["file"], record["rows"]) for record in records] == [("b.jsonl", 2), ("deep/a.json", 2)]
+    for record in records:
+        assert (tmp_path / "raw" / record["file"]).read_bytes() == (source / record["file"]).read_bytes()
+    assert not (tmp_path / "raw/notes.txt").exists()
+
+
+def test_a_single_file(tmp_path):
+    path = write_rows(tmp_path / "mine.jsonl", [ROW])
+    assert [record["source"] for record in collect(path, tmp_path / "raw")] == [str(path)]
+
+
+def test_what_was_there_before_does_not_stay(tmp_path):
+    write_rows(tmp_path / "raw/old.jsonl", [ROW])
+    collect(write_rows(tmp_path / "new.jsonl", [ROW]), tmp_path / "raw")
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["new.jsonl"]
+
+
+def test_missing_empty_and_foreign_sources_leave_nothing_behind(tmp_path):
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/a.jsonl").write_text(" \n")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/a.jsonl").symlink_to(write_rows(tmp_path / "secret.jsonl", [ROW]))
+    for source, said in [
+        ("gone", "does not exist"),
+        ("nothing", "holds no"),
+        ("empty", "is empty"),
+        ("linked", "link"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            collect(tmp_path / source, tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()

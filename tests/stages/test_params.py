@@ -1,0 +1,77 @@
+import pytest
+import yaml
+from given import ROOT
+
+from models.errors import UserError
+from stages import params
+
+PARAMETER_SETS = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
+
+
+def write(tmp_path, change):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    change(content)
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", PARAMETER_SETS, ids=lambda path: path.stem)
+def test_every_parameter_set_that_comes_along_is_valid(path):
+    loaded = params.load(path)
+    assert set(loaded.evaluate.models) == {"base", *loaded.adapters}
+
+
+def test_the_published_settings_of_chatglm_6b():
+    lora = params.load(ROOT / "params/chatglm-6b-lora.yaml")
+    assert (lora.base.model, lora.encode.max_prompt_tokens, lora.encode.max_answer_tokens) == (
+        "THUDM/chatglm-6b",
+        230,
+        230,
+    )
+    adapter = lora.adapters["lora"]
+    assert (adapter.rank, adapter.alpha, adapter.dropout, adapter.batch_size) == (4, 32, 0.1, 2)
+    assert (adapter.learning_rate, adapter.epochs) == (2e-4, 250)
+    ptuning = params.load(ROOT / "params/chatglm-6b-ptuning_v2.yaml")
+    adapter = ptuning.adapters["ptuning_v2"]
+    assert (adapter.prefix_tokens, adapter.quantization, adapter.batch_size, adapter.epochs) == (128, 4, 1, 500)
+    assert (ptuning.encode.max_prompt_tokens, ptuning.encode.max_answer_tokens) == (300, 300)
+
+
+def test_a_third_adapter_is_one_more_entry(tmp_path):
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    entry = "  lora_wide: {method: lora, rank: 32, alpha: 64, learning_rate: 1e-3, epochs: 1, batch_size: 8}\n"
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("\ntrain:", f"\n{entry}\ntrain:".replace("\n\n", "\n")), encoding="utf-8")
+    loaded = params.load(path)
+    assert set(loaded.adapters) == {"lora", "ptuning_v2", "lora_wide"} == set(loaded.evaluate.models) - {"base"}
+    assert loaded.adapters["lora_wide"].learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["adapters"]["lora"].update(rnak=4), r"adapters\.lora\.lora\.rnak is not a known key"),
+        (lambda c: c.update(trian={}), "trian is not a known key"),
+        (lambda c: c["adapters"]["lora"].update(rank="many"), "rank"),
+        (lambda c: c["adapters"]["lora"].update(rank=0), "greater than or equal to 1"),
+        (lambda c: c["adapters"]["lora"].update(method="magic"), "magic"),
+        (lambda c: c["adapters"]["lora"].pop("learning_rate"), "learning_rate"),
+        (lambda c: c["validate"].update(eval_share=1.5), "eval_share"),
+        (lambda c: c.pop("encode"), "encode"),
+        (lambda c: c["evaluate"]["models"].pop("lora"), "evaluate.models"),
+        (lambda c: c["adapters"].update(base=c["adapters"]["lora"]), "'base'"),
+    ],
+)
+def test_a_slip_of_the_pen_is_one_sentence_that_names_the_place(tmp_path, change, said):
+    with pytest.raises(UserError, match=said) as caught:
+        params.load(write(tmp_path, change))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_file_and_no_yaml(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        params.load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("base: [", encoding="utf-8")
+    with pytest.raises(UserError, match="not valid YAML"):
+        params.load(tmp_path / "params.yaml")
