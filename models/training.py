@@ -6,14 +6,16 @@ frozen. The loop is transformers' own; what stands here feeds it and listens to 
 
 import logging
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from models.prompt import IGNORED_LABEL
 
@@ -41,8 +43,15 @@ class RightPadding:
         return torch.tensor([row[key] + [value] * (length - len(row[key])) for row in rows])
 
 
+class Bar(ProgressCallback):
+    """Trainer's progress bar without its dump of raw figures."""
+
+    def on_log(self, *args, **kwargs):
+        pass
+
+
 class ProgressLine(TrainerCallback):
-    """A log line at every logging step, beside Trainer's bar: where it stands, how fast, how long still."""
+    """A log line at every logging step: where it stands, how fast, how long still."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started = time.monotonic()
@@ -181,6 +190,7 @@ def fit(
             label_names=["labels"],
             dataloader_pin_memory=torch.cuda.is_available(),
             report_to=[],
+            disable_tqdm=not sys.stderr.isatty(),
         )
         trainer = Trainer(
             model=model,
@@ -191,8 +201,11 @@ def fit(
             callbacks=[ProgressLine(), listener],
         )
         trainer.remove_callback(PrinterCallback)
+        if trainer.pop_callback(ProgressCallback) is not None:
+            trainer.add_callback(Bar())
         started = time.monotonic()
-        trainer.train()
+        with logging_redirect_tqdm():
+            trainer.train()
         seconds = time.monotonic() - started
     state = trainer.state
     return Fitted(listener.history, state.global_step, round(seconds, 3), int(state.num_input_tokens_seen))

@@ -1,5 +1,8 @@
+import os
 import shutil
 from pathlib import Path
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch: figures are recorded, and bytes repeat, on the CPU
 
 import pytest
 import torch

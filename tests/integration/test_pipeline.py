@@ -154,9 +154,9 @@ def test_a_changed_rank_runs_what_it_touches_and_shows_in_the_diff(project):
     assert ran == {"train@lora", "evaluate@lora", "compare"}
     project.commit("rank 4")
     diff = json.loads(project.run("dvc", "metrics", "diff", "--json", "HEAD~1", "HEAD").stdout)
-    changed = diff["diff"]["reports/metrics/lora.json"]
+    changed = diff["reports/metrics/lora.json"]
     assert changed["training.trainable_parameters"]["diff"] < 0
-    assert "reports/metrics/ptuning_v2.json" not in diff["diff"]
+    assert "reports/metrics/ptuning_v2.json" not in diff
 
 
 def test_dirty_data_stop_before_base_and_train(project):
