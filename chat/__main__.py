@@ -25,11 +25,7 @@ def load(weights: Path, adapter: str | None, dtype: str):
     tokenizer = base.load_tokenizer(found.folder)
     if adapter is None:
         return base.load_model(found, dtype), tokenizer, found.name
-    folder = find_adapter(weights, adapter)
-    manifest = adapters.read_manifest(folder)
-    adapters.check(manifest, found, folder)
-    model = base.load_model(found, manifest.dtype, manifest.quantization)
-    return adapters.load(model, folder, found), tokenizer, f"{found.name} + {adapter}"
+    return adapters.load(find_adapter(weights, adapter), found), tokenizer, f"{found.name} + {adapter}"
 
 
 @program

@@ -7,7 +7,7 @@ what it belongs to. Whoever loads an adapter checks the manifest first.
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from models.base import Base
+from models.base import Base, load_model
 from models.errors import UserError
 from models.prompt import PROMPT_VERSION
 from models.storage import read_json, sha256_of, write_json, writing_folder
@@ -144,13 +144,17 @@ def check(manifest: Manifest, base: Base, folder: Path) -> None:
             )
 
 
-def load(model, folder: Path, base: Base):
-    """Load a saved adapter onto ``model``, in evaluation mode, after checking its manifest.
+def load(folder: Path, base: Base):
+    """A saved adapter on its base, loaded as it was trained, in evaluation mode.
+
+    The manifest is checked first: a mismatch is told before gigabytes are read.
 
     Raises:
-        UserError: see :func:`read_manifest` and :func:`check`.
+        UserError: see :func:`read_manifest`, :func:`check` and :func:`models.base.load_model`.
     """
     from peft import PeftModel
 
-    check(read_manifest(folder), base, folder)
+    manifest = read_manifest(folder)
+    check(manifest, base, folder)
+    model = load_model(base, manifest.dtype, manifest.quantization)
     return PeftModel.from_pretrained(model, folder).eval()

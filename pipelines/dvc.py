@@ -4,6 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from models.errors import UserError
@@ -24,13 +27,25 @@ def run(*arguments: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", *arguments], env={**os.environ, **QUIET, "PATH": path}, start_new_session=True
     )
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        code = process.wait()
+        with terminable():
+            code = process.wait()
     finally:
-        signal.signal(signal.SIGTERM, previous)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()
     if code != 0:
         raise UserError(f"`dvc {' '.join(arguments)}` stopped; the lines above say where and why.")
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end this process as an exception would, so that what it started is ended too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python takes signals in the main thread alone
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

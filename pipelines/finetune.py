@@ -4,6 +4,7 @@
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from models.errors import UserError, program
@@ -13,13 +14,22 @@ from stages import params
 SUMMARY = Path("reports/summary.txt")
 
 
-@program
-def main() -> None:
+def finetune(targets: Sequence[str] = ()) -> str:
+    """Reproduce the whole DAG, or the given stages and what they need; gives the short comparison.
+
+    Raises:
+        UserError: params.yaml is wrong, a stage failed, or no comparison came of it.
+    """
     params.load()  # a slip of the pen is told before anything runs
-    dvc.run("repro", *sys.argv[1:])
+    dvc.run("repro", *targets)
     if not SUMMARY.is_file():
         raise UserError(f"{SUMMARY} was not made; run `dvc repro compare`.")
-    print(SUMMARY.read_text(encoding="utf-8"))
+    return SUMMARY.read_text(encoding="utf-8")
+
+
+@program
+def main() -> None:
+    print(finetune(sys.argv[1:]))
     print(f"The whole comparison · 完整对比：{SUMMARY.with_name('comparison.html')}")
     print("Talk to it · 和它对话：python -m chat --adapter lora")
 

@@ -23,15 +23,6 @@ from stages.evaluate.scores import matches_exactly, mean_scores, meets
 log = logging.getLogger("tuneline.evaluate")
 
 
-def load(found: base.Base, adapter: Path | None, dtype: str):
-    """The base, or the adapter on the base as it was trained; and the adapter's manifest."""
-    if adapter is None:
-        return base.load_model(found, dtype), None
-    manifest = adapters.read_manifest(adapter)
-    model = base.load_model(found, manifest.dtype, manifest.quantization)
-    return adapters.load(model, adapter, found), manifest
-
-
 def eval_loss(model, rows: Sequence[dict], batch_size: int) -> float:
     """Mean loss over the labelled tokens of encoded rows."""
     collate = RightPadding(model.config.pad_token_id)
@@ -148,8 +139,9 @@ def main() -> None:
 
     receipt.verify_encoded(arguments.encoded, arguments.checked)
     found = base.read_record(arguments.base)
-    adapter = None if arguments.model == "base" else arguments.weights
-    model, manifest = load(found, adapter, knobs.base.dtype)
+    is_base = arguments.model == "base"
+    manifest = None if is_base else adapters.read_manifest(arguments.weights)
+    model = base.load_model(found, knobs.base.dtype) if is_base else adapters.load(arguments.weights, found)
     tokenizer = base.load_tokenizer(found.folder)
 
     metrics, predictions, judged = measure(model, tokenizer, arguments, knobs.evaluate)

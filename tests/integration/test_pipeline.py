@@ -120,6 +120,15 @@ def test_chat_is_scriptable(project):
     assert done.stdout.endswith("再见！\n")
 
 
+def test_the_flow_runs_the_same_job(project):
+    done = project.run(sys.executable, "-m", "flows.finetune_adapters")
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text
+    assert "up to date" in text
+    assert "What they answer" in text
+    assert "Completed" in text
+
+
 def test_one_changed_byte_stops_train_before_a_model_loads(project):
     path = project.folder / "data/checked/train.jsonl"
     before = path.read_bytes()

@@ -1,0 +1,54 @@
+"""pipelines.dvc with a real child that outlives its parent unless the whole session is ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from given import ROOT
+
+from models.errors import UserError
+from pipelines import dvc
+
+STAGE = """\
+stages:
+  slow:
+    cmd: {python} -c "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    outs: [pid]
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_ending_the_pipeline_ends_the_stage(tmp_path, how):
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / "dvc.yaml").write_text(STAGE.format(python=sys.executable))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    program = "from pipelines import dvc; dvc.run('repro')"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    path, deadline = tmp_path / "pid", time.monotonic() + 60
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    pid = int(path.read_text())
+    process.send_signal(how)
+    assert process.wait(timeout=30) != 0
+    deadline = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(pid)
+
+
+def test_a_failure_is_one_sentence(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="dvc repro nowhere"):
+        dvc.run("repro", "nowhere")
