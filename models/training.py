@@ -154,11 +154,11 @@ def fit(
         batch_size: rows a step and device; times ``gradient_accumulation`` for an update.
         epochs, max_steps: how long; ``max_steps`` wins if it is positive.
         warmup: steps, or a share of all steps if below 1.
-        evaluations: how many times to compute the loss on ``eval_rows``, spread evenly.
+        evaluations: how many times to compute the loss on ``eval_rows``, spread evenly; at least 2.
         on_loss: called with every point of the history as it comes.
     """
     listener = LossListener(on_loss)
-    share = 1 / max(evaluations, 1)
+    share = 1 / evaluations
     if gradient_checkpointing:
         # Not through TrainingArguments, and after the adapter is on: peft refuses to put a prefix on a
         # model that checkpoints, but a model with a prefix may start to (its blocks leave the cache alone).
@@ -192,6 +192,7 @@ def fit(
             report_to=[],
             disable_tqdm=not sys.stderr.isatty(),
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # never DataParallel, Trainer's way with several visible GPUs
         trainer = Trainer(
             model=model,
             args=arguments,

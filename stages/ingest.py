@@ -48,9 +48,10 @@ def count_rows(path: Path) -> int:
     if path.suffix == ".json":
         try:
             value = json.loads(content)
-            return len(value) if isinstance(value, list) else 1
-        except ValueError:
-            pass  # validate says what is wrong with it, row by row
+        except (ValueError, RecursionError):
+            value = None  # validate says what is wrong with it, row by row
+        if isinstance(value, list):
+            return len(value)
     return sum(1 for line in content.splitlines() if line.strip())
 
 

@@ -113,7 +113,7 @@ class Train(Section):
     """What all adapters share."""
 
     seed: int = 42
-    evaluations: Count = 10
+    evaluations: Annotated[int, Field(ge=2)] = 10
 
 
 class Evaluate(Section):

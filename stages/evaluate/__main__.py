@@ -13,7 +13,7 @@ from tqdm import tqdm
 from models import adapters, base
 from models.answering import Answer, answer_all
 from models.errors import UserError, program
-from models.prompt import label
+from models.prompt import IGNORED_LABEL, label
 from models.sample import Message, Sample, UnknownFormat, read_messages
 from models.storage import read_jsonl, write_json, write_jsonl, writing_folder
 from models.training import RightPadding, peak_memory_gib
@@ -30,7 +30,7 @@ def eval_loss(model, rows: Sequence[dict], batch_size: int) -> float:
     total, labelled = 0.0, 0
     for start in tqdm(range(0, len(rows), batch_size), desc="loss", unit="batch", delay=2):
         batch = {key: value.to(model.device) for key, value in collate(rows[start : start + batch_size]).items()}
-        count = int((batch["labels"][:, 1:] != -100).sum())
+        count = int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
         with torch.inference_mode():
             total += float(model(**batch).loss) * count
         labelled += count

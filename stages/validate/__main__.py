@@ -3,6 +3,7 @@
 import argparse
 import base64
 import logging
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,8 @@ def write_quarantine(folder: Path, rows: Sequence[RawRow], failed: dict[int, lis
         by_file[rows[index].file].append(quarantined_row(rows[index], failures))
     with writing_folder(folder) as temporary:
         for name, bad in by_file.items():
-            write_jsonl(temporary / f"{name.removesuffix('.jsonl').removesuffix('.json')}.jsonl", bad)
+            # a.json becomes a.json.jsonl: there may be an a.jsonl too
+            write_jsonl(temporary / (name if name.endswith(".jsonl") else f"{name}.jsonl"), bad)
 
 
 def keep_books(rows: Sequence[RawRow], sides: dict[str, list[Sample]], failed: dict[int, list[Failure]]) -> dict:
@@ -75,14 +77,19 @@ def hits_table(checks: Sequence[Check], failures: Sequence[Failure], rows: Seque
 
 
 def print_table(table: Sequence[dict], books: dict) -> None:
-    shown = Table(title="Data checks", title_justify="left")
-    for column, justify in (("check", "left"), ("rows", "right"), ("share", "right"), ("where", "left")):
+    shown = Table(title="Data checks · 数据检查", title_justify="left")
+    columns = (("check · 检查", "left"), ("rows · 行", "right"), ("share · 占比", "right"), ("where · 位置", "left"))
+    for column, justify in columns:
         shown.add_column(column, justify=justify)
     for line in table:
         shown.add_row(line["check"], str(line["rows"]), f"{line['share']:.1%}", ", ".join(line["places"]))
     console = Console(stderr=True)
     console.print(shown)
-    console.print("rows in {rows_in} = train {train} + eval {eval} + quarantined {quarantined}".format(**books))
+    console.print(
+        "rows in · 输入 {rows_in} = train · 训练 {train} + eval · 评测 {eval} + quarantined · 隔离 {quarantined}".format(
+            **books
+        )
+    )
 
 
 def reason_to_block(books: dict, limits: params.Validate) -> str | None:
@@ -117,6 +124,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     arguments = parser.parse_args()
     limits = params.load().validate_
+    # What an earlier run let through must not stand beside a verdict on other data.
+    shutil.rmtree(arguments.checked, ignore_errors=True)
+    arguments.verdict.unlink(missing_ok=True)
 
     rows = list(read_rows(arguments.raw))
     if not rows:

@@ -93,6 +93,15 @@ def test_an_array_is_read_element_by_element(tmp_path):
     assert all(content[row.offset : row.offset + len(row.content)] == row.content for row in rows)
 
 
+def test_files_of_the_same_stem_are_quarantined_apart(tmp_path):
+    for name in ("raw/a.json", "raw/a.jsonl", "raw/deep/a.jsonl"):
+        write_rows(tmp_path / name, [{"context": "空的", "target": ""}])
+    rows, _, failed = run(tmp_path / "raw")
+    write_quarantine(tmp_path / "quarantine", rows, failed)
+    kept = [line for path in (tmp_path / "quarantine").rglob("*.jsonl") for line in path.read_text().splitlines()]
+    assert sorted(json.loads(line)["file"] for line in kept) == ["a.json", "a.jsonl", "deep/a.jsonl"]
+
+
 def test_a_row_that_is_not_utf8_keeps_its_bytes(tmp_path):
     (tmp_path / "a.jsonl").write_bytes('{"context": "问", "target": "答"}\n'.encode("gbk"))
     rows, _, failed = run(tmp_path)

@@ -1,0 +1,36 @@
+import pytest
+from given import ROOT, write_rows
+
+from models import base
+from models.errors import UserError
+from stages.base import make_tiny, read_corpus
+from stages.params import Tiny
+
+CORPUS = ROOT / "data/demo/base/corpus.jsonl"
+KNOBS = Tiny(hidden_size=32, layers=1, heads=2, steps=3, batch_size=4)
+
+
+def test_the_same_corpus_gives_the_same_bytes_and_another_seed_others(tmp_path):
+    identities = []
+    for number, knobs in enumerate((KNOBS, KNOBS, KNOBS.model_copy(update={"seed": 7}))):
+        make_tiny(CORPUS, knobs, tmp_path / str(number))
+        identities.append(base.verify(tmp_path / str(number), "tiny").identity)
+    assert identities[0] == identities[1] != identities[2]
+
+
+def test_the_tiny_vocabulary_has_the_published_special_tokens_and_everyday_characters(tmp_path):
+    make_tiny(CORPUS, KNOBS, tmp_path)
+    tokenizer = base.load_tokenizer(tmp_path)
+    special = ["<unk>", "<s>", "</s>", "<pad>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<n>", "<|blank_80|>"]
+    assert all(tokenizer.convert_ids_to_tokens(tokenizer.convert_tokens_to_ids(token)) == token for token in special)
+    ids = tokenizer("踌躇满志的鹦鹉", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == "踌躇满志的鹦鹉"
+    assert len(tokenizer("魏晋南北朝", add_special_tokens=False)["input_ids"]) <= 6  # not three bytes a character
+
+
+def test_a_corpus_with_a_bad_row_is_one_sentence(tmp_path):
+    path = write_rows(tmp_path / "corpus.jsonl", [{"context": "问", "target": "答"}, {"context": "问"}])
+    with pytest.raises(UserError, match="line 2"):
+        read_corpus(path)
+    with pytest.raises(UserError, match="empty"):
+        read_corpus(write_rows(tmp_path / "empty.jsonl", []))
