@@ -85,11 +85,8 @@ def print_table(table: Sequence[dict], books: dict) -> None:
         shown.add_row(line["check"], str(line["rows"]), f"{line['share']:.1%}", ", ".join(line["places"]))
     console = Console(stderr=True)
     console.print(shown)
-    console.print(
-        "rows in · 输入 {rows_in} = train · 训练 {train} + eval · 评测 {eval} + quarantined · 隔离 {quarantined}".format(
-            **books
-        )
-    )
+    sides = "train · 训练 {train} + eval · 评测 {eval} + quarantined · 隔离 {quarantined}"
+    console.print(f"rows in · 输入 {{rows_in}} = {sides}".format(**books))
 
 
 def reason_to_block(books: dict, limits: params.Validate) -> str | None:
