@@ -14,6 +14,18 @@ AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
 # The published config.json maps AutoModel and AutoModelForSeq2SeqLM to the class with the head.
 for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM):
     auto_class.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
-AutoTokenizer.register(ChatGLMConfig, tokenizer_class=ChatGLMTokenizer, exist_ok=True)
+
+
+class _ByNameAlone(ChatGLMConfig):
+    """Registers the tokenizer by its name, which both published and saved checkpoints give.
+
+    Were it registered for ChatGLMConfig itself, AutoTokenizer would prefer the code in a checkpoint
+    to ours wherever an old script passes ``trust_remote_code=True``.
+    """
+
+    model_type = "chatglm-by-name-alone"
+
+
+AutoTokenizer.register(_ByNameAlone, tokenizer_class=ChatGLMTokenizer, exist_ok=True)
 
 __all__ = ["ChatGLMConfig", "ChatGLMForConditionalGeneration", "ChatGLMModel", "ChatGLMTokenizer"]

@@ -37,6 +37,7 @@ class ChatGLMConfig(PreTrainedConfig):
             the prefix itself belongs to peft.
         quantization_bit: must be 0: checkpoints that were quantized by the published kernels
             cannot be read.
+        tokenizer_class: by which AutoTokenizer finds ours.
 
     Raises:
         ValueError: the keys describe another architecture (ChatGLM2, ChatGLM3, GLM-4) or one
@@ -70,6 +71,7 @@ class ChatGLMConfig(PreTrainedConfig):
     pre_seq_len: int | None = None
     prefix_projection: bool = False
     quantization_bit: int = 0
+    tokenizer_class: str | None = "ChatGLMTokenizer"
 
     def __post_init__(self, **kwargs):
         if found := [key for key in _SUCCESSOR_KEYS if key in kwargs]:

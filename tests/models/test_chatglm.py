@@ -196,13 +196,14 @@ def publish(model, folder, base_folder) -> None:
         (folder / f"{code}.py").write_text("raise SystemExit('code that came with a checkpoint was run')")
 
 
+@pytest.mark.parametrize("trust", [{}, {"trust_remote_code": True}], ids=["", "old scripts that trust"])
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForCausalLM])
-def test_an_official_checkpoint_loads_as_it_is(model, base_folder, tmp_path, auto, recwarn):
+def test_an_official_checkpoint_loads_as_it_is(model, base_folder, tmp_path, auto, trust):
     publish(model, tmp_path, base_folder)
-    loaded, report = auto.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, report = auto.from_pretrained(tmp_path, output_loading_info=True, **trust)
     assert type(loaded) is ChatGLMForConditionalGeneration
-    assert type(AutoConfig.from_pretrained(tmp_path)) is ChatGLMConfig
-    assert type(AutoTokenizer.from_pretrained(tmp_path)) is ChatGLMTokenizer
+    assert type(AutoConfig.from_pretrained(tmp_path, **trust)) is ChatGLMConfig
+    assert type(AutoTokenizer.from_pretrained(tmp_path, **trust)) is ChatGLMTokenizer
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert loaded.dtype == torch.float16

@@ -86,6 +86,11 @@ def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
     assert again.get_vocab() == tokenizer.get_vocab()
 
 
+def test_auto_tokenizer_needs_no_tokenizer_config(base_copy):
+    (base_copy / "tokenizer_config.json").unlink()
+    assert type(AutoTokenizer.from_pretrained(base_copy)) is ChatGLMTokenizer
+
+
 def test_a_long_blank_symbol_spelled_in_text_is_no_bomb(tokenizer):
     assert tokenizer.decode(tokenizer("<|blank_999999999|>", add_special_tokens=False)["input_ids"]) == (
         "<|blank_999999999|>"
