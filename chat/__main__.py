@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 
 from chat import terminal
@@ -10,11 +11,17 @@ from models.errors import UserError, program
 
 
 def find_adapter(weights: Path, name: str) -> Path:
-    if not (weights / name / adapters.MANIFEST).is_file():
+    if Path(name).name != name or not (weights / name / adapters.MANIFEST).is_file():
         trained = sorted(path.parent.name for path in weights.glob(f"*/{adapters.MANIFEST}"))
         known = f"trained are: {', '.join(trained)}" if trained else "none is trained yet; run `make demo`"
         raise UserError(f"There is no adapter {name!r} in {weights}; {known}.")
     return weights / name
+
+
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
 
 
 def load(weights: Path, adapter: str | None, dtype: str):
@@ -34,9 +41,10 @@ def main() -> None:
     parser.add_argument("--adapter", help="an adapter's key, such as lora or ptuning_v2")
     parser.add_argument("--weights", type=Path, default=Path("models/weights"))
     parser.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto")
-    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--max-new-tokens", type=positive, default=256)
     parser.add_argument("--sample", action="store_true", help="sample instead of answering greedily")
     arguments = parser.parse_args()
+    sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8 shall not end the conversation
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives input() its line editing
 
@@ -47,6 +55,8 @@ def main() -> None:
 
     generation = (sampled if arguments.sample else greedy)(model, arguments.max_new_tokens)
     room = model.config.max_sequence_length - arguments.max_new_tokens
+    if room < 1:
+        raise UserError(f"--max-new-tokens must be less than the model's {model.config.max_sequence_length} tokens.")
     terminal.run(
         name,
         start_answer=lambda messages: Stream(model, tokenizer, messages, generation),

@@ -10,6 +10,7 @@ WELCOME = "欢迎使用 {name}。输入内容即可对话，clear 清空对话�
 HUMAN, MODEL = "<|Human|>: ", "<|ChatGLM-6B|>: "
 CLEARED, GOODBYE, NOT_A_MODE = "对话历史已清空。", "再见！", "请输入 1 或 2。"
 TIME_USED = "（用时 {seconds:.2f} 秒，{tokens} 个词元，{rate:.1f} 词元/秒）"
+TOO_LONG = "（问题太长，放不进模型的上下文，请缩短后再问）"
 FORGOTTEN = "（对话太长，最早的 {turns} 轮已略去）"
 
 
@@ -53,6 +54,9 @@ def converse(start_answer: Callable, fits: Callable[[list[Message]], bool], mult
             continue
         asked = [*history, Message("user", question)]
         messages = within_budget(asked, fits)
+        if not fits(messages):
+            yield TOO_LONG + "\n"
+            continue
         if len(messages) < len(asked):
             yield FORGOTTEN.format(turns=(len(asked) - len(messages)) // 2) + "\n"
         stream = start_answer(messages)

@@ -75,7 +75,9 @@ def verify(folder: Path, name: str, revision: str | None = None) -> Base:
 def _weight_files(folder: Path) -> list[str]:
     for index in WEIGHT_INDEXES:
         if (folder / index).is_file():
-            shards = sorted(set(_json_of(folder / index).get("weight_map", {}).values()))
+            weight_map = _json_of(folder / index).get("weight_map")
+            named = weight_map.values() if isinstance(weight_map, dict) else ()
+            shards = sorted({str(shard) for shard in named})
             if not shards or any(Path(shard).name != shard for shard in shards):
                 raise UserError(f"{folder / index} names no weight files of its own folder; fetch it again.")
             return shards
@@ -96,10 +98,10 @@ def _is_whole(path: Path) -> bool:
             return False
         try:
             header = json.loads(file.read(header_size))
-        except ValueError:
-            return False
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    return size == 8 + header_size + max(ends, default=0)
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+            return size == 8 + header_size + max(ends, default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+            return False  # no header of the safetensors format
 
 
 def _verify_vocabulary(folder: Path) -> None:
@@ -224,8 +226,8 @@ def load_tokenizer(folder: Path):
     try:
         return ChatGLMTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"The tokenizer in {folder} cannot be read ({reason}); fetch {TOKENIZER} again.") from None
+        files = f"{TOKENIZER} and {TOKENIZER_CONFIG}"
+        raise UserError(f"The tokenizer in {folder} cannot be read ({_reason(error)}); fetch {files} again.") from None
 
 
 def load_model(base: Base, dtype: str, quantization: int | None = None):
@@ -254,14 +256,18 @@ def load_model(base: Base, dtype: str, quantization: int | None = None):
             f"The weights in {base.folder} hold more than tensors, which could run code; refused."
         ) from None
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"The weights in {base.folder} cannot be loaded ({reason}).") from None
+        raise UserError(f"The weights in {base.folder} cannot be loaded ({_reason(error)}).") from None
     lacking = sorted(report["missing_keys"])
     if lacking:
         raise UserError(f"The weights in {base.folder} lack {len(lacking)} tensors, the first being {lacking[0]}.")
     if quantization is None:
         model.to(device)
     return model.requires_grad_(False).eval()
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, or its name."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _quantization(bits: int, dtype):

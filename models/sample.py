@@ -65,9 +65,11 @@ def read_messages(row: object) -> tuple[Message, ...]:
         raise UnknownFormat(f"a row must be a JSON object, not {_json_type(row)}")
     if "messages" in row:
         return _from_messages(row["messages"])
-    for question, answer in QUESTION_AND_ANSWER:
-        if question in row and answer in row:
-            return _from_question_and_answer(row, question, answer)
+    found = [keys for keys in QUESTION_AND_ANSWER if all(key in row for key in keys)]
+    if len(found) > 1:
+        raise UnknownFormat(f"more than one format has these keys: {', '.join(sum(found, ()))}")
+    if found:
+        return _from_question_and_answer(row, *found[0])
     keys = ", ".join(map(repr, list(row)[:6])) or "no keys"
     raise UnknownFormat(f"no known format has these keys: {keys}")
 
@@ -85,7 +87,7 @@ def _from_messages(messages: object) -> tuple[Message, ...]:
 
 def _from_question_and_answer(row: dict, question: str, answer: str) -> tuple[Message, ...]:
     asked = _text(row[question], question)
-    if question == "instruction" and row.get("input"):
+    if question == "instruction" and row.get("input") not in ("", None):
         asked = f"{asked}\n{_text(row['input'], 'input')}"
     turns = [*_history(row.get("history")), (asked, _text(row[answer], answer))]
     return tuple(

@@ -1,7 +1,8 @@
 """Files that are whole or absent, and their hashes.
 
 Everything is first written under a temporary name beside its target and then renamed, so that a
-kill leaves either the old file or the new one.
+kill leaves either the old file or the new one. A folder takes two renames: a kill between them
+leaves none, the old one under its temporary name, and never a half-filled one.
 """
 
 import hashlib
@@ -49,8 +50,11 @@ def writing_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
+        former = path.with_name(f".{path.name}.{os.getpid()}.former.tmp")
+        if path.exists():
+            path.replace(former)
         temporary.replace(path)
+        shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -85,20 +89,27 @@ def read_json(path: Path) -> dict:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """Read a JSON Lines file that Tuneline wrote or that holds probes.
+    """Rows of a JSON Lines file; see :func:`read_numbered_jsonl`."""
+    return [row for _, row in read_numbered_jsonl(path)]
+
+
+def read_numbered_jsonl(path: Path) -> list[tuple[int, dict]]:
+    """Rows of a JSON Lines file with their line numbers, counted from 1; blank lines are passed over.
 
     Raises:
         UserError: it is missing, or a line is not JSON.
     """
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+2028 inside a text
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start + 1}).") from None
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                rows.append((number, json.loads(line)))
             except ValueError as error:
                 raise UserError(f"{path}, line {number}, is not valid JSON ({error}).") from None
     return rows

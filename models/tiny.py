@@ -12,6 +12,7 @@ import sentencepiece
 
 from models.chatglm import ChatGLMConfig, ChatGLMTokenizer
 from models.chatglm.tokenization_chatglm import LINE_BREAK, MAX_BLANKS, TAB, VOCAB_FILE
+from models.errors import UserError
 
 # The published vocabulary's special pieces, by kind: control pieces are never found in text.
 CONTROL_PIECES = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"]
@@ -35,8 +36,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Chat
 
     Args:
         vocab_size: number of pieces, all special ones and the everyday characters included.
+
+    Raises:
+        UserError: the vocabulary is too small for those.
     """
     model = io.BytesIO()
+    needed = 4 + len(CONTROL_PIECES) + len(TEXT_PIECES) + 256 + len(set(everyday_characters()))
+    if vocab_size < needed:
+        raise UserError(
+            f"base.tiny.vocab_size is {vocab_size}; special tokens and everyday characters alone take {needed}."
+        )
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=model,

@@ -4,7 +4,9 @@ Used for the tiny base model, where every weight is trained, and for adapters, w
 frozen. The loop is transformers' own; what stands here feeds it and listens to it.
 """
 
+import contextlib
 import logging
+import math
 import resource
 import sys
 import tempfile
@@ -17,6 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from models.errors import UserError
 from models.prompt import IGNORED_LABEL
 
 log = logging.getLogger("tuneline.training")
@@ -76,7 +79,7 @@ class ProgressLine(TrainerCallback):
 
 
 class LossListener(TrainerCallback):
-    """Hands every training and evaluation loss on, and keeps them."""
+    """Hands every training and evaluation loss on, and keeps them; a loss that is no number ends the run."""
 
     def __init__(self, on_loss: Callable[[dict], None] | None):
         self.on_loss = on_loss
@@ -88,6 +91,11 @@ class LossListener(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         for key, split in (("loss", "train"), ("eval_loss", "eval")):
             if key in (logs or {}):
+                if not math.isfinite(logs[key]):
+                    raise UserError(
+                        f"Training diverged: the {split} loss at step {state.global_step} is {logs[key]}. "
+                        "Nothing was saved; try a lower learning_rate or more warmup."
+                    )
                 point = {
                     "step": state.global_step,
                     "seconds": round(time.monotonic() - self.started, 3),
@@ -156,6 +164,9 @@ def fit(
         warmup: steps, or a share of all steps if below 1.
         evaluations: how many times to compute the loss on ``eval_rows``, spread evenly; at least 2.
         on_loss: called with every point of the history as it comes.
+
+    Raises:
+        UserError: a loss is NaN or infinite.
     """
     listener = LossListener(on_loss)
     share = 1 / evaluations
@@ -190,6 +201,7 @@ def fit(
             label_names=["labels"],
             dataloader_pin_memory=torch.cuda.is_available(),
             report_to=[],
+            logging_nan_inf_filter=False,  # which would log a loss that is no number as 0
             disable_tqdm=not sys.stderr.isatty(),
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # never DataParallel, Trainer's way with several visible GPUs
@@ -205,7 +217,8 @@ def fit(
         if trainer.pop_callback(ProgressCallback) is not None:
             trainer.add_callback(Bar())
         started = time.monotonic()
-        with logging_redirect_tqdm():
+        # Log lines go around the bar; where there is no bar they would only be written twice.
+        with contextlib.nullcontext() if arguments.disable_tqdm else logging_redirect_tqdm():
             trainer.train()
         seconds = time.monotonic() - started
     state = trainer.state

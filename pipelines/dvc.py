@@ -17,8 +17,8 @@ QUIET = {"DVC_NO_ANALYTICS": "1", "ITERATIVE_DO_NOT_TRACK": "1", "DO_NOT_TRACK":
 def run(*arguments: str) -> None:
     """Run ``dvc`` with this interpreter's programs first on the path, its output going to the terminal.
 
-    dvc gets a session of its own, and whatever ends this process ends that whole session: killing
-    dvc alone would leave its stage running.
+    dvc gets a process group of its own, and whatever ends this process, but for SIGKILL, ends that whole
+    group: killing dvc alone would leave its stage running.
 
     Raises:
         UserError: dvc failed; it has said why.

@@ -14,7 +14,7 @@ from models import base
 from models.errors import UserError, program
 from models.prompt import encode_sample, label
 from models.sample import UnknownFormat, read_messages
-from models.storage import read_jsonl, writing_folder
+from models.storage import read_numbered_jsonl, writing_folder
 from stages import params
 
 log = logging.getLogger("tuneline.base")
@@ -23,7 +23,7 @@ log = logging.getLogger("tuneline.base")
 def read_corpus(path: Path) -> list:
     """Messages of every row of the base corpus."""
     conversations = []
-    for line, row in enumerate(read_jsonl(path), start=1):
+    for line, row in read_numbered_jsonl(path):
         try:
             conversations.append(read_messages(row))
         except UnknownFormat as error:

@@ -28,8 +28,11 @@ def find_files(source: Path) -> dict[str, Path]:
     if source.is_file():
         found = {source.name: source}
     elif source.is_dir():
-        paths = sorted(path for path in source.rglob("*") if path.is_file() and path.suffix in DATA_SUFFIXES)
-        found = {str(path.relative_to(source)): path for path in paths}
+        paths = sorted(path for path in source.rglob("*") if not path.is_dir() or path.is_symlink())
+        data = [path for path in paths if path.is_file() and path.suffix.lower() in DATA_SUFFIXES]
+        found = {str(path.relative_to(source)): path for path in data}
+        if left_out := [str(path.relative_to(source)) for path in paths if path not in data]:
+            log.warning("ingest: left out, being no .jsonl or .json file: %s", ", ".join(left_out))
     else:
         raise UserError(f"ingest.source: {source} does not exist; set it to a data file or a folder of them.")
     if not found:
@@ -37,7 +40,9 @@ def find_files(source: Path) -> dict[str, Path]:
     for path in found.values():
         if source.is_dir() and not path.resolve().is_relative_to(source.resolve()):
             raise UserError(f"ingest.source: {path} is a link that leads out of {source}; copy the file instead.")
-        if not path.read_bytes().strip():
+        if not str(path).isprintable():
+            raise UserError(f"ingest.source: the name of {str(path)!r} is not plain UTF-8 text; rename the file.")
+        if not path.read_bytes().removeprefix(b"\xef\xbb\xbf").strip():
             raise UserError(f"ingest.source: {path} is empty; remove it or fill it.")
     return found
 
@@ -45,7 +50,7 @@ def find_files(source: Path) -> dict[str, Path]:
 def count_rows(path: Path) -> int:
     """Rows of a JSON array, else lines that are not blank."""
     content = path.read_bytes()
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         try:
             value = json.loads(content)
         except (ValueError, RecursionError):
@@ -84,7 +89,7 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, required=True)
     arguments = parser.parse_args()
 
-    records = collect(params.load().ingest.source, arguments.raw)
+    records = collect(Path(params.load().ingest.source), arguments.raw)
     write_json(arguments.record, records)
     totals = {"files": len(records), **{key: sum(record[key] for record in records) for key in ("rows", "bytes")}}
     write_json(arguments.metrics, {"raw": totals})

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from models.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 
 
 class Section(BaseModel):
@@ -20,6 +21,12 @@ class Section(BaseModel):
 class Tiny(Section):
     """The embedded base model: its size and how it is trained."""
 
+    @model_validator(mode="after")
+    def _heads_share_the_width(self):
+        if self.hidden_size % (4 * self.heads):
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of 4 × heads ({self.heads})")
+        return self
+
     vocab_size: Count = 6000
     hidden_size: Count = 256
     layers: Count = 4
@@ -27,7 +34,7 @@ class Tiny(Section):
     steps: Count = 700
     batch_size: Count = 16
     learning_rate: Positive = 2e-3
-    seed: int = 42
+    seed: Seed = 42
 
 
 class Base(Section):
@@ -42,7 +49,7 @@ class Base(Section):
 class Ingest(Section):
     """``source``: a ``.jsonl`` or ``.json`` file, or a folder of them."""
 
-    source: Path
+    source: Annotated[str, Field(min_length=1)]
 
 
 class Validate(Section):
@@ -78,14 +85,15 @@ class Fit(Section):
     quantization: Literal[4, 8] | None = None
 
 
+LinearLayer = Literal["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+
+
 class Lora(Fit):
     method: Literal["lora"]
     rank: Count
     alpha: Positive
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: tuple[Literal["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], ...] = (
-        "query_key_value",
-    )
+    target_modules: Annotated[tuple[LinearLayer, ...], Field(min_length=1)] = ("query_key_value",)
 
     def attachment(self) -> dict:
         return {
@@ -106,13 +114,14 @@ class PTuningV2(Fit):
 
 
 Adapter = Annotated[Lora | PTuningV2, Field(discriminator="method")]
+RESERVED_NAMES = {"base", "data", "ingest", "tokens"}  # reports/metrics has a file of each of these names
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class Train(Section):
     """What all adapters share."""
 
-    seed: int = 42
+    seed: Seed = 42
     evaluations: Annotated[int, Field(ge=2)] = 10
 
 
@@ -142,8 +151,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _base_is_no_adapter(self):
-        if "base" in self.adapters:
-            raise ValueError("adapters: 'base' is the base model's name; call the adapter something else")
+        if taken := sorted(RESERVED_NAMES & set(self.adapters)):
+            raise ValueError(f"adapters: the name {taken[0]!r} is taken; call the adapter something else")
         if set(self.evaluate.models) != {"base", *self.adapters}:
             raise ValueError(
                 "evaluate.models must be 'base' and '<<: *adapters', as in the params.yaml that came along"
@@ -161,6 +170,8 @@ def load(path: Path = Path("params.yaml")) -> Params:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run this from the project's folder.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start + 1}).") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     try:
@@ -170,8 +181,12 @@ def load(path: Path = Path("params.yaml")) -> Params:
 
 
 def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    # A misspelled key also makes its right spelling missing: the misspelling is what to tell.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    loc = list(first["loc"])
+    if loc[:1] == ["adapters"] and len(loc) > 2:
+        del loc[2]  # the method, by which pydantic chose among the kinds of adapters
+    where = ".".join(map(str, loc))
     if first["type"] == "extra_forbidden":
         return f"{where} is not a known key; check its spelling."
     reason = first["msg"].removeprefix("Value error, ")

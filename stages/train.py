@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from models import base
-from models.errors import DataBlocked, program
+from models.errors import DataBlocked, UserError, program
 from models.prompt import PROMPT_VERSION, label
 from models.storage import read_jsonl
 from stages import params, receipt
@@ -97,6 +97,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     arguments = parser.parse_args()
     knobs = params.load()
+    if arguments.adapter not in knobs.adapters:
+        raise UserError(f"params.yaml has no adapter {arguments.adapter!r}; it has {', '.join(knobs.adapters)}.")
     adapter = knobs.adapters[arguments.adapter]
 
     checked = receipt.verify_encoded(arguments.encoded, arguments.checked)

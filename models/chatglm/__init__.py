@@ -20,7 +20,7 @@ class _ByNameAlone(ChatGLMConfig):
     """Registers the tokenizer by its name, which both published and saved checkpoints give.
 
     Were it registered for ChatGLMConfig itself, AutoTokenizer would prefer the code in a checkpoint
-    to ours wherever an old script passes ``trust_remote_code=True``.
+    to ours wherever an old script says that it trusts remote code.
     """
 
     model_type = "chatglm-by-name-alone"

@@ -86,6 +86,11 @@ class ChatGLMConfig(PreTrainedConfig):
                 f"The checkpoint was quantized to {self.quantization_bit} bits by the published kernels; "
                 "load the 16-bit checkpoint and quantize it with bitsandbytes instead."
             )
+        if self.num_attention_heads < 1 or self.hidden_size % (4 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} cannot be shared among {self.num_attention_heads} attention heads "
+                "of 4, 8, 12, … channels each."
+            )
         self._fill_in_token_ids()
         kwargs.pop("auto_map", None)  # names code that came with a checkpoint, which never runs here
         super().__post_init__(**kwargs)

@@ -1,6 +1,7 @@
 """The comparison as Markdown, for a pull request, and in short for the terminal."""
 
 import io
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -10,7 +11,8 @@ from stages.compare.gather import QUALITY, RESOURCES, Figure, Model, best_of, qu
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
+    """Text as it is, whatever Markdown it spells."""
+    return re.sub(r"([\\`*_\[\]|!])", r"\\\1", text).replace("<", "&lt;").replace("\n", "<br>")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -55,7 +57,7 @@ def write_markdown(models: Sequence[Model]) -> str:
 
 def write_summary(models: Sequence[Model], answer_characters: int) -> str:
     """The short form: quality, resources, and the beginnings of the answers, 110 columns wide."""
-    console = Console(file=io.StringIO(), width=110, force_terminal=False)
+    console = Console(file=io.StringIO(), width=110, force_terminal=False, markup=False, emoji=False, highlight=False)
     figures = Table(title="Base and adapters · 基座与适配器", title_justify="left")
     figures.add_column("")
     for model in models:

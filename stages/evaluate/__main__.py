@@ -14,13 +14,15 @@ from models import adapters, base
 from models.answering import Answer, answer_all
 from models.errors import UserError, program
 from models.prompt import IGNORED_LABEL, label
-from models.sample import Message, Sample, UnknownFormat, read_messages
-from models.storage import read_jsonl, write_json, write_jsonl, writing_folder
+from models.sample import QUESTION_AND_ANSWER, Message, Sample, UnknownFormat, read_messages
+from models.storage import read_jsonl, read_numbered_jsonl, write_json, write_jsonl, writing_folder
 from models.training import RightPadding, peak_memory_gib
 from stages import params, receipt
 from stages.evaluate.scores import matches_exactly, mean_scores, meets
 
 log = logging.getLogger("tuneline.evaluate")
+FORMAT_KEYS = {key for keys in QUESTION_AND_ANSWER for key in keys} | {"history", "input", "messages"}
+PROBE_KEYS = {"id", "contains", "absent"} | FORMAT_KEYS
 
 
 def eval_loss(model, rows: Sequence[dict], batch_size: int) -> float:
@@ -50,15 +52,32 @@ def read_probes(path: Path) -> list[dict]:
     """Probes with their messages.
 
     Raises:
-        UserError: a probe has no id or is in no accepted format.
+        UserError: a probe has no id, expects nothing, or is in no accepted format.
     """
     probes = []
-    for line, row in enumerate(read_jsonl(path), start=1):
+    for line, row in read_numbered_jsonl(path):
         try:
-            probes.append(row | {"id": row["id"], "messages": read_messages(row)})
-        except (UnknownFormat, KeyError, TypeError) as error:
+            messages = read_messages(row)
+            refuse_odd_probe(row, messages)
+        except UnknownFormat as error:
             raise UserError(f"{path}, line {line}: {error}.") from None
+        probes.append(row | {"messages": messages})
+    if not probes:
+        raise UserError(f"{path} holds no probes.")
     return probes
+
+
+def refuse_odd_probe(row: dict, messages: Sequence[Message]) -> None:
+    """A probe that expects nothing would always be met: refuse it, and any key that may be a misspelling."""
+    if unknown := row.keys() - PROBE_KEYS:
+        raise UnknownFormat(f"a probe has no key {sorted(unknown)[0]!r}")
+    if not isinstance(row.get("id"), str):
+        raise UnknownFormat("a probe needs an 'id'")
+    expected = [row.get("contains", []), row.get("absent", [])]
+    if not any(expected) or not all(isinstance(pieces, list) and all(pieces) for pieces in expected):
+        raise UnknownFormat("a probe needs 'contains' or 'absent', a list of texts that are not empty")
+    if len(messages) < 2 or messages[-1].role != "assistant":
+        raise UnknownFormat("a probe needs a question and the answer taught")
 
 
 def prediction(identity: str, messages: Sequence[Message], answer: Answer) -> dict:
@@ -102,8 +121,11 @@ def training_metrics(manifest: adapters.Manifest | None) -> dict:
 def measure(model, tokenizer, arguments, knobs: params.Evaluate) -> tuple[dict, list[dict], list[dict]]:
     """Metrics, predictions on the evaluation rows, and judged probes."""
     started = time.perf_counter()
-    loss = eval_loss(model, read_jsonl(arguments.encoded / "eval.jsonl"), knobs.batch_size)
-    samples = [Sample.from_json(row) for row in read_jsonl(arguments.checked / "eval.jsonl")]
+    encoded = read_jsonl(arguments.encoded / "eval.jsonl")
+    loss = eval_loss(model, encoded, knobs.batch_size)
+    within_budget = {row["id"] for row in encoded}  # answers are scored on the rows that the loss is of
+    checked = [Sample.from_json(row) for row in read_jsonl(arguments.checked / "eval.jsonl")]
+    samples = [sample for sample in checked if sample.id in within_budget]
     answers = answer_rows(model, tokenizer, [sample.messages[:-1] for sample in samples], knobs, knobs.batch_size)
     predictions = [prediction(s.id, s.messages, answer) for s, answer in zip(samples, answers, strict=True)]
     probes = read_probes(arguments.probes)

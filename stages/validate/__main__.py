@@ -40,14 +40,10 @@ def quarantined_row(row: RawRow, failures: Sequence[Failure]) -> dict:
 
 
 def write_quarantine(folder: Path, rows: Sequence[RawRow], failed: dict[int, list[Failure]]) -> None:
-    """One file for each raw file with bad rows; the folder always exists."""
-    by_file = defaultdict(list)
-    for index, failures in failed.items():
-        by_file[rows[index].file].append(quarantined_row(rows[index], failures))
+    """All bad rows of all files, each with where it stood, in one file."""
     with writing_folder(folder) as temporary:
-        for name, bad in by_file.items():
-            # a.json becomes a.json.jsonl: there may be an a.jsonl too
-            write_jsonl(temporary / (name if name.endswith(".jsonl") else f"{name}.jsonl"), bad)
+        bad = (quarantined_row(rows[index], failures) for index, failures in sorted(failed.items()))
+        write_jsonl(temporary / "rows.jsonl", bad)
 
 
 def keep_books(rows: Sequence[RawRow], sides: dict[str, list[Sample]], failed: dict[int, list[Failure]]) -> dict:
@@ -83,7 +79,7 @@ def print_table(table: Sequence[dict], books: dict) -> None:
         shown.add_column(column, justify=justify)
     for line in table:
         shown.add_row(line["check"], str(line["rows"]), f"{line['share']:.1%}", ", ".join(line["places"]))
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     console.print(shown)
     sides = "train · 训练 {train} + eval · 评测 {eval} + quarantined · 隔离 {quarantined}"
     console.print(f"rows in · 输入 {{rows_in}} = {sides}".format(**books))
@@ -91,7 +87,7 @@ def print_table(table: Sequence[dict], books: dict) -> None:
 
 def reason_to_block(books: dict, limits: params.Validate) -> str | None:
     """Why these data must not go on, if so."""
-    if books["quarantined_share"] > limits.max_quarantined:
+    if books["quarantined"] > limits.max_quarantined * books["rows_in"]:
         return (
             f"{books['quarantined']} of {books['rows_in']} rows ({books['quarantined_share']:.1%}) are bad, more than "
             f"validate.max_quarantined allows ({limits.max_quarantined:.0%})"
@@ -139,7 +135,7 @@ def main() -> None:
     good = [sample for index, sample in enumerate(samples) if index not in failed]
     sides = split(good, limits.eval_share)
     books = keep_books(rows, sides, failed)
-    write_quarantine(arguments.quarantine, rows, dict(sorted(failed.items())))
+    write_quarantine(arguments.quarantine, rows, failed)
     table = hits_table(checks, failures, rows)
     write_json(arguments.metrics, {"data": books})
     write_json(arguments.hits, table)

@@ -32,7 +32,7 @@ def read_rows(folder: Path) -> Iterator[RawRow]:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
         content = path.read_bytes()
-        array = _array_text(content) if path.suffix == ".json" else None
+        array = _array_text(content) if path.suffix.lower() == ".json" else None
         yield from _read_array(name, array) if array is not None else _read_lines(name, content)
 
 

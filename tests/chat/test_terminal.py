@@ -64,8 +64,9 @@ def test_a_long_conversation_loses_its_oldest_turns_never_the_question(talk):
     printed, asked = talk("2", "一", "二", "三", "stop", fits=lambda messages: len(messages) <= 3)
     assert [message.content for message in asked[2] if message.role == "user"] == ["二", "三"]
     assert "最早的 1 轮" in printed
-    _, asked = talk("2", "一", "stop", fits=lambda messages: False)
-    assert len(asked) == 1
+    printed, asked = talk("2", "一", "stop", fits=lambda messages: False)
+    assert not asked
+    assert terminal.TOO_LONG in printed
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,18 @@ def test_chat_is_scriptable(project):
     assert done.stdout.endswith("再见！\n")
 
 
+def test_chat_survives_odd_input(project):
+    command = [sys.executable, "-m", "chat", "--adapter", "lora"]
+    typed = b"1\n\xff\xfe\x80\n" + "长".encode() * 5000 + b"\n[MASK] <sop>\nstop\n"
+    done = subprocess.run(command, cwd=project.folder, capture_output=True, input=typed, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "问题太长" in done.stdout.decode()
+    for arguments in (["--max-new-tokens", "0"], ["--max-new-tokens", "99999"], ["--adapter", "../weights/lora"]):
+        done = project.run(*command, *arguments, typed="1\nstop\n")
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+
+
 def test_the_flow_runs_the_same_job(project):
     done = project.run(sys.executable, "-m", "flows.finetune_adapters")
     text = done.stdout + done.stderr

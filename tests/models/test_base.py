@@ -69,6 +69,21 @@ def test_a_half_downloaded_bin_file(base_copy):
         base.verify(base_copy, "tiny")
 
 
+@pytest.mark.parametrize("index", ['{"weight_map": ["a"]}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}', "[]"])
+def test_an_index_of_another_shape(base_copy, index):
+    (base_copy / "pytorch_model.bin.index.json").write_text(index)
+    (base_copy / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"index\.json|missing: 1"):
+        base.verify(base_copy, "tiny")
+
+
+@pytest.mark.parametrize("header", [b"[]", b'{"a": {}}', b'{"a": "x"}', b"{"])
+def test_a_safetensors_header_of_another_shape(base_copy, header):
+    (base_copy / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="half-downloaded"):
+        base.verify(base_copy, "tiny")
+
+
 def test_an_index_cannot_name_files_elsewhere(base_copy):
     (base_copy / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "../../secret.bin"}}')
     (base_copy / "model.safetensors").unlink()
@@ -84,6 +99,8 @@ def test_an_index_cannot_name_files_elsewhere(base_copy):
         ({"model_type": "llama"}, "'llama'"),
         ({"padded_vocab_size": 65024}, "successor"),
         ({"hidden_size": "wide"}, "hidden_size"),
+        ({"num_attention_heads": 0}, "attention heads"),
+        ({"hidden_size": 34}, "attention heads"),
     ],
 )
 def test_files_that_do_not_belong_together(base_copy, changes, said):

@@ -40,6 +40,8 @@ def test_every_accepted_format(row, texts):
         ({"context": "问", "target": "答", "history": [["早"]]}, "pair"),
         ({"messages": [{"role": "robot", "content": "问"}]}, "robot"),
         ({"messages": [{"role": "user"}]}, "'content'"),
+        ({"context": "问", "target": "答", "prompt": "别的", "response": "答"}, "more than one format"),
+        ({"instruction": "问", "input": [], "output": "答"}, "'input' must be text"),
     ],
 )
 def test_other_rows_are_refused_with_the_reason(row, said):

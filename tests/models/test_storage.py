@@ -8,7 +8,7 @@ import pytest
 from given import ROOT
 
 from models.errors import UserError
-from models.storage import read_json, read_jsonl, sha256_of_json, write_json, writing, writing_folder
+from models.storage import read_json, read_jsonl, sha256_of_json, write_json, write_jsonl, writing, writing_folder
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -59,6 +59,19 @@ def test_damaged_files_are_one_sentence(tmp_path):
     for read in (read_json, read_jsonl):
         with pytest.raises(UserError, match="does not exist"):
             read(tmp_path / "gone")
+
+
+def test_separators_inside_a_text_end_no_row(tmp_path):
+    rows = [{"text": "一\u2028二\u2029三\x85四\x0b五"}, {"text": "六"}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    assert read_jsonl(tmp_path / "a.jsonl") == rows
+
+
+def test_bytes_that_are_no_utf8_are_one_sentence(tmp_path):
+    (tmp_path / "a").write_bytes(b'{"a": "\xff"}')
+    for read in (read_json, read_jsonl):
+        with pytest.raises(UserError, match="a "):
+            read(tmp_path / "a")
 
 
 def test_the_hash_of_a_value_ignores_the_order_of_keys():

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from models import adapters, base
+from models.errors import UserError
 from models.storage import sha256_of
 from models.training import RightPadding, fit
 
@@ -43,6 +44,11 @@ def test_it_learns_and_tells_every_loss(base_folder):
     assert points == fitted.history
     assert fitted.steps == 18
     assert fitted.tokens == 6 * 9 * 6
+
+
+def test_a_diverging_run_ends_with_a_sentence(base_folder):
+    with pytest.raises(UserError, match=r"diverged: the (train|eval) loss at step \d+ is (nan|inf)"):
+        run(base_folder, learning_rate=1e30)
 
 
 def test_the_same_seed_gives_the_same_bytes(base_folder, tmp_path):

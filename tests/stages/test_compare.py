@@ -8,7 +8,7 @@ from stages.compare.gather import curves, gather
 from stages.compare.markdown import write_markdown, write_summary
 from stages.compare.page import write_page
 
-EVIL = '</script><script>alert("1")</script> | <b>'
+EVIL = '</script><script>alert("1")</script> | <b> [/x] [bold]'
 
 
 def metrics(loss: float, training: dict | None) -> dict:
@@ -74,6 +74,7 @@ def test_the_short_form_fits_a_terminal(evaluated):
 
     summary = write_summary(models_of(evaluated), 20)
     assert "lora" in summary
+    assert "[/x]" in write_summary(models_of(evaluated), 200).replace("\n", "")
     assert max(map(cell_len, summary.splitlines())) <= 110
 
 

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -71,7 +72,23 @@ def test_loss_is_the_mean_over_labelled_tokens_whatever_the_batches(model, token
         assert math.isclose(eval_loss(model, rows, batch_size), total / labelled, rel_tol=1e-5)
 
 
-def test_a_probe_in_no_format_is_one_sentence(tmp_path):
-    path = write_rows(tmp_path / "probes.jsonl", [{"id": "a", "context": "问", "target": "答"}, {"id": "b"}])
-    with pytest.raises(UserError, match="line 2"):
+GOOD_PROBE = {"id": "a", "context": "问", "target": "答", "contains": ["答"]}
+
+
+@pytest.mark.parametrize(
+    ("probe", "said"),
+    [
+        ({"id": "b"}, "no known format"),
+        ({**GOOD_PROBE, "contain": ["答"]}, "'contain'"),
+        ({**GOOD_PROBE, "contains": []}, "'contains' or 'absent'"),
+        ({**GOOD_PROBE, "contains": "答"}, "list"),
+        ({**GOOD_PROBE, "contains": [""]}, "not empty"),
+        ({**GOOD_PROBE, "id": 3}, "'id'"),
+        ({"id": "b", "contains": ["答"], "messages": [{"role": "assistant", "content": "答"}]}, "question"),
+    ],
+)
+def test_a_probe_that_proves_nothing_is_refused_with_its_line(tmp_path, probe, said):
+    path = write_rows(tmp_path / "probes.jsonl", [GOOD_PROBE])
+    path.write_text(path.read_text(encoding="utf-8") + "\n" + json.dumps(probe), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"line 3: .*{said}"):
         read_probes(path)

@@ -20,6 +20,15 @@ def test_files_are_copied_byte_for_byte_with_a_record(tmp_path):
     assert not (tmp_path / "raw/notes.txt").exists()
 
 
+def test_what_is_left_out_is_told(tmp_path, caplog):
+    write_rows(tmp_path / "in/A.JSONL", [ROW])
+    (tmp_path / "in/b.csv").write_text("x")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
+    assert [record["file"] for record in collect(tmp_path / "in", tmp_path / "raw")] == ["A.JSONL"]
+    assert "b.csv, linked" in caplog.text
+
+
 def test_a_single_file(tmp_path):
     path = write_rows(tmp_path / "mine.jsonl", [ROW])
     assert [record["source"] for record in collect(path, tmp_path / "raw")] == [str(path)]
@@ -34,7 +43,7 @@ def test_what_was_there_before_does_not_stay(tmp_path):
 def test_missing_empty_and_foreign_sources_leave_nothing_behind(tmp_path):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty/a.jsonl").write_text(" \n")
+    (tmp_path / "empty/a.jsonl").write_bytes(b"\xef\xbb\xbf \n")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/a.jsonl").symlink_to(write_rows(tmp_path / "secret.jsonl", [ROW]))
     for source, said in [

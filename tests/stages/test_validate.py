@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from models.sample import Sample, sample_id
 from stages.params import Validate
-from stages.validate.__main__ import keep_books, let_through, quarantined_row, reason_to_block, write_quarantine
+from stages.validate.__main__ import (
+    keep_books,
+    let_through,
+    print_table,
+    quarantined_row,
+    reason_to_block,
+    write_quarantine,
+)
 from stages.validate.expectations import judge, suite
 from stages.validate.features import describe, parse, repetition, role_fault
 from stages.validate.reading import read_rows
@@ -168,6 +175,12 @@ def test_when_the_data_are_blocked(counts, said):
     books = dict(zip(("rows_in", "train", "eval", "quarantined"), counts, strict=True))
     reason = reason_to_block(books | {"quarantined_share": counts[3] / counts[0]}, LIMITS)
     assert reason is None if said is None else said in reason
+
+
+def test_a_table_of_oddly_named_files_is_printed_as_it_is(capsys):
+    books = {"rows_in": 1, "train": 0, "eval": 0, "quarantined": 1}
+    print_table([{"check": "unique", "rows": 1, "share": 1.0, "places": ["[/x].jsonl:1"]}], books)
+    assert "[/x].jsonl:1" in capsys.readouterr().err
 
 
 def test_roles_and_repetition():
