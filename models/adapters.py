@@ -101,6 +101,8 @@ def attach(
 
 def save(model, folder: Path, manifest: Manifest) -> None:
     """Write the adapter's weights, configuration and manifest; the folder is whole or absent."""
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = manifest.base  # not this machine's path to it
     with writing_folder(folder) as temporary:
         model.save_pretrained(temporary, safe_serialization=True)
         (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card; the manifest says more

@@ -74,6 +74,11 @@ def test_saved_and_loaded_it_gives_the_same_logits(kind, base_folder, tmp_path):
     assert not again.training
 
 
+def test_an_adapter_names_its_base_and_no_path_of_this_machine(saved):
+    assert json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    assert str(saved.parent) not in (saved / adapters.MANIFEST).read_text()
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("method", ["lora", "ptuning_v2"])
 def test_on_a_quantized_base_it_trains(bits, method, base_folder):

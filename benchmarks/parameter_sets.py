@@ -1,0 +1,129 @@
+"""Memory and speed of the ready-made parameter sets, at ChatGLM-6B's size with random weights.
+
+``python benchmarks/parameter_sets.py --out benchmarks/results/parameter_sets.json`` on a machine with
+an NVIDIA GPU and 14 GB of free disk. For each set a process of its own loads the base as stage train does
+and trains the set's adapter on rows that fill the token budget. Peak memory is PyTorch's
+``max_memory_allocated`` over loading and training; tokens/s is the mean after the first third of
+the steps. ``--small`` runs the same on a toy of that layout, on any machine.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from models import adapters, base, training  # noqa: E402
+from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration  # noqa: E402
+from stages import params  # noqa: E402
+
+SMALL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "inner_hidden_size": 256}
+
+
+def make_checkpoint(folder: Path, small: bool) -> None:
+    """Random weights in half precision, in shards of 2 GB."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = ChatGLMForConditionalGeneration(ChatGLMConfig(**(SMALL if small else {})))
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder, max_shard_size="2GB")
+
+
+def full_rows(config: ChatGLMConfig, budget: params.Encode, count: int) -> list[dict]:
+    """Rows of random tokens that use the whole budget."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for _ in range(count):
+        ids = torch.randint(1000, 60_000, (budget.max_prompt_tokens + budget.max_answer_tokens,), generator=generator)
+        ids[budget.max_prompt_tokens - 2] = config.gmask_token_id
+        ids[budget.max_prompt_tokens - 1] = config.bos_token_id
+        ids[-1] = config.eos_token_id
+        labels = ids.clone()
+        labels[: budget.max_prompt_tokens] = -100
+        rows.append({"input_ids": ids.tolist(), "labels": labels.tolist()})
+    return rows
+
+
+def measure(checkpoint: Path, knobs: params.Params, name: str, checkpointing: bool, steps: int) -> dict:
+    """Train one adapter of a parameter set for a number of steps."""
+    adapter = knobs.adapters[name]
+    found = base.Base(knobs.base.model, checkpoint, None, {})
+    model = base.load_model(found, knobs.base.dtype, adapter.quantization)
+    torch.manual_seed(0)
+    tuned = adapters.attach(model, adapter.method, **adapter.attachment())
+    fitted = training.fit(
+        tuned,
+        full_rows(model.config, knobs.encode, steps * adapter.batch_size),
+        [],
+        pad_token_id=model.config.pad_token_id,
+        batch_size=adapter.batch_size,
+        learning_rate=adapter.learning_rate,
+        gradient_checkpointing=checkpointing,
+    )
+    points = [point for point in fitted.history if point["split"] == "train"]
+    first, last = points[len(points) // 3], points[-1]
+    per_step = fitted.tokens / fitted.steps
+    return {
+        "gradient_checkpointing": checkpointing,
+        "tokens_per_row": knobs.encode.max_prompt_tokens + knobs.encode.max_answer_tokens,
+        "batch_size": adapter.batch_size,
+        "steps": fitted.steps,
+        "tokens_per_second": round(per_step * (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])),
+        "peak_memory_gib": round(training.peak_memory_gib(), 2),
+    }
+
+
+def machine() -> dict:
+    import bitsandbytes
+    import peft
+    import transformers
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "bitsandbytes": bitsandbytes.__version__,
+        "commit": commit or None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--one", nargs=3, metavar=("SET", "CHECKPOINT", "CHECKPOINTING"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        path, checkpoint, checkpointing = arguments.one
+        knobs = params.load(Path(path))
+        (name,) = knobs.adapters
+        figures = measure(Path(checkpoint), knobs, name, checkpointing == "True", arguments.steps)
+        arguments.out.write_text(json.dumps({"set": Path(path).stem, **figures}))
+        return
+    results = []
+    with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
+        checkpoint, one = Path(scratch) / "base", Path(scratch) / "one.json"
+        make_checkpoint(checkpoint, arguments.small)
+        for path in sorted((ROOT / "params").glob("*.yaml")):
+            for checkpointing in (False, True):
+                # A process for each, so that no memory is left over from another.
+                command = [sys.executable, __file__, "--out", str(one), "--steps", str(arguments.steps)]
+                subprocess.run([*command, "--one", str(path), str(checkpoint), str(checkpointing)], check=True)
+                results.append(json.loads(one.read_text()))
+                print(results[-1], flush=True)
+    arguments.out.write_text(json.dumps({**machine(), "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
