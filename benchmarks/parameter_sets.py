@@ -86,14 +86,14 @@ def machine() -> dict:
     import peft
     import transformers
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    git = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peft": peft.__version__,
         "bitsandbytes": bitsandbytes.__version__,
-        "commit": commit or None,
+        "commit": git.stdout.strip() or None,
     }
 
 

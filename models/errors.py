@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import sys
 
 
@@ -36,5 +37,9 @@ def program(main):
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+        except BrokenPipeError:
+            # Whoever read the output has left. Python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
 
     return run
