@@ -16,17 +16,26 @@ def _curve_chart(points: Sequence[dict], along: str, title: str) -> dict:
         "data": {"values": list(points)},
         "width": "container",
         "height": 320,
-        "mark": {"type": "line", "point": {"size": 22}},
+        # The points are there to be hovered; only the lines are solid or dashed.
+        "layer": [
+            {
+                "mark": "line",
+                "encoding": {
+                    "strokeDash": {
+                        "field": "split",
+                        "type": "nominal",
+                        "scale": {"domain": ["eval", "train"], "range": [[1, 0], [5, 4]]},
+                        "legend": {"orient": "top"},
+                    }
+                },
+            },
+            {"mark": {"type": "point", "filled": True, "size": 26}},
+        ],
         "encoding": {
             "x": {"field": along, "type": "quantitative", "title": title},
             "y": {"field": "loss", "type": "quantitative", "title": "loss · 损失", "scale": {"type": "log"}},
             "color": {"field": "adapter", "type": "nominal", "legend": {"orient": "top"}},
-            "strokeDash": {
-                "field": "split",
-                "type": "nominal",
-                "scale": {"domain": ["eval", "train"], "range": [[1, 0], [5, 4]]},
-                "legend": {"orient": "top", "symbolType": "stroke"},
-            },
+            "detail": {"field": "split"},
             "tooltip": [
                 {"field": "adapter"},
                 {"field": "split"},
