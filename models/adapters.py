@@ -104,7 +104,8 @@ def save(model, folder: Path, manifest: Manifest) -> None:
     for config in model.peft_config.values():
         config.base_model_name_or_path = manifest.base  # not this machine's path to it
     with writing_folder(folder) as temporary:
-        model.save_pretrained(temporary, safe_serialization=True)
+        # No adapter here trains embeddings; left to itself, peft would ask the hub whether the base's changed.
+        model.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card; the manifest says more
         content = asdict(manifest) | {"weights_sha256": sha256_of(temporary / WEIGHTS)}
         write_json(temporary / MANIFEST, content)

@@ -74,6 +74,25 @@ def test_saved_and_loaded_it_gives_the_same_logits(kind, base_folder, tmp_path):
     assert not again.training
 
 
+def test_saving_and_loading_ask_no_network(base_folder, tmp_path, monkeypatch):
+    import socket
+
+    asked = []  # peft passes over a refusal in silence, so count the attempts
+
+    def refuse(*args, **kwargs):
+        asked.append(args)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    found = base.read_record(base_folder)
+    for method in ("lora", "ptuning_v2"):
+        tuned = adapters.attach(base.load_model(found, "float32"), method, **SETTINGS[method])
+        adapters.save(tuned, tmp_path / method, manifest_of(found, method))
+        adapters.load(tmp_path / method, found)
+    assert not asked
+
+
 def test_an_adapter_names_its_base_and_no_path_of_this_machine(saved):
     assert json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
     assert str(saved.parent) not in (saved / adapters.MANIFEST).read_text()
