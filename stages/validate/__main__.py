@@ -2,7 +2,6 @@
 
 import argparse
 import base64
-import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,8 +19,6 @@ from stages.validate.expectations import Check, Failure, judge, suite
 from stages.validate.features import describe, parse
 from stages.validate.reading import RawRow, read_rows
 from stages.validate.split import split
-
-log = logging.getLogger("tuneline.validate")
 
 
 def quarantined_row(row: RawRow, failures: Sequence[Failure]) -> dict:
