@@ -158,21 +158,41 @@ def find(model: str, revision: str | None = None) -> Base:
     Raises:
         UserError: it is neither, the hub cannot be reached, or :func:`verify` refuses it.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return verify(folder.resolve(), name=model)
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise UserError(f"base.model: {model!r} is neither 'tiny', nor a folder that exists, nor a hub id.")
-    snapshot = Path(_download(model, revision))
+    if _is_folder(model):
+        return verify(Path(model).expanduser().resolve(), name=model)
+    # No *.py: code that came with a checkpoint is not even fetched.
+    snapshot = Path(_download(model, revision, ["*.json", "*.model", "*.safetensors", "pytorch_model*.bin"]))
     return verify(snapshot, name=model, revision=snapshot.name)
 
 
-def _download(hub_id: str, revision: str | None) -> str:
+def find_tokenizer(model: str, revision: str | None = None) -> Path:
+    """The folder with the tokenizer of the base that params.yaml names; of a hub id, nothing else is fetched.
+
+    Raises:
+        UserError: the base is not found, or its tokenizer's files are missing or cannot be read.
+    """
+    if _is_folder(model):
+        folder = Path(model).expanduser().resolve()
+    else:
+        folder = Path(_download(model, revision, [CONFIG, TOKENIZER, TOKENIZER_CONFIG]))
+    if missing := [file for file in (TOKENIZER, TOKENIZER_CONFIG) if not (folder / file).is_file()]:
+        raise UserError(f"The base model in {folder} is incomplete; these files are missing: {', '.join(missing)}.")
+    load_tokenizer(folder)
+    return folder
+
+
+def _is_folder(model: str) -> bool:
+    if Path(model).expanduser().is_dir():
+        return True
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise UserError(f"base.model: {model!r} is neither 'tiny', nor a folder that exists, nor a hub id.")
+    return False
+
+
+def _download(hub_id: str, revision: str | None, patterns: list[str]) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    # No *.py: code that came with a checkpoint is not even fetched.
-    patterns = ["*.json", "*.model", "*.safetensors", "pytorch_model*.bin"]
     try:
         return snapshot_download(hub_id, revision=revision, allow_patterns=patterns)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

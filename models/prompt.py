@@ -12,6 +12,7 @@ from models.sample import Message
 PROMPT_VERSION = "chatglm-6b/1"  # stands in manifests; raise it whenever the same messages give other tokens
 
 IGNORED_LABEL = -100
+PROMPT_MARKS, ANSWER_MARKS = 2, 1  # tokens beside those of the text: ``[gMASK] <sop>``, and ``<eop>``
 _PUNCTUATION = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
 _HAN = "\u4e00-\u9fff"
 _BESIDE_HAN = re.compile(rf"(?<=[{_HAN}])[,!:;?]|[,!:;?](?=[{_HAN}])")

@@ -4,7 +4,7 @@
 ``{instruction,input,output,history}`` and ``{messages:[…]}`` all turn into messages, in order.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from models.storage import sha256_of_json
 
@@ -41,7 +41,7 @@ class Sample:
         return {
             "id": self.id,
             "source": {"file": self.file, "line": self.line},
-            "messages": [asdict(message) for message in self.messages],
+            "messages": [dict(vars(message)) for message in self.messages],
         }
 
     @classmethod

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from models.errors import UserError
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
@@ -24,9 +26,8 @@ def sha256_of(path: Path) -> str:
 
 def sha256_of_json(value: object) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys."""
-    canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     # A lone surrogate has no UTF-8 form; it still needs a hash.
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @contextmanager

@@ -11,12 +11,15 @@ from pathlib import Path
 import sentencepiece
 
 from models.chatglm import ChatGLMConfig, ChatGLMTokenizer
-from models.chatglm.tokenization_chatglm import LINE_BREAK, MAX_BLANKS, TAB, VOCAB_FILE
+from models.chatglm.tokenization_chatglm import VOCAB_FILE
 from models.errors import UserError
+from models.sample import Message, UnknownFormat, read_messages
+from models.storage import read_numbered_jsonl
+from models.vocabulary import LINE_BREAK, MAX_BLANKS, TAB, blank_symbol
 
 # The published vocabulary's special pieces, by kind: control pieces are never found in text.
 CONTROL_PIECES = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"]
-TEXT_PIECES = [LINE_BREAK, TAB, *(f"<|blank_{count}|>" for count in range(2, MAX_BLANKS + 1))]
+TEXT_PIECES = [LINE_BREAK, TAB, *map(blank_symbol, range(2, MAX_BLANKS + 1))]
 PUNCTUATION = "。、“”‘’《》（）【】…—·￥"
 
 
@@ -29,6 +32,23 @@ def everyday_characters() -> str:
     ascii_characters = "".join(map(chr, range(0x21, 0x7F)))
     rows = (bytes([row, column]) for row in range(0xB0, 0xD8) for column in range(0xA1, 0xFF))
     return ascii_characters + PUNCTUATION + "".join(code.decode("gb2312", "ignore") for code in rows)
+
+
+def read_corpus(path: Path) -> list[tuple[Message, ...]]:
+    """Messages of every row of the base corpus.
+
+    Raises:
+        UserError: the file is missing or empty, or a row is in none of the accepted formats.
+    """
+    conversations = []
+    for line, row in read_numbered_jsonl(path):
+        try:
+            conversations.append(read_messages(row))
+        except UnknownFormat as error:
+            raise UserError(f"{path}, line {line}: {error}.") from None
+    if not conversations:
+        raise UserError(f"{path} is empty; the tiny base needs conversations to learn from.")
+    return conversations
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> ChatGLMTokenizer:

@@ -4,27 +4,47 @@
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.errors import UserError, program
+from models.errors import DataBlocked, UserError, program
+from models.storage import read_json
 from pipelines import dvc
 from stages import params
 
-SUMMARY = Path("reports/summary.txt")
+SUMMARY, CHECKS = Path("reports/summary.txt"), Path("reports/data_checks.json")
 
 
 def finetune(targets: Sequence[str] = ()) -> str:
     """Reproduce the whole DAG, or the given stages and what they need; gives the short comparison.
 
     Raises:
+        DataBlocked: the data checks stopped it.
         UserError: params.yaml is wrong, a stage failed, or no comparison came of it.
     """
     params.load()  # a slip of the pen is told before anything runs
-    dvc.run("repro", *targets)
+    started = time.time()
+    try:
+        dvc.run("repro", *targets)
+    except UserError:
+        refuse_if_blocked(started)
+        raise
     if not SUMMARY.is_file():
         raise UserError(f"{SUMMARY} was not made; run `dvc repro compare`.")
     return SUMMARY.read_text(encoding="utf-8")
+
+
+def refuse_if_blocked(since: float) -> None:
+    """dvc has one exit code for all failures; tell data that were blocked from the rest.
+
+    Args:
+        since: seconds of the epoch; checks from before do not count.
+    """
+    if CHECKS.is_file() and CHECKS.stat().st_mtime >= since:
+        checks = read_json(CHECKS)
+        if checks["verdict"] == "blocked":
+            raise DataBlocked(f"The data checks stopped it: {'; '.join(checks['reasons'])}.")
 
 
 @program

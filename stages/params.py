@@ -52,22 +52,113 @@ class Ingest(Section):
     source: Annotated[str, Field(min_length=1)]
 
 
-class Validate(Section):
-    """What a row must be, and how many may fail."""
+Severity = Literal["warn", "quarantine", "block"]
+Binding = Literal["quarantine", "block"]  # a row that fails such a check could not be trained on
+OfAll = Literal["warn", "block"]
 
-    max_quarantined: Share = 0.2
-    min_rows: Count = 20
+
+class Check(Section):
+    """What befalls a row that fails a check: it is counted, set aside, or stops everything."""
+
+    severity: Severity = "quarantine"
+
+
+class BindingCheck(Check):
+    severity: Binding = "quarantine"
+
+
+class Parseable(BindingCheck):
+    """``max_bytes``: a longer row is set aside unread."""
+
+    max_bytes: Count = 1_000_000
+
+
+class AtMost(Check):
+    """``limit``: the largest value that passes."""
+
+    limit: Share
+
+
+class Languages(AtMost):
+    """``limit``: the largest share of letters in scripts of other languages than ``languages``."""
+
+    languages: Annotated[tuple[Literal["zh", "en"], ...], Field(min_length=1)] = ("zh", "en")
+
+
+class RightName(Check):
+    """``assistant``: the name that answers may give themselves; None where the task is not identity."""
+
+    assistant: str | None = None
+
+
+class NearDuplicate(Check):
+    """``similarity``: Jaccard similarity of character 4-grams from which two conversations are near-duplicates."""
+
+    similarity: Annotated[float, Field(ge=0.7, le=1)] = 0.8
+
+
+class EnoughRows(Section):
+    severity: OfAll = "block"
+    limit: Annotated[int, Field(ge=2, strict=True)] = 20
+
+
+class DataAtMost(Section):
+    severity: OfAll
+    limit: Annotated[float, Field(ge=0)]
+
+
+class DataAtLeast(Section):
+    severity: OfAll
+    limit: Share
+
+
+class Checks(Section):
+    """Every check by name: what a row must be, then what the data as a whole must be."""
+
+    parseable: Parseable = Parseable()
+    known_format: BindingCheck = BindingCheck()
+    roles_alternate: BindingCheck = BindingCheck()
+    nothing_blank: BindingCheck = BindingCheck()
+    clean_characters: BindingCheck = BindingCheck()
+    no_mojibake: Check = Check()
+    no_control_tokens: Check = Check()
+    prompt_fits: BindingCheck = BindingCheck()
+    answer_fits: BindingCheck = BindingCheck()
+    history_whole: Check = Check(severity="warn")
+    no_placeholders: Check = Check()
+    no_html: Check = Check()
+    no_boilerplate: Check = Check()
+    not_repetitive: AtMost = AtMost(limit=0.8)
+    mostly_text: AtMost = AtMost(limit=0.5)
+    known_language: Languages = Languages(limit=0.5)
+    no_personal_data: Check = Check()
+    no_secrets: Check = Check()
+    right_name: RightName = RightName()
+    unique: Check = Check()
+    no_near_duplicate: NearDuplicate = NearDuplicate(severity="warn")
+    one_answer: Check = Check(severity="warn")
+    no_leakage: BindingCheck = BindingCheck()
+
+    enough_rows: EnoughRows = EnoughRows()
+    few_quarantined: DataAtMost = DataAtMost(severity="block", limit=0.2)
+    few_cut: DataAtMost = DataAtMost(severity="warn", limit=0.1)
+    diverse: DataAtLeast = DataAtLeast(severity="warn", limit=0.1)
+    steady_lengths: DataAtMost = DataAtMost(severity="warn", limit=0.25)
+
+
+class Validate(Section):
+    """``cut_history``: whether a prompt over the token budget loses its oldest turns instead of being set aside."""
+
     eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    max_characters: Count = 4000
-    max_repetition: Share = 0.8
+    cut_history: bool = False
+    checks: Checks = Checks()
 
 
 class Encode(Section):
-    """Token budgets; longer rows are set aside and counted, never cut."""
+    """Token budgets, which ``validate`` holds every row to."""
 
     max_prompt_tokens: Count
     max_answer_tokens: Count
-    max_over_budget: Share = 0.1
 
 
 class Fit(Section):
@@ -114,7 +205,8 @@ class PTuningV2(Fit):
 
 
 Adapter = Annotated[Lora | PTuningV2, Field(discriminator="method")]
-RESERVED_NAMES = {"base", "data", "ingest", "tokens"}  # reports/metrics has a file of each of these names
+# reports/metrics or models/weights has something of each of these names
+RESERVED_NAMES = {"base", "data", "ingest", "tokens", "tokenizer"}
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 

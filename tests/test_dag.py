@@ -36,6 +36,7 @@ def edges(folder) -> set[tuple[str, str]]:
 def test_the_stages(project):
     assert stages(project) == {
         "ingest",
+        "tokenizer",
         "validate",
         "base",
         "encode",

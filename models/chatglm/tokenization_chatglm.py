@@ -5,21 +5,13 @@ import re
 import shutil
 from pathlib import Path
 
-import sentencepiece
 from transformers import AddedToken, PreTrainedTokenizer
 
 from models.chatglm.configuration_chatglm import image_tokens_of
+from models.vocabulary import Vocabulary
 
 VOCAB_FILE = "ice_text.model"
-LINE_BREAK, TAB = "<n>", "<|tab|>"
-MAX_BLANKS = 80
-_BLANKS = re.compile(f" {{2,{MAX_BLANKS}}}")
-_BLANK_SYMBOL = re.compile(r"<\|blank_([2-9]|[1-7][0-9]|80)\|>")
 _IMAGE_TOKEN = re.compile(r"<image_(\d+)>")
-
-
-def _blank_symbol(count: int) -> str:
-    return f"<|blank_{count}|>"
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
@@ -60,9 +52,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         **kwargs,
     ):
         self.vocab_file = str(vocab_file)
-        self.do_lower_case, self.remove_space = do_lower_case, remove_space
-        self.sp_model = sentencepiece.SentencePieceProcessor()
-        self.sp_model.Load(self.vocab_file)
+        self.vocabulary = Vocabulary(self.vocab_file, do_lower_case, remove_space)
         if num_image_tokens is None:
             num_image_tokens = _image_tokens_beside(self.vocab_file)
         self.num_image_tokens = num_image_tokens
@@ -96,35 +86,27 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        return self.num_image_tokens + self.sp_model.get_piece_size()
+        return self.num_image_tokens + self.vocabulary.pieces.get_piece_size()
 
     def get_vocab(self) -> dict[str, int]:
         return {self._convert_id_to_token(index): index for index in range(self.vocab_size)}
 
     def _tokenize(self, text, **kwargs):
-        if self.remove_space:
-            text = " ".join(text.split())
-        if self.do_lower_case:
-            text = text.lower()
-        text = text.replace("\n", LINE_BREAK).replace("\t", TAB)
-        text = _BLANKS.sub(lambda blanks: _blank_symbol(len(blanks[0])), text)
-        return self.sp_model.encode(text, out_type=str)
+        return self.vocabulary.split(text)
 
     def _convert_token_to_id(self, token):
         if image := _IMAGE_TOKEN.fullmatch(token):
             return int(image[1])
-        return self.sp_model.piece_to_id(token) + self.num_image_tokens
+        return self.vocabulary.pieces.piece_to_id(token) + self.num_image_tokens
 
     def _convert_id_to_token(self, index):
         if index < self.num_image_tokens:
             return f"<image_{index}>"
-        return self.sp_model.id_to_piece(index - self.num_image_tokens)
+        return self.vocabulary.pieces.id_to_piece(index - self.num_image_tokens)
 
     def convert_tokens_to_string(self, tokens):
         pieces = [token for token in tokens if not _IMAGE_TOKEN.fullmatch(token)]
-        text = self.sp_model.decode_pieces(pieces)
-        text = text.replace(LINE_BREAK, "\n").replace(TAB, "\t")
-        return _BLANK_SYMBOL.sub(lambda symbol: " " * int(symbol[1]), text)
+        return self.vocabulary.join(pieces)
 
     def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):
         """``context [gMASK] <sop>``, and ``answer <eop>`` behind it where there is an answer.

@@ -1,72 +1,76 @@
-"""The suite: named checks as Great Expectations, run over the features.
+"""Checks as Great Expectations: run over tables of features, and shown as Data Docs.
 
-Great Expectations knows nothing of severities or of our rows; what it gives back is, for each
-check, the rows that failed it.
+Great Expectations knows nothing of our rows or of what befalls them; what it gives back is, for
+each check, the rows that failed it and the values seen. Tables come in pieces, so that memory stays
+bounded; their results are added up before they are shown.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
 
-import pandas as pd
+import numpy as np
 
-from stages.params import Validate
+from stages.validate.checks import Check
+
+os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read once, when the library is imported
+_ROW = "row"
+_SHOWN = 20  # values seen that Data Docs list for each check
 
 
-@dataclass(frozen=True)
-class Check:
-    """One named check.
+@dataclass
+class Finding:
+    """The rows of one table that failed one check.
 
     Attributes:
-        name: as it stands in quarantine and reports.
-        column: the feature that it judges.
-        limit: the largest value allowed; None if the feature must be absent.
-        meaning: what a row that fails it has.
+        check: its name.
+        rows: their numbers.
+        seen: the value of each.
+        judged: how many rows have the feature at all.
     """
 
-    name: str
-    column: str
-    limit: float | None
-    meaning: str
+    check: str
+    rows: list[int] = field(default_factory=list)
+    seen: list = field(default_factory=list)
+    judged: int = 0
+
+    @classmethod
+    def joined(cls, parts: Sequence["Finding"]) -> "Finding":
+        """One finding of several of the same check, over tables that follow one another."""
+        rows = list(chain.from_iterable(part.rows for part in parts))
+        seen = list(chain.from_iterable(part.seen for part in parts))
+        return cls(parts[0].check, rows, seen, sum(part.judged for part in parts))
 
 
-@dataclass(frozen=True)
-class Failure:
-    """One row that failed one check: the row's index, the check, and the value seen."""
-
-    row: int
-    check: Check
-    seen: object
-
-
-def suite(params: Validate) -> list[Check]:
-    return [
-        Check("parseable", "parse_error", None, "is not UTF-8 JSON"),
-        Check("known_format", "format_error", None, "is in none of the accepted formats"),
-        Check("roles_alternate", "role_fault", None, "has its roles in the wrong order"),
-        Check("nothing_blank", "blank_texts", 0, "has an empty or blank text"),
-        Check("clean_characters", "bad_characters", 0, "has replacement, control or surrogate characters"),
-        Check("no_mojibake", "mojibake", 0, "has UTF-8 that was read as GBK"),
-        Check("no_control_tokens", "control_tokens", 0, "spells a control token of the tokenizer"),
-        Check("no_placeholders", "placeholders", 0, "has an unfilled placeholder"),
-        Check("not_too_long", "characters", params.max_characters, "is too long"),
-        Check("not_repetitive", "repetition", params.max_repetition, "repeats itself"),
-        Check("unique", "duplicate_of", None, "is the same as an earlier row"),
-    ]
-
-
-def judge(features: pd.DataFrame, checks: list[Check], docs: Path | None = None) -> list[Failure]:
-    """Run the suite.
+def judge(features: Mapping[str, np.ndarray], numbers: np.ndarray, checks: Sequence[Check]) -> list[Finding]:
+    """Run the checks over one table.
 
     Args:
-        features: one row a sample, its index in column ``row``.
-        docs: where to build Great Expectations' Data Docs; not built if None.
+        features: a column for each check, of shape (rows,).
+        numbers: the rows' own numbers, of shape (rows,).
 
     Returns:
-        Every failure, in the order of checks and rows.
+        A finding for each check, in their order.
 
     Raises:
         RuntimeError: Great Expectations itself failed at a check, which it does in silence.
     """
+    import pandas as pd
+
+    columns = list(dict.fromkeys(check.column for check in checks))
+    table = pd.DataFrame({_ROW: numbers, **{column: features[column] for column in columns}})
+    # COMPLETE, because a check's rows are taken from its index list and not from its success.
+    format_ = {"result_format": "COMPLETE", "unexpected_index_column_names": [_ROW]}
+    outcome = _definition(tuple(checks)).run(batch_parameters={"dataframe": table}, result_format=format_)
+    return [_finding(check, each, table) for check, each in zip(checks, outcome.results, strict=True)]
+
+
+@lru_cache(maxsize=4)
+def _definition(checks: tuple[Check, ...]):
+    """A validation definition over data frames with the columns of these checks."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
 
@@ -76,62 +80,95 @@ def judge(features: pd.DataFrame, checks: list[Check], docs: Path | None = None)
     context.variables.progress_bars = {"globally": False}
     asset = context.data_sources.add_pandas("samples").add_dataframe_asset("features")
     batch = asset.add_batch_definition_whole_dataframe("all rows")
-    expectations = gx.ExpectationSuite(name="samples")
-    for check in checks:
-        expectations.add_expectation(_expectation(check))
-    context.suites.add(expectations)
-    definition = gx.ValidationDefinition(name="samples", data=batch, suite=expectations)
-    context.validation_definitions.add(definition)
-    if docs is not None:
-        _add_docs_site(context, docs)
-    checkpoint = context.checkpoints.add(
-        gx.Checkpoint(
-            name="samples",
-            validation_definitions=[definition],
-            result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
-        )
-    )
-    outcome = checkpoint.run(batch_parameters={"dataframe": features})
-    if docs is not None:
-        context.build_data_docs()
-    (result,) = outcome.run_results.values()
-    return _failures(result, checks, features)
+    suite = context.suites.add(gx.ExpectationSuite(name="samples", expectations=[_expectation(c) for c in checks]))
+    return context.validation_definitions.add(gx.ValidationDefinition(name="samples", data=batch, suite=suite))
 
 
 def _expectation(check: Check):
     import great_expectations.expectations as gxe
 
-    # A map expectation skips nulls, so that a feature which a row cannot have is no fault.
-    meta = {"notes": f"{check.name}: a row fails that {check.meaning}"}
-    if check.limit is None:
-        return gxe.ExpectColumnValuesToBeNull(column=check.column, meta=meta)
-    return gxe.ExpectColumnValuesToBeBetween(column=check.column, max_value=check.limit, meta=meta)
-
-
-def _add_docs_site(context, docs: Path) -> None:
-    site = {
-        "class_name": "SiteBuilder",
-        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
-        "show_how_to_buttons": False,
+    told = {
+        "column": check.column,
+        "severity": "critical" if check.severity == "block" else "warning",
+        "meta": {"notes": f"{check.name} ({check.severity}): fails if it {check.meaning} · {check.meaning_zh}"},
     }
-    context.add_data_docs_site(site_name="validation", site_config=site)
+    # Both skip nulls, so that a feature which a row cannot have is no fault.
+    if check.limit is None:
+        return gxe.ExpectColumnValuesToBeNull(**told)
+    return gxe.ExpectColumnValuesToBeBetween(min_value=check.minimum, max_value=check.maximum, **told)
 
 
-def _failures(result, checks: list[Check], features: pd.DataFrame) -> list[Failure]:
-    failures = []
-    by_column = {check.column: check for check in checks}
-    for each in result.results:
-        check = by_column[each.expectation_config.kwargs["column"]]
-        if each.exception_info.get("raised_exception"):
-            raise RuntimeError(f"Great Expectations failed at {check.name}: {each.exception_info}")
-        for entry in each.result.get("unexpected_index_list") or []:
-            row = int(entry["row"])
-            failures.append(Failure(row, check, _plain(features.at[row, check.column])))
-    return failures
+def _finding(check: Check, result, table) -> Finding:
+    if result.exception_info.get("raised_exception"):
+        raise RuntimeError(f"Great Expectations failed at {check.name}: {result.exception_info}")
+    if result.expectation_config.kwargs["column"] != check.column:
+        raise RuntimeError(f"Great Expectations gave {result.expectation_config} for {check.name}")
+    hit = result.result.get("unexpected_index_list") or []
+    judged = len(table) if check.limit is None else int(table[check.column].notna().sum())
+    return Finding(check.name, [int(e[_ROW]) for e in hit], [_plain(e[check.column]) for e in hit], judged)
 
 
 def _plain(seen: object) -> object:
-    """A feature as it was before pandas and NumPy, which make floats of whole numbers beside missing ones."""
+    """A value as it was before NumPy, which makes floats of whole numbers beside missing ones."""
     seen = seen.item() if hasattr(seen, "item") else seen
     return int(seen) if isinstance(seen, float) and seen.is_integer() else seen
+
+
+# Data Docs -----------------------------------------------------------------------------------------
+
+# Great Expectations' pages fetch styles, scripts and a logo from elsewhere each time they are opened.
+_FROM_ELSEWHERE = re.compile(
+    r"""<script[^>]*\bsrc=["']?https?:.*?</script>|<link[^>]*\bhref=["']?https?:[^>]*>"""
+    r"""|<img[^>]*\bsrc=["']?https?:[^>]*>|<iframe.*?</iframe>""",
+    re.DOTALL | re.IGNORECASE,
+)
+
+
+def data_docs(checks: Sequence[Check], findings: Sequence[Finding], rows: int, style: str) -> str:
+    """One page that shows every check with what it found, and needs no network.
+
+    Args:
+        findings: one for each check.
+        rows: rows of the whole table.
+        style: the style sheet that the pages of Great Expectations are made for.
+    """
+    from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
+    from great_expectations.render.renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    results = [_result(check, each, rows) for check, each in zip(checks, findings, strict=True)]
+    met = sum(result.success for result in results)
+    statistics = {
+        "evaluated_expectations": len(results),
+        "successful_expectations": met,
+        "unsuccessful_expectations": len(results) - met,
+        "success_percent": 100 * met / max(len(results), 1),
+    }
+    outcome = ExpectationSuiteValidationResult(met == len(results), results, "data checks", statistics=statistics)
+    page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(outcome))
+    page = _FROM_ELSEWHERE.sub("", page)
+    # Without scripts nothing opens what is folded.
+    return page.replace("</head>", f"<style>{style}.collapse {{display: block}}</style></head>", 1)
+
+
+def _result(check: Check, finding: Finding, rows: int):
+    """The result of a check over all tables, in the shape that Great Expectations gives for one."""
+    from great_expectations.core.expectation_validation_result import ExpectationValidationResult
+
+    hit, judged = len(finding.rows), finding.judged
+    total = 1 if check.scope == "data" else rows
+    result = {
+        "element_count": total,
+        "missing_count": total - judged,
+        "missing_percent": 100 * (total - judged) / max(total, 1),
+        "unexpected_count": hit,
+        "unexpected_percent": 100 * hit / max(judged, 1),
+        "unexpected_percent_total": 100 * hit / max(total, 1),
+        "unexpected_percent_nonmissing": 100 * hit / max(judged, 1),
+        "partial_unexpected_list": finding.seen[:_SHOWN],
+    }
+    if check.limit is None:
+        for key in ("missing_count", "missing_percent"):
+            del result[key]
+    config = _expectation(check).configuration
+    return ExpectationValidationResult(success=hit == 0, expectation_config=config, result=result, exception_info={})

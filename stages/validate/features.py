@@ -1,61 +1,176 @@
-"""What Great Expectations judges: one flat row of features for each sample."""
+"""The flat table that Great Expectations judges: one row of features for each row of the data."""
 
+import json
 import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
-from models.sample import Message, Sample, UnknownFormat, read_messages, sample_id
-from stages.validate.reading import RawRow
+import numpy as np
 
-# Special tokens of the ChatGLM-6B vocabulary: spelled in text, they break a row's labels.
-CONTROL_TOKENS = re.compile(r"\[[gs]?MASK\]|<(?:sop|eop|s|pad|unk|ENC|dBLOCK|unused_0|n)>|</s>|<\|(?:tab|blank_\d+)\|>")
-# <UNK> is no placeholder: data sets such as ADGEN mark a word that was unknown to them by it.
-PLACEHOLDERS = re.compile(r"<(?!UNK>)[A-Z][A-Z_]{2,}>|\{\{.*?\}\}|\$\{.*?\}|\{%.*?%\}")
-_HAN_RUN = re.compile(r"[\u4e00-\u9fff]{3,}")
-_KEPT_CONTROLS = "\t\n\r"
+from models.prompt import ANSWER_MARKS, PROMPT_MARKS, render
+from models.sample import Message, UnknownFormat, read_messages
+from models.vocabulary import Vocabulary
+from stages.params import Params
+from stages.validate import characters, leftovers, privacy
+from stages.validate.grams import repetition
 
-
-def parse(rows: Sequence[RawRow]) -> list[Sample | UnknownFormat]:
-    """The sample of every row, or why it is none."""
-    return [_sample_of(row) for row in rows]
+# A few words of a text, so that a report shows what was seen without becoming a copy of the data.
+EXCERPT, SENTENCE = 40, 160
+FEW_LETTERS = 10  # too few to tell a language by: a formula, a smiley
 
 
-def _sample_of(row: RawRow) -> Sample | UnknownFormat:
-    if row.error is not None:
-        return UnknownFormat("unparsed")
+@dataclass(frozen=True)
+class Fault:
+    """Why a row holds no conversation: the check that it fails, and what was seen."""
+
+    check: str
+    seen: str
+
+
+# Parsing -------------------------------------------------------------------------------------------
+
+
+def parse(content: bytes, max_bytes: int) -> tuple[Message, ...] | Fault:
+    """The conversation in a row's bytes, or why there is none."""
+    if len(content) > max_bytes:
+        return Fault("parseable", f"{len(content)} bytes, more than {max_bytes}")
     try:
-        messages = read_messages(row.value)
-        return Sample(sample_id(messages), row.file, row.line, messages)
+        return read_messages(_JSON.decode(content.decode("utf-8")))
     except UnknownFormat as error:
-        return error
+        return Fault("known_format", str(error))
+    except UnicodeDecodeError as error:
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            return Fault("parseable", "not UTF-8 but UTF-16; save the file as UTF-8")
+        byte = content[error.start]
+        return Fault("parseable", f"not UTF-8: byte 0x{byte:02x} at byte {error.start + 1} of the row")
+    except json.JSONDecodeError as error:
+        what = error.msg.removesuffix(" at")
+        return Fault("parseable", f"not JSON: {what} at character {error.pos + 1} of the row")
+    except RecursionError:
+        return Fault("parseable", "not JSON: nested too deeply")
+    except ValueError as error:
+        return Fault("parseable", f"not JSON: {error}")
 
 
-def describe(rows: Sequence[RawRow], samples: Sequence[Sample | UnknownFormat]) -> Iterator[dict]:
-    """Features of every row. A feature that a row cannot have is None, which no check counts as a fault."""
-    first_seen: dict[str, str] = {}
-    for index, (row, sample) in enumerate(zip(rows, samples, strict=True)):
-        features = {"row": index, "parse_error": row.error, "format_error": None}
-        if isinstance(sample, Sample):
-            place = f"{row.file}:{row.line}"
-            original = first_seen.setdefault(sample.id, place)
-            features |= _of_messages(sample.messages) | {"duplicate_of": original if original != place else None}
-        elif row.error is None:
-            features["format_error"] = str(sample)
-        yield features
+def _refuse_twins(pairs: list[tuple[str, object]]) -> dict:
+    """An object, unless a key stands in it twice: readers disagree on which of the two counts."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+    return made
 
 
-def _of_messages(messages: Sequence[Message]) -> dict:
-    texts = [message.content for message in messages]
-    everything = "\n".join(texts)
+def _refuse_constant(constant: str):
+    raise ValueError(f"{constant} is no JSON value")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_refuse_twins, parse_constant=_refuse_constant)
+
+
+# Describing ----------------------------------------------------------------------------------------
+
+
+def describe(
+    parsed: Sequence[Sequence[Message] | Fault], vocabulary: Vocabulary, params: Params
+) -> dict[str, np.ndarray]:
+    """Features of every row, by column.
+
+    A feature that a row cannot have is None or NaN, which no check counts as a fault. Text that a feature shows
+    is an excerpt, with personal data and secrets masked.
+
+    Returns:
+        float64 or object arrays of shape (rows,).
+    """
+    count = len(parsed)
+    table = {f"{check}_fault": np.full(count, None, object) for check in ("parseable", "known_format")}
+    for index, fault in enumerate(parsed):
+        if isinstance(fault, Fault):
+            table[f"{fault.check}_fault"][index] = shown(fault.seen, SENTENCE)
+    whole = [index for index, messages in enumerate(parsed) if not isinstance(messages, Fault)]
+    conversations = [parsed[index] for index in whole]
+    for features in (
+        _of_texts(conversations, vocabulary, params),
+        _of_numbers(conversations, params),
+        _of_tokens(conversations, vocabulary, params),
+    ):
+        for name, values in features.items():
+            table[name] = np.full(count, None if values.dtype == object else np.nan, values.dtype)
+            table[name][whole] = values
+    return table
+
+
+def shown(seen: str | None, longest: int = EXCERPT) -> str | None:
+    """What a report may show of a text."""
+    if seen is None:
+        return None
+    text = privacy.mask(seen)
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def _of_texts(conversations: Sequence[Sequence[Message]], vocabulary: Vocabulary, params: Params) -> dict:
+    """Features that are None, or the first fault that was seen."""
+    texts = ["\n".join(message.content for message in messages) for messages in conversations]
+    prose = [leftovers.without_code(text) for text in texts]
+    answers = [messages[-1].content for messages in conversations]
+    signs = characters.signs(texts)
+    anyway = np.ones(len(texts), bool)
+
+    def shows(*names: str) -> np.ndarray:
+        return signs & sum(characters.SIGNS[name] for name in names) > 0
+
+    looks = {
+        "roles_alternate": (role_fault, conversations, anyway),
+        "clean_characters": (characters.bad_character, texts, shows("bad")),
+        "no_mojibake": (characters.mojibake, texts, shows("mojibake")),
+        "no_control_tokens": (_finder(vocabulary.control_tokens()), texts, shows("opener")),
+        "no_placeholders": (leftovers.placeholder, prose, shows("opener")),
+        "no_html": (leftovers.html, prose, shows("opener")),
+        "no_boilerplate": (leftovers.boilerplate, answers, anyway),
+        "right_name": (partial(leftovers.other_name, params.validate_.checks.right_name.assistant), answers, anyway),
+        "no_personal_data": (privacy.personal_data, texts, shows("number", "at")),
+        "no_secrets": (privacy.secret, texts, shows("word")),
+    }
+    return {f"{name}_fault": _look(name, *look) for name, look in looks.items()}
+
+
+def _look(name: str, find: Callable[[object], str | None], texts: Sequence, where: np.ndarray) -> np.ndarray:
+    """What ``find`` sees in the texts where a look is worth while: object array of shape (texts,)."""
+    seen = np.full(len(texts), None, object)
+    for index in np.flatnonzero(where):
+        if (found := find(texts[index])) is not None:
+            seen[index] = found if name in _MASKED else shown(found)
+    return seen
+
+
+_MASKED = ("no_personal_data", "no_secrets")  # already
+
+
+@lru_cache(maxsize=1)
+def _finder(tokens: tuple[str, ...]) -> Callable[[str], str | None]:
+    """A function that gives the first of the tokens in a text, or None."""
+    pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+
+    def find(text: str) -> str | None:
+        found = pattern.search(text)
+        return found[0] if found else None
+
+    return find
+
+
+def _of_numbers(conversations: Sequence[Sequence[Message]], params: Params) -> dict[str, np.ndarray]:
+    """Counts and shares."""
+    knobs = params.validate_.checks
+    kinds = characters.kinds_of_characters(["".join(m.content for m in messages) for messages in conversations])
+    letters = kinds[:, [characters.HAN, characters.LATIN, characters.OTHER_LETTER]].sum(axis=1)
+    own = sum(kinds[:, {"zh": characters.HAN, "en": characters.LATIN}[code]] for code in knobs.known_language.languages)
+    visible = kinds.sum(axis=1) - kinds[:, characters.BLANK]
     return {
-        "role_fault": role_fault(messages),
-        "blank_texts": sum(not text.strip() for text in texts),
-        "bad_characters": sum(map(_is_bad, everything)),
-        "mojibake": sum(map(_is_mojibake, _HAN_RUN.findall(everything))),
-        "control_tokens": len(CONTROL_TOKENS.findall(everything)),
-        "placeholders": len(PLACEHOLDERS.findall(everything)),
-        "characters": len(everything),
-        "repetition": round(max(map(repetition, texts)), 4),
+        "blank_texts": np.array([sum(not m.content.strip() for m in each) for each in conversations], np.float64),
+        "repetition": repetition([messages[-1].content for messages in conversations]),
+        "symbol_share": (kinds[:, characters.SYMBOL] / np.maximum(visible, 1)).round(4),
+        "other_language_share": np.where(letters < FEW_LETTERS, 0, (letters - own) / np.maximum(letters, 1)).round(4),
     }
 
 
@@ -70,22 +185,42 @@ def role_fault(messages: Sequence[Message]) -> str | None:
     return None
 
 
-def repetition(text: str) -> float:
-    """Share of 4-character pieces that stood before in the text; 0 for texts under 50 characters."""
-    pieces = [text[index : index + 4] for index in range(len(text) - 3)]
-    return 1 - len(set(pieces)) / len(pieces) if len(text) >= 50 else 0.0
+# Tokens --------------------------------------------------------------------------------------------
 
 
-def _is_bad(character: str) -> bool:
-    """Replacement characters, control characters and unpaired surrogates."""
-    return character == "\ufffd" or (
-        unicodedata.category(character) in ("Cc", "Cs") and character not in _KEPT_CONTROLS
-    )
+def _of_tokens(conversations: Sequence[Sequence[Message]], vocabulary: Vocabulary, params: Params) -> dict:
+    """Lengths as ``encode`` will find them, and how many of the oldest turns had to go."""
+    ordered = np.array([role_fault(messages) is None for messages in conversations], bool)
+    prompts = [render(m[:-1]) if fine else "" for m, fine in zip(conversations, ordered, strict=True)]
+    prompt_tokens = np.array(vocabulary.count(prompts), np.float64) + PROMPT_MARKS
+    answer_tokens = np.array(vocabulary.count([m[-1].content for m in conversations]), np.float64) + ANSWER_MARKS
+    turns_cut = np.zeros(len(conversations))
+    if params.validate_.cut_history:
+        limit = params.encode.max_prompt_tokens
+        for index in np.flatnonzero(ordered & (prompt_tokens > limit)):
+            turns_cut[index], prompt_tokens[index] = _fit(conversations[index], vocabulary, limit, prompt_tokens[index])
+    prompt_tokens[~ordered] = np.nan
+    return {"prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens, "turns_cut": turns_cut}
 
 
-def _is_mojibake(han: str) -> bool:
-    """Whether Chinese characters are UTF-8 that was read as GBK: their GBK bytes are then Chinese in UTF-8."""
-    code = han.encode("gbk", "ignore")
-    reread = code.decode("utf-8", "ignore")
-    reread_han = sum("\u4e00" <= character <= "\u9fff" for character in reread)
-    return reread_han >= 2 and 3 * reread_han >= 0.7 * len(code)
+def _fit(messages: Sequence[Message], vocabulary: Vocabulary, limit: int, tokens: float) -> tuple[int, float]:
+    """How many of the oldest turns to leave out for the prompt to fit, and the tokens it has then.
+
+    A prompt whose newest question alone is too long keeps all of its turns and its length.
+    """
+    for turns in range(1, turns_before(messages) + 1):
+        (count,) = vocabulary.count([render(without_oldest(messages, turns)[:-1])])
+        if count + PROMPT_MARKS <= limit:
+            return turns, count + PROMPT_MARKS
+    return 0, tokens
+
+
+def turns_before(messages: Sequence[Message]) -> int:
+    """Turns that came before the newest question."""
+    return sum(message.role == "user" for message in messages) - 1
+
+
+def without_oldest(messages: Sequence[Message], turns: int) -> tuple[Message, ...]:
+    """The conversation without its oldest turns; a system message stays."""
+    first = 1 if messages[0].role == "system" else 0
+    return (*messages[:first], *messages[first + 2 * turns :])

@@ -49,7 +49,7 @@ def test_missing_empty_and_foreign_sources_leave_nothing_behind(tmp_path):
     for source, said in [
         ("gone", "does not exist"),
         ("nothing", "holds no"),
-        ("empty", "is empty"),
+        ("empty", "has no rows"),
         ("linked", "link"),
     ]:
         with pytest.raises(UserError, match=said):

@@ -1,48 +1,72 @@
+import gzip
 import json
+import subprocess
+import sys
 
-import pandas as pd
+import numpy as np
 import pytest
-from given import conversation, shared, write_rows
+import yaml
+from given import ROOT, conversation, shared, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.sample import Sample, sample_id
-from stages.params import Validate
-from stages.validate.__main__ import (
-    keep_books,
-    let_through,
-    print_table,
-    quarantined_row,
-    reason_to_block,
-    write_quarantine,
-)
-from stages.validate.expectations import judge, suite
-from stages.validate.features import describe, parse, repetition, role_fault
-from stages.validate.reading import read_rows
-from stages.validate.split import split
-
-LIMITS = Validate()
+from models.errors import UserError
+from stages import receipt
+from stages.params import Params
+from stages.raw import find_files, read_rows
+from stages.validate.among import split
+from stages.validate.checks import checks_of
+from stages.validate.decide import decide
+from stages.validate.examine import Setting
+from stages.validate.features import repetition, role_fault
+from stages.validate.grams import bands, grams, jaccard
+from stages.validate.lengths import accept, drift, drift_class, last_accepted
+from stages.validate.privacy import mask, personal_data, secret
+from stages.validate.readings import put, read
+from stages.validate.workers import Crew
 
 
-def run(folder, limits=LIMITS):
-    """Rows, samples and the names of the checks that each row failed."""
-    rows = list(read_rows(folder))
-    samples = parse(rows)
-    checks = suite(limits)
-    features = pd.DataFrame(describe(rows, samples), columns=["row", *(check.column for check in checks)])
-    failed = {}
-    for failure in judge(features, checks):
-        failed.setdefault(failure.row, []).append(failure)
-    return rows, samples, failed
+def params_with(**validate) -> Params:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    content["validate"] |= validate
+    return Params.model_validate(content)
 
 
-def names(failed: dict, row: int) -> set[str]:
-    return {failure.check.name for failure in failed.get(row, [])}
+class Outcome:
+    """What the gate made of a folder of raw files."""
+
+    def __init__(self, raw, tokenizer, kept, params=None):
+        params = params or params_with()
+        kept.mkdir(exist_ok=True)
+        checks = checks_of(params)
+        with Crew() as crew:
+            self.examined = read(Setting(params, tokenizer, kept), find_files(raw), crew)
+            self.decision = decide(self.examined, checks, params.validate_, crew)
+        self.written = put(self.examined, self.decision, checks, kept)
+        self.rows = {
+            place: [json.loads(line) for line in (kept / f"{place}.jsonl").read_text("utf-8").splitlines()]
+            for place in self.written
+        }
+
+    def failed(self, line: int) -> set[str]:
+        return {
+            finding.check
+            for finding in self.decision.findings
+            for row in finding.rows
+            if self.examined.lines[row] == line
+        }
+
+
+@pytest.fixture
+def gate(base_folder, tmp_path):
+    return lambda params=None: Outcome(tmp_path / "raw", base_folder, tmp_path / "kept", params)
 
 
 GOOD = {"context": "你是谁？", "target": "我是一个小模型。"}
 BAD = [
     ("parseable", '{"context": "断'),
+    ("parseable", '{"context": "问", "target": "答", "target": "又答"}'),
+    ("parseable", '{"context": "问", "target": NaN}'),
     ("known_format", '{"question": "问", "answer": "答"}'),
     ("roles_alternate", '{"messages": [{"role": "user", "content": "只有问题"}]}'),
     ("nothing_blank", '{"context": "空的", "target": " \\n"}'),
@@ -50,176 +74,210 @@ BAD = [
     ("clean_characters", '{"context": "问", "target": "响铃\\u0007"}'),
     ("clean_characters", '{"context": "问", "target": "半个\\ud83d字"}'),
     ("no_mojibake", '{"context": "问", "target": "鎴戞槸涓€涓"}'),
+    ("no_mojibake", '{"context": "问", "target": "ä½ å¥½"}'),
     ("no_control_tokens", '{"context": "填 [MASK] 吧", "target": "好"}'),
     ("no_control_tokens", '{"context": "问", "target": "答</s>"}'),
     ("no_placeholders", '{"context": "问", "target": "我是 <NAME>。"}'),
     ("no_placeholders", '{"context": "问", "target": "我是 {{ name }}。"}'),
-    ("not_too_long", json.dumps({"context": "问", "target": "".join(map(chr, range(0x4E00, 0x4E00 + 4001)))})),
+    ("no_html", '{"context": "问", "target": "第一行<br/>第二行"}'),
+    ("no_boilerplate", '{"context": "问", "target": "作为一个AI语言模型，这个问题很难。"}'),
+    ("known_language", json.dumps({"context": "问", "target": "Это ответ на русском языке, не на китайском."})),
+    ("mostly_text", json.dumps({"context": "问", "target": "😀" * 6})),
+    ("no_personal_data", '{"context": "问", "target": "请打 13812345678。"}'),
+    ("no_personal_data", '{"context": "问", "target": "证件 11010519491231002X"}'),
+    ("no_secrets", '{"context": "问", "target": "AKIAABCDEFGHIJKLMNOP"}'),
+    ("right_name", '{"context": "问", "target": "我是ChatGPT。"}'),
     ("not_repetitive", json.dumps({"context": "问", "target": "好的" * 100})),
+    ("answer_fits", json.dumps({"context": "问", "target": "".join(map(chr, range(0x4E00, 0x4E00 + 2000)))})),
     ("unique", json.dumps(GOOD)),
 ]
 
 
-@pytest.mark.parametrize(("check", "line"), BAD, ids=[f"{name}-{index}" for index, (name, _) in enumerate(BAD)])
-def test_every_check_finds_its_fault_and_only_that(tmp_path, check, line):
-    (tmp_path / "a.jsonl").write_text(json.dumps(GOOD) + "\n" + line + "\n", encoding="utf-8")
-    _, _, failed = run(tmp_path)
-    assert names(failed, 0) == set()
-    assert names(failed, 1) == {check}
+def test_every_check_finds_its_fault_and_only_that(gate, tmp_path):
+    (tmp_path / "raw").mkdir()
+    lines = [json.dumps(GOOD), *(line for _, line in BAD)]
+    (tmp_path / "raw/a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    outcome = gate()
+    assert outcome.failed(1) == set()
+    for line, (check, _) in enumerate(BAD, start=2):
+        binding = outcome.failed(line) - {"one_answer", "no_near_duplicate"}
+        assert binding == {check}, lines[line - 1]
+    assert outcome.written["quarantine"] == len(BAD)
+    assert [row["content"] for row in outcome.rows["quarantine"]] == lines[1:]
 
 
-def test_a_row_tells_every_check_that_it_failed(tmp_path):
-    write_rows(tmp_path / "a.jsonl", [{"context": "", "target": "我是 <NAME> [MASK]"}])
-    rows, _, failed = run(tmp_path)
-    assert names(failed, 0) == {"nothing_blank", "no_placeholders", "no_control_tokens"}
-    told = quarantined_row(rows[0], failed[0])
-    assert {entry["check"]: (entry["seen"], entry["limit"]) for entry in told["failed"]} == {
-        "nothing_blank": (1, 0),
-        "no_placeholders": (1, 0),
-        "no_control_tokens": (1, 0),
-    }
+def test_personal_data_and_secrets_are_masked_where_they_are_told():
+    told = [
+        personal_data("请打 13812345678。"),
+        personal_data("卡 6222021234567890128"),
+        secret("k AKIAABCDEFGHIJKLMNOP"),
+    ]
+    assert told == ["mobile number 138***", "bank card number 622***", "AKI***"]
+    assert "13812345678" not in mask("打 13812345678 找 a.person@mail.cn")
+    assert personal_data("订单 11010519491231002 和 12345678901") is None
+    assert personal_data("发到 me@example.com") is None
 
 
-def test_rows_know_their_line_and_offset(tmp_path):
-    content = '\ufeff{"a": 1}\r\n\n  {"b": "\u2028"}\n{"c'.encode()
-    (tmp_path / "a.jsonl").write_bytes(content)
-    rows = list(read_rows(tmp_path))
-    assert [row.line for row in rows] == [1, 3, 4]
-    for row in rows:
-        assert content[row.offset : row.offset + len(row.content)] == row.content
-    assert [row.error is None for row in rows] == [True, True, False]
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.binary(max_size=40)
+        | st.text(max_size=20).map(str.encode)
+        | st.sampled_from([line.encode() for _, line in BAD] + [json.dumps(GOOD).encode(), b"[1e999]", b"NaN", b'"'])
+        | st.integers(1, 3000).map(lambda depth: b"[" * depth),
+        max_size=8,
+    ),
+    st.sampled_from([b"\n", b"\r\n", b"\r"]),
+    st.booleans(),
+)
+def test_the_books_close_over_any_bytes(base_folder, tmp_path, lines, end, packed):
+    (tmp_path / "raw").mkdir(exist_ok=True)
+    content = end.join(lines)
+    packed = packed or content[:2] == b"\x1f\x8b"
+    (tmp_path / "raw/a.jsonl").write_bytes(gzip.compress(content) if packed else content)
+    try:
+        outcome = Outcome(tmp_path / "raw", base_folder, tmp_path / "kept")
+    except UserError as error:
+        assert str(error).count("\n") == 0
+        return
+    assert sum(outcome.written.values()) == len(outcome.examined.lines)
+    for row in outcome.rows["quarantine"]:
+        if "content" in row:
+            raw = row["content"].encode()
+            assert content[row["offset"] : row["offset"] + len(raw)] == raw
+        assert row["failed"]
 
 
 def test_an_array_is_read_element_by_element(tmp_path):
     text = '\ufeff[\n {"context": "问", "target": "答"},\n\n {"x": [1, "]"]}, 3 ]\n'
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
-    rows = list(read_rows(tmp_path))
-    assert [row.value for row in rows] == [{"context": "问", "target": "答"}, {"x": [1, "]"]}, 3]
+    rows = list(read_rows(tmp_path / "a.json", "a.json"))
+    assert [json.loads(row.content) for row in rows] == [{"context": "问", "target": "答"}, {"x": [1, "]"]}, 3]
     assert [row.line for row in rows] == [2, 4, 4]
     content = text.encode()
     assert all(content[row.offset : row.offset + len(row.content)] == row.content for row in rows)
 
 
-def test_files_of_the_same_stem_are_quarantined_apart(tmp_path):
-    for name in ("raw/a.json", "raw/a.jsonl", "raw/deep/a.jsonl"):
-        write_rows(tmp_path / name, [{"context": "空的", "target": ""}])
-    rows, _, failed = run(tmp_path / "raw")
-    write_quarantine(tmp_path / "quarantine", rows, failed)
-    kept = [line for path in (tmp_path / "quarantine").rglob("*.jsonl") for line in path.read_text().splitlines()]
-    assert sorted(json.loads(line)["file"] for line in kept) == ["a.json", "a.jsonl", "deep/a.jsonl"]
-
-
-def test_a_row_that_is_not_utf8_keeps_its_bytes(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes('{"context": "问", "target": "答"}\n'.encode("gbk"))
-    rows, _, failed = run(tmp_path)
-    assert "not UTF-8" in rows[0].error
-    assert quarantined_row(rows[0], failed[0])["content_base64"]
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(
-        st.binary(max_size=40)
-        | st.text(max_size=20).map(str.encode)
-        | st.sampled_from([line.encode() for _, line in BAD] + [json.dumps(GOOD).encode(), b"[1e999]", b"NaN", b"\xff"])
-        | st.integers(1, 3000).map(lambda depth: b"[" * depth),
-        max_size=8,
-    ),
-    st.sampled_from([b"\n", b"\r\n"]),
-)
-def test_the_books_close_over_any_bytes(tmp_path, lines, end):
-    (tmp_path / "a.jsonl").write_bytes(end.join(lines))
-    rows, samples, failed = run(tmp_path)
-    content = (tmp_path / "a.jsonl").read_bytes()
-    assert all(content[row.offset : row.offset + len(row.content)] == row.content for row in rows)
-    good = [sample for index, sample in enumerate(samples) if index not in failed]
-    assert all(isinstance(sample, Sample) for sample in good)
-    keep_books(rows, split(good, 0.1), failed)
-    write_quarantine(tmp_path.parent / f"{tmp_path.name}-quarantine", rows, failed)
-
-
-def make_samples(questions: list[str]) -> list[Sample]:
-    made = [conversation(question, "答") for question in questions]
-    return [Sample(sample_id(messages), "a.jsonl", 1, messages) for messages in made]
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 500), min_size=60, max_size=200), st.lists(st.integers(501, 900), max_size=50))
-def test_old_rows_stay_put_and_the_same_question_stays_together(old, new):
-    before = split(make_samples([f"第{number}个问题？" for number in old]), 0.2)
-    after = split(make_samples([f"第{number}个问题？" for number in [*new, *old]]), 0.2)
-    if len(set(old)) > 30:  # with few groups a side could have been empty, and one group moved over
-        assert {s.id for s in before["eval"]} <= {s.id for s in after["eval"]}
-        assert {s.id for s in before["train"]} <= {s.id for s in after["train"]}
-    assert not {s.messages[0].content for s in after["train"]} & {s.messages[0].content for s in after["eval"]}
-    assert len(after["train"]) + len(after["eval"]) == len(old) + len(new)
-
-
-@pytest.mark.parametrize("share", [0.0001, 0.9999])
-def test_neither_side_is_empty_where_there_are_two_questions(share):
-    sides = split(make_samples(["一", "二", "三"]), share)
-    assert sides["train"]
-    assert sides["eval"]
-
-
 @pytest.mark.parametrize(
-    ("counts", "said"),
+    ("content", "said"),
     [
-        ((100, 70, 9, 21), "21.0%"),
-        ((15, 10, 5, 0), "only 15 good rows"),
-        ((40, 40, 0, 0), "same question"),
-        ((100, 80, 10, 10), None),
+        (b'[{"a": 1}, {"b": "', "never closed"),
+        (b'{\n "a": 1\n}', "many lines"),
+        (gzip.compress(b"{}\n" * 99)[:-9], "gzip"),
     ],
 )
-def test_when_the_data_are_blocked(counts, said):
-    books = dict(zip(("rows_in", "train", "eval", "quarantined"), counts, strict=True))
-    reason = reason_to_block(books | {"quarantined_share": counts[3] / counts[0]}, LIMITS)
-    assert reason is None if said is None else said in reason
+def test_a_file_that_cannot_be_cut_into_rows_is_one_sentence(tmp_path, content, said):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        list(read_rows(tmp_path / "a.json", "a.json"))
 
 
-def test_a_table_of_oddly_named_files_is_printed_as_it_is(capsys):
-    books = {"rows_in": 1, "train": 0, "eval": 0, "quarantined": 1}
-    print_table([{"check": "unique", "rows": 1, "share": 1.0, "places": ["[/x].jsonl:1"]}], books)
-    assert "[/x].jsonl:1" in capsys.readouterr().err
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.text("的一是在不了有和人这", max_size=30), min_size=1, max_size=12))
+def test_similarity_is_that_of_the_sets_of_4_grams(texts):
+    values, starts = grams(texts)
+    assert bands(values, starts).shape[0] == len(texts)
+    sets = [{t[i : i + 4] for i in range(len(t) - 3)} or {t} for t in texts]
+    for index in range(len(texts)):
+        exact = len(sets[0] & sets[index]) / len(sets[0] | sets[index])
+        assert jaccard(values[: starts[1]], values[starts[index] : starts[index + 1]]) == pytest.approx(exact)
+
+
+def test_no_near_duplicate_stands_across_the_split(gate, tmp_path):
+    draw = np.random.default_rng(0)
+    words = "".join(map(chr, range(0x4E00, 0x4E00 + 500)))
+    texts = ["".join(draw.choice(list(words), 60)) for _ in range(150)]
+    rows = [{"context": text[:20], "target": text[20:]} for text in texts]
+    rows += [{"context": f"{text[:20]}吗", "target": f"{text[20:]}。"} for text in texts]
+    write_rows(tmp_path / "raw/a.jsonl", rows)
+    outcome = gate()
+    assert outcome.written["eval"] > 10
+    sets = {
+        side: [
+            {t[i : i + 4] for i in range(len(t) - 3)} for t in (r["messages"][0]["content"] for r in outcome.rows[side])
+        ]
+        for side in ("train", "eval")
+    }
+    assert max(len(a & b) / len(a | b) for a in sets["train"] for b in sets["eval"]) < 0.8
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_old_rows_stay_put_when_new_ones_follow(data):
+    count = data.draw(st.integers(40, 80))
+    groups = np.array([hash((number, 1)) % 2**64 for number in range(count)], np.uint64)
+    edge = st.tuples(st.integers(1, count - 1), st.integers(0, count - 2)).filter(lambda pair: pair[0] > pair[1])
+    pairs = sorted({(*pair, 0.9) for pair in data.draw(st.lists(edge, max_size=20))})
+    old = count - data.draw(st.integers(1, 9))
+    before = split(groups[:old], [pair for pair in pairs if pair[0] < old], 0.3)
+    after = split(groups, pairs, 0.3)
+    assert (before.evaluated == after.evaluated[:old]).all()
+    for later, earlier, _ in pairs:
+        if later not in after.torn and earlier not in after.torn:
+            assert after.evaluated[later] == after.evaluated[earlier]
+
+
+def test_cutting_takes_the_oldest_turns_and_never_the_newest_question(gate, tmp_path):
+    turn = "".join(map(chr, range(0x4E00, 0x4E00 + 400)))
+    history = [[turn + "一", "好"], [turn + "二", "好"]]
+    write_rows(tmp_path / "raw/a.jsonl", [{"prompt": "最新的问题？", "response": "答。", "history": history}, GOOD])
+    assert gate().written["quarantine"] == 1
+    outcome = gate(params_with(cut_history=True))
+    (cut,) = (r for side in ("train", "eval") for r in outcome.rows[side] if r["messages"][-1]["content"] == "答。")
+    assert cut["messages"][-2]["content"] == "最新的问题？"
+    assert turn + "一" not in [message["content"] for message in cut["messages"]]
+    assert "history_whole" in outcome.failed(1)
+
+
+def test_length_drift_is_told_against_other_data_than_these(tmp_path):
+    record = tmp_path / "accepted.json"
+    assert last_accepted(record, "a") is None
+    accept(record, "a", [10, 0, 0])
+    assert last_accepted(record, "b") == [10, 0, 0]
+    accept(record, "b", [0, 0, 10])
+    assert last_accepted(record, "b") == [10, 0, 0]
+    assert drift_class(drift([10, 0, 0], [0, 0, 10])) == "large"
+    assert drift_class(drift([100, 50, 10], [100, 50, 10])) == "none"
 
 
 def test_roles_and_repetition():
     assert role_fault(conversation("问", "答", "问", "答")) is None
     assert role_fault(conversation("问", "答", "问")) == "does not end with the assistant"
-    assert repetition("好" * 100) > 0.9
-    assert repetition("各不相同的字" * 3) == 0.0
+    assert repetition(["好" * 100, "各不相同的字" * 3]).tolist() == [pytest.approx(0.99, abs=0.01), 0.0]
 
 
-def test_let_through_writes_a_receipt_that_verifies(tmp_path):
-    from stages import receipt
-
-    write_rows(tmp_path / "raw/a.jsonl", [GOOD])
-    samples = make_samples(["一", "二"])
-    let_through(tmp_path / "checked", tmp_path / "raw", {"train": samples[:1], "eval": samples[1:]}, suite(LIMITS), {})
-    assert receipt.verify(tmp_path / "checked")["read"].keys() == {"a.jsonl"}
+# As a user runs it -----------------------------------------------------------------------------------
 
 
-# Real data -------------------------------------------------------------------------------------------
+def check(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pipelines.check", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_self_cognition_as_it_stands_is_blocked_for_its_placeholders(tmp_path):
-    (tmp_path / "a.json").write_bytes(shared("datasets/self_cognition.json").read_bytes())
-    rows, _, failed = run(tmp_path)
-    assert len(rows) == 80
-    assert sum("no_placeholders" in names(failed, row) for row in failed) > 60
+    done = check(shared("datasets/self_cognition.json"), "--out", tmp_path / "out")
+    assert done.returncode == 2, done.stderr
+    assert "no_placeholders (74 rows)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out/checked").exists()
+    assert len((tmp_path / "out/quarantine/rows.jsonl").read_text("utf-8").splitlines()) == 74
 
 
 def test_self_cognition_with_its_placeholders_filled_passes(tmp_path):
     text = shared("datasets/self_cognition.json").read_text(encoding="utf-8")
-    text = text.replace("<NAME>", "小智").replace("<AUTHOR>", "wgs")
-    (tmp_path / "a.json").write_text(text, encoding="utf-8")
-    rows, _, failed = run(tmp_path)
-    assert {name for row in failed for name in names(failed, row)} <= {"unique"}
-    assert len(failed) < 0.1 * len(rows)
+    (tmp_path / "a.json").write_text(text.replace("<NAME>", "小智").replace("<AUTHOR>", "wgs"), encoding="utf-8")
+    done = check(tmp_path / "a.json", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert receipt.verify(tmp_path / "out/checked")["books"]["rows_in"] == 80
+    page = (tmp_path / "out/validation/index.html").read_text(encoding="utf-8")
+    assert 'src="http' not in page
+    assert "no_placeholders" in page
 
 
-@pytest.mark.parametrize(("file", "share"), [("adgen_dev.jsonl", 0.05), ("oaast_sft_zh.json", 0.15)])
-def test_real_data_lose_few_rows(tmp_path, file, share):
-    (tmp_path / file).write_bytes(shared(f"datasets/{file}").read_bytes())
-    rows, _, failed = run(tmp_path)
-    assert len(failed) < share * len(rows), {name for row in failed for name in names(failed, row)}
+@pytest.mark.parametrize(("file", "share"), [("adgen_dev.jsonl", 0.02), ("oaast_sft_zh.json", 0.15)])
+def test_real_data_lose_few_rows(base_folder, tmp_path, file, share):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / file).write_bytes(shared(f"datasets/{file}").read_bytes())
+    outcome = Outcome(tmp_path / "raw", base_folder, tmp_path / "kept")
+    lost = outcome.written["quarantine"] / sum(outcome.written.values())
+    assert lost < share, [row["failed"] for row in outcome.rows["quarantine"]]

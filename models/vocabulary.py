@@ -1,0 +1,66 @@
+"""The SentencePiece side of a base's tokenizer: text to pieces, without transformers.
+
+The tokenizer of :mod:`models.chatglm` is built on it. The data checks use it alone: their worker
+processes count the tokens of millions of rows and need not import a deep-learning stack for that.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+
+LINE_BREAK, TAB = "<n>", "<|tab|>"
+MAX_BLANKS = 80
+_BLANKS = re.compile(f" {{2,{MAX_BLANKS}}}")
+_BLANK_SYMBOL = re.compile(r"<\|blank_([2-9]|[1-7][0-9]|80)\|>")
+
+
+def blank_symbol(count: int) -> str:
+    return f"<|blank_{count}|>"
+
+
+class Vocabulary:
+    """``ice_text.model``, with the symbols for line breaks, tabs and runs of blanks.
+
+    Args:
+        file: path of the SentencePiece model.
+        do_lower_case, remove_space: published options, both off in published checkpoints.
+
+    Raises:
+        OSError, RuntimeError: the file cannot be read as a SentencePiece model.
+    """
+
+    def __init__(self, file: str | Path, do_lower_case: bool = False, remove_space: bool = False):
+        self.do_lower_case, self.remove_space = do_lower_case, remove_space
+        self.pieces = sentencepiece.SentencePieceProcessor()
+        self.pieces.Load(str(file))
+
+    def _prepare(self, text: str) -> str:
+        if self.remove_space:
+            text = " ".join(text.split())
+        if self.do_lower_case:
+            text = text.lower()
+        text = text.replace("\n", LINE_BREAK).replace("\t", TAB)
+        return _BLANKS.sub(lambda blanks: blank_symbol(len(blanks[0])), text) if "  " in text else text
+
+    def split(self, text: str) -> list[str]:
+        """The pieces of a text."""
+        return self.pieces.encode(self._prepare(text), out_type=str)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """How many pieces each text has. A lone surrogate, which has no UTF-8 form, counts as ``?``."""
+        prepared = [self._prepare(text).encode("utf-8", "replace") for text in texts]
+        return [len(pieces) for pieces in self.pieces.encode(prepared, out_type=int)]
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """The text of pieces."""
+        text = self.pieces.decode_pieces(list(pieces))
+        text = text.replace(LINE_BREAK, "\n").replace(TAB, "\t")
+        return _BLANK_SYMBOL.sub(lambda symbol: " " * int(symbol[1]), text)
+
+    def control_tokens(self) -> tuple[str, ...]:
+        """What a text must not spell: control tokens, and the symbols that stand for blanks and line breaks."""
+        ids = range(self.pieces.get_piece_size())
+        controls = [self.pieces.id_to_piece(i) for i in ids if self.pieces.is_control(i) or self.pieces.is_unknown(i)]
+        return (*controls, LINE_BREAK, TAB, *map(blank_symbol, range(2, MAX_BLANKS + 1)))

@@ -1,0 +1,19 @@
+from given import conversation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.prompt import ANSWER_MARKS, PROMPT_MARKS, encode_sample, render
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40), min_size=2, max_size=4))
+def test_the_gate_counts_the_tokens_that_encode_makes(tokenizer, texts):
+    messages = conversation(*(texts if len(texts) % 2 == 0 else texts[1:]))
+    prompt, answer = encode_sample(tokenizer, messages)
+    counted = tokenizer.vocabulary.count([render(messages[:-1]), messages[-1].content])
+    assert [counted[0] + PROMPT_MARKS, counted[1] + ANSWER_MARKS] == [len(prompt), len(answer)]
+
+
+def test_control_tokens_are_those_of_the_vocabulary(tokenizer):
+    tokens = tokenizer.vocabulary.control_tokens()
+    assert {"[MASK]", "[gMASK]", "<sop>", "<eop>", "</s>", "<pad>", "<unk>", "<n>", "<|blank_80|>"} <= set(tokens)
