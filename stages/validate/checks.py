@@ -69,7 +69,7 @@ _OF_ALL_DATA = {
     "enough_rows": ("too few good rows are left", "剩下的合格行太少"),
     "few_quarantined": ("too large a share of the rows is quarantined", "被隔离的行占比过大"),
     "few_cut": ("too large a share of the rows lost turns", "被截去轮次的行占比过大"),
-    "diverse": ("the answers are too much alike", "回答彼此太相似"),
+    "diverse": ("the rows are too much alike", "各行彼此太相似"),
     "steady_lengths": ("lengths moved away from the last accepted data", "长度分布偏离上次接受的数据"),
 }
 

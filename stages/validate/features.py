@@ -105,7 +105,8 @@ def shown(seen: str | None, longest: int = EXCERPT) -> str | None:
     """What a report may show of a text."""
     if seen is None:
         return None
-    text = privacy.mask(seen)
+    # What a terminal or a UTF-8 file cannot show, such as an escape sequence or a lone surrogate, is told by its code.
+    text = "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in privacy.mask(seen)[: longest + 1])
     return text if len(text) <= longest else f"{text[:longest]}…"
 
 

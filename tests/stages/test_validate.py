@@ -44,7 +44,7 @@ class Outcome:
             self.decision = decide(self.examined, checks, params.validate_, crew)
         self.written = put(self.examined, self.decision, checks, kept)
         self.rows = {
-            place: [json.loads(line) for line in (kept / f"{place}.jsonl").read_text("utf-8").splitlines()]
+            place: [json.loads(line) for line in (kept / f"{place}.jsonl").read_bytes().split(b"\n") if line]
             for place in self.written
         }
 
@@ -260,7 +260,7 @@ def test_self_cognition_as_it_stands_is_blocked_for_its_placeholders(tmp_path):
     assert "no_placeholders (74 rows)" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out/checked").exists()
-    assert len((tmp_path / "out/quarantine/rows.jsonl").read_text("utf-8").splitlines()) == 74
+    assert len((tmp_path / "out/quarantine/rows.jsonl").read_bytes().splitlines()) == 74
 
 
 def test_self_cognition_with_its_placeholders_filled_passes(tmp_path):
@@ -281,3 +281,21 @@ def test_real_data_lose_few_rows(base_folder, tmp_path, file, share):
     outcome = Outcome(tmp_path / "raw", base_folder, tmp_path / "kept")
     lost = outcome.written["quarantine"] / sum(outcome.written.values())
     assert lost < share, [row["failed"] for row in outcome.rows["quarantine"]]
+
+
+def test_what_a_report_shows_can_be_printed_and_written(gate, tmp_path):
+    (tmp_path / "raw").mkdir()
+    odd = '{"context": "问", "target": "{{\\u001b[31m\\ud83d}}"}'
+    (tmp_path / "raw/a.jsonl").write_text(f"{json.dumps(GOOD)}\n{odd}\n", encoding="utf-8")
+    (row,) = gate().rows["quarantine"]
+    assert "{{\\u001b[31m\\ud83d}}" in [each["seen"] for each in row["failed"]]
+
+
+def test_one_long_row_among_others_is_set_aside_for_its_size(gate, tmp_path):
+    write_rows(
+        tmp_path / "raw/a.jsonl", [GOOD, {"context": "问", "target": "长" * 17_000_000}, GOOD | {"target": "好。"}]
+    )
+    outcome = gate()
+    assert outcome.failed(2) == {"parseable"}
+    assert sum(outcome.written.values()) == 3
+    assert outcome.rows["quarantine"][0]["failed"][0]["seen"].startswith("5100")
