@@ -2,12 +2,14 @@
 
 Everything is first written under a temporary name beside its target and then renamed, so that a
 kill leaves either the old file or the new one. A folder takes two renames: a kill between them
-leaves none, the old one under its temporary name, and never a half-filled one.
+leaves none, the old one under its temporary name, and never a half-filled one. Temporary names carry
+the number of the process, so that whoever writes there next clears away what a killed one left.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,30 +36,62 @@ def sha256_of_json(value: object) -> str:
 def writing(path: Path) -> Iterator[Path]:
     """Give a temporary file to write; rename it to ``path`` if the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         temporary.replace(path)
+        _clear_after_killed(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def writing_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill; it replaces ``path`` if the block ends well."""
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside where ``path`` is or would be; it is gone after the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _clear_after_killed(path)
+    temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        former = path.with_name(f".{path.name}.{os.getpid()}.former.tmp")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; it replaces ``path`` if the block ends well."""
+    with scratch_folder(path) as temporary:
+        yield temporary
+        former = temporary.with_suffix(".former.tmp")
         if path.exists():
             path.replace(former)
         temporary.replace(path)
         shutil.rmtree(former, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _clear_after_killed(path: Path) -> None:
+    """Remove what processes that run no more left beside a file or folder that is whole."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)(?:\.former)?\.tmp")
+    for left in path.parent.iterdir():
+        found = pattern.fullmatch(left.name)
+        if found and not _runs(int(found[1])):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass  # somebody else's
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,8 @@ import logging
 import shutil
 from pathlib import Path
 
+from tqdm import tqdm
+
 from models.errors import UserError, program
 from models.storage import sha256_of, write_json, writing_folder
 from stages import params
@@ -25,7 +27,7 @@ def collect(source: Path, raw: Path) -> list[dict]:
     if empty := [name for name, path in files.items() if not any(True for _ in read_rows(path, name))]:
         raise UserError(f"ingest.source: {', '.join(empty)} in {source} has no rows; remove or fill it.")
     with writing_folder(raw) as temporary:
-        for name, path in files.items():
+        for name, path in tqdm(files.items(), desc="ingest · 收集", unit=" files", delay=2):
             copy = temporary / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)

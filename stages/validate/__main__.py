@@ -2,13 +2,14 @@
 
 import argparse
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from models.base import TOKENIZER
 from models.errors import DataBlocked, UserError, program
-from models.storage import sha256_of, sha256_of_json, write_json, write_text, writing_folder
+from models.storage import scratch_folder, sha256_of, sha256_of_json, write_json, write_text, writing_folder
 from stages import params, receipt
 from stages.raw import find_files
 from stages.validate import lengths, report
@@ -42,7 +43,7 @@ def find_data(sources: Sequence[Path]) -> dict[str, Path]:
 
 
 def hashes_of(files: Mapping[str, Path]) -> dict[str, str]:
-    return {name: sha256_of(path) for name, path in files.items()}
+    return {name: sha256_of(path) for name, path in tqdm(files.items(), desc="hash · 校验", unit=" files", delay=2)}
 
 
 def close_books(books: dict, written: Mapping[str, int]) -> None:
@@ -82,24 +83,23 @@ def main() -> None:
     # What an earlier run let through must not stand beside a verdict on other data.
     shutil.rmtree(arguments.checked, ignore_errors=True)
     arguments.verdict.unlink(missing_ok=True)
-    arguments.quarantine.parent.mkdir(parents=True, exist_ok=True)
 
     files = find_data(arguments.raw)
     hashes = hashes_of(files)
     former = lengths.last_accepted(arguments.accepted, sha256_of_json(hashes))
     # Beside what is written, because the system's folder for temporary files may lie in memory.
-    with Crew() as crew, tempfile.TemporaryDirectory(dir=arguments.quarantine.parent, suffix=".tmp") as kept:
-        examined = read(Setting(settings, arguments.tokenizer, Path(kept)), files, crew)
+    with Crew() as crew, scratch_folder(arguments.quarantine.with_name("examined")) as kept:
+        examined = read(Setting(settings, arguments.tokenizer, kept), files, crew)
         if hashes_of(files) != hashes:
             raise UserError("The data changed while they were read; run it again when nobody writes to them.")
         decision = decide(examined, checks, settings.validate_, crew)
         outcome = judge_whole(examined, decision, checks, former)
-        written = put(examined, decision, checks, Path(kept))
+        written = put(examined, decision, checks, kept)
         close_books(outcome.books, written)
         suite = [vars(check) for check in checks]
         applied = {"checks": suite, "sha256": sha256_of_json(suite)}
         facts = {"tokenizer_sha256": sha256_of(arguments.tokenizer / TOKENIZER), "suite": applied}
-        put_away(Path(kept), outcome, arguments, {"read": hashes, **facts, "books": outcome.books})
+        put_away(kept, outcome, arguments, {"read": hashes, **facts, "books": outcome.books})
     write_reports(outcome, checks, arguments)
     if outcome.reasons:
         where = f"Look into {arguments.quarantine} and {arguments.docs}/index.html"

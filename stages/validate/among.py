@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
 
 from models.prompt import normalize
 from models.sample import Message, sample_id
@@ -110,7 +111,7 @@ def near_duplicates(
         Pairs in the order of the later row, then of the earlier.
     """
     pairs = []
-    for later, earlier in _candidates(bands).tolist():
+    for later, earlier in tqdm(_candidates(bands).tolist(), desc="compare · 比较", unit=" pairs", delay=2):
         alike = jaccard(grams_of(later), grams_of(earlier))
         if alike >= similarity:
             pairs.append((later, earlier, round(alike, 4)))
@@ -123,7 +124,8 @@ def _candidates(bands: np.ndarray) -> np.ndarray:
     if not count:
         return np.empty((0, 2), np.int64)
     crowd = max(1, min(_CROWD, _MOST_PAIRS // bands.size))
-    coded, shared = np.unique(np.concatenate([_pairs(band, crowd) for band in bands.T]), return_counts=True)
+    found = [_pairs(band, crowd) for band in tqdm(bands.T, desc="look for near-duplicates · 查找近似重复", delay=2)]
+    coded, shared = np.unique(np.concatenate(found), return_counts=True)
     coded = coded[shared >= _SHARED_BANDS]
     return np.stack([coded // count, coded % count], axis=1)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from tqdm import tqdm
 
 from stages.params import Validate
 from stages.validate.among import first_of, near_duplicates, other_answers, split
@@ -104,7 +105,11 @@ class _Sieve:
         count = len(self.examined.lines)
         tables = (np.arange(start, min(start + _AT_ONCE, count)) for start in range(0, count, _AT_ONCE))
         pieces = (({column: values[rows] for column, values in self.features.items()}, rows) for rows in tables)
-        parts = crew.in_order(partial(_judge_piece, self.checks), pieces)
+        parts = []
+        with tqdm(desc="judge · 评判", unit=" rows", delay=2, total=count) as bar:
+            for part in crew.in_order(partial(_judge_piece, self.checks), pieces):
+                parts.append(part)
+                bar.update(min(_AT_ONCE, count - bar.n))
         return [Finding.joined(same) for same in zip(*parts, strict=True)]
 
     def diversity(self, kept: np.ndarray) -> float | None:
