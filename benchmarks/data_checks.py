@@ -58,7 +58,7 @@ def run_validate(folder: Path) -> tuple[float, int]:
     outs = ("checked", "quarantine", "docs", "metrics", "hits", "verdict", "accepted")
     paths = [argument for name in outs for argument in (f"--{name}", str(folder / "out" / name))]
     command = [sys.executable, "-m", "stages.validate", "--raw", str(folder / "raw"), *paths]
-    shared = ["--tokenizer", str(folder / "tokenizer"), "--style", "reports/data_docs.css"]
+    shared = ["--tokenizer", str(folder / "tokenizer"), "--templates", "reports/data_docs"]
     started, peak = time.perf_counter(), 0
     process = subprocess.Popen([*command, *shared], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while process.poll() is None:

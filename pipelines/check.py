@@ -15,7 +15,7 @@ from models.errors import UserError, program
 from pipelines.programs import run_module
 from stages import params
 
-CORPUS, STYLE, ACCEPTED = "data/demo/base/corpus.jsonl", "reports/data_docs.css", Path("data/accepted.json")
+CORPUS, TEMPLATES, ACCEPTED = "data/demo/base/corpus.jsonl", "reports/data_docs", Path("data/accepted.json")
 WRITTEN = ("checked", "quarantine", "validation", "data.json", "data_checks.json", "verdict")
 
 
@@ -34,10 +34,10 @@ def check(files: list[Path], out: Path) -> int:
             return code
         if ACCEPTED.is_file():
             shutil.copyfile(ACCEPTED, accepted)
-        read = ("--raw", *map(str, files), "--tokenizer", str(tokenizer), "--accepted", str(accepted), "--style", STYLE)
+        read = ("--raw", *map(str, files), "--tokenizer", str(tokenizer), "--accepted", str(accepted))
         names = ("checked", "quarantine", "docs", "metrics", "hits", "verdict")
         places = (part for name, file in zip(names, WRITTEN, strict=True) for part in (f"--{name}", str(out / file)))
-        return run_module("stages.validate", *read, *places)
+        return run_module("stages.validate", *read, "--templates", TEMPLATES, *places)
 
 
 @program

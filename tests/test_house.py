@@ -18,7 +18,7 @@ MAY_IMPORT = {
 SHARED_IN_STAGES = {"stages.params", "stages.raw", "stages.receipt"}
 OWNERS = {  # one owner for each big library
     "peft": ["models/adapters.py"],
-    "great_expectations": ["stages/validate/expectations.py"],
+    "great_expectations": ["stages/validate/"],
     "prefect": ["flows/"],
     "evidently": ["stages/compare/"],
     "dvc": [],

@@ -15,8 +15,8 @@ from stages.raw import find_files
 from stages.validate import lengths, report
 from stages.validate.checks import Check, checks_of
 from stages.validate.decide import decide
-from stages.validate.examine import Setting
-from stages.validate.expectations import data_docs
+from stages.validate.docs import data_docs
+from stages.validate.examine import Examined, Setting
 from stages.validate.readings import put, read
 from stages.validate.whole import Outcome, judge_whole
 from stages.validate.workers import Crew
@@ -27,7 +27,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--raw", type=Path, nargs="+", required=True, help="data files, or folders of them")
     parser.add_argument("--tokenizer", type=Path, required=True, help="what stage tokenizer found or made")
     parser.add_argument("--accepted", type=Path, required=True, help="record of the data that were accepted last")
-    parser.add_argument("--style", type=Path, required=True, help="style sheet of the Data Docs")
+    parser.add_argument("--templates", type=Path, required=True, help="folder with what the Data Docs look like")
     for name in ("checked", "quarantine", "docs", "metrics", "hits", "verdict"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     return parser.parse_args()
@@ -64,14 +64,12 @@ def put_away(sorted_rows: Path, outcome: Outcome, arguments: argparse.Namespace,
             receipt.write(folder, **facts)
 
 
-def write_reports(outcome: Outcome, checks: Sequence[Check], arguments: argparse.Namespace) -> None:
+def write_reports(outcome: Outcome, checks: Sequence[Check], examined: Examined, arguments: argparse.Namespace) -> None:
     write_json(arguments.metrics, {"data": outcome.books})
     verdict = {"verdict": "blocked" if outcome.reasons else "passed", "reasons": outcome.reasons}
     write_json(arguments.hits, {**verdict, "books": outcome.books, "rows": outcome.rows, "data": outcome.data})
-    style = arguments.style.read_text(encoding="utf-8")
     with writing_folder(arguments.docs) as folder:
-        page = data_docs(checks, outcome.findings, outcome.books["rows_in"], style)
-        write_text(folder / "index.html", page)
+        write_text(folder / "index.html", data_docs(checks, outcome, examined.place, arguments.templates))
     report.print_table(outcome.rows, outcome.data, outcome.books)
 
 
@@ -100,7 +98,7 @@ def main() -> None:
         applied = {"checks": suite, "sha256": sha256_of_json(suite)}
         facts = {"tokenizer_sha256": sha256_of(arguments.tokenizer / TOKENIZER), "suite": applied}
         put_away(kept, outcome, arguments, {"read": hashes, **facts, "books": outcome.books})
-    write_reports(outcome, checks, arguments)
+    write_reports(outcome, checks, examined, arguments)
     if outcome.reasons:
         where = f"Look into {arguments.quarantine} and {arguments.docs}/index.html"
         raise DataBlocked(f"The data are blocked: {'; '.join(outcome.reasons)}. {where}.")

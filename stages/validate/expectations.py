@@ -1,12 +1,11 @@
-"""Checks as Great Expectations: run over tables of features, and shown as Data Docs.
+"""Checks as Great Expectations, run over tables of features.
 
 Great Expectations knows nothing of our rows or of what befalls them; what it gives back is, for
 each check, the rows that failed it and the values seen. Tables come in pieces, so that memory stays
-bounded; their results are added up before they are shown.
+bounded; their results are added up before they are shown (see :mod:`stages.validate.docs`).
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,7 +17,6 @@ from stages.validate.checks import Check
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read once, when the library is imported
 _ROW = "row"
-_SHOWN = 20  # values seen that Data Docs list for each check
 
 
 @dataclass
@@ -80,22 +78,39 @@ def _definition(checks: tuple[Check, ...]):
     context.variables.progress_bars = {"globally": False}
     asset = context.data_sources.add_pandas("samples").add_dataframe_asset("features")
     batch = asset.add_batch_definition_whole_dataframe("all rows")
-    suite = context.suites.add(gx.ExpectationSuite(name="samples", expectations=[_expectation(c) for c in checks]))
+    suite = context.suites.add(gx.ExpectationSuite(name="samples", expectations=[expectation_of(c) for c in checks]))
     return context.validation_definitions.add(gx.ValidationDefinition(name="samples", data=batch, suite=suite))
 
 
-def _expectation(check: Check):
+def expectation_of(check: Check):
+    """The check as an expectation of its column."""
     import great_expectations.expectations as gxe
 
     told = {
         "column": check.column,
         "severity": "critical" if check.severity == "block" else "warning",
-        "meta": {"notes": f"{check.name} ({check.severity}): fails if it {check.meaning} · {check.meaning_zh}"},
+        "description": check.sentence,
     }
     # Both skip nulls, so that a feature which a row cannot have is no fault.
     if check.limit is None:
-        return gxe.ExpectColumnValuesToBeNull(**told)
+        return _no_fault()(**told)
     return gxe.ExpectColumnValuesToBeBetween(min_value=check.minimum, max_value=check.maximum, **told)
+
+
+@lru_cache(maxsize=1)
+def _no_fault() -> type:
+    """An expectation of columns that hold a value where a row has a fault: shown as what it counts, not as «% null»."""
+    import great_expectations.expectations as gxe
+    from great_expectations.render import LegacyDiagnosticRendererType
+    from great_expectations.render.renderer.renderer import renderer
+
+    class ExpectColumnToShowNoFault(gxe.ExpectColumnValuesToBeNull):
+        @classmethod
+        @renderer(renderer_type=LegacyDiagnosticRendererType.OBSERVED_VALUE)
+        def _diagnostic_observed_value_renderer(cls, configuration=None, result=None, runtime_configuration=None, **_):
+            return result.result["observed_value"]
+
+    return ExpectColumnToShowNoFault
 
 
 def _finding(check: Check, result, table) -> Finding:
@@ -112,63 +127,3 @@ def _plain(seen: object) -> object:
     """A value as it was before NumPy, which makes floats of whole numbers beside missing ones."""
     seen = seen.item() if hasattr(seen, "item") else seen
     return int(seen) if isinstance(seen, float) and seen.is_integer() else seen
-
-
-# Data Docs -----------------------------------------------------------------------------------------
-
-# Great Expectations' pages fetch styles, scripts and a logo from elsewhere each time they are opened.
-_FROM_ELSEWHERE = re.compile(
-    r"""<script[^>]*\bsrc=["']?https?:.*?</script>|<link[^>]*\bhref=["']?https?:[^>]*>"""
-    r"""|<img[^>]*\bsrc=["']?https?:[^>]*>|<iframe.*?</iframe>""",
-    re.DOTALL | re.IGNORECASE,
-)
-
-
-def data_docs(checks: Sequence[Check], findings: Sequence[Finding], rows: int, style: str) -> str:
-    """One page that shows every check with what it found, and needs no network.
-
-    Args:
-        findings: one for each check.
-        rows: rows of the whole table.
-        style: the style sheet that the pages of Great Expectations are made for.
-    """
-    from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
-    from great_expectations.render.renderer import ValidationResultsPageRenderer
-    from great_expectations.render.view import DefaultJinjaPageView
-
-    results = [_result(check, each, rows) for check, each in zip(checks, findings, strict=True)]
-    met = sum(result.success for result in results)
-    statistics = {
-        "evaluated_expectations": len(results),
-        "successful_expectations": met,
-        "unsuccessful_expectations": len(results) - met,
-        "success_percent": 100 * met / max(len(results), 1),
-    }
-    outcome = ExpectationSuiteValidationResult(met == len(results), results, "data checks", statistics=statistics)
-    page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(outcome))
-    page = _FROM_ELSEWHERE.sub("", page)
-    # Without scripts nothing opens what is folded.
-    return page.replace("</head>", f"<style>{style}.collapse {{display: block}}</style></head>", 1)
-
-
-def _result(check: Check, finding: Finding, rows: int):
-    """The result of a check over all tables, in the shape that Great Expectations gives for one."""
-    from great_expectations.core.expectation_validation_result import ExpectationValidationResult
-
-    hit, judged = len(finding.rows), finding.judged
-    total = 1 if check.scope == "data" else rows
-    result = {
-        "element_count": total,
-        "missing_count": total - judged,
-        "missing_percent": 100 * (total - judged) / max(total, 1),
-        "unexpected_count": hit,
-        "unexpected_percent": 100 * hit / max(judged, 1),
-        "unexpected_percent_total": 100 * hit / max(total, 1),
-        "unexpected_percent_nonmissing": 100 * hit / max(judged, 1),
-        "partial_unexpected_list": finding.seen[:_SHOWN],
-    }
-    if check.limit is None:
-        for key in ("missing_count", "missing_percent"):
-            del result[key]
-    config = _expectation(check).configuration
-    return ExpectationValidationResult(success=hit == 0, expectation_config=config, result=result, exception_info={})

@@ -6,12 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 from stages.raw import ascii_if_odd
-from stages.validate.checks import Check
+from stages.validate.checks import SEVERITIES, Check
 from stages.validate.examine import Examined
 from stages.validate.expectations import Finding
 
 _EXAMPLES = 3
-_WORDS = {"warn": "warn 提醒", "quarantine": "quarantine 隔离", "block": "block 拦截"}
 
 
 def hits_of(checks: Sequence[Check], findings: Sequence[Finding], examined: Examined) -> list[dict]:
@@ -43,7 +42,9 @@ def print_table(rows: Sequence[dict], data: Sequence[dict], books: dict) -> None
         if not line["passed"]:
             meaning = line["meaning"]
             limit = f"{line['seen']} (limit · 上限 {line['limit']})"
-            console.print(f"{_WORDS[line['severity']]}: {line['check']}: {meaning['en']} · {meaning['zh']}: {limit}")
+            console.print(
+                f"{SEVERITIES[line['severity']]}: {line['check']}: {meaning['en']} · {meaning['zh']}: {limit}"
+            )
     sides = "train · 训练 {train:,} + eval · 评测 {eval:,} + quarantined · 隔离 {quarantined:,}"
     console.print(f"rows in · 输入 {{rows_in:,}} = {sides}".format(**books))
 
@@ -55,7 +56,7 @@ def _table_of(failed: Sequence[dict]) -> Table:
     table.add_column("rows · 行", justify="right", no_wrap=True)
     table.add_column("severity · 级别", no_wrap=True)
     for line in failed:
-        table.add_row(line["check"], f"{line['rows']:,}  {line['share']:.1%}", _WORDS[line["severity"]])
+        table.add_row(line["check"], f"{line['rows']:,}  {line['share']:.1%}", SEVERITIES[line["severity"]])
         for example in line["examples"]:
             table.add_row(f"  {example['place']}  {example['seen']}")
     return table
