@@ -26,7 +26,8 @@ def check(files: list[Path], out: Path) -> int:
         UserError: the folder holds something else.
     """
     params.load()  # a slip of the pen is told before anything runs
-    if out.exists() and (foreign := sorted({path.name for path in out.iterdir()} - set(WRITTEN))):
+    # What a killed run left under a temporary name is no reason to refuse; the next one clears it away.
+    if out.exists() and (foreign := sorted({p.name for p in out.iterdir() if p.suffix != ".tmp"} - set(WRITTEN))):
         raise UserError(f"--out: {out} holds other things, such as {foreign[0]}; name a new folder.")
     with tempfile.TemporaryDirectory() as made:
         tokenizer, accepted = Path(made, "tokenizer"), Path(made, "accepted.json")

@@ -1,60 +1,21 @@
-import gzip
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import yaml
+from gate import GOOD, Outcome, params_with
 from given import ROOT, conversation, shared, write_rows
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import UserError
 from stages import receipt
-from stages.params import Params
-from stages.raw import find_files, read_rows
+from stages.raw import read_rows
 from stages.validate.among import split
-from stages.validate.checks import checks_of
-from stages.validate.decide import decide
-from stages.validate.examine import Setting
 from stages.validate.features import repetition, role_fault
 from stages.validate.grams import bands, grams, jaccard
 from stages.validate.lengths import accept, drift, drift_class, last_accepted
 from stages.validate.privacy import mask, personal_data, secret
-from stages.validate.readings import put, read
-from stages.validate.workers import Crew
-
-
-def params_with(**validate) -> Params:
-    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    content["validate"] |= validate
-    return Params.model_validate(content)
-
-
-class Outcome:
-    """What the gate made of a folder of raw files."""
-
-    def __init__(self, raw, tokenizer, kept, params=None):
-        params = params or params_with()
-        kept.mkdir(exist_ok=True)
-        checks = checks_of(params)
-        with Crew() as crew:
-            self.examined = read(Setting(params, tokenizer, kept), find_files(raw), crew)
-            self.decision = decide(self.examined, checks, params.validate_, crew)
-        self.written = put(self.examined, self.decision, checks, kept)
-        self.rows = {
-            place: [json.loads(line) for line in (kept / f"{place}.jsonl").read_bytes().split(b"\n") if line]
-            for place in self.written
-        }
-
-    def failed(self, line: int) -> set[str]:
-        return {
-            finding.check
-            for finding in self.decision.findings
-            for row in finding.rows
-            if self.examined.lines[row] == line
-        }
 
 
 @pytest.fixture
@@ -62,7 +23,6 @@ def gate(base_folder, tmp_path):
     return lambda params=None: Outcome(tmp_path / "raw", base_folder, tmp_path / "kept", params)
 
 
-GOOD = {"context": "你是谁？", "target": "我是一个小模型。"}
 BAD = [
     ("parseable", '{"context": "断'),
     ("parseable", '{"context": "问", "target": "答", "target": "又答"}'),
@@ -118,36 +78,6 @@ def test_personal_data_and_secrets_are_masked_where_they_are_told():
     assert personal_data("发到 me@example.com") is None
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(
-        st.binary(max_size=40)
-        | st.text(max_size=20).map(str.encode)
-        | st.sampled_from([line.encode() for _, line in BAD] + [json.dumps(GOOD).encode(), b"[1e999]", b"NaN", b'"'])
-        | st.integers(1, 3000).map(lambda depth: b"[" * depth),
-        max_size=8,
-    ),
-    st.sampled_from([b"\n", b"\r\n", b"\r"]),
-    st.booleans(),
-)
-def test_the_books_close_over_any_bytes(base_folder, tmp_path, lines, end, packed):
-    (tmp_path / "raw").mkdir(exist_ok=True)
-    content = end.join(lines)
-    packed = packed or content[:2] == b"\x1f\x8b"
-    (tmp_path / "raw/a.jsonl").write_bytes(gzip.compress(content) if packed else content)
-    try:
-        outcome = Outcome(tmp_path / "raw", base_folder, tmp_path / "kept")
-    except UserError as error:
-        assert str(error).count("\n") == 0
-        return
-    assert sum(outcome.written.values()) == len(outcome.examined.lines)
-    for row in outcome.rows["quarantine"]:
-        if "content" in row:
-            raw = row["content"].encode()
-            assert content[row["offset"] : row["offset"] + len(raw)] == raw
-        assert row["failed"]
-
-
 def test_an_array_is_read_element_by_element(tmp_path):
     text = '\ufeff[\n {"context": "问", "target": "答"},\n\n {"x": [1, "]"]}, 3 ]\n'
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
@@ -156,20 +86,6 @@ def test_an_array_is_read_element_by_element(tmp_path):
     assert [row.line for row in rows] == [2, 4, 4]
     content = text.encode()
     assert all(content[row.offset : row.offset + len(row.content)] == row.content for row in rows)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b'[{"a": 1}, {"b": "', "never closed"),
-        (b'{\n "a": 1\n}', "many lines"),
-        (gzip.compress(b"{}\n" * 99)[:-9], "gzip"),
-    ],
-)
-def test_a_file_that_cannot_be_cut_into_rows_is_one_sentence(tmp_path, content, said):
-    (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(UserError, match=said):
-        list(read_rows(tmp_path / "a.json", "a.json"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -274,13 +190,14 @@ def test_self_cognition_with_its_placeholders_filled_passes(tmp_path):
     assert "no_placeholders" in page
 
 
-@pytest.mark.parametrize(("file", "share"), [("adgen_dev.jsonl", 0.02), ("oaast_sft_zh.json", 0.15)])
-def test_real_data_lose_few_rows(base_folder, tmp_path, file, share):
+@pytest.mark.parametrize(("file", "share"), [("adgen_dev.jsonl", 0.01), ("oaast_sft_zh.json", 0.06)])
+def test_real_data_lose_few_rows_with_the_real_vocabulary(tmp_path, file, share):
+    vocabulary = shared("reference/chatglm-6b")
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / file).write_bytes(shared(f"datasets/{file}").read_bytes())
-    outcome = Outcome(tmp_path / "raw", base_folder, tmp_path / "kept")
+    outcome = Outcome(tmp_path / "raw", vocabulary, tmp_path / "kept")
     lost = outcome.written["quarantine"] / sum(outcome.written.values())
-    assert lost < share, [row["failed"] for row in outcome.rows["quarantine"]]
+    assert 0 < lost < share, [row["failed"] for row in outcome.rows["quarantine"]]
 
 
 def test_what_a_report_shows_can_be_printed_and_written(gate, tmp_path):
@@ -291,11 +208,12 @@ def test_what_a_report_shows_can_be_printed_and_written(gate, tmp_path):
     assert "{{\\u001b[31m\\ud83d}}" in [each["seen"] for each in row["failed"]]
 
 
-def test_one_long_row_among_others_is_set_aside_for_its_size(gate, tmp_path):
-    write_rows(
-        tmp_path / "raw/a.jsonl", [GOOD, {"context": "问", "target": "长" * 17_000_000}, GOOD | {"target": "好。"}]
-    )
-    outcome = gate()
-    assert outcome.failed(2) == {"parseable"}
-    assert sum(outcome.written.values()) == 3
-    assert outcome.rows["quarantine"][0]["failed"][0]["seen"].startswith("5100")
+def test_data_docs_show_the_place_of_each_value_and_never_run_it(tmp_path):
+    rows = [GOOD | {"context": f"问题 {number}"} for number in range(40)]
+    rows.append({"context": "问", "target": "{{<img src=x onerror=alert(1)>}}"})
+    write_rows(tmp_path / "a.jsonl", rows)
+    done = check(tmp_path / "a.jsonl", "--out", tmp_path / "out")
+    assert done.returncode in (0, 2), done.stderr
+    page = (tmp_path / "out/validation/index.html").read_text(encoding="utf-8")
+    assert "a.jsonl:41: {{&lt;img src=x" in page
+    assert not any(tag in page for tag in ("<img", "<script", "<link", "<iframe"))
