@@ -3,7 +3,11 @@
 import functools
 import logging
 import os
+import signal
 import sys
+import threading
+
+log = logging.getLogger("tuneline")
 
 
 class UserError(Exception):
@@ -23,12 +27,18 @@ class DataBlocked(UserError):
 
 
 def program(main):
-    """Wrap a program's ``main``: it logs plainly, and a UserError ends it with its sentence on standard error."""
+    """Wrap a program's ``main``: it logs plainly, and a UserError ends it with its sentence on standard error.
+
+    So does what the system refuses: a file that may not be read, a full disk. SIGTERM ends it as an
+    exception would, so that it clears up behind itself.
+    """
 
     @functools.wraps(main)
     def run(*args, **kwargs):
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
         logging.getLogger("tuneline").setLevel(logging.INFO)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             return main(*args, **kwargs)
         except UserError as error:
@@ -40,6 +50,11 @@ def program(main):
         except BrokenPipeError:
             # Whoever read the output has left. Python would complain again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}; check the path, its rights and the disk.", file=sys.stderr)
+            log.debug("where it happened:", exc_info=True)
             sys.exit(1)
 
     return run

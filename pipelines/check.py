@@ -16,19 +16,18 @@ from pipelines.programs import run_module
 from stages import params
 
 CORPUS, TEMPLATES, ACCEPTED = "data/demo/base/corpus.jsonl", "reports/data_docs", Path("data/accepted.json")
+MARK = ".tuneline-check"  # in a folder that may be written over, because a check made it
 WRITTEN = ("checked", "quarantine", "validation", "data.json", "data_checks.json", "verdict")
 
 
-def check(files: list[Path], out: Path) -> int:
+def check(files: list[Path], out: Path, *options: str) -> int:
     """Check files and write what came of it to a folder; gives the exit code.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: a file is missing, or the folder holds something else, such as one of the files.
     """
     params.load()  # a slip of the pen is told before anything runs
-    # What a killed run left under a temporary name is no reason to refuse; the next one clears it away.
-    if out.exists() and (foreign := sorted({p.name for p in out.iterdir() if p.suffix != ".tmp"} - set(WRITTEN))):
-        raise UserError(f"--out: {out} holds other things, such as {foreign[0]}; name a new folder.")
+    refuse_to_overwrite(files, out)
     with tempfile.TemporaryDirectory() as made:
         tokenizer, accepted = Path(made, "tokenizer"), Path(made, "accepted.json")
         if code := run_module("stages.tokenizer", "--corpus", CORPUS, "--out", str(tokenizer)):
@@ -38,7 +37,23 @@ def check(files: list[Path], out: Path) -> int:
         read = ("--raw", *map(str, files), "--tokenizer", str(tokenizer), "--accepted", str(accepted))
         names = ("checked", "quarantine", "docs", "metrics", "hits", "verdict")
         places = (part for name, file in zip(names, WRITTEN, strict=True) for part in (f"--{name}", str(out / file)))
-        return run_module("stages.validate", *read, "--templates", TEMPLATES, *places)
+        (out / MARK).touch()
+        return run_module("stages.validate", *read, "--templates", TEMPLATES, *places, *options)
+
+
+def refuse_to_overwrite(files: list[Path], out: Path) -> None:
+    """Make the folder, unless it holds what an earlier check did not write, or is mixed up with the files."""
+    for file in files:
+        if not file.exists():
+            raise UserError(f"{file} does not exist; name a data file or a folder of them.")
+        one, other = file.resolve(), out.resolve()
+        if one == other or one.is_relative_to(other) or other.is_relative_to(one):
+            raise UserError(f"--out: {out} and {file} lie in one another; name a folder apart from the data.")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out: {out} is no folder; name a new one.")
+    if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
+        raise UserError(f"--out: {out} holds other things, such as {min(out.iterdir()).name}; name a new folder.")
+    out.mkdir(parents=True, exist_ok=True)
 
 
 @program
@@ -50,7 +65,7 @@ def main() -> None:
     if arguments.out is not None:
         sys.exit(check(arguments.files, arguments.out))
     with tempfile.TemporaryDirectory() as out:
-        code = check(arguments.files, Path(out))
+        code = check(arguments.files, Path(out), "--discarded")
     print("Add --out DIR to keep quarantine and reports · 加上 --out DIR 以保留隔离的行和报告", file=sys.stderr)
     sys.exit(code)
 

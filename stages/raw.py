@@ -7,7 +7,9 @@ import gzip
 import io
 import json
 import logging
+import os
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,13 +57,13 @@ def find_files(source: Path) -> dict[str, Path]:
     """Data files by name: their path below the source folder, or the file's own name.
 
     Raises:
-        UserError: there is none, or a link leads out of the folder.
+        UserError: there is none, one cannot be read, or a link leads nowhere or out of the folder.
     """
     if source.is_file():
         found = {source.name: source}
     elif source.is_dir():
-        paths = sorted(path for path in source.rglob("*") if not path.is_dir() or path.is_symlink())
-        data = [path for path in paths if path.is_file() and path.name.lower().endswith(DATA_SUFFIXES)]
+        paths = _files_below(source)
+        data = [path for path in paths if path.name.lower().endswith(DATA_SUFFIXES)]
         found = {str(path.relative_to(source)): path for path in data}
         if left_out := [str(path.relative_to(source)) for path in paths if path not in data]:
             log.warning("left out, being no .jsonl or .json file: %s", ascii_if_odd(", ".join(left_out)))
@@ -70,11 +72,30 @@ def find_files(source: Path) -> dict[str, Path]:
     if not found:
         raise UserError(f"{source} holds no file that ends in {', '.join(DATA_SUFFIXES)}.")
     for path in found.values():
-        if source.is_dir() and not path.resolve().is_relative_to(source.resolve()):
-            raise UserError(f"{path} is a link that leads out of {source}; copy the file instead.")
-        if not str(path).isprintable():
-            raise UserError(f"The name of {ascii_if_odd(str(path))} is not plain UTF-8 text; rename the file.")
+        _refuse_odd(path, source)
     return found
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All files in a folder and its subfolders, in order, and the links to folders, which are not followed."""
+
+    def refuse(error: OSError):
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); give access to it, or move it elsewhere.")
+
+    found = []
+    for where, folders, names in os.walk(folder, onerror=refuse):
+        links = [name for name in folders if Path(where, name).is_symlink()]
+        found += [Path(where, name) for name in (*names, *links)]
+    return sorted(found)
+
+
+def _refuse_odd(path: Path, source: Path) -> None:
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in str(path)):
+        raise UserError(f"The name {str(path)!a} holds characters that are no text; rename the file.")
+    if not path.is_file():
+        raise UserError(f"{path} is no file, or a link that leads nowhere; remove it.")
+    if source.is_dir() and not path.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{path} is a link that leads out of {source}; copy the file instead.")
 
 
 def ascii_if_odd(name: str) -> str:
@@ -132,7 +153,7 @@ def _is_array(head: bytes, name: str) -> bool:
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
+        json.loads(line.removeprefix(_BOM))
     except (ValueError, RecursionError):
         return False
     return True
@@ -158,8 +179,13 @@ def _line_rows(file: BinaryIO, name: str) -> Iterator[RawRow]:
 
 
 def _at_carriage_returns(raw: bytes) -> list[bytes]:
-    """A line, cut again where old files end theirs with CR alone; nothing is taken away."""
-    return [piece for piece in _LONE_RETURN.split(raw) if piece] if b"\r" in raw else [raw]
+    """A line, cut again where old files end theirs with CR alone; nothing is taken away.
+
+    A CR inside of one JSON value, where it is a blank, ends nothing.
+    """
+    if b"\r" not in raw.rstrip(b"\r\n") or _is_json(raw):
+        return [raw]
+    return [piece for piece in _LONE_RETURN.split(raw) if piece]
 
 
 def _array_rows(file: BinaryIO, name: str) -> Iterator[RawRow]:

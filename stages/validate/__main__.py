@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,16 +31,15 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--templates", type=Path, required=True, help="folder with what the Data Docs look like")
     for name in ("checked", "quarantine", "docs", "metrics", "hits", "verdict"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--discarded", action="store_true", help="nobody will see what is written: do not point to it")
     return parser.parse_args()
 
 
 def find_data(sources: Sequence[Path]) -> dict[str, Path]:
-    """Data files by name; a file goes by its whole path where another one has its name."""
-    found = {}
-    for source in sources:
-        for name, path in find_files(source).items():
-            found[str(path) if name in found else name] = path
-    return found
+    """Data files by name; a file goes by its whole path where another one has its name, and counts once."""
+    named = {path.absolute(): name for source in sources for name, path in find_files(source).items()}
+    often = Counter(named.values())
+    return {str(path) if often[name] > 1 else name: path for path, name in named.items()}
 
 
 def hashes_of(files: Mapping[str, Path]) -> dict[str, str]:
@@ -78,11 +78,10 @@ def main() -> None:
     arguments = read_arguments()
     settings = params.load()
     checks = checks_of(settings)
+    files = find_data(arguments.raw)
     # What an earlier run let through must not stand beside a verdict on other data.
     shutil.rmtree(arguments.checked, ignore_errors=True)
     arguments.verdict.unlink(missing_ok=True)
-
-    files = find_data(arguments.raw)
     hashes = hashes_of(files)
     former = lengths.last_accepted(arguments.accepted, sha256_of_json(hashes))
     # Beside what is written, because the system's folder for temporary files may lie in memory.
@@ -100,8 +99,8 @@ def main() -> None:
         put_away(kept, outcome, arguments, {"read": hashes, **facts, "books": outcome.books})
     write_reports(outcome, checks, examined, arguments)
     if outcome.reasons:
-        where = f"Look into {arguments.quarantine} and {arguments.docs}/index.html"
-        raise DataBlocked(f"The data are blocked: {'; '.join(outcome.reasons)}. {where}.")
+        where = "" if arguments.discarded else f" Look into {arguments.quarantine} and {arguments.docs}/index.html."
+        raise DataBlocked(f"The data are blocked: {'; '.join(outcome.reasons)}.{where}")
     lengths.accept(arguments.accepted, sha256_of_json(hashes), outcome.lengths)
     write_text(arguments.verdict, "passed\n")
 

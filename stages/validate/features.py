@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -168,11 +169,16 @@ def _of_numbers(conversations: Sequence[Sequence[Message]], params: Params) -> d
     own = sum(kinds[:, {"zh": characters.HAN, "en": characters.LATIN}[code]] for code in knobs.known_language.languages)
     visible = kinds.sum(axis=1) - kinds[:, characters.BLANK]
     return {
-        "blank_texts": np.array([sum(not m.content.strip() for m in each) for each in conversations], np.float64),
+        "blank_texts": np.array([sum(_is_blank(m.content) for m in each) for each in conversations], np.float64),
         "repetition": repetition([messages[-1].content for messages in conversations]),
         "symbol_share": (kinds[:, characters.SYMBOL] / np.maximum(visible, 1)).round(4),
         "other_language_share": np.where(letters < FEW_LETTERS, 0, (letters - own) / np.maximum(letters, 1)).round(4),
     }
+
+
+def _is_blank(text: str) -> bool:
+    """Whether nothing of a text is seen; ``isspace`` alone would let zero-width characters pass."""
+    return not text.strip() or (len(text) < EXCERPT and all(unicodedata.category(one)[0] in "ZC" for one in text))
 
 
 def role_fault(messages: Sequence[Message]) -> str | None:

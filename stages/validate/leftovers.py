@@ -2,23 +2,58 @@
 
 import re
 
-# <UNK> is no placeholder: data sets such as ADGEN mark a word that was unknown to them by it.
-_PLACEHOLDER = re.compile(
-    r"<(?!UNK>)[A-Z][A-Z_]{2,}>|\{\{.{0,80}?\}\}|\$\{.{0,80}?\}|\{%.{0,80}?%\}"
-    r"|\[(?:(?:[Yy]our|YOUR|[Ii]nsert|INSERT)\b|插入|填写|请填|请输入|你的|您的)[^\[\]\n(]{0,30}\](?!\()"
+# <UNK> is no placeholder: data sets such as ADGEN mark a word that was unknown to them by it. Nor are keys of a
+# keyboard, tags that a text speaks of, formulas such as ${x}^2$, and what every shell knows.
+_NO_PLACEHOLDERS = (
+    "UNK|ENTER|RETURN|TAB|ESC|CTRL|ALT|SHIFT|DEL|DELETE|SPACE|CMD|HTML|HEAD|BODY|DIV|SPAN|TABLE|SCRIPT|CODE"
 )
+_PLACEHOLDER = re.compile(
+    rf"<(?!(?:{_NO_PLACEHOLDERS})>)[A-Z][A-Z_]{{2,}}>|<(?:your|insert)[ _][^<>]{{1,30}}>"
+    r"|\{\{[ #/^>&]*[A-Za-z_\u4e00-\u9fff][\w .|-]{0,60}\}\}"
+    r"|\$\{(?!(?:HOME|PATH|USER|PWD|SHELL)\})[A-Za-z_\u4e00-\u9fff][\w.-]{2,60}\}|\{%.{0,80}?%\}"
+    r"|\[(?:(?:[Yy]our|YOUR|[Ii]nsert|INSERT)\b|插入|填写|请填|请输入|你的|您的)[^\[\]\n(]{0,30}\](?!\()"
+    r"|\[(?:[Nn]ame|NAME|姓名|名字|日期|公司名?)\](?!\()|【(?:你的|您的|插入|填写|请填|请输入)[^【】\n]{0,30}】"
+)
+_TAGS = (
+    "a|b|body|code|div|em|font|form|h[1-6]|head|html|i|li|ol|p|pre|script|span|strong|style|table|tbody|td|th|tr|u|ul"
+)
+# A tag that closes, has attributes or stands alone is debris; a bare opening one may be what a text speaks of.
 _HTML = re.compile(
-    r"</?(?:a|b|br|div|em|font|h[1-6]|hr|i|img|li|ol|p|script|span|strong|style|table|tbody|td|th|tr|u|ul)"
-    r"(?:\s[^<>]{0,200})?/?>|&(?:nbsp|lt|gt|amp|quot|apos|#\d{2,6}|#x[0-9A-Fa-f]{2,6});",
+    rf"</(?:{_TAGS})\s*>|<(?:{_TAGS}|img)\s+[a-z-]+\s*=[^<>]{{1,200}}>|<(?:br|hr|p|li|td|tr)\s*/?>"
+    r"|&(?:nbsp|lt|gt|amp|quot|apos|copy|reg|hellip|mdash|ndash|middot|[lr][ds]quo|#\d{2,6}|#x[0-9A-Fa-f]{2,6});",
     re.IGNORECASE,
 )
-_BOILERPLATE = re.compile(
-    r"作为(?:一[个名款位])?(?:AI|人工智能|大型)?的?(?:AI|人工智能|大型)?语言模型"
-    r"|[Aa]s an? (?:AI|artificial intelligence)(?: language)? (?:model|assistant)"
-    r"|(?:很|非常)?(?:抱歉|对不起)[，,]?(?:但)?(?:作为[^，。]{0,20}[，,])?我(?:无法|不能|没有办法|没办法)"
-    r"|I(?:'m| am) sorry,? but I (?:can(?:no|')t|am (?:not able|unable))|I cannot (?:fulfill|assist|help)"
+# «As an AI language model, I», in simplified and traditional characters, and refusals.
+_MODEL = (
+    r"(?:AI|人工智能|大型?)?\s*的?\s*(?:AI|人工智能|大型?)?\s*(?:语言|語言)模型"
+    r"|(?:AI|人工智能)\s*(?:助手|助理|模型|程序)"
 )
-_BOILERPLATE_SIGNS = ("语言模型", "抱歉", "对不起", " AI", " artificial", "sorry", "I cannot")
+_BOILERPLATE = re.compile(
+    "|".join(
+        (
+            rf"作[为為]\s*(?:一[个個名款位种種])?\s*(?:{_MODEL})\s*[，,]?\s*(?:我|本|这个问题|很难|无法|不能)",
+            r"\b[Aa]s an? (?:AI|artificial intelligence)(?:,| (?:language )?(?:model|assistant))",
+            r"\b[Aa]s an? (?:large )?language model",
+            r"(?:很|非常)?(?:抱歉|对不起|對不起|不好意思)[，,]?(?:但|可是)?(?:作[为為][^，。]{0,20}[，,])?"
+            r"我(?:并|暂时|目前|还)?(?:无法|無法|不能|没有办法|没办法)",
+            r"(?:I(?:['’]m| am) )?[Ss]orry,? (?:but )?I (?:can(?:no|['’])t|am (?:not able|unable))",
+            r"I cannot (?:fulfill|assist|help)",
+        )
+    )
+)
+_BOILERPLATE_SIGNS = (
+    "作为",
+    "作為",
+    "抱歉",
+    "对不起",
+    "對不起",
+    "不好意思",
+    " an AI",
+    " a l",
+    " artificial",
+    "orry",
+    "I cannot",
+)
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 OTHER_ASSISTANTS = (
     "ChatGPT", "GPT-3", "GPT-4", "GPT-5", "OpenAI", "Claude", "Anthropic", "Gemini", "Google Bard", "Copilot", "Llama",

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from stages import receipt
 from stages.raw import read_rows
-from stages.validate.among import split
+from stages.validate.among import near_duplicates, split
 from stages.validate.features import repetition, role_fault
 from stages.validate.grams import bands, grams, jaccard
 from stages.validate.lengths import accept, drift, drift_class, last_accepted
-from stages.validate.privacy import mask, personal_data, secret
+from stages.validate.privacy import personal_data, secret
 
 
 @pytest.fixture
@@ -73,9 +73,6 @@ def test_personal_data_and_secrets_are_masked_where_they_are_told():
         secret("k AKIAABCDEFGHIJKLMNOP"),
     ]
     assert told == ["mobile number 138***", "bank card number 622***", "AKI***"]
-    assert "13812345678" not in mask("打 13812345678 找 a.person@mail.cn")
-    assert personal_data("订单 11010519491231002 和 12345678901") is None
-    assert personal_data("发到 me@example.com") is None
 
 
 def test_an_array_is_read_element_by_element(tmp_path):
@@ -115,6 +112,26 @@ def test_no_near_duplicate_stands_across_the_split(gate, tmp_path):
         for side in ("train", "eval")
     }
     assert max(len(a & b) / len(a | b) for a in sets["train"] for b in sets["eval"]) < 0.8
+
+
+def test_near_duplicates_are_found_in_a_crowd_made_from_one_template():
+    """Every row shares three quarters with every other; its twin, 1,500 rows later, nearly all."""
+    draw = np.random.default_rng(3)
+
+    def altered(text: np.ndarray, count: int) -> np.ndarray:
+        text = text.copy()
+        text[draw.choice(len(text), count, replace=False)] = draw.integers(0x4E00, 0x9FA0, count)
+        return text
+
+    template = draw.integers(0x4E00, 0x9FA0, 300)
+    family = [altered(template, 5) for _ in range(1500)]
+    texts = ["".join(map(chr, text)) for text in (*family, *(altered(text, 1) for text in family))]
+    values, starts = grams(texts)
+    pairs = near_duplicates(bands(values, starts), lambda row: values[starts[row] : starts[row + 1]], 0.8)
+    found = {(later, earlier) for later, earlier, _ in pairs}
+    assert sum((number + 1500, number) in found for number in range(1500)) >= 1490
+    before = near_duplicates(bands(values, starts)[:2000], lambda row: values[starts[row] : starts[row + 1]], 0.8)
+    assert before == [pair for pair in pairs if pair[0] < 2000]  # rows that follow change nothing
 
 
 @settings(max_examples=40, deadline=None)
@@ -202,18 +219,18 @@ def test_real_data_lose_few_rows_with_the_real_vocabulary(tmp_path, file, share)
 
 def test_what_a_report_shows_can_be_printed_and_written(gate, tmp_path):
     (tmp_path / "raw").mkdir()
-    odd = '{"context": "问", "target": "{{\\u001b[31m\\ud83d}}"}'
+    odd = '{"context": "问", "target": "{% \\u001b[31m\\ud83d %}"}'
     (tmp_path / "raw/a.jsonl").write_text(f"{json.dumps(GOOD)}\n{odd}\n", encoding="utf-8")
     (row,) = gate().rows["quarantine"]
-    assert "{{\\u001b[31m\\ud83d}}" in [each["seen"] for each in row["failed"]]
+    assert "{% \\u001b[31m\\ud83d %}" in [each["seen"] for each in row["failed"]]
 
 
 def test_data_docs_show_the_place_of_each_value_and_never_run_it(tmp_path):
     rows = [GOOD | {"context": f"问题 {number}"} for number in range(40)]
-    rows.append({"context": "问", "target": "{{<img src=x onerror=alert(1)>}}"})
+    rows.append({"context": "问", "target": "{% <img src=x onerror=alert(1)> %}"})
     write_rows(tmp_path / "a.jsonl", rows)
     done = check(tmp_path / "a.jsonl", "--out", tmp_path / "out")
     assert done.returncode in (0, 2), done.stderr
     page = (tmp_path / "out/validation/index.html").read_text(encoding="utf-8")
-    assert "a.jsonl:41: {{&lt;img src=x" in page
+    assert "a.jsonl:41: {% &lt;img src=x" in page
     assert not any(tag in page for tag in ("<img", "<script", "<link", "<iframe"))
