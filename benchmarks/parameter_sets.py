@@ -9,7 +9,6 @@ the steps. ``--small`` runs the same on a toy of that layout, on any machine.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,21 +19,10 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from benchmarks.checkpoint import machine, make_checkpoint  # noqa: E402
 from models import adapters, base, training  # noqa: E402
-from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration  # noqa: E402
+from models.chatglm import ChatGLMConfig  # noqa: E402
 from stages import params  # noqa: E402
-
-SMALL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "inner_hidden_size": 256}
-
-
-def make_checkpoint(folder: Path, small: bool) -> None:
-    """Random weights in half precision, in shards of 2 GB."""
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float16)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = ChatGLMForConditionalGeneration(ChatGLMConfig(**(SMALL if small else {})))
-    torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder, max_shard_size="2GB")
 
 
 def full_rows(config: ChatGLMConfig, budget: params.Encode, count: int) -> list[dict]:
@@ -78,22 +66,6 @@ def measure(checkpoint: Path, knobs: params.Params, name: str, checkpointing: bo
         "steps": fitted.steps,
         "tokens_per_second": round(per_step * (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])),
         "peak_memory_gib": round(training.peak_memory_gib(), 2),
-    }
-
-
-def machine() -> dict:
-    import bitsandbytes
-    import peft
-    import transformers
-
-    git = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "bitsandbytes": bitsandbytes.__version__,
-        "commit": git.stdout.strip() or None,
     }
 
 

@@ -94,9 +94,26 @@ def attach(
     else:
         raise UserError(f"Unknown adapter method {method!r}; choose one of {', '.join(METHODS)}.")
     try:
-        return get_peft_model(model, config).train()
+        tuned = get_peft_model(model, config).train()
     except ValueError as error:
         raise UserError(f"The adapter cannot be attached: {str(error).splitlines()[0]}") from None
+    _compute_in_the_type_of_the_base(tuned)
+    return tuned
+
+
+def _compute_in_the_type_of_the_base(tuned) -> None:
+    """Keep LoRA's own weights in float32, but not the products with them: see :class:`Float32Weight`."""
+    from peft.tuners.lora import LoraLayer
+    from torch import nn
+
+    from models.precision import Float32Weight
+
+    for layer in tuned.modules():
+        if isinstance(layer, LoraLayer):
+            layer.cast_input_dtype_enabled = False
+            for part in (*layer.lora_A.values(), *layer.lora_B.values()):
+                if type(part) is nn.Linear:
+                    part.__class__ = Float32Weight
 
 
 def save(model, folder: Path, manifest: Manifest) -> None:
@@ -160,4 +177,6 @@ def load(folder: Path, base: Base):
     manifest = read_manifest(folder)
     check(manifest, base, folder)
     model = load_model(base, manifest.dtype, manifest.quantization)
-    return PeftModel.from_pretrained(model, folder).eval()
+    tuned = PeftModel.from_pretrained(model, folder).eval()
+    _compute_in_the_type_of_the_base(tuned)
+    return tuned

@@ -162,11 +162,15 @@ class Encode(Section):
 
 
 class Fit(Section):
-    """How an adapter is trained, whatever its method."""
+    """How an adapter is trained, whatever its method.
+
+    ``pack_tokens``: put samples end to end into rows of so many tokens, which ``batch_size`` then counts.
+    """
 
     learning_rate: Positive
     epochs: Positive
     batch_size: Count
+    pack_tokens: Annotated[int, Field(ge=128, multiple_of=128, strict=True)] | None = None
     gradient_accumulation: Count = 1
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     warmup: Annotated[float, Field(ge=0)] = 0.05
@@ -211,9 +215,10 @@ AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class Train(Section):
-    """What all adapters share."""
+    """What all adapters share. ``precision``: fp8 for the frozen layers, where the GPU has it, or as the base is."""
 
     seed: Seed = 42
+    precision: Literal["base", "fp8"] = "base"
     evaluations: Annotated[int, Field(ge=2)] = 10
 
 
@@ -242,9 +247,18 @@ class Params(Section):
     compare: Compare
 
     @model_validator(mode="after")
-    def _base_is_no_adapter(self):
+    def _sections_agree(self):
         if taken := sorted(RESERVED_NAMES & set(self.adapters)):
             raise ValueError(f"adapters: the name {taken[0]!r} is taken; call the adapter something else")
+        longest = self.encode.max_prompt_tokens + self.encode.max_answer_tokens
+        for name, adapter in self.adapters.items():
+            if adapter.pack_tokens is not None and adapter.pack_tokens < longest:
+                raise ValueError(
+                    f"adapters.{name}.pack_tokens ({adapter.pack_tokens}) must hold the longest sample, which may have "
+                    f"{longest} tokens (encode.max_prompt_tokens + encode.max_answer_tokens)"
+                )
+            if adapter.quantization is not None and self.train.precision == "fp8":
+                raise ValueError(f"train.precision fp8 and adapters.{name}.quantization exclude each other")
         if set(self.evaluate.models) != {"base", *self.adapters}:
             raise ValueError(
                 "evaluate.models must be 'base' and '<<: *adapters', as in the params.yaml that came along"

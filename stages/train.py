@@ -64,17 +64,21 @@ def train(model, encoded: Path, knobs: params.Fit, shared: params.Train, live):
         weight_decay=knobs.weight_decay,
         max_grad_norm=knobs.max_grad_norm,
         gradient_checkpointing=knobs.gradient_checkpointing,
+        pack_tokens=knobs.pack_tokens,
         evaluations=shared.evaluations,
         seed=shared.seed,
         on_loss=log_loss,
     )
 
 
-def describe(fitted, model) -> dict:
-    """The training summary that the manifest keeps."""
+def describe(fitted, parameters: tuple[int, int]) -> dict:
+    """The training summary that the manifest keeps.
+
+    Args:
+        parameters: how many are trained, and how many there are in all.
+    """
     from models import training
 
-    trainable, total = model.get_nb_trainable_parameters()
     return {
         "steps": fitted.steps,
         "seconds": fitted.seconds,
@@ -83,8 +87,8 @@ def describe(fitted, model) -> dict:
         "peak_memory_gib": round(training.peak_memory_gib(), 3),
         "train_loss": fitted.last_loss("train"),
         "eval_loss": fitted.last_loss("eval"),
-        "trainable_parameters": trainable,
-        "all_parameters": total,
+        "trainable_parameters": parameters[0],
+        "all_parameters": parameters[1],
         "history": fitted.history,
     }
 
@@ -108,18 +112,21 @@ def main() -> None:
     import torch
     from dvclive import Live
 
-    from models import adapters
+    from models import adapters, precision
 
     model = base.load_model(found, knobs.base.dtype, adapter.quantization)
     torch.manual_seed(knobs.train.seed)
     model = adapters.attach(model, adapter.method, **adapter.attachment())
-    log.info("train: %s with %d trainable parameters", arguments.adapter, model.get_nb_trainable_parameters()[0])
+    parameters = model.get_nb_trainable_parameters()
+    log.info("train: %s with %d trainable parameters", arguments.adapter, parameters[0])
+    if knobs.train.precision == "fp8":
+        precision.freeze_in_fp8(model.get_base_model().transformer.layers)
     with Live(str(arguments.log), save_dvc_exp=False, dvcyaml=None, monitor_system=False) as live:
         fitted = train(model, arguments.encoded, adapter, knobs.train, live)
     manifest = adapters.Manifest(
         name=arguments.adapter,
         method=adapter.method,
-        settings=adapter.model_dump(mode="json") | {"seed": knobs.train.seed},
+        settings=adapter.model_dump(mode="json") | {"seed": knobs.train.seed, "precision": knobs.train.precision},
         base=found.name,
         base_identity=found.identity,
         tokenizer_sha256=found.tokenizer_sha256,
@@ -128,7 +135,7 @@ def main() -> None:
         dtype=knobs.base.dtype,
         receipt_sha256=checked["sha256"],
         code_commit=code_commit(),
-        training=describe(fitted, model),
+        training=describe(fitted, parameters),
     )
     adapters.save(model, arguments.out, manifest)
     log.info("train: %s done in %.0f s", arguments.adapter, fitted.seconds)

@@ -11,14 +11,17 @@ from functools import lru_cache, partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from models.chatglm.configuration_chatglm import ChatGLMConfig
+from models.chatglm.loss import FrozenHeadLoss
 
 IGNORED_LABEL = -100
+BLOCK = 128  # queries or keys that FlexAttention takes or leaves together
 # sqrt(2 * num_layers) for ChatGLM-6B's 28 layers. The published blocks never learn of another
 # num_layers, so this is the scale in models of any depth.
 RESIDUAL_SCALE = math.sqrt(2 * 28)
@@ -63,7 +66,10 @@ def derive_position_ids(
 
 
 def prefix_lm_mask(
-    block_position: torch.Tensor, past_length: int, attention_mask: torch.Tensor | None
+    block_position: torch.Tensor,
+    past_length: int,
+    attention_mask: torch.Tensor | None,
+    segment_ids: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Which keys each query sees: the context sees itself both ways, the rest is causal.
 
@@ -71,6 +77,7 @@ def prefix_lm_mask(
         block_position: (B, L); zero marks the context.
         past_length: P, keys in the cache. All queries see them, but for padding.
         attention_mask: (B, P + L), zero at padding, or None.
+        segment_ids: (B, L), one number for each of several samples in a row, which do not see one another.
 
     Returns:
         (B, 1, L, P + L) booleans, True where a key is seen; None where every query sees all.
@@ -83,11 +90,56 @@ def prefix_lm_mask(
     index = torch.arange(length, device=block_position.device)
     seen = (index[:, None] >= index) | (block_position == 0)[:, None, :]
     past = seen.new_ones((batch, length, past_length))
-    if attention_mask is not None:
+    if segment_ids is not None:
+        seen = seen & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    elif attention_mask is not None:
         valid = attention_mask != 0
         seen = seen & (valid[:, None, past_length:] | ~valid[:, past_length:, None])
         past = past & valid[:, None, :past_length]
     return torch.cat((past, seen), dim=-1)[:, None]
+
+
+def prefix_lm_block_mask(block_position: torch.Tensor, past_length: int, segment_ids: torch.Tensor) -> BlockMask:
+    """:func:`prefix_lm_mask` for FlexAttention, which leaves out blocks of 128 × 128 where nothing is seen.
+
+    Which blocks these are follows from the first and last token of each, as the samples of a row follow one
+    another and each begins with its context, where blocks fit into the lengths. Elsewhere every pair of
+    tokens is looked at.
+
+    Args:
+        block_position, segment_ids: (B, L); segments ascend, padding is -1 and at the end.
+    """
+    batch, length = block_position.shape
+    segment_ids = torch.where(segment_ids < 0, length, segment_ids)
+
+    def sees(row, head, query, key):
+        own = torch.clamp(key - past_length, min=0)
+        inside = (query >= own) | (block_position[row, own] == 0)
+        return (key < past_length) | (inside & (segment_ids[row, query] == segment_ids[row, own]))
+
+    if past_length % BLOCK or length % BLOCK:
+        return create_block_mask(sees, batch, None, length, past_length + length, device=segment_ids.device)
+    blocks = segment_ids.view(batch, -1, BLOCK)
+    first, last = blocks[:, :, 0], blocks[:, :, -1]
+    begins_in_context = block_position.view(batch, -1, BLOCK)[:, :, 0] == 0
+    index = torch.arange(blocks.shape[1], device=blocks.device)
+    same = last[:, :, None] == first[:, None, :]  # the last sample of the query block is the first of the key block
+    behind = (index[:, None] >= index) & (last[:, None, :] >= first[:, :, None])
+    seen = behind | (same & begins_in_context[:, None, :])
+    past = seen.new_ones((batch, blocks.shape[1], past_length // BLOCK))
+    seen = torch.cat((past, seen), dim=-1)[:, None].int()
+    return BlockMask.from_kv_blocks(
+        seen.sum(dim=-1).int(),
+        seen.argsort(dim=-1, descending=True, stable=True).int(),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=sees,
+        seq_lengths=(length, past_length + length),
+    )
+
+
+@lru_cache
+def _compiled_flex_attention():
+    return torch.compile(flex_attention, dynamic=False)
 
 
 @lru_cache
@@ -111,6 +163,19 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return (halves * cos + torch.cat((-high, low), dim=-1) * sin).flatten(-2)
 
 
+def split_and_rotate(
+    mixed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, fused: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rotated query and key, and the value, (B, H, L, D) each, from their joint projection (B, L, H, 3D)."""
+    if fused:
+        from models.chatglm import rotary_triton
+
+        angles = (each.squeeze(1).chunk(2, dim=-1)[0].flatten(-2) for each in (cos, sin))
+        return rotary_triton.split_and_rotate(mixed, *angles)
+    query, key, value = mixed.transpose(1, 2).chunk(3, dim=-1)
+    return rotate(query, cos, sin), rotate(key, cos, sin), value
+
+
 # Blocks ------------------------------------------------------------------------------------------
 
 
@@ -125,21 +190,18 @@ class ChatGLMAttention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states, rotary, mask, past_key_values, use_cache):
-        mixed = self.query_key_value(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        query, key, value = mixed.chunk(3, dim=-1)
-        query, key = rotate(query, *rotary), rotate(key, *rotary)
-        if past_key_values is not None:
-            key, value = self._after_past(key, value, past_key_values, use_cache)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    def forward(self, hidden_states, rotary, mask, past):
+        mixed = self.query_key_value(hidden_states).unflatten(-1, (self.num_heads, -1))
+        query, key, value = split_and_rotate(mixed, *rotary, fused=isinstance(mask, BlockMask))
+        if isinstance(past, Cache):
+            key, value = past.update(key, value, self.layer_index)
+        elif past is not None:
+            key, value = torch.cat((past[0], key), dim=-2), torch.cat((past[1], value), dim=-2)
+        if isinstance(mask, BlockMask):
+            attended = _compiled_flex_attention()(query, key, value, block_mask=mask)
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.dense(attended.transpose(1, 2).flatten(-2))
-
-    def _after_past(self, key, value, past_key_values, use_cache):
-        if use_cache:
-            return past_key_values.update(key, value, self.layer_index)
-        # Left as it was: a checkpointed block runs twice and must find the same prefix both times.
-        past = past_key_values.layers[self.layer_index]
-        return torch.cat((past.keys, key), dim=-2), torch.cat((past.values, value), dim=-2)
 
 
 class ChatGLMMLP(nn.Module):
@@ -155,7 +217,11 @@ class ChatGLMMLP(nn.Module):
 
 
 class ChatGLMBlock(nn.Module):
-    """One layer. Its residuals start from the normalized input, scaled up."""
+    """One layer. Its residuals start from the normalized input, scaled up.
+
+    ``past`` is a cache, which the layer adds its keys and values to; or keys and values, (B, H, P, D) each,
+    which it leaves as they are; or None.
+    """
 
     def __init__(self, config: ChatGLMConfig, layer_index: int):
         super().__init__()
@@ -165,9 +231,9 @@ class ChatGLMBlock(nn.Module):
         self.post_attention_layernorm = norm()
         self.mlp = ChatGLMMLP(config)
 
-    def forward(self, hidden_states, rotary, mask, past_key_values=None, use_cache=False):
+    def forward(self, hidden_states, rotary, mask, past=None):
         attended = self.input_layernorm(hidden_states)
-        hidden_states = attended * RESIDUAL_SCALE + self.attention(attended, rotary, mask, past_key_values, use_cache)
+        hidden_states = attended * RESIDUAL_SCALE + self.attention(attended, rotary, mask, past)
         transformed = self.post_attention_layernorm(hidden_states)
         return transformed * RESIDUAL_SCALE + self.mlp(transformed)
 
@@ -186,8 +252,18 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$", r"prefix_encoder\."]
 
 
+def _fixed_past(cache: Cache, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's keys and values, which stay: a checkpointed block runs twice and must find the same both times."""
+    return cache.layers[layer].keys, cache.layers[layer].values
+
+
 class ChatGLMModel(ChatGLMPreTrainedModel):
-    """Embedding, blocks and the final layer norm."""
+    """Embedding, blocks and the final layer norm.
+
+    Attributes:
+        flex_attention: whether rows of several samples go through FlexAttention, which must then be
+            compiled, instead of SDPA with a mask of (B, 1, L, P + L).
+    """
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__(config)
@@ -195,6 +271,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         self.layers = nn.ModuleList(ChatGLMBlock(config, index) for index in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.gradient_checkpointing = False
+        self.flex_attention = False
         self.post_init()
 
     def get_input_embeddings(self):
@@ -213,6 +290,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        segment_ids: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPast:
         """See :meth:`ChatGLMForConditionalGeneration.forward`; gives ``last_hidden_state`` (B, L, hidden_size)."""
         if (input_ids is None) == (inputs_embeds is None):
@@ -228,20 +306,21 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
         hidden_states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if past_length == 0 and not use_cache:
-            past_key_values = None
         mask = attention_mask
-        if attention_mask is None or attention_mask.dim() == 2:
-            mask = prefix_lm_mask(position_ids[:, 1], past_length, attention_mask)
+        if segment_ids is not None and self.flex_attention:
+            mask = prefix_lm_block_mask(position_ids[:, 1], past_length, segment_ids)
+        elif attention_mask is None or attention_mask.dim() == 2:
+            mask = prefix_lm_mask(position_ids[:, 1], past_length, attention_mask, segment_ids)
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         rotary = rotary_embedding(position_ids, head_dim // 2, hidden_states.dtype)
 
         all_hidden_states = [hidden_states]
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            past = past_key_values if use_cache else _fixed_past(past_key_values, index) if past_length else None
             run = layer
             if self.gradient_checkpointing and self.training and not use_cache:
                 run = partial(self._gradient_checkpointing_func, layer)
-            hidden_states = run(hidden_states, rotary, mask, past_key_values, use_cache)
+            hidden_states = run(hidden_states, rotary, mask, past)
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
         return BaseModelOutputWithPast(
@@ -302,6 +381,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         own_position_ids: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> ChatGLMOutput:
         """Run the model.
@@ -320,6 +400,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             num_items_in_batch: labelled tokens over which the loss is averaged, where a batch is
                 spread over several calls; by default those of this call.
             own_position_ids: position_ids under a name that peft leaves alone; generation uses it.
+            segment_ids: (B, L) the sample that each token belongs to, where a row holds several; they do not
+                see one another. Needs position_ids; the attention_mask then goes unread.
 
         Returns:
             ``loss`` in float32, the mean over labelled tokens; ``logits`` (B, L, vocab_size).
@@ -332,6 +414,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
+            segment_ids=segment_ids,
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state
@@ -351,9 +434,11 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     def _loss(self, hidden_states, labels, num_items_in_batch):
         targets = labels[:, 1:]
         labelled = targets != IGNORED_LABEL
-        targets = targets[labelled]
-        logits = self.lm_head(hidden_states[:, :-1][labelled])
-        total = F.cross_entropy(logits.float(), targets, reduction="sum")
+        targets, hidden_states = targets[labelled], hidden_states[:, :-1][labelled]
+        if self.lm_head.weight.requires_grad:
+            total = F.cross_entropy(self.lm_head(hidden_states).float(), targets, reduction="sum")
+        else:
+            total = FrozenHeadLoss.apply(hidden_states, self.lm_head.weight, targets)
         return total / (max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch)
 
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):

@@ -101,6 +101,7 @@ def test_sampling_follows_the_seed_and_streaming_gives_the_same_text(model, toke
 
 def test_logits_are_computed_only_where_there_is_a_label(model):
     seen = []
+    model.lm_head.requires_grad_(True)  # a frozen one is not called: see test_loss.py
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[:-1].numel()))
     batch = batch_of(rows_of(model.config), model.config, "right")
     output = model(**batch)

@@ -53,6 +53,12 @@ def test_a_third_adapter_is_one_more_entry(tmp_path):
     [
         (lambda c: c["adapters"]["lora"].update(rnak=4), r"adapters\.lora\.rnak is not a known key"),
         (lambda c: c.update(trian={}), "trian is not a known key"),
+        (lambda c: c["adapters"]["lora"].update(pack_tokens=1024), r"adapters\.lora\.pack_tokens \(1024\) must hold"),
+        (lambda c: c["adapters"]["lora"].update(pack_tokens=8000), "multiple of 128"),
+        (
+            lambda c: (c["train"].update(precision="fp8"), c["adapters"]["lora"].update(quantization=4)),
+            "exclude each other",
+        ),
         (lambda c: c["adapters"]["lora"].update(rank="many"), "rank"),
         (lambda c: c["adapters"]["lora"].update(rank=0), "greater than or equal to 1"),
         (lambda c: c["adapters"]["lora"].update(method="magic"), "magic"),

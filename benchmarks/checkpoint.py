@@ -1,0 +1,38 @@
+"""What the benchmarks on a GPU share: a checkpoint of ChatGLM-6B's size with random weights, and what they ran on."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "inner_hidden_size": 256}
+
+
+def make_checkpoint(folder: Path, small: bool) -> None:
+    """Random weights in half precision, in shards of 2 GB."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = ChatGLMForConditionalGeneration(ChatGLMConfig(**(SMALL if small else {})))
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder, max_shard_size="2GB")
+
+
+def machine() -> dict:
+    import bitsandbytes
+    import peft
+    import transformers
+
+    git = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "bitsandbytes": bitsandbytes.__version__,
+        "commit": git.stdout.strip() or None,
+    }

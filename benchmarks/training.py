@@ -1,0 +1,254 @@
+"""Speed and memory of training at ChatGLM-6B's size, with random weights, through the code that stage train runs.
+
+``python -m benchmarks.training --out benchmarks/results/training.json [CASE …]`` on a machine with an NVIDIA
+GPU and 14 GB of free disk; ``--small`` runs the same on a toy of that layout, on any machine. Every case has
+a process of its own, which loads the base from disk, trains through :func:`models.training.fit`, and
+gives the median time of a step after the first ones, between events on the device. Compiling once more after
+these is an error. Tokens are those of samples, padding left out; memory is PyTorch's
+``max_memory_allocated`` over loading and training.
+
+The cases named ``usual_loop`` are the reference: what scripts for this model do, written plainly. Attention
+computes its scores, logits are float32 and for all tokens, rows are padded to one length, everything is
+under float16 autocast and every block is checkpointed.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import TrainerCallback
+
+from benchmarks.checkpoint import machine, make_checkpoint
+from models import adapters, base, precision, training
+from models.storage import read_json, write_json
+
+ROW = 8448  # tokens: 33 × 256, with which the products of an H100 or H200 fill its 132 processors in whole waves
+LORA = {"rank": 4, "alpha": 32, "target_modules": ["query_key_value"]}
+PREFIX = {"prefix_tokens": 128}
+METHODS = {"lora": LORA, "ptuning_v2": PREFIX}
+WARM_UP, STEPS = 4, 12
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained on what.
+
+    Attributes:
+        sample: tokens of each sample, half of which is its answer.
+        samples: how many an update takes; with ``pack``, as many as fit into ``batch_size`` such rows.
+        pad_to: length that the usual loop pads rows to.
+    """
+
+    method: str
+    sample: int
+    batch_size: int = 1
+    pack: int | None = None
+    fp8: bool = False
+    bits: int | None = None
+    checkpointing: bool = False
+    pad_to: int | None = None
+    targets: dict = field(default_factory=dict)
+
+
+CASES = {
+    "usual_loop_short": Case("lora", 100, batch_size=2, pad_to=460, checkpointing=True),
+    "usual_loop": Case("lora", 460, batch_size=2, pad_to=460, checkpointing=True),
+    "lora": Case("lora", 528, pack=ROW, targets={"tokens_per_second": 23_500, "peak_memory_gib": 40}),
+    "lora_short": Case("lora", 100, pack=ROW, targets={"tokens_per_second": 23_000}),
+    "lora_fp8": Case("lora", 528, pack=ROW, fp8=True, targets={"tokens_per_second": 32_000}),
+    "lora_fp8_short": Case("lora", 100, pack=ROW, fp8=True, targets={"tokens_per_second": 32_000}),
+    "ptuning_v2": Case("ptuning_v2", 528, pack=ROW, targets={"tokens_per_second": 20_000}),
+    "ptuning_v2_short": Case("ptuning_v2", 100, pack=ROW, targets={"tokens_per_second": 20_000}),
+    "lora_checkpointing_2x460": Case("lora", 460, batch_size=2, checkpointing=True, targets={"peak_memory_gib": 16}),
+    "lora_checkpointing": Case(
+        "lora", 528, batch_size=2, pack=ROW, checkpointing=True,
+        targets={"tokens_per_second": 10_000, "peak_memory_gib": 24},
+    ),
+    "lora_4bit_1x600": Case("lora", 600, bits=4, checkpointing=True, targets={"peak_memory_gib": 6.0}),
+    "ptuning_v2_4bit_1x600": Case("ptuning_v2", 600, bits=4, checkpointing=True, targets={"peak_memory_gib": 6.0}),
+    "lora_4bit": Case("lora", 528, pack=ROW, bits=4, targets={"tokens_per_second": 8_000}),
+    "ptuning_v2_4bit": Case("ptuning_v2", 528, pack=ROW, bits=4, targets={"tokens_per_second": 8_000}),
+}  # fmt: skip
+
+
+# Measuring -----------------------------------------------------------------------------------------
+
+
+class StepTimes(TrainerCallback):
+    """When each update ended, by the device's own clock where it has one."""
+
+    def __init__(self):
+        self.marks = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.marks.append(_mark())
+        if state.global_step == WARM_UP:
+            torch._dynamo.config.error_on_recompile = True
+
+    def median_seconds(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        marks = self.marks[WARM_UP - 1 :]
+        return statistics.median(_between(one, other) for one, other in pairwise(marks))
+
+
+def _mark():
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(one, other) -> float:
+    return other - one if isinstance(one, float) else one.elapsed_time(other) / 1000
+
+
+def rows_of(config, tokens: int, count: int) -> list[dict]:
+    """Samples of random tokens: half context, half answer."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for ids in torch.randint(1000, 60_000, (count, tokens), generator=generator):
+        context = tokens // 2
+        ids[context - 2], ids[context - 1], ids[-1] = config.gmask_token_id, config.bos_token_id, config.eos_token_id
+        labels = ids.clone()
+        labels[:context] = -100
+        rows.append({"input_ids": ids.tolist(), "labels": labels.tolist()})
+    return rows
+
+
+def measure(checkpoint: Path, case: Case, small: bool) -> dict:
+    found = base.Base("random", checkpoint, None, {})
+    model = base.load_model(found, "bfloat16", case.bits)
+    torch.manual_seed(0)
+    tuned = adapters.attach(model, case.method, **METHODS[case.method])
+    if case.fp8:
+        precision.freeze_in_fp8(model.transformer.layers)
+    if case.pad_to is not None:
+        seconds = usual_loop(tuned, case)
+        per_step = case.batch_size * case.sample
+    else:
+        pack = case.pack and (case.pack // 16 if small else case.pack)
+        per_row = pack // case.sample if pack else 1
+        per_step = per_row * case.batch_size * case.sample
+        times = StepTimes()
+        training.fit(
+            tuned,
+            rows_of(model.config, case.sample, per_row * case.batch_size * (WARM_UP + STEPS)),
+            [],
+            pad_token_id=model.config.pad_token_id,
+            batch_size=case.batch_size,
+            pack_tokens=pack,
+            learning_rate=1e-4,
+            gradient_checkpointing=case.checkpointing,
+            evaluations=2,
+            logs=2,
+            callbacks=[times],
+        )
+        seconds = times.median_seconds()
+    figures = {
+        "tokens_per_second": round(per_step / seconds),
+        "peak_memory_gib": round(training.peak_memory_gib(), 2),
+        "step_seconds": round(seconds, 4),
+        "tokens_per_step": per_step,
+    }
+    met = {name: _meets(name, figures[name], target) for name, target in case.targets.items()}
+    return {**asdict(case), **figures, "met": met}
+
+
+def _meets(name: str, seen: float, target: float) -> bool:
+    return seen <= target if name == "peak_memory_gib" else seen >= target
+
+
+# The reference -------------------------------------------------------------------------------------
+
+
+def usual_loop(tuned, case: Case) -> float:
+    """Seconds a step of the plain loop described above."""
+    from models.chatglm import modeling_chatglm
+
+    device = next(tuned.parameters()).device
+    modeling_chatglm.F.scaled_dot_product_attention = plain_attention
+    tuned.gradient_checkpointing_enable({"use_reentrant": False})
+    config = tuned.get_base_model().config
+    rows = rows_of(config, case.sample, case.batch_size)
+    padded = training.RightPadding(config.pad_token_id)([*rows, {"input_ids": [0] * case.pad_to, "labels": []}])
+    batch = {name: values[:-1].to(device) for name, values in padded.items()}
+    labels = batch.pop("labels")[:, 1:].flatten()
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-4)
+    marks = []
+    for _ in range(WARM_UP + STEPS):
+        with torch.autocast(device.type, torch.float16 if device.type == "cuda" else torch.bfloat16):
+            logits = tuned(**batch).logits.float()
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        marks.append(_mark())
+    times = StepTimes()
+    times.marks = marks
+    return times.median_seconds()
+
+
+def plain_attention(query, key, value, attn_mask=None):
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    scores = scores.float().masked_fill(~attn_mask, torch.finfo(torch.float32).min)
+    return scores.softmax(dim=-1).to(value.dtype) @ value
+
+
+# The program ---------------------------------------------------------------------------------------
+
+HEADERS = {
+    "en": "| case | samples of | tokens/s | peak memory |",
+    "zh": "| 情形 | 样本长度 | 词元/秒 | 显存峰值 |",
+}
+
+
+def table(results: dict, language: str) -> str:
+    """The figures as the READMEs show them."""
+    lines = [HEADERS[language], "|---|---|---|---|"]
+    for name, one in results["cases"].items():
+        speed, memory = f"{one['tokens_per_second']:,}", f"{one['peak_memory_gib']:.1f} GiB"
+        lines.append(f"| `{name}` | {one['sample']} | {speed} | {memory} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []], metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--commit", help="of the code, where git cannot tell")
+    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.checkpoint:
+        write_json(arguments.out, measure(arguments.checkpoint, CASES[arguments.cases[0]], arguments.small))
+        return
+    known = machine()
+    results = {"machine": known | {"commit": known["commit"] or arguments.commit}, "cases": {}}
+    with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
+        checkpoint, one = Path(scratch) / "base", Path(scratch) / "one.json"
+        make_checkpoint(checkpoint, arguments.small)
+        for name in arguments.cases or CASES:
+            command = [sys.executable, "-m", "benchmarks.training", name, "--out", str(one)]
+            options = ["--checkpoint", str(checkpoint), *(["--small"] if arguments.small else [])]
+            if subprocess.run([*command, *options], check=False).returncode != 0:
+                results["cases"][name] = {"failed": True}
+                continue
+            results["cases"][name] = read_json(one)
+            print(name, json.dumps({k: results["cases"][name][k] for k in SHOWN}), flush=True)
+    write_json(arguments.out, results)
+
+
+SHOWN = ("tokens_per_second", "peak_memory_gib", "step_seconds", "met")
+
+if __name__ == "__main__":
+    main()
