@@ -123,3 +123,13 @@ def test_the_lock_pins_everything_exactly():
     pins = (ROOT / "requirements.lock").read_text().split()
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", pin) for pin in pins)
     assert "torch==2.13.0" in pins
+
+
+def test_the_readmes_show_the_figures_that_were_measured():
+    import json
+
+    from benchmarks.training import table
+
+    results = json.loads((ROOT / "benchmarks/results/training.json").read_text(encoding="utf-8"))
+    for name, language in (("README.md", "en"), ("README.zh.md", "zh")):
+        assert table(results, language) in (ROOT / name).read_text(encoding="utf-8")
