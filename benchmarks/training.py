@@ -226,14 +226,14 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--commit", help="of the code, where git cannot tell")
+    parser.add_argument("--commit", help="of the code, where git does not know it")
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.checkpoint:
         write_json(arguments.out, measure(arguments.checkpoint, CASES[arguments.cases[0]], arguments.small))
         return
     known = machine()
-    results = {"machine": known | {"commit": known["commit"] or arguments.commit}, "cases": {}}
+    results = {"machine": known | {"commit": arguments.commit or known["commit"]}, "cases": {}}
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
         checkpoint, one = Path(scratch) / "base", Path(scratch) / "one.json"
         make_checkpoint(checkpoint, arguments.small)
