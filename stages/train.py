@@ -1,19 +1,21 @@
 """Stage train: fit one adapter.
 
 Reads ``data/encoded``, the receipts of which it verifies before any model loads, and the base
-model. Writes the adapter folder with its manifest, and DVCLive's log of losses. Fails if the data
-are not those that were checked, or the tokens are another tokenizer's.
+model. Writes the adapter folder with its manifest, and DVCLive's log of losses. Killed, it goes on from
+its last checkpoint when it runs again on the same inputs. Fails if the data are not those that were
+checked, or the tokens are another tokenizer's.
 """
 
 import argparse
 import logging
+import shutil
 import subprocess
 from pathlib import Path
 
 from models import base
 from models.errors import DataBlocked, UserError, program
 from models.prompt import PROMPT_VERSION, label
-from models.storage import read_jsonl
+from models.storage import read_jsonl, sha256_of, sha256_of_json
 from stages import params, receipt
 
 log = logging.getLogger("tuneline.train")
@@ -40,7 +42,7 @@ def read_rows(encoded: Path, split: str) -> list[dict]:
     return [label(row["prompt"], row["answer"]) for row in read_jsonl(encoded / f"{split}.jsonl")]
 
 
-def train(model, encoded: Path, knobs: params.Fit, shared: params.Train, live):
+def train(model, encoded: Path, knobs: params.Fit, shared: params.Train, live, checkpoint_folder: Path):
     """Fit the adapter; every loss goes to DVCLive as it comes."""
     from models import training
 
@@ -68,6 +70,7 @@ def train(model, encoded: Path, knobs: params.Fit, shared: params.Train, live):
         evaluations=shared.evaluations,
         seed=shared.seed,
         on_loss=log_loss,
+        checkpoint_folder=checkpoint_folder,
     )
 
 
@@ -97,7 +100,7 @@ def describe(fitted, parameters: tuple[int, int]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapter", required=True, help="its key under adapters: in params.yaml")
-    for name in ("checked", "encoded", "base", "out", "log"):
+    for name in ("checked", "encoded", "base", "out", "log", "checkpoints"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     arguments = parser.parse_args()
     knobs = params.load()
@@ -109,11 +112,25 @@ def main() -> None:
     found = base.read_record(arguments.base)
     refuse_other_tokens(arguments.encoded, found)
 
+    from models import checkpoints
+
+    inputs = {"encoded": sha256_of(arguments.encoded / receipt.RECEIPT), "base": found.identity}
+    inputs |= {"dtype": knobs.base.dtype, "train": knobs.train.model_dump(mode="json"), "prompt": PROMPT_VERSION}
+    key = sha256_of_json(inputs | {"adapter": adapter.model_dump(mode="json")})
+    with checkpoints.alone(arguments.checkpoints, arguments.adapter):
+        folder = checkpoints.prepare(arguments.checkpoints, arguments.adapter, key)
+        make_adapter(arguments, knobs, found, checked["sha256"], folder)
+        shutil.rmtree(folder)
+
+
+def make_adapter(arguments, knobs: params.Params, found: base.Base, receipt_sha256: str, folder: Path) -> None:
+    """Load the base, fit the adapter that the arguments name, and save it with its manifest."""
     import torch
     from dvclive import Live
 
     from models import adapters, precision
 
+    adapter = knobs.adapters[arguments.adapter]
     model = base.load_model(found, knobs.base.dtype, adapter.quantization)
     torch.manual_seed(knobs.train.seed)
     model = adapters.attach(model, adapter.method, **adapter.attachment())
@@ -122,7 +139,7 @@ def main() -> None:
     if knobs.train.precision == "fp8":
         precision.freeze_in_fp8(model.get_base_model().transformer.layers)
     with Live(str(arguments.log), save_dvc_exp=False, dvcyaml=None, monitor_system=False) as live:
-        fitted = train(model, arguments.encoded, adapter, knobs.train, live)
+        fitted = train(model, arguments.encoded, adapter, knobs.train, live, folder)
     manifest = adapters.Manifest(
         name=arguments.adapter,
         method=adapter.method,
@@ -133,7 +150,7 @@ def main() -> None:
         prompt_version=PROMPT_VERSION,
         quantization=adapter.quantization,
         dtype=knobs.base.dtype,
-        receipt_sha256=checked["sha256"],
+        receipt_sha256=receipt_sha256,
         code_commit=code_commit(),
         training=describe(fitted, parameters),
     )

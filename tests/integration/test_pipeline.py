@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -148,7 +150,8 @@ def test_one_changed_byte_stops_train_before_a_model_loads(project):
     path.write_bytes(before.replace("你".encode(), "我".encode(), 1))
     command = (sys.executable, "-X", "importtime", "-m", "stages.train", "--adapter", "lora")
     folders = ("--checked", "data/checked", "--encoded", "data/encoded", "--base", "models/weights/base")
-    done = project.run(*command, *folders, "--out", "models/weights/none", "--log", "reports/training/none")
+    made = ("--out", "models/weights/none", "--log", "reports/training/none", "--checkpoints", "models/checkpoints")
+    done = project.run(*command, *folders, *made)
     path.write_bytes(before)
     assert done.returncode == 2
     assert "train.jsonl is not the file that was checked" in done.stderr
@@ -178,6 +181,26 @@ def test_a_changed_rank_runs_what_it_touches_and_shows_in_the_diff(project):
     changed = diff["reports/metrics/lora.json"]
     assert changed["training.trainable_parameters"]["diff"] < 0
     assert "reports/metrics/ptuning_v2.json" not in diff
+
+
+def test_killed_altogether_in_training_the_next_repro_goes_on(project):
+    """SIGKILL to dvc and all that it started, as when the power fails."""
+    project.edit_params(lambda params: params["adapters"]["lora"].update(epochs=3))
+    process = subprocess.Popen(
+        ["dvc", "repro", "train@lora"], cwd=project.folder, env={**os.environ, "PATH": PATH}, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(project.folder.glob("models/checkpoints/lora.*/checkpoint-*/progress.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    code, ran, text = project.repro()
+    assert code == 0, text
+    assert ran == {"train@lora", "evaluate@lora", "compare"}
+    assert "going on from checkpoint of step" in text
+    assert not list(project.folder.glob("models/checkpoints/lora.*"))
 
 
 def test_dirty_data_stop_before_base_and_train(project):

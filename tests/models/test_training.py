@@ -4,7 +4,7 @@ import torch
 from models import adapters, base
 from models.errors import UserError
 from models.storage import sha256_of
-from models.training import RightPadding, fit
+from models.training import EpochOrder, RightPadding, fit
 
 ROWS = [
     {"input_ids": [40 + i, 41, 4, 5, 50 + i, 51], "labels": [-100, -100, -100, -100, 50 + i, 51]} for i in range(12)
@@ -44,6 +44,20 @@ def test_it_learns_and_tells_every_loss(base_folder):
     assert points == fitted.history
     assert fitted.steps == 18
     assert fitted.tokens == 6 * 9 * 6
+
+
+def test_every_epoch_has_an_order_of_its_own_that_seed_and_epoch_decide(base_folder, monkeypatch):
+    order = EpochOrder(20, list(range(20)), 4, seed=1)
+    first = list(order)
+    order.set_epoch(1)
+    second = list(order)
+    order.set_epoch(0)
+    assert list(order) == first != second
+    assert sorted(first) == sorted(second) == list(range(20))
+    told = []
+    monkeypatch.setattr(EpochOrder, "set_epoch", lambda self, epoch: told.append(epoch))
+    run(base_folder, epochs=3)
+    assert sorted(set(told)) == [0, 1, 2]  # Trainer tells it
 
 
 def test_a_diverging_run_ends_with_a_sentence(base_folder):

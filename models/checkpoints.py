@@ -1,0 +1,73 @@
+"""Checkpoints by which a killed training goes on: whole or not there, and keyed by what the training depends on.
+
+They lie outside DVC's outs, which DVC deletes before a stage runs. A checkpoint is transformers Trainer's own
+folder: adapter, optimizer, scheduler and random states. It counts once ``progress.json`` stands in it,
+which is written last, after everything else has reached the disk.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from models.errors import UserError
+from models.storage import read_json, write_json
+
+PROGRESS = "progress.json"
+
+
+def prepare(parent: Path, name: str, key: str) -> Path:
+    """The folder for the checkpoints of a training; those of the same name with other inputs are removed.
+
+    Args:
+        name: of the adapter.
+        key: hash of everything that the training depends on.
+    """
+    folder = parent / f"{name}.{key[:16]}"
+    for other in parent.glob(f"{name}.*"):
+        if other != folder and other.is_dir():
+            shutil.rmtree(other)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def alone(parent: Path, name: str) -> Iterator[None]:
+    """Hold the training of an adapter for this process; the system lets go of it when the process ends.
+
+    DVC's own lock does not do: killing DVC alone leaves the training running.
+
+    Raises:
+        UserError: another process trains it.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    with (parent / f".{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another process is training {name!r} here; wait for it, or end it.") from None
+        yield
+
+
+def last_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; what was not is removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in [path for path in found if not (path / PROGRESS).is_file()]:
+        shutil.rmtree(path)
+        found.remove(path)
+    return found[-1] if found else None
+
+
+def complete(checkpoint: Path, progress: dict) -> None:
+    """Mark a checkpoint as whole, once its files are on the disk."""
+    for path in (*checkpoint.iterdir(), checkpoint):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    write_json(checkpoint / PROGRESS, progress)
+
+
+def progress_of(checkpoint: Path) -> dict:
+    return read_json(checkpoint / PROGRESS)

@@ -1,0 +1,137 @@
+"""A training that is killed goes on as if it had not been: the adapter is the same, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from given import ROOT
+
+from models import checkpoints
+from models.errors import UserError
+from models.storage import sha256_of
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+from models import adapters, base, training
+from models.errors import program
+
+@program
+def main():
+    base_folder, checkpoint_folder, out, method = sys.argv[1:]
+    torch.manual_seed(0)
+    model = base.load_model(base.read_record(Path(base_folder)), "float32")
+    how = {
+        "lora": {"rank": 4, "alpha": 8, "dropout": 0.2, "target_modules": ["query_key_value", "dense"]},
+        "ptuning_v2": {"prefix_tokens": 3, "projection": True},
+    }[method]
+    tuned = adapters.attach(model, method, **how)
+    gmask, sop = model.config.gmask_token_id, model.config.bos_token_id
+    rows = [
+        {"input_ids": [40 + i] * (1 + i % 5) + [gmask, sop, 50 + i], "labels": [-100] * (3 + i % 5) + [50 + i]}
+        for i in range(23)
+    ]
+    fitted = training.fit(
+        tuned, rows[:20], rows[20:], pad_token_id=3, batch_size=3, gradient_accumulation=2, learning_rate=0.01,
+        epochs=40, evaluations=8, seed=3, warmup=0.1, schedule="cosine", checkpoint_folder=Path(checkpoint_folder),
+    )
+    tuned.save_pretrained(out)
+    print(fitted.steps, fitted.tokens, len(fitted.history))
+
+main()
+"""
+
+
+def start(*arguments) -> subprocess.Popen:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return out
+
+
+def wait_for(folder: Path, process: subprocess.Popen, count: int) -> None:
+    """Until so many checkpoints were begun, whole or not, counting those that were pruned."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        steps = [int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")]
+        if steps and max(steps) >= count:
+            return
+        time.sleep(0.002)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("method", ["lora", "ptuning_v2"])
+def test_killed_at_random_the_adapter_is_the_same_bit_for_bit(base_folder, tmp_path, method):
+    undisturbed = finish(start(base_folder, tmp_path / "a", tmp_path / "undisturbed", method))
+    draw = random.Random(method)
+    kills = 0
+    for step in (1, 40, 75):
+        process = start(base_folder, tmp_path / "b", tmp_path / "killed", method)
+        wait_for(tmp_path / "b", process, step)
+        time.sleep(draw.uniform(0, 0.15))
+        process.kill()
+        _, errors = process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        assert step == 1 or "going on from checkpoint" in errors
+    assert kills >= 2
+    assert finish(start(base_folder, tmp_path / "b", tmp_path / "killed", method)) == undisturbed
+    name = "adapter_model.safetensors"
+    assert sha256_of(tmp_path / "killed" / name) == sha256_of(tmp_path / "undisturbed" / name)
+
+
+@pytest.mark.integration
+def test_sigterm_saves_and_ends_in_a_way_that_a_scheduler_can_tell(base_folder, tmp_path):
+    undisturbed = finish(start(base_folder, tmp_path / "a", tmp_path / "undisturbed", "lora"))
+    process = start(base_folder, tmp_path / "b", tmp_path / "stopped", "lora")
+    wait_for(tmp_path / "b", process, 1)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Stopped by SIGTERM after step" in errors
+    assert "Traceback" not in errors
+    assert finish(start(base_folder, tmp_path / "b", tmp_path / "stopped", "lora")) == undisturbed
+    name = "adapter_model.safetensors"
+    assert sha256_of(tmp_path / "stopped" / name) == sha256_of(tmp_path / "undisturbed" / name)
+
+
+def test_a_checkpoint_counts_once_it_is_whole(tmp_path):
+    for step in (5, 10, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}/a").write_text("x")
+    checkpoints.complete(tmp_path / "checkpoint-5", {"tokens": 1})
+    checkpoints.complete(tmp_path / "checkpoint-10", {"tokens": 2})
+    assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-100").exists()
+    assert checkpoints.progress_of(tmp_path / "checkpoint-10") == {"tokens": 2}
+
+
+def test_other_inputs_start_anew_and_other_adapters_are_left_alone(tmp_path):
+    first = checkpoints.prepare(tmp_path, "lora", "a" * 64)
+    other = checkpoints.prepare(tmp_path, "lora_wide", "a" * 64)
+    assert checkpoints.prepare(tmp_path, "lora", "a" * 64) == first
+    assert checkpoints.prepare(tmp_path, "lora", "b" * 64) != first
+    assert not first.exists()
+    assert other.exists()
+
+
+def test_two_trainings_of_one_adapter_exclude_each_other(tmp_path):
+    with checkpoints.alone(tmp_path, "lora"):
+        with pytest.raises(UserError, match="Another process is training 'lora'"), checkpoints.alone(tmp_path, "lora"):
+            pass
+        with checkpoints.alone(tmp_path, "ptuning_v2"):
+            pass
+    with checkpoints.alone(tmp_path, "lora"):
+        pass
