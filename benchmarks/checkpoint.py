@@ -9,7 +9,8 @@ import torch
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "inner_hidden_size": 256}
+SMALL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "inner_hidden_size": 256, "vocab_size": 2048}
+SMALL |= {"bos_token_id": 2044, "eos_token_id": 2045, "mask_token_id": 2046, "gmask_token_id": 2047}
 
 
 def make_checkpoint(folder: Path, small: bool) -> None:

@@ -30,7 +30,8 @@ def full_rows(config: ChatGLMConfig, budget: params.Encode, count: int) -> list[
     generator = torch.Generator().manual_seed(0)
     rows = []
     for _ in range(count):
-        ids = torch.randint(1000, 60_000, (budget.max_prompt_tokens + budget.max_answer_tokens,), generator=generator)
+        length = budget.max_prompt_tokens + budget.max_answer_tokens
+        ids = torch.randint(1000, min(60_000, config.vocab_size - 4), (length,), generator=generator)
         ids[budget.max_prompt_tokens - 2] = config.gmask_token_id
         ids[budget.max_prompt_tokens - 1] = config.bos_token_id
         ids[-1] = config.eos_token_id
@@ -51,10 +52,7 @@ def measure(checkpoint: Path, knobs: params.Params, name: str, checkpointing: bo
         tuned,
         full_rows(model.config, knobs.encode, steps * adapter.batch_size),
         [],
-        pad_token_id=model.config.pad_token_id,
-        batch_size=adapter.batch_size,
-        learning_rate=adapter.learning_rate,
-        gradient_checkpointing=checkpointing,
+        training.Settings(adapter.batch_size, adapter.learning_rate, gradient_checkpointing=checkpointing),
     )
     points = [point for point in fitted.history if point["split"] == "train"]
     first, last = points[len(points) // 3], points[-1]

@@ -27,12 +27,14 @@ import torch
 import torch.nn.functional as F
 from transformers import TrainerCallback
 
-from benchmarks.checkpoint import machine, make_checkpoint
-from models import adapters, base, precision, training
+from benchmarks.checkpoint import SMALL, machine, make_checkpoint
+from models import adapters, base, memory, precision, training
+from models.chatglm import ChatGLMConfig
 from models.storage import read_json, write_json
 
 ROW = 8448  # tokens: 33 × 256, with which the products of an H100 or H200 fill its 132 processors in whole waves
 LORA = {"rank": 4, "alpha": 32, "target_modules": ["query_key_value"]}
+EVERYWHERE = {"dropout": 0.1, "target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]}
 PREFIX = {"prefix_tokens": 128}
 METHODS = {"lora": LORA, "ptuning_v2": PREFIX}
 WARM_UP, STEPS = 4, 12
@@ -46,6 +48,7 @@ class Case:
         sample: tokens of each sample, half of which is its answer.
         samples: how many an update takes; with ``pack``, as many as fit into ``batch_size`` such rows.
         pad_to: length that the usual loop pads rows to.
+        attachment: of the adapter, where it is not the usual one.
     """
 
     method: str
@@ -56,6 +59,7 @@ class Case:
     bits: int | None = None
     checkpointing: bool = False
     pad_to: int | None = None
+    attachment: dict = field(default_factory=dict)
     targets: dict = field(default_factory=dict)
 
 
@@ -76,6 +80,8 @@ CASES = {
     "lora_4bit_1x600": Case("lora", 600, bits=4, checkpointing=True, targets={"peak_memory_gib": 6.0}),
     "ptuning_v2_4bit_1x600": Case("ptuning_v2", 600, bits=4, checkpointing=True, targets={"peak_memory_gib": 6.0}),
     "lora_4bit": Case("lora", 528, pack=ROW, bits=4, targets={"tokens_per_second": 8_000}),
+    "lora_8bit_everywhere": Case("lora", 528, pack=ROW // 2, bits=8, attachment=EVERYWHERE),
+    "lora_padded_everywhere": Case("lora", 512, batch_size=8, attachment=EVERYWHERE),
     "ptuning_v2_4bit": Case("ptuning_v2", 528, pack=ROW, bits=4, targets={"tokens_per_second": 8_000}),
 }  # fmt: skip
 
@@ -117,7 +123,7 @@ def rows_of(config, tokens: int, count: int) -> list[dict]:
     """Samples of random tokens: half context, half answer."""
     generator = torch.Generator().manual_seed(0)
     rows = []
-    for ids in torch.randint(1000, 60_000, (count, tokens), generator=generator):
+    for ids in torch.randint(1000, min(60_000, config.vocab_size - 4), (count, tokens), generator=generator):
         context = tokens // 2
         ids[context - 2], ids[context - 1], ids[-1] = config.gmask_token_id, config.bos_token_id, config.eos_token_id
         labels = ids.clone()
@@ -130,7 +136,7 @@ def measure(checkpoint: Path, case: Case, small: bool) -> dict:
     found = base.Base("random", checkpoint, None, {})
     model = base.load_model(found, "bfloat16", case.bits)
     torch.manual_seed(0)
-    tuned = adapters.attach(model, case.method, **METHODS[case.method])
+    tuned = adapters.attach(model, case.method, **METHODS[case.method] | case.attachment)
     if case.fp8:
         precision.freeze_in_fp8(model.transformer.layers)
     if case.pad_to is not None:
@@ -145,17 +151,19 @@ def measure(checkpoint: Path, case: Case, small: bool) -> dict:
             tuned,
             rows_of(model.config, case.sample, per_row * case.batch_size * (WARM_UP + STEPS)),
             [],
-            pad_token_id=model.config.pad_token_id,
-            batch_size=case.batch_size,
-            pack_tokens=pack,
-            learning_rate=1e-4,
-            gradient_checkpointing=case.checkpointing,
-            evaluations=2,
-            logs=2,
+            training.Settings(
+                batch_size=case.batch_size,
+                pack_tokens=pack,
+                learning_rate=1e-4,
+                gradient_checkpointing=case.checkpointing,
+                evaluations=2,
+                logs=2,
+            ),
             callbacks=[times],
         )
         seconds = times.median_seconds()
     figures = {
+        "planned_memory_gib": round(memory.plan(expectation(case, small)).total / memory.GIB, 2),
         "tokens_per_second": round(per_step / seconds),
         "peak_memory_gib": round(training.peak_memory_gib(), 2),
         "step_seconds": round(seconds, 4),
@@ -163,6 +171,26 @@ def measure(checkpoint: Path, case: Case, small: bool) -> dict:
     }
     met = {name: _meets(name, figures[name], target) for name, target in case.targets.items()}
     return {**asdict(case), **figures, "met": met}
+
+
+def expectation(case: Case, small: bool = False) -> memory.Training:
+    """What decides a case's memory, as stage train would plan it."""
+    length = case.pack // (16 if small else 1) if case.pack else case.sample
+    samples = case.batch_size * (length // case.sample if case.pack else 1)
+    return memory.Training(
+        ChatGLMConfig(**(SMALL if small else {})),
+        case.method,
+        {"dropout": 0.0} | METHODS[case.method] | case.attachment,
+        "bfloat16",
+        rows=case.batch_size,
+        length=length,
+        labelled=samples * case.sample // 2,
+        quantization=case.bits,
+        fp8=case.fp8,
+        checkpointing=case.checkpointing,
+        packed=case.pack is not None,
+        gpu=torch.cuda.is_available() or not small,
+    )
 
 
 def _meets(name: str, seen: float, target: float) -> bool:
@@ -248,7 +276,7 @@ def main() -> None:
     write_json(arguments.out, results)
 
 
-SHOWN = ("tokens_per_second", "peak_memory_gib", "step_seconds", "met")
+SHOWN = ("tokens_per_second", "peak_memory_gib", "planned_memory_gib", "step_seconds", "met")
 
 if __name__ == "__main__":
     main()

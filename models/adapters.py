@@ -4,7 +4,10 @@ An adapter folder holds peft's two files and ``manifest.json``, which says what 
 what it belongs to. Whoever loads an adapter checks the manifest first.
 """
 
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 from models.base import Base, load_model
@@ -14,7 +17,7 @@ from models.storage import read_json, sha256_of, write_json, writing_folder
 
 MANIFEST = "manifest.json"
 WEIGHTS = "adapter_model.safetensors"
-METHODS = ("lora", "ptuning_v2")
+METHODS = ("lora", "ptuning_v2", "full")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Manifest:
 
     Attributes:
         name: its key under ``adapters:`` in params.yaml.
-        method: ``lora`` or ``ptuning_v2``.
+        method: ``lora``, ``ptuning_v2`` or ``full``, which is no adapter but all the weights.
         settings: the method's settings and the training's.
         base, base_identity: the base model's name and :attr:`models.base.Base.identity`.
         tokenizer_sha256: of the base's ``ice_text.model``.
@@ -60,29 +63,41 @@ def attach(
     alpha: float | None = None,
     dropout: float = 0.0,
     target_modules: list[str] | None = None,
+    rslora: bool = False,
+    dora: bool = False,
     prefix_tokens: int | None = None,
     projection: bool = False,
 ):
     """Wrap a frozen ChatGLM in a fresh adapter, whose weights alone require gradients.
 
     Args:
-        method: ``lora`` or ``ptuning_v2``.
+        method: ``lora``, ``ptuning_v2``, or ``full`` for the model itself, with gradients for all its weights.
         rank, alpha, dropout, target_modules: LoRA's (Hu et al., arXiv:2106.09685).
+        rslora, dora: LoRA scaled by the square root of its rank (Kalajdzievski, arXiv:2312.03732), and with
+            magnitude and direction apart (Liu et al., arXiv:2402.09353).
         prefix_tokens, projection: of P-Tuning v2 (Liu et al., arXiv:2110.07602), which peft calls
             prefix tuning; ``projection`` puts a two-layer MLP before the prefix. Unlike the
             published code, peft has no dropout on the prefix.
 
     Returns:
-        A PeftModel in training mode.
+        A PeftModel, or the model, in training mode.
 
     Raises:
         UserError: a target module does not exist.
     """
     from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
+    if method == "full":
+        return model.requires_grad_(True).train()
     if method == "lora":
         config = LoraConfig(
-            task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules
+            task_type="CAUSAL_LM",
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=target_modules,
+            use_rslora=rslora,
+            use_dora=dora,
         )
     elif method == "ptuning_v2":
         config = PrefixTuningConfig(
@@ -103,7 +118,7 @@ def attach(
 
 def _compute_in_the_type_of_the_base(tuned) -> None:
     """Keep LoRA's own weights in float32, but not the products with them: see :class:`Float32Weight`."""
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear, LoraLayer
     from torch import nn
 
     from models.precision import Float32Weight
@@ -114,18 +129,106 @@ def _compute_in_the_type_of_the_base(tuned) -> None:
             for part in (*layer.lora_A.values(), *layer.lora_B.values()):
                 if type(part) is nn.Linear:
                     part.__class__ = Float32Weight
+            if type(layer) is Linear:
+                layer.__class__ = _scaled_early()
 
 
-def save(model, folder: Path, manifest: Manifest) -> None:
-    """Write the adapter's weights, configuration and manifest; the folder is whole or absent."""
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = manifest.base  # not this machine's path to it
+@cache
+def _scaled_early():
+    """peft's plain LoRA layer, multiplying by its scaling where its input has been narrowed to the rank.
+
+    peft multiplies the output, as wide as the base's, and in the backward pass the gradient of that.
+    """
+    from peft.tuners.lora.layer import Linear
+
+    class ScaledEarly(Linear):
+        def forward(self, x, *args, **kwargs):
+            plain = [name for name in self.active_adapters if name in self.lora_A and name not in self.lora_variant]
+            if self.merged or self.disable_adapters or args or kwargs or plain != list(self.active_adapters):
+                return super().forward(x, *args, **kwargs)
+            result = self.base_layer(x)
+            for name in plain:
+                narrow = self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name]
+                result = result + self.lora_B[name](narrow)
+            return result
+
+    return ScaledEarly
+
+
+def parameters(model) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are; quantized ones count as what they stand for."""
+    if hasattr(model, "get_base_model"):
+        return model.get_nb_trainable_parameters()
+    return model.num_parameters(only_trainable=True), model.num_parameters()
+
+
+def base_of(model):
+    """The ChatGLM below an adapter."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def save(model, folder: Path, manifest: Manifest, check: Callable[[Path], None] | None = None) -> None:
+    """Write the adapter's weights, configuration and manifest; the folder is whole or absent.
+
+    Args:
+        check: called with the folder under its temporary name; if it raises, nothing is left.
+    """
     with writing_folder(folder) as temporary:
-        # No adapter here trains embeddings; left to itself, peft would ask the hub whether the base's changed.
-        model.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)
-        (temporary / "README.md").unlink(missing_ok=True)  # peft's empty model card; the manifest says more
+        if manifest.method == "full":
+            _save_all_weights(model, temporary, manifest.dtype)
+        else:
+            _save_adapter(model, temporary, manifest.base)
+        if check is not None:
+            check(temporary)
         content = asdict(manifest) | {"weights_sha256": sha256_of(temporary / WEIGHTS)}
         write_json(temporary / MANIFEST, content)
+
+
+def _save_adapter(model, folder: Path, base_name: str) -> None:
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base_name  # not this machine's path to it
+    # No adapter here trains embeddings; left to itself, peft would ask the hub whether the base's changed.
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card; the manifest says more
+
+
+def _save_all_weights(model, folder: Path, dtype: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    kind = getattr(torch, dtype)
+    save_file({name: each.to(kind).contiguous() for name, each in model.state_dict().items()}, folder / WEIGHTS)
+
+
+@contextmanager
+def reloaded(model, folder: Path):
+    """The model with the adapter that lies in ``folder`` in place of its own.
+
+    Where all weights are trained the model keeps those from the disk, as memory for two is rarely there.
+    """
+    if not hasattr(model, "get_base_model"):
+        _load_all_weights(model, folder)
+        yield model
+        return
+    own = model.active_adapter
+    device = base_of(model).device
+    model.load_adapter(folder, "reloaded", torch_device=str(device))
+    for name, parameter in model.named_parameters():
+        if ".reloaded." in name:
+            parameter.data = parameter.data.to(device)  # peft leaves it where it was beside layers in fp8
+    model.set_adapter("reloaded")
+    _compute_in_the_type_of_the_base(model)
+    try:
+        yield model
+    finally:
+        model.set_adapter(own)
+        model.delete_adapter("reloaded")
+
+
+def _load_all_weights(model, folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    model.load_state_dict(load_file(folder / WEIGHTS))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -177,6 +280,9 @@ def load(folder: Path, base: Base):
     manifest = read_manifest(folder)
     check(manifest, base, folder)
     model = load_model(base, manifest.dtype, manifest.quantization)
+    if manifest.method == "full":
+        _load_all_weights(model, folder)
+        return model
     tuned = PeftModel.from_pretrained(model, folder).eval()
     _compute_in_the_type_of_the_base(tuned)
     return tuned

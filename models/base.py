@@ -264,7 +264,7 @@ def load_model(base: Base, dtype: str, quantization: int | None = None):
 
     from models.chatglm import ChatGLMForConditionalGeneration
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     options = {"dtype": kind, "local_files_only": True, "output_loading_info": True}
     if quantization is not None:

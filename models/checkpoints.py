@@ -18,19 +18,16 @@ from models.storage import read_json, write_json
 PROGRESS = "progress.json"
 
 
-def prepare(parent: Path, name: str, key: str) -> Path:
-    """The folder for the checkpoints of a training; those of the same name with other inputs are removed.
+def prepare(folder: Path) -> None:
+    """Make the folder for the checkpoints of a training; those of the same name with another key are removed.
 
     Args:
-        name: of the adapter.
-        key: hash of everything that the training depends on.
+        folder: its name is that of the adapter, a dot, and a hash of everything that the training depends on.
     """
-    folder = parent / f"{name}.{key[:16]}"
-    for other in parent.glob(f"{name}.*"):
+    for other in folder.parent.glob(f"{folder.name.split('.')[0]}.*"):
         if other != folder and other.is_dir():
             shutil.rmtree(other)
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 log = logging.getLogger("tuneline")
 
@@ -18,6 +19,10 @@ class UserError(Exception):
     """
 
     exit_code = 1
+
+
+class PeerLost(UserError):
+    """Another of several processes is gone; whoever started them knows more, and says it."""
 
 
 class DataBlocked(UserError):
@@ -42,6 +47,7 @@ def program(main):
         try:
             return main(*args, **kwargs)
         except UserError as error:
+            _let_others_speak_first(error)
             print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
@@ -58,3 +64,9 @@ def program(main):
             sys.exit(1)
 
     return run
+
+
+def _let_others_speak_first(error: UserError) -> None:
+    """Of several processes that train together, all meet the same mistake; who waits is ended before it repeats it."""
+    if int(os.environ.get("RANK", 0)) > 0 or isinstance(error, PeerLost):
+        time.sleep(5)

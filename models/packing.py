@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from models.chatglm.configuration_chatglm import ChatGLMConfig
-from models.chatglm.modeling_chatglm import derive_position_ids
+from models.chatglm.masks import derive_position_ids
+from models.chatglm.modeling_chatglm import places_before_labels
 from models.errors import UserError
 from models.prompt import IGNORED_LABEL
 
@@ -57,7 +58,8 @@ class PackedRows:
     """Collate rows of samples, each with ``input_ids`` and ``labels``, into (B, capacity) tensors.
 
     Beside these, ``segment_ids`` number the samples of a row; ``own_position_ids`` (B, 2, capacity) are
-    what each sample has by itself; ``attention_mask`` is zero at padding, for those who count tokens.
+    what each sample has by itself; ``attention_mask`` is zero at padding, for those who count tokens; ``labelled``
+    are the places before labels, as the model takes them.
     """
 
     def __init__(self, capacity: int, config: ChatGLMConfig):
@@ -65,7 +67,8 @@ class PackedRows:
 
     def __call__(self, rows: Sequence[Sequence[dict]]) -> dict[str, torch.Tensor]:
         columns = [self._row(samples) for samples in rows]
-        return {name: torch.stack([column[name] for column in columns]) for name in columns[0]}
+        batch = {name: torch.stack([column[name] for column in columns]) for name in columns[0]}
+        return batch | {"labelled": places_before_labels(batch["labels"])}
 
     def _row(self, samples: Sequence[dict]) -> dict[str, torch.Tensor]:
         lengths = [len(sample["input_ids"]) for sample in samples]

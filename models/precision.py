@@ -76,14 +76,15 @@ class FrozenFloat8Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         weight = layer.weight.detach()
-        for name, matrix in (("weight", weight), ("transposed", weight.t().contiguous())):
+        # Not called weight: peft takes the type of that for an adapter's.
+        for name, matrix in (("rows", weight), ("columns", weight.t().contiguous())):
             scaled, scale = scale_rows(matrix)
             self.register_buffer(name, scaled)
             self.register_buffer(f"{name}_scale", scale)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return _Product.apply(states, self.weight, self.weight_scale, self.transposed, self.transposed_scale, self.bias)
+        return _Product.apply(states, self.rows, self.rows_scale, self.columns, self.columns_scale, self.bias)
 
 
 def freeze_in_fp8(module: nn.Module) -> int:

@@ -33,19 +33,17 @@ def make_tiny(corpus: Path, tokenizer_folder: Path, knobs: params.Tiny, folder: 
     torch.manual_seed(knobs.seed)
     model = ChatGLMForConditionalGeneration(tiny.configure(tokenizer, knobs.hidden_size, knobs.layers, knobs.heads))
     log.info("base: training a ChatGLM of %.1f million parameters", model.num_parameters() / 1e6)
-    fitted = training.fit(
-        model,
-        rows,
-        [],
-        pad_token_id=tokenizer.pad_token_id,
-        batch_size=knobs.batch_size,
-        learning_rate=knobs.learning_rate,
+    settings = training.Settings(
+        knobs.batch_size,
+        knobs.learning_rate,
         max_steps=knobs.steps,
         schedule="cosine",
         warmup=0.1,
+        logs=50,
         seed=knobs.seed,
     )
-    log.info("base: loss %.3f after %.0f s", fitted.last_loss("train"), fitted.seconds)
+    fitted = training.fit(model, rows, [], settings)
+    log.info("base: loss %.3f after %.0f s", fitted.loss("train"), fitted.seconds)
     model.save_pretrained(folder)
 
 

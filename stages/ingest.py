@@ -1,8 +1,8 @@
 """Stage ingest: collect the raw data byte for byte.
 
-Reads the file or folder that ``ingest.source`` names and writes copies to ``data/raw``, so that
-DVC versions exactly what was trained on, with a record of where each came from. Fails if the
-source is missing, holds no data file, or a file is empty.
+Reads the file or folder that ``ingest.source`` names, or ``ingest.general``, and writes copies to ``data/raw``
+or ``data/general/raw``, so that DVC versions exactly what was trained on, with a record of where each came
+from. Fails if the source is missing, holds no data file, or a file is empty.
 """
 
 import argparse
@@ -20,12 +20,16 @@ from stages.raw import find_files, read_rows
 log = logging.getLogger("tuneline.ingest")
 
 
-def collect(source: Path, raw: Path) -> list[dict]:
-    """Copy the data files and give a record of each: name, source, bytes, rows, sha256."""
+def collect(source: Path, raw: Path, knob: str = "source") -> list[dict]:
+    """Copy the data files and give a record of each: name, source, bytes, rows, sha256.
+
+    Args:
+        knob: of the params' section ingest, which named the source.
+    """
     records = []
     files = find_files(source)
     if empty := [name for name, path in files.items() if not any(True for _ in read_rows(path, name))]:
-        raise UserError(f"ingest.source: {', '.join(empty)} in {source} has no rows; remove or fill it.")
+        raise UserError(f"ingest.{knob}: {', '.join(empty)} in {source} has no rows; remove or fill it.")
     with writing_folder(raw) as temporary:
         for name, path in tqdm(files.items(), desc="ingest · 收集", unit=" files", delay=2):
             copy = temporary / name
@@ -46,16 +50,18 @@ def collect(source: Path, raw: Path) -> list[dict]:
 @program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--knob", choices=("source", "general"), default="source", help="which of ingest's to read")
     parser.add_argument("--raw", type=Path, required=True)
     parser.add_argument("--record", type=Path, required=True)
     parser.add_argument("--metrics", type=Path, required=True)
     arguments = parser.parse_args()
 
-    records = collect(Path(params.load().ingest.source), arguments.raw)
+    source = Path(getattr(params.load().ingest, arguments.knob))
+    records = collect(source, arguments.raw, arguments.knob)
     write_json(arguments.record, records)
     totals = {"files": len(records), **{key: sum(record[key] for record in records) for key in ("rows", "bytes")}}
     write_json(arguments.metrics, {"raw": totals})
-    log.info("ingest: %d rows in %d files", totals["rows"], totals["files"])
+    log.info("ingest: %d rows in %d files of %s", totals["rows"], totals["files"], source)
 
 
 if __name__ == "__main__":

@@ -47,9 +47,11 @@ class Base(Section):
 
 
 class Ingest(Section):
-    """``source``: a ``.jsonl`` or ``.json`` file, or a folder of them."""
+    """``source``: a ``.jsonl`` or ``.json`` file, or a folder of them; ``general``: another, of conversations that
+    have nothing to do with the task, to see what an adapter forgets and to replay against it."""
 
     source: Annotated[str, Field(min_length=1)]
+    general: Annotated[str, Field(min_length=1)] = "data/demo/general"
 
 
 Severity = Literal["warn", "quarantine", "block"]
@@ -189,14 +191,12 @@ class Lora(Fit):
     alpha: Positive
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Annotated[tuple[LinearLayer, ...], Field(min_length=1)] = ("query_key_value",)
+    rslora: bool = False
+    dora: bool = False
 
     def attachment(self) -> dict:
-        return {
-            "rank": self.rank,
-            "alpha": self.alpha,
-            "dropout": self.dropout,
-            "target_modules": list(self.target_modules),
-        }
+        names = ("rank", "alpha", "dropout", "rslora", "dora")
+        return {name: getattr(self, name) for name in names} | {"target_modules": list(self.target_modules)}
 
 
 class PTuningV2(Fit):
@@ -208,18 +208,38 @@ class PTuningV2(Fit):
         return {"prefix_tokens": self.prefix_tokens, "projection": self.projection}
 
 
-Adapter = Annotated[Lora | PTuningV2, Field(discriminator="method")]
+class Full(Fit):
+    """Every weight of the base, held in float32."""
+
+    method: Literal["full"]
+    quantization: None = None
+
+    def attachment(self) -> dict:
+        return {}
+
+
+Adapter = Annotated[Lora | PTuningV2 | Full, Field(discriminator="method")]
 # reports/metrics or models/weights has something of each of these names
-RESERVED_NAMES = {"base", "data", "ingest", "tokens", "tokenizer"}
+RESERVED_NAMES = {"base", "data", "general", "ingest", "tokens", "tokenizer"}
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class Train(Section):
-    """What all adapters share. ``precision``: fp8 for the frozen layers, where the GPU has it, or as the base is."""
+    """What all adapters share.
+
+    ``precision``: fp8 for the frozen layers, where the GPU has it, or as the base is. ``devices``: processes of this
+    host, one a GPU. ``keep``: the weights of the lowest evaluation loss, or the last. ``patience``: evaluations
+    without a lower loss after which a training ends. ``replay``: share of general samples among those trained on.
+    """
 
     seed: Seed = 42
     precision: Literal["base", "fp8"] = "base"
+    devices: Count = 1
     evaluations: Annotated[int, Field(ge=2)] = 10
+    logs: Count = 200
+    keep: Literal["best", "last"] = "best"
+    patience: Count | None = None
+    replay: Annotated[float, Field(ge=0, le=0.9)] = 0.0
 
 
 class Evaluate(Section):
@@ -257,8 +277,9 @@ class Params(Section):
                     f"adapters.{name}.pack_tokens ({adapter.pack_tokens}) must hold the longest sample, which may have "
                     f"{longest} tokens (encode.max_prompt_tokens + encode.max_answer_tokens)"
                 )
-            if adapter.quantization is not None and self.train.precision == "fp8":
-                raise ValueError(f"train.precision fp8 and adapters.{name}.quantization exclude each other")
+            if self.train.precision == "fp8" and (adapter.quantization or adapter.method == "full"):
+                other = "quantization" if adapter.quantization else "method full"
+                raise ValueError(f"train.precision fp8 and adapters.{name}.{other} exclude each other")
         if set(self.evaluate.models) != {"base", *self.adapters}:
             raise ValueError(
                 "evaluate.models must be 'base' and '<<: *adapters', as in the params.yaml that came along"

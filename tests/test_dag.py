@@ -38,6 +38,7 @@ def test_the_stages(project):
         "ingest",
         "tokenizer",
         "validate",
+        "general",
         "base",
         "encode",
         "train@lora",
@@ -60,6 +61,8 @@ def test_a_third_adapter_is_one_more_entry_in_params(project):
 def test_nothing_costly_starts_before_the_gate(project):
     waits_for = edges(project)
     assert ("validate", "base") in waits_for
+    assert {("general", "encode"), ("validate", "encode")} <= waits_for
+    assert ("general", "train@lora") not in waits_for  # which runs again only if something of it is replayed
     assert {("validate", "train@lora"), ("encode", "train@lora"), ("base", "train@lora")} <= waits_for
 
 

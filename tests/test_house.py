@@ -22,7 +22,7 @@ OWNERS = {  # one owner for each big library
     "prefect": ["flows/"],
     "evidently": ["stages/compare/"],
     "dvc": [],
-    "dvclive": ["stages/train.py"],
+    "dvclive": ["stages/train/"],
     "sentencepiece": ["models/tiny.py", "models/vocabulary.py"],
     "datasketch": ["stages/validate/grams.py"],
 }
@@ -69,7 +69,7 @@ def test_one_owner_for_each_big_library(library):
 
 def test_only_one_place_starts_programs():
     users = {str(path) for path in FILES if "subprocess" in imports(path)}
-    assert users == {"pipelines/programs.py", "stages/train.py"}  # train asks git for the commit
+    assert users == {"pipelines/programs.py", "stages/train/making.py"}  # which asks git for the commit
 
 
 def test_names_say_something():
@@ -91,7 +91,7 @@ def test_every_stage_is_a_module_a_section_and_tested():
 
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     sections = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for stage in stages:
+    for stage in stages.keys() - {"general"}:  # which is ingest and validate once more
         module = ROOT / "stages" / stage
         assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), stage
         assert stage in sections or stage == "tokenizer", stage  # whose section is the base's

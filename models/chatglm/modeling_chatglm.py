@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -19,122 +19,15 @@ from transformers.utils import can_return_tuple
 
 from models.chatglm.configuration_chatglm import ChatGLMConfig
 from models.chatglm.loss import FrozenHeadLoss
+from models.chatglm.masks import derive_position_ids, prefix_lm_block_mask, prefix_lm_mask
 
 IGNORED_LABEL = -100
-BLOCK = 128  # queries or keys that FlexAttention takes or leaves together
 # sqrt(2 * num_layers) for ChatGLM-6B's 28 layers. The published blocks never learn of another
 # num_layers, so this is the scale in models of any depth.
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 
 
-# Positions and mask ------------------------------------------------------------------------------
-
-
-def _first(found: torch.Tensor, otherwise: torch.Tensor | int) -> torch.Tensor:
-    """Index of the first True in each row of a (B, L) mask, or ``otherwise`` where there is none."""
-    return torch.where(found.any(dim=-1), found.int().argmax(dim=-1), otherwise)
-
-
-def derive_position_ids(
-    input_ids: torch.Tensor, config: ChatGLMConfig, attention_mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Position and block position of every token, as the published code derives them.
-
-    The context counts positions from 0 with block position 0. From ``<sop>`` on, the position
-    stays at that of ``[gMASK]`` (or ``[MASK]`` where there is none) and the block position counts
-    from 1. Padding on the left takes up no position. A row without ``<sop>`` is all context.
-
-    Args:
-        input_ids: (B, L).
-        attention_mask: (B, P + L), nonzero at tokens, zero at padding; or None.
-
-    Returns:
-        (B, 2, L) integers.
-    """
-    length = input_ids.shape[-1]
-    index = torch.arange(length, device=input_ids.device)
-    context_length = _first(input_ids == config.bos_token_id, otherwise=length)
-    mask_position = _first(input_ids == config.mask_token_id, otherwise=context_length - 1)
-    mask_position = _first(input_ids == config.gmask_token_id, otherwise=mask_position)
-    left_padding = torch.zeros_like(context_length)
-    if attention_mask is not None:
-        left_padding = _first(attention_mask[:, -length:] != 0, otherwise=0)
-    in_context = index < context_length[:, None]
-    position = torch.where(in_context, index, mask_position[:, None]) - left_padding[:, None]
-    block_position = index - context_length[:, None] + 1
-    return torch.stack((position, block_position), dim=1).clamp(min=0)
-
-
-def prefix_lm_mask(
-    block_position: torch.Tensor,
-    past_length: int,
-    attention_mask: torch.Tensor | None,
-    segment_ids: torch.Tensor | None = None,
-) -> torch.Tensor | None:
-    """Which keys each query sees: the context sees itself both ways, the rest is causal.
-
-    Args:
-        block_position: (B, L); zero marks the context.
-        past_length: P, keys in the cache. All queries see them, but for padding.
-        attention_mask: (B, P + L), zero at padding, or None.
-        segment_ids: (B, L), one number for each of several samples in a row, which do not see one another.
-
-    Returns:
-        (B, 1, L, P + L) booleans, True where a key is seen; None where every query sees all.
-        Padding sees padding, so that no query is left without a key: a softmax over nothing
-        would be NaN, and NaN spreads through the gradients.
-    """
-    batch, length = block_position.shape
-    if length == 1 and attention_mask is None:
-        return None
-    index = torch.arange(length, device=block_position.device)
-    seen = (index[:, None] >= index) | (block_position == 0)[:, None, :]
-    past = seen.new_ones((batch, length, past_length))
-    if segment_ids is not None:
-        seen = seen & (segment_ids[:, :, None] == segment_ids[:, None, :])
-    elif attention_mask is not None:
-        valid = attention_mask != 0
-        seen = seen & (valid[:, None, past_length:] | ~valid[:, past_length:, None])
-        past = past & valid[:, None, :past_length]
-    return torch.cat((past, seen), dim=-1)[:, None]
-
-
-def prefix_lm_block_mask(block_position: torch.Tensor, past_length: int, segment_ids: torch.Tensor) -> BlockMask:
-    """:func:`prefix_lm_mask` for FlexAttention, which leaves out blocks of 128 × 128 where nothing is seen.
-
-    Which blocks these are follows from the first and last token of each, as the samples of a row follow one
-    another and each begins with its context, where blocks fit into the lengths. Elsewhere every pair of
-    tokens is looked at.
-
-    Args:
-        block_position, segment_ids: (B, L); segments ascend, padding is -1 and at the end.
-    """
-    batch, length = block_position.shape
-    segment_ids = torch.where(segment_ids < 0, length, segment_ids)
-
-    def sees(row, head, query, key):
-        own = torch.clamp(key - past_length, min=0)
-        inside = (query >= own) | (block_position[row, own] == 0)
-        return (key < past_length) | (inside & (segment_ids[row, query] == segment_ids[row, own]))
-
-    if past_length % BLOCK or length % BLOCK:
-        return create_block_mask(sees, batch, None, length, past_length + length, device=segment_ids.device)
-    blocks = segment_ids.view(batch, -1, BLOCK)
-    first, last = blocks[:, :, 0], blocks[:, :, -1]
-    begins_in_context = block_position.view(batch, -1, BLOCK)[:, :, 0] == 0
-    index = torch.arange(blocks.shape[1], device=blocks.device)
-    same = last[:, :, None] == first[:, None, :]  # the last sample of the query block is the first of the key block
-    behind = (index[:, None] >= index) & (last[:, None, :] >= first[:, :, None])
-    seen = behind | (same & begins_in_context[:, None, :])
-    past = seen.new_ones((batch, blocks.shape[1], past_length // BLOCK))
-    seen = torch.cat((past, seen), dim=-1)[:, None].int()
-    return BlockMask.from_kv_blocks(
-        seen.sum(dim=-1).int(),
-        seen.argsort(dim=-1, descending=True, stable=True).int(),
-        BLOCK_SIZE=BLOCK,
-        mask_mod=sees,
-        seq_lengths=(length, past_length + length),
-    )
+# Attention ---------------------------------------------------------------------------------------
 
 
 @lru_cache
@@ -330,6 +223,11 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         )
 
 
+def places_before_labels(labels: torch.Tensor) -> torch.Tensor:
+    """Places, among the B · L tokens of (B, L) labels, whose successor in the row has a label."""
+    return F.pad(labels[:, 1:] != IGNORED_LABEL, (0, 1)).flatten().nonzero().squeeze(-1)
+
+
 class ChatGLMOutput(CausalLMOutputWithPast):
     """``loss``, ``logits``, ``past_key_values``, ``hidden_states``.
 
@@ -382,6 +280,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         num_items_in_batch: torch.Tensor | int | None = None,
         own_position_ids: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
+        labelled: torch.Tensor | None = None,
         **kwargs,
     ) -> ChatGLMOutput:
         """Run the model.
@@ -402,6 +301,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             own_position_ids: position_ids under a name that peft leaves alone; generation uses it.
             segment_ids: (B, L) the sample that each token belongs to, where a row holds several; they do not
                 see one another. Needs position_ids; the attention_mask then goes unread.
+            labelled: (N,) places among the B · L tokens whose successor has a label, for callers who know them:
+                to look for them on the device, the program would have to wait for it.
 
         Returns:
             ``loss`` in float32, the mean over labelled tokens; ``logits`` (B, L, vocab_size).
@@ -422,7 +323,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         if labels is None:
             logits = self.lm_head(hidden_states[:, -logits_to_keep:])
         else:
-            loss = self._loss(hidden_states, labels, num_items_in_batch)
+            loss = self._loss(hidden_states, labels, labelled, num_items_in_batch)
         result = ChatGLMOutput(
             loss=loss,
             logits=logits,
@@ -431,10 +332,10 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         )
         return result if logits is not None else result.defer_logits(partial(self.lm_head, hidden_states))
 
-    def _loss(self, hidden_states, labels, num_items_in_batch):
-        targets = labels[:, 1:]
-        labelled = targets != IGNORED_LABEL
-        targets, hidden_states = targets[labelled], hidden_states[:, :-1][labelled]
+    def _loss(self, hidden_states, labels, labelled, num_items_in_batch):
+        if labelled is None:
+            labelled = places_before_labels(labels)
+        targets, hidden_states = labels.flatten()[labelled + 1], hidden_states.flatten(0, 1)[labelled]
         if self.lm_head.weight.requires_grad:
             total = F.cross_entropy(self.lm_head(hidden_states).float(), targets, reduction="sum")
         else:

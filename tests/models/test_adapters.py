@@ -11,6 +11,9 @@ from models.prompt import PROMPT_VERSION
 SETTINGS = {
     "lora": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value"]},
     "lora everywhere": {"rank": 2, "alpha": 4, "target_modules": ["dense", "dense_h_to_4h", "dense_4h_to_h"]},
+    "lora rank-stabilized": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value", "dense"], "rslora": True},
+    "lora dora": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value", "dense"], "dora": True},
+    "full": {},
     "ptuning_v2": {"prefix_tokens": 5},
     "ptuning_v2 projected": {"prefix_tokens": 5, "projection": True},
 }
@@ -64,14 +67,51 @@ def test_saved_and_loaded_it_gives_the_same_logits(kind, base_folder, tmp_path):
     tuned = adapters.attach(model, method, **SETTINGS[kind])
     trainable = [name for name, parameter in tuned.named_parameters() if parameter.requires_grad]
     assert trainable
-    assert all("lora_" in name or "prompt_encoder" in name for name in trainable)
+    if method != "full":
+        assert all("lora_" in name or "prompt_encoder" in name for name in trainable)
+        assert adapters.parameters(tuned)[0] < 0.2 * adapters.parameters(tuned)[1]
     shake(tuned)
     expected = logits(tuned.eval(), model.config)
     assert (expected - bare).abs().max() > 0.01
     adapters.save(tuned, tmp_path / "a", manifest_of(found, method))
+    with adapters.reloaded(tuned, tmp_path / "a") as from_disk:
+        torch.testing.assert_close(logits(from_disk.eval(), model.config), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(logits(tuned.eval(), model.config), expected, atol=0, rtol=0)
     again = adapters.load(tmp_path / "a", found)
     torch.testing.assert_close(logits(again, model.config), expected, atol=1e-6, rtol=0)
     assert not again.training
+
+
+def test_scaling_early_is_what_peft_computes(base_folder):
+    """Forward and backward, against peft's own layer."""
+    from peft.tuners.lora.layer import Linear
+
+    tuned = adapters.attach(base.load_model(base.read_record(base_folder), "float32"), "lora", **SETTINGS["lora"])
+    torch.manual_seed(1)
+    shake(tuned)
+    layer = tuned.base_model.model.transformer.layers[0].attention.query_key_value
+    states = torch.randn(3, 7, 32, requires_grad=True)
+    weights = [states, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    results = []
+    for kind in (type(layer), Linear):
+        layer.__class__ = kind
+        result = layer(states)
+        results.append((result, *torch.autograd.grad(result.square().sum(), weights)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_what_fails_its_check_is_not_kept(base_folder, tmp_path):
+    found = base.read_record(base_folder)
+    model = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
+
+    def refuse(folder):
+        assert (folder / adapters.WEIGHTS).is_file()
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        adapters.save(model, tmp_path / "lora", manifest_of(found), check=refuse)
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_and_loading_ask_no_network(base_folder, tmp_path, monkeypatch):

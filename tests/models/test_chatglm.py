@@ -143,7 +143,7 @@ def test_gradient_accumulation_weighs_tokens_not_batches(model):
 
 def test_embeddings_in_place_of_ids(model):
     ids = torch.tensor([rows_of(model.config)[0][0]])
-    from models.chatglm.modeling_chatglm import derive_position_ids
+    from models.chatglm.masks import derive_position_ids
 
     embeddings = model.get_input_embeddings()(ids)
     given = model(inputs_embeds=embeddings, position_ids=derive_position_ids(ids, model.config)).logits

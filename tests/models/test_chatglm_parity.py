@@ -10,7 +10,7 @@ from peft import PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from models.chatglm.modeling_chatglm import derive_position_ids, prefix_lm_mask
+from models.chatglm.masks import derive_position_ids, prefix_lm_mask
 
 VECTORS = ["lora_base", "prefix", "prefix_projection", "own"]
 

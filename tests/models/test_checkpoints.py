@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -37,21 +38,41 @@ def main():
         {"input_ids": [40 + i] * (1 + i % 5) + [gmask, sop, 50 + i], "labels": [-100] * (3 + i % 5) + [50 + i]}
         for i in range(23)
     ]
-    fitted = training.fit(
-        tuned, rows[:20], rows[20:], pad_token_id=3, batch_size=3, gradient_accumulation=2, learning_rate=0.01,
-        epochs=40, evaluations=8, seed=3, warmup=0.1, schedule="cosine", checkpoint_folder=Path(checkpoint_folder),
+    settings = training.Settings(
+        batch_size=3, gradient_accumulation=2, learning_rate=0.01, epochs=40, evaluations=8, seed=3, warmup=0.1,
+        schedule="cosine", keep_best=True,
     )
+    fitted = training.fit(tuned, rows[:20], rows[20:], settings, checkpoint_folder=Path(checkpoint_folder))
     tuned.save_pretrained(out)
-    print(fitted.steps, fitted.tokens, len(fitted.history))
+    print(fitted.steps, fitted.kept_step, fitted.tokens, [(p["step"], p["loss"]) for p in fitted.history])
 
 main()
 """
 
 
-def start(*arguments) -> subprocess.Popen:
+FULL_DISK = """
+import resource
+from transformers import TrainerCallback
+from models.training import fitting
+
+class Fill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 60:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+usual = fitting._trainer
+def filling(*arguments):
+    trainer = usual(*arguments)
+    trainer.add_callback(Fill())
+    return trainer
+fitting._trainer = filling
+"""
+
+
+def start(*arguments, program: str = PROGRAM) -> subprocess.Popen:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+        [sys.executable, "-c", program, *map(str, arguments)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -107,6 +128,23 @@ def test_sigterm_saves_and_ends_in_a_way_that_a_scheduler_can_tell(base_folder, 
     assert sha256_of(tmp_path / "stopped" / name) == sha256_of(tmp_path / "undisturbed" / name)
 
 
+@pytest.mark.integration
+def test_a_disk_that_fills_up_in_the_middle_of_a_save_costs_no_more_than_that_checkpoint(base_folder, tmp_path):
+    """From step 60 on no file may grow beyond 20 kB, which is less than a checkpoint's optimizer has."""
+    undisturbed = finish(start(base_folder, tmp_path / "a", tmp_path / "undisturbed", "lora"))
+    process = start(base_folder, tmp_path / "b", tmp_path / "full", "lora", program=FULL_DISK + PROGRAM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"error: The checkpoint of step \d+ cannot be written \(.+\); free some space", errors), errors
+    assert "Traceback" not in errors
+    whole = {path.parent.name for path in (tmp_path / "b").glob("*/progress.json")}
+    assert whole
+    process = start(base_folder, tmp_path / "b", tmp_path / "full", "lora")
+    assert finish(process) == undisturbed
+    name = "adapter_model.safetensors"
+    assert sha256_of(tmp_path / "full" / name) == sha256_of(tmp_path / "undisturbed" / name)
+
+
 def test_a_checkpoint_counts_once_it_is_whole(tmp_path):
     for step in (5, 10, 100):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -119,12 +157,12 @@ def test_a_checkpoint_counts_once_it_is_whole(tmp_path):
 
 
 def test_other_inputs_start_anew_and_other_adapters_are_left_alone(tmp_path):
-    first = checkpoints.prepare(tmp_path, "lora", "a" * 64)
-    other = checkpoints.prepare(tmp_path, "lora_wide", "a" * 64)
-    assert checkpoints.prepare(tmp_path, "lora", "a" * 64) == first
-    assert checkpoints.prepare(tmp_path, "lora", "b" * 64) != first
-    assert not first.exists()
-    assert other.exists()
+    first, other, second = (tmp_path / name for name in ("lora.aaaa", "lora_wide.aaaa", "lora.bbbb"))
+    for folder in (first, other, first):
+        checkpoints.prepare(folder)
+    assert first.is_dir()
+    checkpoints.prepare(second)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["lora.bbbb", "lora_wide.aaaa"]
 
 
 def test_two_trainings_of_one_adapter_exclude_each_other(tmp_path):

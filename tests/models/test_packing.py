@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import adapters, base
-from models.chatglm.modeling_chatglm import BLOCK, prefix_lm_block_mask, prefix_lm_mask
+from models.chatglm.masks import BLOCK, prefix_lm_block_mask, prefix_lm_mask
 from models.errors import UserError
 from models.packing import PADDING, PackedRows, pack
-from models.training import RightPadding, fit
+from models.training import RightPadding, Settings, fit
 
 
 @settings(max_examples=100, deadline=None)
@@ -97,8 +97,12 @@ def test_the_blocks_of_flex_attention_are_those_where_something_is_seen(samples,
     assert torch.equal(mask.mask_mod(torch.tensor(0), torch.tensor(0), queries, keys), dense)
     if past % BLOCK:
         return
-    something = dense.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).any(dim=3).any(dim=1)
-    assert torch.equal(mask.to_dense()[0, 0].bool(), something)
+    blocks = dense.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).movedim(1, 2).flatten(2)
+    assert torch.equal(mask.to_dense()[0, 0].bool(), blocks.any(dim=-1))
+    full = torch.zeros_like(blocks.any(dim=-1))
+    for query, count in enumerate(mask.full_kv_num_blocks[0, 0]):
+        full[query, mask.full_kv_indices[0, 0, query, :count].long()] = True
+    assert torch.equal(full, blocks.all(dim=-1))
 
 
 def test_training_packed_rows_learns(base_folder):
@@ -106,9 +110,8 @@ def test_training_packed_rows_learns(base_folder):
     torch.manual_seed(0)
     tuned = adapters.attach(model, "lora", rank=4, alpha=8, target_modules=["query_key_value", "dense"])
     rows = [sample(model.config, [40 + i, 41], [50 + i, 51]) for i in range(12)]
-    fitted = fit(
-        tuned, rows[:9], rows[9:], pad_token_id=3, batch_size=1, pack_tokens=24, learning_rate=0.02, epochs=9, seed=3
-    )
+    settings = Settings(batch_size=1, pack_tokens=24, learning_rate=0.02, epochs=9, seed=3)
+    fitted = fit(tuned, rows[:9], rows[9:], settings)
     losses = [point["loss"] for point in fitted.history if point["split"] == "train"]
     assert losses[-1] < losses[0] - 0.5
     assert fitted.steps == 27  # four samples a row, nine samples: three rows an epoch

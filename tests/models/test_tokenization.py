@@ -51,7 +51,7 @@ def test_the_left_padded_batch(recorded, published):
     import torch
 
     from models.chatglm import ChatGLMConfig
-    from models.chatglm.modeling_chatglm import derive_position_ids, prefix_lm_mask
+    from models.chatglm.masks import derive_position_ids, prefix_lm_mask
 
     batch = recorded["left_padded_batch"]
     given = published(batch["texts"], padding=True, return_tensors="pt")

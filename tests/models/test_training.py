@@ -1,14 +1,21 @@
+import math
+
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from models import adapters, base
-from models.errors import UserError
 from models.storage import sha256_of
-from models.training import EpochOrder, RightPadding, fit
+from models.training import Diverged, RightPadding, Settings, fit
+from models.training.batches import EpochOrder
+from models.training.trainer import AdapterTrainer, trained
 
 ROWS = [
-    {"input_ids": [40 + i, 41, 4, 5, 50 + i, 51], "labels": [-100, -100, -100, -100, 50 + i, 51]} for i in range(12)
+    {"id": f"row-{i}", "input_ids": [40 + i, 31, 4, 5, 60 + i, 51], "labels": [*[-100] * 4, 60 + i, 51]}
+    for i in range(12)
 ]
+PLAIN = {"rank": 4, "alpha": 8, "target_modules": ["query_key_value"]}
+NAME = "base_model.model.transformer.layers.0.attention.query_key_value.lora_B.default.weight"
 
 
 def rows_for(config) -> list[dict]:
@@ -23,9 +30,10 @@ def run(base_folder, **options):
     torch.manual_seed(0)
     tuned = adapters.attach(model, "lora", rank=4, alpha=8, dropout=0.1, target_modules=["query_key_value", "dense"])
     rows = rows_for(model.config)
-    settings = {"batch_size": 4, "learning_rate": 0.02, "epochs": 6, "seed": 3} | options
-    fitted = fit(tuned, rows[:9], rows[9:], pad_token_id=3, evaluations=3, **settings)
-    return tuned, fitted
+    names = ("on_point", "callbacks", "checkpoint_folder")
+    how = {name: options.pop(name) for name in names if name in options}
+    settings = Settings(**{"batch_size": 4, "learning_rate": 0.02, "epochs": 6, "seed": 3, "evaluations": 3} | options)
+    return tuned, fit(tuned, rows[:9], rows[9:], settings, **how)
 
 
 def test_batches_are_padded_on_the_right():
@@ -37,11 +45,11 @@ def test_batches_are_padded_on_the_right():
 
 def test_it_learns_and_tells_every_loss(base_folder):
     points = []
-    _, fitted = run(base_folder, on_loss=points.append)
+    _, fitted = run(base_folder, on_point=points.append)
     train = [point["loss"] for point in fitted.history if point["split"] == "train"]
     assert train[-1] < train[0] - 0.5
     assert sum(point["split"] == "eval" for point in fitted.history) == 3
-    assert points == fitted.history
+    assert [{key: point[key] for key in fitted.history[0]} for point in points] == fitted.history
     assert fitted.steps == 18
     assert fitted.tokens == 6 * 9 * 6
 
@@ -60,9 +68,118 @@ def test_every_epoch_has_an_order_of_its_own_that_seed_and_epoch_decide(base_fol
     assert sorted(set(told)) == [0, 1, 2]  # Trainer tells it
 
 
-def test_a_diverging_run_ends_with_a_sentence(base_folder):
-    with pytest.raises(UserError, match=r"diverged: the (train|eval) loss at step \d+ is (nan|inf)"):
-        run(base_folder, learning_rate=1e30)
+def test_a_step_of_several_devices_takes_the_rows_of_one(base_folder):
+    alone, many = EpochOrder(10, None, 4, seed=1), EpochOrder(10, None, 4, seed=1, fill=4)
+    assert len(many) == 12
+    assert list(many) == [*alone, 10, 10]  # the rows of nothing
+    for step in range(1, 7):
+        assert many.of_step(step) == alone.of_step(step)
+    assert sorted(i for step in (1, 2, 3) for i in alone.of_step(step)) == list(range(10))
+    assert alone.of_step(4) == list(alone.indices(1))[:4]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_the_step_and_its_rows(base_folder, monkeypatch):
+    """Row 5 spoils the step that it is in, long before anything is logged."""
+    usual = AdapterTrainer.compute_loss
+
+    def spoiled(self, model, inputs, **how):
+        loss = usual(self, model, inputs, **how)
+        return loss * torch.nan if (inputs["input_ids"] == 45).any() else loss
+
+    monkeypatch.setattr(AdapterTrainer, "compute_loss", spoiled)
+    with pytest.raises(Diverged) as caught:
+        run(base_folder, batch_size=1, logs=3)
+    order = EpochOrder(9, [6] * 9, 1, seed=3).indices(0)
+    assert f"loss of step {order.index(5) + 1} is nan" in str(caught.value)
+    assert "rows of that step: row-5. " in str(caught.value)
+    assert "learning_rate below 0.02" in str(caught.value)
+
+
+def test_a_loss_worse_than_guessing_among_all_tokens_ends_the_run(base_folder, monkeypatch):
+    usual = AdapterTrainer.compute_loss
+    worse = math.log(base.load_model(base.read_record(base_folder), "float32").config.vocab_size)
+
+    def later(self, model, inputs, **how):
+        return usual(self, model, inputs, **how) + (added if 10 <= self.state.global_step < until else 0)
+
+    monkeypatch.setattr(AdapterTrainer, "compute_loss", later)
+    added, until = 0.5 * worse, 18
+    run(base_folder)
+    added, until = 2 * worse, 14
+    run(base_folder)
+    until = 15
+    with pytest.raises(Diverged, match=r"the loss of step 11 is [\d.]+ \(lowest so far [\d.]+\)"):
+        run(base_folder)
+
+
+def test_the_weights_of_the_lowest_evaluation_loss_are_kept(base_folder, tmp_path):
+    """Whatever the callback sees at the best evaluation is what the model has afterwards."""
+    seen = {}
+
+    class See(TrainerCallback):
+        def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+            seen[state.global_step] = (metrics["eval_loss"], trained(model)[NAME].clone())
+
+    def keep(**how):
+        tuned, fitted = run(base_folder, learning_rate=0.02, epochs=12, evaluations=9, callbacks=[See()], **how)
+        return trained(tuned)[NAME], fitted
+
+    for how in ({}, {"checkpoint_folder": tmp_path}):
+        weights, fitted = keep(keep_best=True, **how)
+        best = min(seen, key=lambda step: seen[step][0])
+        assert best < max(seen)
+        assert torch.equal(weights, seen[best][1])
+        assert (fitted.kept_step, fitted.loss("eval")) == (best, seen[best][0])
+    assert [path.name for path in tmp_path.glob("best-*")] == [f"best-{best}.safetensors"]
+    weights, fitted = keep()
+    assert torch.equal(weights, seen[max(seen)][1])
+    assert fitted.kept_step == fitted.steps == max(seen)
+
+
+def test_it_ends_when_evaluations_get_no_better(base_folder, tmp_path):
+    settings = {"learning_rate": 0.02, "epochs": 12, "evaluations": 9, "patience": 2, "keep_best": True}
+    tuned, fitted = run(base_folder, checkpoint_folder=tmp_path, **settings)
+    losses = [point["loss"] for point in fitted.history if point["split"] == "eval"]
+    assert len(losses) < 9
+    assert losses.index(min(losses)) == len(losses) - 3
+    # Killed behind its end, before the adapter was saved: it ends at once, with the same.
+    again, other = run(base_folder, checkpoint_folder=tmp_path, **settings)
+    assert other.history == fitted.history
+    assert (other.steps, other.kept_step) == (fitted.steps, fitted.kept_step)
+    assert torch.equal(trained(again)[NAME], trained(tuned)[NAME])
+
+
+def test_the_evaluation_loss_is_the_mean_over_labelled_tokens_packed_or_not(base_folder):
+    config = base.load_model(base.read_record(base_folder), "float32").config
+    rows = rows_for(config)
+    rows[2] |= {"input_ids": rows[2]["input_ids"] + [70] * 9, "labels": rows[2]["labels"] + [70] * 9}
+
+    def tuned():
+        torch.manual_seed(0)
+        return adapters.attach(base.load_model(base.read_record(base_folder), "float32"), "lora", **PLAIN)
+
+    with torch.no_grad():
+        model = tuned()
+        losses = torch.stack([model(**RightPadding(3)([row])).loss for row in rows])
+    labelled = torch.tensor([sum(place >= 0 for place in row["labels"]) for row in rows])
+    expected = float((losses * labelled).sum() / labelled.sum())
+    assert float(losses.mean()) != pytest.approx(expected, rel=1e-2)
+    for how in ({"batch_size": 3}, {"batch_size": 2, "pack_tokens": 24}):
+        fitted = fit(tuned(), rows[:4], rows, Settings(learning_rate=1e-12, evaluations=2, **how))
+        assert fitted.loss("eval") == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_figures_of_the_moment(base_folder):
+    points = []
+    run(base_folder, on_point=points.append, logs=18)
+    train = [point for point in points if point["split"] == "train"]
+    assert [point["step"] for point in train] == list(range(1, 19))
+    for point in train:
+        assert point["padding"] == 0
+        assert point["tokens_per_second"] > 0
+        assert point["gradient_norm"] > 0
+        assert point["memory_gib"] > 0.1
+    assert train[-1]["learning_rate"] < train[0]["learning_rate"]
 
 
 def test_the_same_seed_gives_the_same_bytes(base_folder, tmp_path):
@@ -83,7 +200,7 @@ def test_accumulation_and_checkpointing_change_no_result(base_folder, options):
         torch.manual_seed(0)
         tuned = adapters.attach(model, "lora", rank=4, alpha=8, target_modules=["query_key_value"])
         rows = rows_for(model.config)[:8]
-        fit(tuned, rows, [], pad_token_id=3, learning_rate=0.02, epochs=2, seed=1, **how)
+        fit(tuned, rows, [], Settings(learning_rate=0.02, epochs=2, seed=1, **how))
         return {name: value for name, value in tuned.state_dict().items() if "lora_" in name}
 
     usual, other = weights(batch_size=4), weights(**{"batch_size": 4} | options)

@@ -1,14 +1,19 @@
+import argparse
 import dataclasses
 import subprocess
 
 import pytest
-from given import write_rows
+import yaml
+from given import ROOT, write_rows
+from safetensors.torch import load_file, save_file
 
-from models import base
-from models.errors import DataBlocked
+from models import adapters, base
+from models.errors import DataBlocked, UserError
 from models.prompt import IGNORED_LABEL, PROMPT_VERSION
-from stages import receipt
-from stages.train import code_commit, read_rows, refuse_other_tokens
+from stages import params, receipt
+from stages.train.__main__ import refuse_other_tokens
+from stages.train.making import code_commit, make
+from stages.train.order import Order, check_memory, key_of, read_rows, what_decides_memory
 
 
 @pytest.fixture
@@ -21,7 +26,8 @@ def encoded(base_folder, tmp_path):
 
 
 def test_rows_learn_the_answer_alone(encoded):
-    assert read_rows(encoded, "train") == [{"input_ids": [1, 2, 3], "labels": [IGNORED_LABEL, IGNORED_LABEL, 3]}]
+    labels = [IGNORED_LABEL, IGNORED_LABEL, 3]
+    assert read_rows(encoded / "train.jsonl") == [{"id": "a", "input_ids": [1, 2, 3], "labels": labels}]
 
 
 def test_tokens_of_another_tokenizer_are_refused(encoded, base_folder):
@@ -43,3 +49,89 @@ def test_the_commit_of_the_code_and_whether_the_tree_is_dirty(tmp_path, monkeypa
     assert code_commit() == head
     (tmp_path / "a").write_text("2")
     assert code_commit() == f"{head}+"
+
+
+# Making --------------------------------------------------------------------------------------------
+
+FIT = {"learning_rate": 0.01, "epochs": 2, "batch_size": 4}
+METHODS = {
+    "lora": {"method": "lora", "rank": 2, "alpha": 4, "dora": True, **FIT},
+    "ptuning_v2": {"method": "ptuning_v2", "prefix_tokens": 3, "projection": True, **FIT},
+    "full": {"method": "full", **FIT | {"learning_rate": 1e-4}},
+}
+
+
+@pytest.fixture
+def order(base_folder, tmp_path, request):
+    """A training of the fixture's base by one of the methods."""
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    content["adapters"] = {"one": METHODS[getattr(request, "param", "lora")]}
+    content["evaluate"]["models"] = {"base": None, **content["adapters"]}
+    rows = [
+        {"id": f"row-{i}", "input_ids": [40 + i, 4, 5, 50 + i, 51] * 4, "labels": [*[-100] * 18, 50 + i, 51]}
+        for i in range(10)
+    ]
+    found = base.read_record(base_folder)
+    folders = (tmp_path / name for name in ("out", "log", "checkpoints"))
+    return Order("one", params.Params.model_validate(content), found, rows[:8], rows[8:], "", 1.0, *folders)
+
+
+@pytest.mark.parametrize("order", METHODS, indirect=True)
+def test_every_method_is_made_from_its_entry_alone(order):
+    order.checkpoints.mkdir()
+    make(order)
+    manifest = adapters.read_manifest(order.out)
+    assert manifest.method == order.adapter.method
+    assert manifest.training["steps"] == 4
+    assert manifest.training["kept_step"] <= 4
+    assert manifest.training["device"].startswith("CPU")
+    metrics = (order.log / "metrics.json").read_text()
+    for name in ("learning_rate", "gradient_norm", "tokens_per_second", "padding", "memory_gib", "utilization"):
+        assert name in metrics
+    adapters.load(order.out, order.base)
+
+
+def test_an_adapter_that_was_written_wrongly_is_not_kept(order, monkeypatch):
+    usual = adapters._save_adapter
+
+    def spoil(model, folder, name):
+        usual(model, folder, name)
+        weights = load_file(folder / adapters.WEIGHTS)
+        save_file({name: each + 0.5 for name, each in weights.items()}, folder / adapters.WEIGHTS)
+
+    monkeypatch.setattr(adapters, "_save_adapter", spoil)
+    order.checkpoints.mkdir()
+    with pytest.raises(UserError, match="does not answer as the one in memory: logits differ by"):
+        make(order)
+    assert not order.out.exists()
+
+
+def test_a_training_that_changes_nothing_is_not_kept(order):
+    still = order.adapter.model_copy(update={"learning_rate": 1e-30})
+    knobs = order.knobs.model_copy(update={"adapters": {"one": still}})
+    order.checkpoints.mkdir()
+    with pytest.raises(UserError, match="changed nothing"):
+        make(dataclasses.replace(order, knobs=knobs))
+    assert not order.out.exists()
+
+
+def test_what_does_not_fit_is_refused_before_anything_loads(order, monkeypatch, caplog):
+    wanted = what_decides_memory(order.adapter, order.knobs, order.base, order.train_rows)
+    assert (wanted.rows, wanted.length, wanted.labelled) == (4, 20, 8)
+    with caplog.at_level("INFO"):
+        assert check_memory("one", wanted) > 0.8
+    assert "planned memory on each device" in caplog.text
+    monkeypatch.setattr("stages.train.order.free_memory", lambda: 1e6)
+    with pytest.raises(UserError, match=r"adapters.one does not fit. It would take .* are free"):
+        check_memory("one", wanted)
+
+
+def test_the_key_of_checkpoints_changes_with_what_matters(order, encoded):
+    arguments = argparse.Namespace(encoded=encoded, adapter="one")
+
+    def key(**train) -> str:
+        knobs = order.knobs.model_copy(update={"train": order.knobs.train.model_copy(update=train)})
+        return key_of(arguments, knobs, order.base)
+
+    assert key(devices=4, logs=3) == key()
+    assert len({key(), key(seed=7), key(keep="last"), key(patience=2), key(precision="fp8")}) == 5

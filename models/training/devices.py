@@ -1,0 +1,158 @@
+"""The devices of a training: how many processes there are, what they use, and what they agree on.
+
+Several processes come from torchrun's environment: ``WORLD_SIZE`` and ``RANK``. Each holds one device.
+"""
+
+import logging
+import os
+import resource
+import time
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from models.errors import PeerLost
+
+try:
+    import pynvml
+except ImportError:  # a machine that trains need not have it
+    pynvml = None
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def take() -> None:
+    """Use this process's own device from now on, and leave the log to the first process."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    if rank() > 0:
+        logging.getLogger("tuneline").setLevel(logging.WARNING)
+
+
+def peak_memory_gib() -> float:
+    """Peak memory of this process in GiB: the GPU's where there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+# Agreement -----------------------------------------------------------------------------------------
+
+
+@lru_cache
+def _beside_the_devices():
+    """A group for a word between the processes, for which no GPU is waited for."""
+    return dist.new_group(backend="gloo")
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it holds in one process at least."""
+    if world_size() == 1:
+        return flag
+    votes = torch.tensor([int(flag)])
+    dist.all_reduce(votes, dist.ReduceOp.MAX, group=_beside_the_devices())
+    return bool(votes)
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """Sum over all processes, in each of them."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def wait_for_all() -> None:
+    if world_size() > 1:
+        dist.barrier(group=_beside_the_devices())
+
+
+@contextmanager
+def losing_no_peer():
+    """A collective operation that another process left is no fault of this one.
+
+    Raises:
+        PeerLost: another process ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        told = str(error).lower()
+        if world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in told or "nccl" in told):
+            raise PeerLost("Another process of this training ended; run it again to go on from there.") from None
+        raise
+
+
+# Use -----------------------------------------------------------------------------------------------
+
+
+class Meter:
+    """How busy this process's device is, and what energy it has taken since the meter was made."""
+
+    def __init__(self):
+        self._gpu = self._process = None
+        if torch.cuda.is_available():
+            self._gpu = None if pynvml is None else _management_handle()
+        else:
+            self._process = psutil.Process()
+            self._process.cpu_percent()  # the first call begins the interval of the next
+        self._begun = self._joules()
+
+    def _joules(self) -> float | None:
+        if self._gpu is not None:
+            with suppress(pynvml.NVMLError):
+                return pynvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu) / 1000
+        return None
+
+    def utilization(self) -> float | None:
+        """Share of the device in use, from 0 to 1: of the GPU lately, or of all cores since the last call."""
+        if self._process is not None:
+            return self._process.cpu_percent() / 100 / (os.cpu_count() or 1)
+        if self._gpu is not None:
+            with suppress(pynvml.NVMLError):
+                return pynvml.nvmlDeviceGetUtilizationRates(self._gpu).gpu / 100
+        return None
+
+    def watt_hours(self) -> float | None:
+        now = self._joules()
+        return None if now is None or self._begun is None else (now - self._begun) / 3600
+
+
+def name() -> str:
+    """What the devices are."""
+    kind = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({torch.get_num_threads()} threads)"
+    return kind if world_size() == 1 else f"{world_size()} × {kind}"
+
+
+def _management_handle():
+    """The current GPU in NVIDIA's management library; None where the driver has none."""
+    identity = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity}")
+    return None
+
+
+class Clock:
+    """Seconds of training, going on from those of an earlier process."""
+
+    def __init__(self):
+        self.begin(0.0)
+
+    def begin(self, before: float) -> None:
+        self._started = time.monotonic() - before
+
+    def seconds(self) -> float:
+        return round(time.monotonic() - self._started, 3)

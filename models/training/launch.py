@@ -1,0 +1,46 @@
+"""Starting a training's processes, one a device, by torchrun's own launcher."""
+
+import logging
+import sys
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from models.errors import UserError
+
+
+def launch(module: str, arguments: list[str], processes: int) -> None:
+    """Run ``python -m module`` in so many processes of this host, which form one group; ends when they end.
+
+    If one fails or is killed, the others are ended at once. SIGTERM is handed on to them.
+
+    Raises:
+        UserError: one was killed; what it was doing is said by itself otherwise.
+        SystemExit: with the code of the process that failed, or of the signal.
+    """
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.multiprocessing.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # its tables of failures stand beside our sentence
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=module,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise UserError(
+                f"The process of device {rank} was ended by signal {-failure.exitcode}; the others were ended too. "
+                "Run it again: it goes on from its last checkpoint."
+            ) from None
+        sys.exit(failure.exitcode)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)

@@ -1,0 +1,121 @@
+"""transformers' Trainer, told what to do otherwise where a frozen base or an exact continuation needs it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from models.errors import UserError
+from models.prompt import IGNORED_LABEL
+from models.training import devices
+from models.training.batches import EpochOrder
+
+TRAINED = "trained.safetensors"
+
+
+def trained(model) -> dict[str, torch.Tensor]:
+    """What is trained, by name."""
+    return {name: each.data for name, each in model.named_parameters() if each.requires_grad}
+
+
+def restore(model, path: Path) -> None:
+    """Put weights that :func:`keep` wrote back into a model."""
+    weights = load_file(path)
+    for name, parameter in trained(model).items():
+        parameter.copy_(weights[name])
+
+
+def keep(model, path: Path) -> None:
+    save_file({name: each.contiguous() for name, each in trained(model).items()}, path)
+
+
+class AdapterTrainer(Trainer):
+    """Trainer whose checkpoints hold what is trained and nothing else, and which counts what it is fed.
+
+    peft would save a prefix without the layers that made it, and could not go on with them.
+
+    Attributes:
+        order: of the rows in every epoch.
+        tokens: fed so far by this process, padding left out; on the device, which is not waited for.
+        places: the same with padding.
+        losses: of the steps since they were last taken, on the device.
+        eval_rows: rows of the evaluation loss.
+        nothing: a row that fills up a batch.
+    """
+
+    order: EpochOrder
+    eval_rows: Sequence
+    nothing: object
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.tokens: torch.Tensor | int = 0
+        self.places = 0
+        self.losses: list[tuple[int, torch.Tensor]] = []
+
+    def _get_train_sampler(self, train_dataset=None):
+        return self.order
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.tokens = self.tokens + inputs["attention_mask"].sum()
+        self.places += inputs["attention_mask"].numel()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.losses.append((self.state.global_step + 1, loss))
+        return loss
+
+    def take_losses(self) -> dict[int, float]:
+        """The loss of each step since the last call, for which the device is waited for; the same on all devices."""
+        steps = [step for step, _ in self.losses]
+        values = devices.total(torch.stack([loss for _, loss in self.losses]).float()) / devices.world_size()
+        self.losses.clear()
+        of_step = dict.fromkeys(steps, 0.0)
+        for step, value in zip(steps, values.tolist(), strict=True):
+            of_step[step] += value  # an update's loss is the sum over its batches
+        return of_step
+
+    def fed(self) -> tuple[int, int]:
+        """Tokens and places so far, on all devices."""
+        tokens, places = devices.total(torch.tensor([int(self.tokens), self.places], device=self.args.device)).tolist()
+        return tokens, places
+
+    # Evaluation --------------------------------------------------------------------------------------
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
+        """The mean loss over labelled tokens, where Trainer has the mean over batches; each device takes its share."""
+        self.model.eval()
+        size = self.args.per_device_eval_batch_size
+        batches = [self.eval_rows[start : start + size] for start in range(0, len(self.eval_rows), size)]
+        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for rows in batches[devices.rank() :: devices.world_size()]:
+            batch = self._prepare_inputs(self.data_collator([*rows, *[self.nothing] * (size - len(rows))]))
+            labelled = int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
+            with torch.no_grad():
+                sums += torch.stack((self.model(**batch).loss.double() * labelled, sums.new_tensor(labelled)))
+        total, count = devices.total(sums).tolist()
+        metrics = {f"{metric_key_prefix}_loss": total / max(count, 1)}
+        return EvalLoopOutput(None, None, metrics, len(self.eval_rows))
+
+    # Checkpoints -------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial):
+        self._told(super()._save_checkpoint, model, trial)
+
+    def _told(self, save: Callable, *arguments) -> None:
+        try:
+            save(*arguments)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"The checkpoint of step {self.state.global_step} cannot be written ({str(error).splitlines()[0]}); "
+                "free some space in models/checkpoints and run it again: it goes on from the one before."
+            ) from None
+
+    def _save(self, output_dir=None, state_dict=None):
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        keep(self.model, Path(output_dir) / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        restore(self.model, Path(resume_from_checkpoint) / TRAINED)

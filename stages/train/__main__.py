@@ -1,0 +1,74 @@
+"""``python -m stages.train``: see the package's docstring."""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from models import base
+from models.errors import DataBlocked, UserError, program
+from models.prompt import PROMPT_VERSION
+from stages import params, receipt
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Fit one adapter.")
+    parser.add_argument("--adapter", required=True, help="its key under adapters: in params.yaml")
+    for name in ("checked", "encoded", "base", "out", "log", "checkpoints"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    return parser.parse_args()
+
+
+def refuse_other_tokens(encoded: Path, found: base.Base) -> None:
+    made = receipt.verify(encoded)
+    if (made["tokenizer_sha256"], made["prompt_version"]) != (found.tokenizer_sha256, PROMPT_VERSION):
+        raise DataBlocked(f"{encoded} was encoded with another tokenizer or prompt; run `dvc repro encode`.")
+
+
+def start_processes(count: int) -> None:
+    """Run this program in ``count`` processes, one a device.
+
+    Raises:
+        UserError: the host has fewer GPUs.
+    """
+    import torch
+
+    from models.training.launch import launch
+
+    if torch.cuda.is_available() and count > torch.cuda.device_count():
+        raise UserError(f"train.devices is {count}, but this host has {torch.cuda.device_count()} GPUs.")
+    launch("stages.train", sys.argv[1:], count)
+
+
+@program
+def main() -> None:
+    arguments, knobs = parse(), params.load()
+    if arguments.adapter not in knobs.adapters:
+        raise UserError(f"params.yaml has no adapter {arguments.adapter!r}; it has {', '.join(knobs.adapters)}.")
+    checked = receipt.verify_encoded(arguments.encoded, arguments.checked)
+    found = base.read_record(arguments.base)
+    refuse_other_tokens(arguments.encoded, found)
+    if knobs.train.devices > 1 and "RANK" not in os.environ:
+        start_processes(knobs.train.devices)
+        return
+
+    # Slow to import, and not needed to refuse.
+    from models import checkpoints
+    from models.training import devices
+    from stages.train.making import make
+    from stages.train.order import order_of
+
+    devices.take()
+    order = order_of(arguments, knobs, found, checked["sha256"])
+    if devices.rank() > 0:
+        make(order)
+        return
+    with checkpoints.alone(arguments.checkpoints, arguments.adapter):
+        checkpoints.prepare(order.checkpoints)
+        make(order)
+        shutil.rmtree(order.checkpoints)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What to make: everything that a training needs to know, checked before anything loads."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from models import memory
+from models.base import Base
+from models.chatglm import ChatGLMConfig
+from models.errors import UserError
+from models.prompt import PROMPT_VERSION, label
+from models.storage import read_jsonl, sha256_of, sha256_of_json
+from models.training import devices
+from stages import params, receipt
+
+log = logging.getLogger("tuneline.train")
+# Of the params' section train, what changes neither the adapter nor the meaning of a checkpoint.
+WITHOUT_EFFECT = {"devices", "logs"}
+CUDA_CONTEXT = 0.75 * memory.GIB  # what CUDA takes beside what it is asked for
+FRAGMENTS = 0.03  # share of the rest that the allocator loses between blocks
+
+
+@dataclass(frozen=True)
+class Order:
+    """One adapter to make.
+
+    Attributes:
+        name: of the adapter, its key under ``adapters:``.
+        train_rows, eval_rows: ``input_ids`` and ``labels``, with ``id``.
+        receipt_sha256: of the checked data.
+        planned_gib: predicted peak memory on a device.
+        out, log, checkpoints: folders for the adapter, DVCLive's log, and this training's checkpoints.
+    """
+
+    name: str
+    knobs: params.Params
+    base: Base
+    train_rows: Sequence[dict]
+    eval_rows: Sequence[dict]
+    receipt_sha256: str
+    planned_gib: float
+    out: Path
+    log: Path
+    checkpoints: Path
+
+    @property
+    def adapter(self) -> params.Adapter:
+        return self.knobs.adapters[self.name]
+
+
+def order_of(arguments: argparse.Namespace, knobs: params.Params, found: Base, receipt_sha256: str) -> Order:
+    """The order for the adapter that the arguments name.
+
+    Raises:
+        UserError: it does not fit into the device's memory.
+    """
+    name = arguments.adapter
+    rows = [read_rows(arguments.encoded / f"{split}.jsonl") for split in receipt.SPLITS]
+    planned = check_memory(name, what_decides_memory(knobs.adapters[name], knobs, found, rows[0]))
+    folder = arguments.checkpoints / f"{name}.{key_of(arguments, knobs, found)[:16]}"
+    return Order(name, knobs, found, *rows, receipt_sha256, planned, arguments.out, arguments.log, folder)
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [label(row["prompt"], row["answer"]) | {"id": row["id"]} for row in read_jsonl(path)]
+
+
+def key_of(arguments: argparse.Namespace, knobs: params.Params, found: Base) -> str:
+    """Hash of everything that the training depends on."""
+    inputs = {
+        "encoded": sha256_of(arguments.encoded / receipt.RECEIPT),
+        "base": found.identity,
+        "dtype": knobs.base.dtype,
+        "train": knobs.train.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+        "prompt": PROMPT_VERSION,
+        "adapter": knobs.adapters[arguments.adapter].model_dump(mode="json"),
+    }
+    return sha256_of_json(inputs)
+
+
+# Memory --------------------------------------------------------------------------------------------
+
+
+def check_memory(name: str, wanted: memory.Training) -> float:
+    """Print the plan of an adapter's training and compare it with what is free; gives the predicted GiB.
+
+    Raises:
+        UserError: it does not fit, with numbers and what would.
+    """
+    plan = memory.plan(wanted)
+    log.info("train: planned memory on each device: %s", plan)
+    if problem := memory.refusal(wanted, free_memory()):
+        raise UserError(f"adapters.{name} does not fit. {problem}")
+    return plan.total / memory.GIB
+
+
+def what_decides_memory(
+    adapter: params.Adapter, knobs: params.Params, found: Base, rows: Sequence[dict]
+) -> memory.Training:
+    """The longest rows make the largest step."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    labelled = max(sum(place >= 0 for place in row["labels"]) for row in rows)
+    return memory.Training(
+        config=ChatGLMConfig.from_pretrained(found.folder),
+        method=adapter.method,
+        attachment=adapter.attachment(),
+        dtype=knobs.base.dtype,
+        rows=adapter.batch_size,
+        length=adapter.pack_tokens or longest,
+        labelled=adapter.batch_size * (adapter.pack_tokens or labelled),
+        quantization=adapter.quantization,
+        fp8=knobs.train.precision == "fp8",
+        checkpointing=adapter.gradient_checkpointing,
+        packed=adapter.pack_tokens is not None,
+        gpu=torch.cuda.is_available(),
+    )
+
+
+def free_memory() -> float:
+    """Bytes that a training may take on this process's device."""
+    if torch.cuda.is_available():
+        return (torch.cuda.mem_get_info()[0] - CUDA_CONTEXT) * (1 - FRAGMENTS)
+    return psutil.virtual_memory().available / devices.world_size()
