@@ -273,7 +273,7 @@ def main() -> None:
                 continue
             results["cases"][name] = read_json(one)
             print(name, json.dumps({k: results["cases"][name][k] for k in SHOWN}), flush=True)
-    write_json(arguments.out, results)
+            write_json(arguments.out, results)
 
 
 SHOWN = ("tokens_per_second", "peak_memory_gib", "planned_memory_gib", "step_seconds", "met")

@@ -105,8 +105,8 @@ def seen_intervals(block_position: torch.Tensor, segment_ids: torch.Tensor) -> t
 def prefix_lm_block_mask(block_position: torch.Tensor, past_length: int, segment_ids: torch.Tensor) -> BlockMask:
     """:func:`prefix_lm_mask` for FlexAttention, which leaves out blocks of 128 × 128 where nothing is seen.
 
-    Where blocks fit into the lengths, those follow from the intervals of their first and last query, and so do
-    the blocks where everything is seen, which need no mask. Elsewhere every pair of tokens is looked at.
+    Where blocks fit into the lengths, those that are seen follow from the intervals of the first and the last
+    query of a block; without a past they follow one another. Elsewhere every pair of tokens is looked at.
 
     Args:
         block_position, segment_ids: (B, L); padding is a segment of its own.
@@ -121,22 +121,14 @@ def prefix_lm_block_mask(block_position: torch.Tensor, past_length: int, segment
 
     if past_length % BLOCK or length % BLOCK:
         return create_block_mask(sees, batch, None, length, past_length + length, device=segment_ids.device)
-    first_of_block, behind_of_block = first.view(batch, -1, BLOCK, 1), behind.view(batch, -1, BLOCK, 1)
-    index = torch.arange((past_length + length) // BLOCK, device=segment_ids.device)
-    begin, end = index * BLOCK, (index + 1) * BLOCK
-    past = end <= past_length
-    full = (first_of_block[:, :, -1] <= begin) & (end <= behind_of_block[:, :, 0])
-    some = (first_of_block[:, :, 0] < end) & (begin < behind_of_block[:, :, -1])
+    begin = torch.arange(0, past_length + length, BLOCK, device=segment_ids.device)
+    first_of_block, behind_of_block = first.view(batch, -1, BLOCK), behind.view(batch, -1, BLOCK)
+    seen = (first_of_block[:, :, :1] < begin + BLOCK) & (begin < behind_of_block[:, :, -1:])
+    seen = (seen | (begin < past_length))[:, None].int()
     return BlockMask.from_kv_blocks(
-        *_listed(some & ~full & ~past),
-        *_listed(full | past),
+        seen.sum(dim=-1).int(),
+        seen.argsort(dim=-1, descending=True, stable=True).int(),
         BLOCK_SIZE=BLOCK,
         mask_mod=sees,
         seq_lengths=(length, past_length + length),
     )
-
-
-def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many blocks of keys each block of queries takes, and which, from (B, queries, keys) booleans."""
-    taken = blocks[:, None].int()
-    return taken.sum(dim=-1).int(), taken.argsort(dim=-1, descending=True, stable=True).int()

@@ -91,7 +91,8 @@ class ChatGLMAttention(nn.Module):
         elif past is not None:
             key, value = torch.cat((past[0], key), dim=-2), torch.cat((past[1], value), dim=-2)
         if isinstance(mask, BlockMask):
-            attended = _compiled_flex_attention()(query, key, value, block_mask=mask)
+            options = {"BLOCKS_ARE_CONTIGUOUS": past is None}  # those of keys that a block of queries sees
+            attended = _compiled_flex_attention()(query, key, value, block_mask=mask, kernel_options=options)
         else:
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.dense(attended.transpose(1, 2).flatten(-2))
