@@ -162,8 +162,9 @@ def measure(checkpoint: Path, case: Case, small: bool) -> dict:
             callbacks=[times],
         )
         seconds = times.median_seconds()
+    planned = None if case.pad_to else round(memory.plan(expectation(case, small)).total / memory.GIB, 2)
     figures = {
-        "planned_memory_gib": round(memory.plan(expectation(case, small)).total / memory.GIB, 2),
+        "planned_memory_gib": planned,
         "tokens_per_second": round(per_step / seconds),
         "peak_memory_gib": round(training.peak_memory_gib(), 2),
         "step_seconds": round(seconds, 4),

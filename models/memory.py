@@ -21,7 +21,8 @@ from models.chatglm.loss import CHUNK
 GIB = 2**30
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 ADAM = 16  # bytes a trained parameter: float32 weight, gradient and both moments
-WORKSPACE = GIB / 4  # of cuBLAS and Triton, and the allocator's rounding; on the CPU, Python with torch, once more
+WORKSPACE = GIB / 4  # of cuBLAS and Triton, and the allocator's rounding
+INTERPRETER = 0.45 * GIB  # Python with torch, transformers and peft, where memory is the machine's own
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Training:
         method, attachment: as for :func:`models.adapters.attach`.
         dtype: of the base; ``quantization``: bits of its linear layers, or None; ``fp8``: frozen layers in fp8.
         rows, length: places of a step on a device; ``labelled``: how many of them have a label, at most.
-        packed: rows of several samples, whose attention needs no mask of L × L, in blocks that are compiled.
+        packed: rows of several samples; on a GPU their blocks are compiled, and attention needs no mask of L × L.
+        shards: devices over which weights and optimizer are spread.
         gpu: whether it is not the machine's own memory.
     """
 
@@ -48,6 +50,11 @@ class Training:
     checkpointing: bool = False
     packed: bool = False
     gpu: bool = True
+    shards: int = 1
+
+    @property
+    def compiled(self) -> bool:
+        return self.packed and self.gpu and self.quantization != 8
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,10 @@ def plan(training: Training) -> Plan:
         # float32 is among the trained; autocast keeps a copy in half precision beside it.
         weights = count * size if size < 4 else 0
     kept, one_layer = _kept(training), _kept_of_a_layer(training)
+    gathered = (2 * linear + vocabulary) * size if training.shards > 1 else 0  # two blocks, and what is in none
     return Plan(
-        weights=weights + (0 if training.gpu else WORKSPACE),
-        trained=count * ADAM,
+        weights=weights / training.shards + gathered + (0 if training.gpu else INTERPRETER),
+        trained=count * ADAM / training.shards,
         activations=kept + one_layer if training.checkpointing else kept,
         working=max(_loss(training), _backward(training)) + WORKSPACE,
     )
@@ -162,7 +170,7 @@ def _places(training: Training) -> int:
 
 def _kept(training: Training) -> float:
     config, places = training.config, _places(training)
-    mask = 0 if training.packed else training.rows * training.length**2 * (1 + BYTES[training.dtype])
+    mask = 0 if training.compiled else training.rows * training.length**2 * (1 + BYTES[training.dtype])
     of_layers = config.num_layers * _kept_of_a_layer(training)
     if training.checkpointing:
         of_layers = config.num_layers * places * config.hidden_size * BYTES[training.dtype]
@@ -171,12 +179,12 @@ def _kept(training: Training) -> float:
 
 def _kept_of_a_layer(training: Training) -> float:
     hidden, inner, size = training.config.hidden_size, training.config.inner_hidden_size, BYTES[training.dtype]
-    elements = 3 * hidden + inner + (3 if training.packed and training.gpu else 5) * hidden
+    elements = 3 * hidden + inner + (3 if training.compiled else 5) * hidden
     inputs = {"query_key_value": hidden, "dense": hidden, "dense_h_to_4h": hidden, "dense_4h_to_h": inner}
     mask_bytes = 0
     if training.method == "lora":
         targets = training.attachment["target_modules"]
-        kept_anyway = {"dense"} if training.packed and training.gpu else set()
+        kept_anyway = {"dense"} if training.compiled else set()
         elements += sum(inputs[name] for name in targets if name not in kept_anyway)
         if training.attachment.get("dropout"):
             mask_bytes = sum(inputs[name] for name in targets)

@@ -228,13 +228,15 @@ class Train(Section):
     """What all adapters share.
 
     ``precision``: fp8 for the frozen layers, where the GPU has it, or as the base is. ``devices``: processes of this
-    host, one a GPU. ``keep``: the weights of the lowest evaluation loss, or the last. ``patience``: evaluations
-    without a lower loss after which a training ends. ``replay``: share of general samples among those trained on.
+    host, one a GPU; ``strategy``: each holds all weights (ddp) or a part of them (fsdp). ``keep``: the weights of
+    the lowest evaluation loss, or the last. ``patience``: evaluations without a lower loss after which a training
+    ends. ``replay``: share of general samples among those trained on.
     """
 
     seed: Seed = 42
     precision: Literal["base", "fp8"] = "base"
     devices: Count = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     evaluations: Annotated[int, Field(ge=2)] = 10
     logs: Count = 200
     keep: Literal["best", "last"] = "best"
@@ -280,6 +282,9 @@ class Params(Section):
             if self.train.precision == "fp8" and (adapter.quantization or adapter.method == "full"):
                 other = "quantization" if adapter.quantization else "method full"
                 raise ValueError(f"train.precision fp8 and adapters.{name}.{other} exclude each other")
+            if self.train.strategy == "fsdp" and (adapter.quantization or self.train.precision == "fp8"):
+                other = f"adapters.{name}.quantization" if adapter.quantization else "train.precision fp8"
+                raise ValueError(f"train.strategy fsdp and {other} exclude each other")
         if set(self.evaluate.models) != {"base", *self.adapters}:
             raise ValueError(
                 "evaluate.models must be 'base' and '<<: *adapters', as in the params.yaml that came along"

@@ -252,10 +252,15 @@ class ChatGLMOutput(CausalLMOutputWithPast):
 
 
 class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
-    """ChatGLM with its language-model head, under the weights' published names."""
+    """ChatGLM with its language-model head, under the weights' published names.
+
+    Attributes:
+        logits_on_demand: whether logits beside a loss may be asked for.
+    """
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__(config)
+        self.logits_on_demand = True
         self.transformer = ChatGLMModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -331,7 +336,9 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
-        return result if logits is not None else result.defer_logits(partial(self.lm_head, hidden_states))
+        if logits is None and self.logits_on_demand:
+            result.defer_logits(partial(self.lm_head, hidden_states))
+        return result
 
     def _loss(self, hidden_states, labels, labelled, num_items_in_batch):
         if labelled is None:

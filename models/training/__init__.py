@@ -9,5 +9,17 @@ from models.training.compiling import compile_blocks
 from models.training.devices import peak_memory_gib
 from models.training.fitting import Fitted, Settings, fit
 from models.training.listeners import Diverged, Stopped
+from models.training.trainer import put_trained, trained_whole
 
-__all__ = ["Diverged", "Fitted", "RightPadding", "Settings", "Stopped", "compile_blocks", "fit", "peak_memory_gib"]
+__all__ = [
+    "Diverged",
+    "Fitted",
+    "RightPadding",
+    "Settings",
+    "Stopped",
+    "compile_blocks",
+    "fit",
+    "peak_memory_gib",
+    "put_trained",
+    "trained_whole",
+]

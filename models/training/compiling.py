@@ -19,7 +19,7 @@ def compile_blocks(model) -> None:
     """
     if not torch.cuda.is_available():
         return
-    if (reason := _cannot_compile()) is not None:
+    if (reason := _cannot_compile(model)) is not None:
         log.info("train: blocks are not compiled: %s", reason)
         return
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -30,7 +30,9 @@ def compile_blocks(model) -> None:
             module.flex_attention = True
 
 
-def _cannot_compile() -> str | None:
+def _cannot_compile(model) -> str | None:
+    if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
+        return "bitsandbytes' products in 8 bits look at their input, which a compiled block cannot"
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
         return f"this GPU has compute capability {major}.{minor}, and FlexAttention needs 8.0"

@@ -119,7 +119,7 @@ class Meter:
     def utilization(self) -> float | None:
         """Share of the device in use, from 0 to 1: of the GPU lately, or of all cores since the last call."""
         if self._process is not None:
-            return self._process.cpu_percent() / 100 / (os.cpu_count() or 1)
+            return min(1.0, self._process.cpu_percent() / 100 / (os.cpu_count() or 1))
         if self._gpu is not None:
             with suppress(pynvml.NVMLError):
                 return pynvml.nvmlDeviceGetUtilizationRates(self._gpu).gpu / 100

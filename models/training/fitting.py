@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from models import checkpoints
 from models.packing import PackedRows
-from models.training import devices
+from models.training import devices, sharding
 from models.training.batches import NOTHING, EpochOrder, RightPadding, packed
 from models.training.compiling import compile_blocks
 from models.training.listeners import Bar, Best, Checkpointing, History, Watch, log
@@ -37,6 +37,7 @@ class Settings:
         keep_best: end with the weights of the lowest evaluation loss, not with the last.
         patience: evaluations without a lower loss after which to end; None for never.
         autocast: type to compute in where the weights are float32.
+        sharded: spread weights, gradients and optimizer over the devices; else each has all of them.
     """
 
     batch_size: int
@@ -55,6 +56,7 @@ class Settings:
     keep_best: bool = False
     patience: int | None = None
     autocast: str = "float32"
+    sharded: bool = False
     seed: int = 0
 
 
@@ -165,8 +167,8 @@ def _arguments(settings: Settings, folder: Path, evaluates: bool, saves: bool) -
         seed=settings.seed,
         data_seed=settings.seed,
         use_cpu=not cuda,
-        bf16=settings.autocast == "bfloat16",
-        fp16=settings.autocast == "float16",
+        bf16=settings.autocast == "bfloat16" and not settings.sharded,
+        fp16=settings.autocast == "float16" and not settings.sharded,
         ddp_backend="gloo" if devices.world_size() > 1 and not cuda else None,
         ddp_find_unused_parameters=False,
         logging_steps=min(1 / settings.logs, share),
@@ -204,6 +206,8 @@ def _trainer(model, train_rows, eval_rows, settings: Settings, arguments: Traini
         train_dataset=[*train_rows, nothing],
         eval_dataset=eval_rows or None,
     )
+    if settings.sharded:
+        sharding.shard(model, settings.autocast)
     at_once = settings.batch_size * devices.world_size()
     trainer.order = EpochOrder(
         len(train_rows),

@@ -14,7 +14,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from models import checkpoints
 from models.errors import UserError
-from models.training import devices
+from models.training import devices, sharding
 from models.training.trainer import AdapterTrainer, keep, restore, trained
 
 log = logging.getLogger("tuneline.training")
@@ -172,7 +172,7 @@ class Best(TrainerCallback):
         self.weights = None
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if self.history.best()["step"] == state.global_step and state.is_world_process_zero:
+        if self.history.best()["step"] == state.global_step:
             if self.folder is None:
                 self.weights = {name: each.clone() for name, each in trained(self.trainer.model).items()}
             else:
@@ -182,7 +182,9 @@ class Best(TrainerCallback):
     def _write(self, step: int) -> None:
         path = self._path(step)
         self.trainer._told(keep, self.trainer.model, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        if devices.rank() == 0:
+            path.with_suffix(".tmp").replace(path)
+        devices.wait_for_all()
 
     def on_save(self, args, state, control, **kwargs):
         if self.folder is not None and state.is_world_process_zero and (best := self.history.best()):
@@ -194,8 +196,8 @@ class Best(TrainerCallback):
         return self.patience is not None and self.history.evaluations_since_the_best() >= self.patience
 
     def restore(self) -> None:
-        best = self.history.best()
-        if best is None or not self.trainer.state.is_world_process_zero:
+        best, spread = self.history.best(), sharding.is_sharded(self.trainer.model)
+        if best is None or (devices.rank() > 0 and not spread):
             return
         log.info("keeping the weights of step %d, evaluation loss %.4f", best["step"], best["loss"])
         if self.folder is not None:

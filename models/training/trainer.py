@@ -11,7 +11,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from models.errors import UserError
 from models.prompt import IGNORED_LABEL
-from models.training import devices
+from models.training import devices, sharding
 from models.training.batches import EpochOrder
 
 TRAINED = "trained.safetensors"
@@ -22,15 +22,27 @@ def trained(model) -> dict[str, torch.Tensor]:
     return {name: each.data for name, each in model.named_parameters() if each.requires_grad}
 
 
-def restore(model, path: Path) -> None:
-    """Put weights that :func:`keep` wrote back into a model."""
-    weights = load_file(path)
+def trained_whole(model) -> dict[str, torch.Tensor]:
+    """The same on the CPU, put together from all processes, which must all ask for it."""
+    return {name: sharding.whole(each).cpu().contiguous() for name, each in trained(model).items()}
+
+
+def put_trained(model, weights: dict[str, torch.Tensor]) -> None:
+    """Put whole weights into a model, of which each process may hold a part."""
     for name, parameter in trained(model).items():
-        parameter.copy_(weights[name])
+        sharding.put(parameter, weights[name])
 
 
 def keep(model, path: Path) -> None:
-    save_file({name: each.contiguous() for name, each in trained(model).items()}, path)
+    """Write what is trained, in the first process; all must call it."""
+    weights = trained_whole(model)
+    if devices.rank() == 0:
+        save_file(weights, path)
+
+
+def restore(model, path: Path) -> None:
+    """Put weights that :func:`keep` wrote back into a model."""
+    put_trained(model, load_file(path))
 
 
 class AdapterTrainer(Trainer):
@@ -89,6 +101,7 @@ class AdapterTrainer(Trainer):
         self.model.eval()
         size = self.args.per_device_eval_batch_size
         batches = [self.eval_rows[start : start + size] for start in range(0, len(self.eval_rows), size)]
+        batches += [[]] * (-len(batches) % devices.world_size())  # where weights are spread, all must take part
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for rows in batches[devices.rank() :: devices.world_size()]:
             batch = self._prepare_inputs(self.data_collator([*rows, *[self.nothing] * (size - len(rows))]))
@@ -113,9 +126,21 @@ class AdapterTrainer(Trainer):
                 "free some space in models/checkpoints and run it again: it goes on from the one before."
             ) from None
 
-    def _save(self, output_dir=None, state_dict=None):
+    def save_model(self, output_dir=None, _internal_call=False):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         keep(self.model, Path(output_dir) / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         restore(self.model, Path(resume_from_checkpoint) / TRAINED)
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        if not sharding.is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        sharding.save_optimizer(self.model, self.optimizer.optimizer, self.lr_scheduler, Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if not sharding.is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            sharding.load_optimizer(self.model, self.optimizer.optimizer, self.lr_scheduler, Path(checkpoint))

@@ -20,6 +20,23 @@ log = logging.getLogger("tuneline.train")
 
 def make(order: Order) -> None:
     """Load the base, fit the adapter, and save it with its manifest; on several devices, once."""
+    model = load(order)
+    before = last_logits(model, order.eval_rows[0])
+    fitted = fit(model, order)
+    spread = training.trained_whole(model) if order.knobs.train.strategy == "fsdp" else None
+    if devices.rank() > 0:
+        return
+    if spread is not None:
+        del model  # of which this process has a part
+        model = load(order)
+        training.put_trained(model, spread)
+    manifest = describe(order, fitted, adapters.parameters(model))
+    adapters.save(model, order.out, manifest, check=lambda folder: prove(model, folder, order, before))
+    log.info("train: %s done: %s", order.name, _resources(manifest.training))
+
+
+def load(order: Order):
+    """The base with a fresh adapter."""
     full = order.adapter.method == "full"
     dtype = "float32" if full else order.knobs.base.dtype
     model = base.load_model(order.base, dtype, order.adapter.quantization)
@@ -27,13 +44,7 @@ def make(order: Order) -> None:
     model = adapters.attach(model, order.adapter.method, **order.adapter.attachment())
     if order.knobs.train.precision == "fp8":
         precision.freeze_in_fp8(adapters.base_of(model).transformer.layers)
-    before = last_logits(model, order.eval_rows[0])
-    fitted = fit(model, order)
-    if devices.rank() > 0:
-        return
-    manifest = describe(order, fitted, adapters.parameters(model))
-    adapters.save(model, order.out, manifest, check=lambda folder: prove(model, folder, order, before))
-    log.info("train: %s done: %s", order.name, _resources(manifest.training))
+    return model
 
 
 def fit(model, order: Order) -> training.Fitted:
@@ -46,6 +57,7 @@ def fit(model, order: Order) -> training.Fitted:
         keep_best=shared.keep == "best",
         patience=shared.patience,
         seed=shared.seed,
+        sharded=shared.strategy == "fsdp",
         autocast=order.knobs.base.dtype if order.adapter.method == "full" else "float32",
     )
     rows, folder = (order.train_rows, order.eval_rows), order.checkpoints

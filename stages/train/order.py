@@ -20,7 +20,7 @@ from stages import params, receipt
 
 log = logging.getLogger("tuneline.train")
 # Of the params' section train, what changes neither the adapter nor the meaning of a checkpoint.
-WITHOUT_EFFECT = {"devices", "logs"}
+WITHOUT_EFFECT = {"devices", "strategy", "logs"}
 CUDA_CONTEXT = 0.75 * memory.GIB  # what CUDA takes beside what it is asked for
 FRAGMENTS = 0.03  # share of the rest that the allocator loses between blocks
 
@@ -118,6 +118,7 @@ def what_decides_memory(
         checkpointing=adapter.gradient_checkpointing,
         packed=adapter.pack_tokens is not None,
         gpu=torch.cuda.is_available(),
+        shards=devices.world_size() if knobs.train.strategy == "fsdp" else 1,
     )
 
 

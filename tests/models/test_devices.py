@@ -24,16 +24,21 @@ def main():
     devices.take()
     model = base.load_model(base.read_record(base_folder), "float32")
     torch.manual_seed(0)
-    tuned = adapters.attach(model, "lora", rank=4, alpha=8, target_modules=["query_key_value", "dense"])
+    if how.pop("full", False):
+        tuned = adapters.attach(model, "full")
+    else:
+        tuned = adapters.attach(model, "lora", rank=4, alpha=8, target_modules=["query_key_value", "dense"])
     gmask, sop = model.config.gmask_token_id, model.config.bos_token_id
     rows = [
         {"input_ids": [40 + i] * (1 + i % 5) + [gmask, sop, 60 + i], "labels": [-100] * (3 + i % 5) + [60 + i]}
         for i in range(23)
     ]
-    settings = training.Settings(learning_rate=0.01, evaluations=4, seed=3, logs=200, **how)
+    how = {"learning_rate": 0.01} | how
+    settings = training.Settings(evaluations=4, seed=3, logs=200, **how)
     fitted = training.fit(tuned, rows[:19], rows[19:], settings, checkpoint_folder=folder / "checkpoints")
     if devices.rank() == 0:
-        tuned.save_pretrained(folder / "adapter")
+        if not settings.sharded:
+            tuned.save_pretrained(folder / "adapter")
         losses = [(point["step"], point["split"], point["loss"]) for point in fitted.history]
         (folder / "fitted.json").write_text(json.dumps({"losses": losses, "tokens": fitted.tokens}))
 
@@ -88,6 +93,23 @@ def test_two_devices_lose_as_much_as_one_at_an_equal_global_batch(start, tmp_pat
     assert expected.keys() == found.keys()
     assert len(expected) >= 8
     assert found == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_spread_over_two_devices_it_loses_as_much_and_goes_on_with_another_number(start, tmp_path, method):
+    how = {"epochs": 6, "keep_best": True, "full": method == "full", "learning_rate": 0.001}
+    end(start(1, "alone", batch_size=4, **how))
+    process = start(2, "spread", batch_size=2, sharded=True, **how)
+    wait_for_checkpoint(tmp_path / "spread", process)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "going on from checkpoint" in end(start(1, "spread", batch_size=4, sharded=True, **how))
+    expected, found = losses_of(tmp_path / "alone"), losses_of(tmp_path / "spread")
+    common = expected.keys() & found.keys()  # where SIGTERM stopped it, there is one loss more
+    assert len(common) == len(expected)
+    assert {key: found[key] for key in common} == pytest.approx(expected, rel=5e-4)
 
 
 def processes_below(process: subprocess.Popen) -> list[int]:
