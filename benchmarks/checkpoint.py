@@ -1,5 +1,7 @@
 """What the benchmarks on a GPU share: a checkpoint of ChatGLM-6B's size with random weights, and what they ran on."""
 
+import contextlib
+import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
@@ -24,16 +26,13 @@ def make_checkpoint(folder: Path, small: bool) -> None:
 
 
 def machine() -> dict:
-    import bitsandbytes
-    import peft
-    import transformers
-
     git = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    versions = {"torch": torch.__version__}
+    for name in ("transformers", "peft", "bitsandbytes"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not every case needs every one
+            versions[name] = importlib.metadata.version(name)
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "bitsandbytes": bitsandbytes.__version__,
+        **versions,
         "commit": git.stdout.strip() or None,
     }
