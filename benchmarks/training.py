@@ -236,17 +236,18 @@ def plain_attention(query, key, value, attn_mask=None):
 # The program ---------------------------------------------------------------------------------------
 
 HEADERS = {
-    "en": "| case | samples of | tokens/s | peak memory |",
-    "zh": "| 情形 | 样本长度 | 词元/秒 | 显存峰值 |",
+    "en": "| case | samples of | tokens/s | peak memory | as planned |",
+    "zh": "| 情形 | 样本长度 | 词元/秒 | 显存峰值 | 事先估计 |",
 }
 
 
 def table(results: dict, language: str) -> str:
     """The figures as the READMEs show them."""
-    lines = [HEADERS[language], "|---|---|---|---|"]
+    lines = [HEADERS[language], "|---|---|---|---|---|"]
     for name, one in results["cases"].items():
-        speed, memory = f"{one['tokens_per_second']:,}", f"{one['peak_memory_gib']:.1f} GiB"
-        lines.append(f"| `{name}` | {one['sample']} | {speed} | {memory} |")
+        speed, peak = f"{one['tokens_per_second']:,}", f"{one['peak_memory_gib']:.1f} GiB"
+        planned = "–" if one["planned_memory_gib"] is None else f"{one['planned_memory_gib']:.1f} GiB"
+        lines.append(f"| `{name}` | {one['sample']} | {speed} | {peak} | {planned} |")
     return "\n".join(lines)
 
 
@@ -262,7 +263,8 @@ def main() -> None:
         write_json(arguments.out, measure(arguments.checkpoint, CASES[arguments.cases[0]], arguments.small))
         return
     known = machine()
-    results = {"machine": known | {"commit": arguments.commit or known["commit"]}, "cases": {}}
+    commit = arguments.commit or known.pop("commit")
+    results = {"machine": {name: value for name, value in known.items() if name != "commit"}, "cases": {}}
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
         checkpoint, one = Path(scratch) / "base", Path(scratch) / "one.json"
         make_checkpoint(checkpoint, arguments.small)
@@ -272,7 +274,7 @@ def main() -> None:
             if subprocess.run([*command, *options], check=False).returncode != 0:
                 results["cases"][name] = {"failed": True}
                 continue
-            results["cases"][name] = read_json(one)
+            results["cases"][name] = read_json(one) | {"commit": commit}
             print(name, json.dumps({k: results["cases"][name][k] for k in SHOWN}), flush=True)
             write_json(arguments.out, results)
 
