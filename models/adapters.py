@@ -178,6 +178,8 @@ def save(model, folder: Path, manifest: Manifest, check: Callable[[Path], None] 
             _save_all_weights(model, temporary, manifest.dtype)
         else:
             _save_adapter(model, temporary, manifest.base)
+        for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors keeps what it writes from other users
         if check is not None:
             check(temporary)
         content = asdict(manifest) | {"weights_sha256": sha256_of(temporary / WEIGHTS)}

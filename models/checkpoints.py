@@ -60,10 +60,15 @@ def last_whole(folder: Path) -> Path | None:
 def complete(checkpoint: Path, progress: dict) -> None:
     """Mark a checkpoint as whole, once its files are on the disk."""
     for path in (*checkpoint.iterdir(), checkpoint):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        flush(path)
     write_json(checkpoint / PROGRESS, progress)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def progress_of(checkpoint: Path) -> dict:

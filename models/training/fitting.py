@@ -155,7 +155,7 @@ def _arguments(settings: Settings, folder: Path, evaluates: bool, saves: bool) -
     arguments = TrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size if settings.pack_tokens else max(settings.batch_size, 8),
+        per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
@@ -216,8 +216,9 @@ def _trainer(model, train_rows, eval_rows, settings: Settings, arguments: Traini
         settings.seed,
         fill=at_once if devices.world_size() > 1 else 1,
     )
-    trainer.eval_rows, trainer.nothing = eval_rows, nothing
-    trainer.add_callback(Watch(trainer, lambda step: _names(train_rows, trainer.order.of_step(step))))
+    trainer.eval_rows, trainer.nothing, trainer.one_shape = eval_rows, nothing, settings.pack_tokens is not None
+    trainer.watch = Watch(trainer, lambda step: _names(train_rows, trainer.order.of_step(step)))
+    trainer.add_callback(trainer.watch)
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(Bar())
@@ -245,7 +246,7 @@ def _train(trainer: AdapterTrainer, history: History, best: Best, folder: Path |
     if folder is None:
         trainer.train()
         return
-    checkpointing = Checkpointing(trainer, history)
+    checkpointing = Checkpointing(trainer, history, trainer.watch)
     # Behind Trainer's own, which says when to save; before the others, which take a saved checkpoint for whole.
     trainer.callback_handler.callbacks.insert(1, checkpointing)
     last = _last_whole(folder)
@@ -253,6 +254,7 @@ def _train(trainer: AdapterTrainer, history: History, best: Best, folder: Path |
         progress = checkpoints.progress_of(last)
         log.info("going on from %s", last.name.replace("-", " of step "))
         history.go_on(progress)
+        trainer.watch.go_on(progress["watch"])
         if devices.rank() == 0:
             trainer.tokens, trainer.places = progress["tokens"], progress["places"]
         if best.out_of_patience():

@@ -2,12 +2,15 @@
 
 import logging
 import sys
+from dataclasses import fields
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from models.errors import UserError
+
+SECONDS_TO_SAVE = 120  # between SIGTERM and SIGKILL: a step and a checkpoint of all weights
 
 
 def launch(module: str, arguments: list[str], processes: int) -> None:
@@ -19,8 +22,11 @@ def launch(module: str, arguments: list[str], processes: int) -> None:
         UserError: one was killed; what it was doing is said by itself otherwise.
         SystemExit: with the code of the process that failed, or of the signal.
     """
-    for name in ("torch.distributed.elastic", "torch.distributed.elastic.multiprocessing.api"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # its tables of failures stand beside our sentence
+    for name in ("agent.server.api", "multiprocessing.api", "multiprocessing.errors"):
+        # Its tables of failures would stand beside our sentence.
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    known = {field.name for field in fields(LaunchConfig)}
+    patience = {"shutdown_timeout": SECONDS_TO_SAVE} if "shutdown_timeout" in known else {}  # not in every version
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -31,6 +37,7 @@ def launch(module: str, arguments: list[str], processes: int) -> None:
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.1,
+        **patience,
     )
     try:
         elastic_launch(config, sys.executable)("-m", module, *arguments)

@@ -20,6 +20,9 @@ from models.training.trainer import AdapterTrainer, keep, restore, trained
 log = logging.getLogger("tuneline.training")
 
 
+POINT = ("step", "seconds", "split", "loss")
+
+
 class Diverged(UserError):
     """The loss is no number any more, or worse than knowing nothing would make it."""
 
@@ -50,6 +53,7 @@ class History(TrainerCallback):
     def __init__(self, trainer: AdapterTrainer, on_point: Callable[[dict], None] | None):
         self.trainer, self.on_point = trainer, on_point
         self.points: list[dict] = []
+        self.told: list[dict] = []  # the same with those figures
         self.clock, self.meter = devices.Clock(), devices.Meter()
         self._before = (0, 0, 0.0)
 
@@ -58,9 +62,11 @@ class History(TrainerCallback):
 
     def go_on(self, progress: dict) -> None:
         """Take over what an earlier process told."""
-        self.points = list(progress["history"])
+        self.told = list(progress["told"])
+        self.points = [{key: point[key] for key in POINT} for point in self.told]
         self._before = (progress["tokens"], progress["places"], progress["seconds"])
-        for point in self.points if self.on_point is not None else ():
+        self.clock.begin(progress["seconds"])
+        for point in self.told if self.on_point is not None else ():
             self.on_point(point)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -71,13 +77,15 @@ class History(TrainerCallback):
 
     def _tell(self, split: str, state, loss: float, more: dict) -> None:
         point = {"step": state.global_step, "seconds": self.clock.seconds(), "split": split, "loss": loss}
+        full = point | {name: value for name, value in more.items() if value is not None}
         self.points.append(point)
+        self.told.append(full)
         if not state.is_world_process_zero:
             return
         if more:
             log.info(_line(state, loss, more, point["seconds"]))
         if self.on_point is not None:
-            self.on_point(point | {name: value for name, value in more.items() if value is not None})
+            self.on_point(full)
 
     def _of_the_moment(self, state, logs: dict) -> dict:
         tokens, places = self.trainer.fed()
@@ -133,6 +141,14 @@ class Watch(TrainerCallback):
         self.margin = math.log(trainer.model.config.vocab_size)
         self.above: list[tuple[int, float]] = []  # the last steps, as long as they lie that far above
 
+    def memory(self) -> dict:
+        """What a process that goes on from here must know, so that a training that diverges still does."""
+        return {"lowest": self.lowest if math.isfinite(self.lowest) else None, "above": self.above}
+
+    def go_on(self, memory: dict) -> None:
+        self.lowest = math.inf if memory["lowest"] is None else memory["lowest"]
+        self.above = [tuple(each) for each in memory["above"]]
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "eval_loss" in (logs or {}) and not math.isfinite(logs["eval_loss"]):
             self._end(state.global_step, logs["eval_loss"], "evaluation ", args)
@@ -183,6 +199,7 @@ class Best(TrainerCallback):
         path = self._path(step)
         self.trainer._told(keep, self.trainer.model, path.with_suffix(".tmp"))
         if devices.rank() == 0:
+            checkpoints.flush(path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
         devices.wait_for_all()
 
@@ -213,12 +230,12 @@ class Best(TrainerCallback):
 class Checkpointing(TrainerCallback):
     """Completes each checkpoint with how far it is, and saves one more when SIGTERM comes."""
 
-    def __init__(self, trainer: AdapterTrainer, history: History):
-        self.trainer, self.history, self.terminated = trainer, history, False
+    def __init__(self, trainer: AdapterTrainer, history: History, watch: Watch):
+        self.trainer, self.history, self.watch, self.terminated = trainer, history, watch, False
 
     def on_save(self, args, state, control, **kwargs):
         tokens, places = self.trainer.fed()
-        progress = {"history": self.history.points, "seconds": self.history.clock.seconds()}
+        progress = {"told": self.history.told, "seconds": self.history.clock.seconds(), "watch": self.watch.memory()}
         devices.wait_for_all()  # each writes its own random states
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -57,11 +57,13 @@ class AdapterTrainer(Trainer):
         losses: of the steps since they were last taken, on the device.
         eval_rows: rows of the evaluation loss.
         nothing: a row that fills up a batch.
+        one_shape: whether every batch must have as many rows as any other.
     """
 
     order: EpochOrder
     eval_rows: Sequence
     nothing: object
+    one_shape: bool
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -104,7 +106,8 @@ class AdapterTrainer(Trainer):
         batches += [[]] * (-len(batches) % devices.world_size())  # where weights are spread, all must take part
         sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for rows in batches[devices.rank() :: devices.world_size()]:
-            batch = self._prepare_inputs(self.data_collator([*rows, *[self.nothing] * (size - len(rows))]))
+            filling = size - len(rows) if self.one_shape else int(not rows)
+            batch = self._prepare_inputs(self.data_collator([*rows, *[self.nothing] * filling]))
             labelled = int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
             with torch.no_grad():
                 sums += torch.stack((self.model(**batch).loss.double() * labelled, sums.new_tensor(labelled)))

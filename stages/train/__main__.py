@@ -9,6 +9,7 @@ from pathlib import Path
 from models import base
 from models.errors import DataBlocked, UserError, program
 from models.prompt import PROMPT_VERSION
+from models.storage import scratch_folder
 from stages import params, receipt
 
 
@@ -30,14 +31,16 @@ def start_processes(count: int) -> None:
     """Run this program in ``count`` processes, one a device.
 
     Raises:
-        UserError: the host has fewer GPUs.
+        UserError: the host has fewer GPUs, or cores where it has no GPU.
     """
     import torch
 
     from models.training.launch import launch
 
-    if torch.cuda.is_available() and count > torch.cuda.device_count():
-        raise UserError(f"train.devices is {count}, but this host has {torch.cuda.device_count()} GPUs.")
+    cuda = torch.cuda.is_available()
+    there = torch.cuda.device_count() if cuda else os.cpu_count() or 1
+    if count > there:
+        raise UserError(f"train.devices is {count}, but this host has {there} {'GPUs' if cuda else 'cores'}.")
     launch("stages.train", sys.argv[1:], count)
 
 
@@ -49,6 +52,9 @@ def main() -> None:
     checked = receipt.verify_encoded(arguments.encoded, arguments.checked)
     found = base.read_record(arguments.base)
     refuse_other_tokens(arguments.encoded, found)
+    for folder in (arguments.out, arguments.log, arguments.checkpoints):
+        with scratch_folder(folder):
+            pass  # what cannot be written is better known before the training than after
     if knobs.train.devices > 1 and "RANK" not in os.environ:
         start_processes(knobs.train.devices)
         return

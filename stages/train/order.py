@@ -19,8 +19,9 @@ from models.training import devices
 from stages import params, receipt
 
 log = logging.getLogger("tuneline.train")
-# Of the params' section train, what changes neither the adapter nor the meaning of a checkpoint.
-WITHOUT_EFFECT = {"devices", "strategy", "logs"}
+# What changes neither the adapter nor the meaning of a checkpoint, as long as an update takes as many rows.
+WITHOUT_EFFECT = {"devices", "logs"}
+AN_UPDATE = {"batch_size", "gradient_accumulation"}
 CUDA_CONTEXT = 0.75 * memory.GIB  # what CUDA takes beside what it is asked for
 FRAGMENTS = 0.03  # share of the rest that the allocator loses between blocks
 
@@ -61,7 +62,7 @@ def order_of(arguments: argparse.Namespace, knobs: params.Params, found: Base, r
     """
     name = arguments.adapter
     rows = [read_rows(arguments.encoded / f"{split}.jsonl") for split in receipt.SPLITS]
-    planned = check_memory(name, what_decides_memory(knobs.adapters[name], knobs, found, rows[0]))
+    planned = check_memory(name, what_decides_memory(knobs.adapters[name], knobs, found, *rows))
     folder = arguments.checkpoints / f"{name}.{key_of(arguments, knobs, found)[:16]}"
     return Order(name, knobs, found, *rows, receipt_sha256, planned, arguments.out, arguments.log, folder)
 
@@ -72,13 +73,15 @@ def read_rows(path: Path) -> list[dict]:
 
 def key_of(arguments: argparse.Namespace, knobs: params.Params, found: Base) -> str:
     """Hash of everything that the training depends on."""
+    adapter = knobs.adapters[arguments.adapter]
     inputs = {
         "encoded": sha256_of(arguments.encoded / receipt.RECEIPT),
         "base": found.identity,
         "dtype": knobs.base.dtype,
         "train": knobs.train.model_dump(mode="json", exclude=WITHOUT_EFFECT),
         "prompt": PROMPT_VERSION,
-        "adapter": knobs.adapters[arguments.adapter].model_dump(mode="json"),
+        "adapter": adapter.model_dump(mode="json", exclude=AN_UPDATE),
+        "update": adapter.batch_size * adapter.gradient_accumulation * devices.world_size(),
     }
     return sha256_of_json(inputs)
 
@@ -100,19 +103,21 @@ def check_memory(name: str, wanted: memory.Training) -> float:
 
 
 def what_decides_memory(
-    adapter: params.Adapter, knobs: params.Params, found: Base, rows: Sequence[dict]
+    adapter: params.Adapter, knobs: params.Params, found: Base, train_rows: Sequence[dict], eval_rows: Sequence[dict]
 ) -> memory.Training:
     """The longest rows make the largest step."""
+    rows = [*train_rows, *eval_rows]
     longest = max(len(row["input_ids"]) for row in rows)
     labelled = max(sum(place >= 0 for place in row["labels"]) for row in rows)
+    at_once = min(adapter.batch_size, len(rows))
     return memory.Training(
         config=ChatGLMConfig.from_pretrained(found.folder),
         method=adapter.method,
         attachment=adapter.attachment(),
         dtype=knobs.base.dtype,
-        rows=adapter.batch_size,
+        rows=at_once,
         length=adapter.pack_tokens or longest,
-        labelled=adapter.batch_size * (adapter.pack_tokens or labelled),
+        labelled=at_once * (adapter.pack_tokens or labelled),
         quantization=adapter.quantization,
         fp8=knobs.train.precision == "fp8",
         checkpointing=adapter.gradient_checkpointing,

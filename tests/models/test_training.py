@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import pytest
 import torch
@@ -110,6 +111,36 @@ def test_a_loss_worse_than_guessing_among_all_tokens_ends_the_run(base_folder, m
     until = 15
     with pytest.raises(Diverged, match=r"the loss of step 11 is [\d.]+ \(lowest so far [\d.]+\)"):
         run(base_folder)
+
+
+def test_a_training_that_diverged_does_so_again_from_its_checkpoint(base_folder, tmp_path, monkeypatch):
+    """The guard goes on where it was: a checkpoint may have been written while the loss was above."""
+    usual = AdapterTrainer.compute_loss
+
+    def worse(self, model, inputs, **how):
+        return usual(self, model, inputs, **how) + (50 if self.state.global_step >= 7 else 0)
+
+    monkeypatch.setattr(AdapterTrainer, "compute_loss", worse)
+    sentences = []
+    for _ in range(2):
+        with pytest.raises(Diverged) as caught:
+            run(base_folder, evaluations=9, checkpoint_folder=tmp_path)
+        sentences.append(str(caught.value))
+    assert "loss of step 8 is" in sentences[0]
+    assert (tmp_path / "checkpoint-10").is_dir()
+    assert sentences[0] == sentences[1]
+
+
+def test_the_figures_of_the_moment_are_told_again_by_who_goes_on(base_folder, tmp_path):
+    told = []
+    for _ in range(2):
+        points = []
+        run(base_folder, evaluations=9, logs=18, checkpoint_folder=tmp_path, on_point=points.append)
+        told.append(points)
+        shutil.rmtree(tmp_path / "checkpoint-18")
+    assert len(told[0]) == len(told[1]) == 18 + 9
+    assert told[0][:16] == told[1][:16]
+    assert "gradient_norm" in told[1][0]
 
 
 def test_the_weights_of_the_lowest_evaluation_loss_are_kept(base_folder, tmp_path):

@@ -116,22 +116,31 @@ def test_a_training_that_changes_nothing_is_not_kept(order):
 
 
 def test_what_does_not_fit_is_refused_before_anything_loads(order, monkeypatch, caplog):
-    wanted = what_decides_memory(order.adapter, order.knobs, order.base, order.train_rows)
-    assert (wanted.rows, wanted.length, wanted.labelled) == (4, 20, 8)
+    rows = (order.train_rows, [*order.eval_rows, {"input_ids": [1] * 31, "labels": [1] * 31}])
+    wanted = what_decides_memory(order.adapter, order.knobs, order.base, *rows)
+    assert (wanted.rows, wanted.length, wanted.labelled) == (4, 31, 4 * 31)
+    huge = order.adapter.model_copy(update={"batch_size": 100_000})
+    assert what_decides_memory(huge, order.knobs, order.base, *rows).rows == 11
     with caplog.at_level("INFO"):
-        assert check_memory("one", wanted) > 0.8
+        assert check_memory("one", wanted) > 0.6
     assert "planned memory on each device" in caplog.text
     monkeypatch.setattr("stages.train.order.free_memory", lambda: 1e6)
     with pytest.raises(UserError, match=r"adapters.one does not fit. It would take .* are free"):
         check_memory("one", wanted)
 
 
-def test_the_key_of_checkpoints_changes_with_what_matters(order, encoded):
+def test_the_key_of_checkpoints_changes_with_what_matters(order, encoded, monkeypatch):
     arguments = argparse.Namespace(encoded=encoded, adapter="one")
 
-    def key(**train) -> str:
-        knobs = order.knobs.model_copy(update={"train": order.knobs.train.model_copy(update=train)})
-        return key_of(arguments, knobs, order.base)
+    def key(batch_size: int = 4, **train) -> str:
+        adapter = order.adapter.model_copy(update={"batch_size": batch_size})
+        update = {"train": order.knobs.train.model_copy(update=train), "adapters": {"one": adapter}}
+        return key_of(arguments, order.knobs.model_copy(update=update), order.base)
 
-    assert key(devices=4, logs=3) == key()
-    assert len({key(), key(seed=7), key(keep="last"), key(patience=2), key(precision="fp8")}) == 5
+    alone = key()
+    assert key(logs=3) == alone
+    others = [{"seed": 7}, {"keep": "last"}, {"patience": 2}, {"precision": "fp8"}, {"strategy": "fsdp"}]
+    assert len({alone, key(batch_size=8), *(key(**how) for how in others)}) == 7
+    monkeypatch.setenv("WORLD_SIZE", "2")  # which takes twice the rows an update, unless it is told not to
+    assert key(devices=2) == key(batch_size=4) != alone
+    assert key(batch_size=2, devices=2) == alone
