@@ -1,6 +1,7 @@
 """Starting a training's processes, one a device, by torchrun's own launcher."""
 
 import logging
+import os
 import sys
 from dataclasses import fields
 
@@ -25,6 +26,7 @@ def launch(module: str, arguments: list[str], processes: int) -> None:
     for name in ("agent.server.api", "multiprocessing.api", "multiprocessing.errors"):
         # Its tables of failures would stand beside our sentence.
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     known = {field.name for field in fields(LaunchConfig)}
     patience = {"shutdown_timeout": SECONDS_TO_SAVE} if "shutdown_timeout" in known else {}  # not in every version
     config = LaunchConfig(
