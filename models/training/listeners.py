@@ -197,7 +197,7 @@ class Best(TrainerCallback):
 
     def _write(self, step: int) -> None:
         path = self._path(step)
-        self.trainer._told(keep, self.trainer.model, path.with_suffix(".tmp"))
+        self.trainer.write(keep, self.trainer.model, path.with_suffix(".tmp"))
         if devices.rank() == 0:
             checkpoints.flush(path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
@@ -239,7 +239,7 @@ class Checkpointing(TrainerCallback):
         devices.wait_for_all()  # each writes its own random states
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            checkpoints.complete(folder, progress | {"tokens": tokens, "places": places})
+            self.trainer.write(checkpoints.complete, folder, progress | {"tokens": tokens, "places": places})
         devices.wait_for_all()
 
     def on_epoch_begin(self, args, state, control, **kwargs):

@@ -118,9 +118,14 @@ class AdapterTrainer(Trainer):
     # Checkpoints -------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial):
-        self._told(super()._save_checkpoint, model, trial)
+        self.write(super()._save_checkpoint, model, trial)
 
-    def _told(self, save: Callable, *arguments) -> None:
+    def write(self, save: Callable, *arguments) -> None:
+        """Call what writes a part of a checkpoint; what the disk refuses is one sentence.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         try:
             save(*arguments)
         except (OSError, RuntimeError, SafetensorError) as error:
