@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib.metadata
-import platform
+import os
 import subprocess
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def machine() -> dict:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not every case needs every one
             versions[name] = importlib.metadata.version(name)
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
         **versions,
         "commit": git.stdout.strip() or None,
     }
