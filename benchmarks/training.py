@@ -283,6 +283,8 @@ def main() -> None:
             results["cases"][name] = read_json(one) | {"commit": commit}
             print(name, json.dumps({k: results["cases"][name].get(k) for k in SHOWN}), flush=True)
             write_json(arguments.out, results)
+    if failed := [name for name, one in results["cases"].items() if one.get("failed")]:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 SHOWN = ("tokens_per_second", "peak_memory_gib", "planned_memory_gib", "step_seconds", "met")

@@ -14,7 +14,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from models.errors import PeerLost
+from models.errors import PeerLost, UserError
 
 try:
     import pynvml
@@ -80,14 +80,20 @@ def wait_for_all() -> None:
 
 
 @contextmanager
-def losing_no_peer():
-    """A collective operation that another process left is no fault of this one.
+def telling_what_ended_it():
+    """What the devices end a training with, as a sentence.
 
     Raises:
-        PeerLost: another process ended.
+        PeerLost: another process left a collective operation, which is no fault of this one.
+        UserError: the memory ran out, whatever was planned.
     """
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"The device's memory ran out ({str(error).splitlines()[0]}). "
+            "Set gradient_checkpointing: true, a smaller batch_size or quantization: 4, or free the device."
+        ) from None
     except RuntimeError as error:
         told = str(error).lower()
         if world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in told or "nccl" in told):

@@ -130,7 +130,7 @@ def fit(
         # Log lines go around the bar; where there is no bar they would only be written twice.
         with (
             contextlib.nullcontext() if arguments.disable_tqdm else logging_redirect_tqdm(),
-            devices.losing_no_peer(),
+            devices.telling_what_ended_it(),
         ):
             _train(trainer, history, best, checkpoint_folder)
     if settings.keep_best:

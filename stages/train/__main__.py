@@ -55,7 +55,8 @@ def main() -> None:
     for folder in (arguments.out, arguments.log, arguments.checkpoints):
         with scratch_folder(folder):
             pass  # what cannot be written is better known before the training than after
-    if knobs.train.devices > 1 and "RANK" not in os.environ:
+    several = knobs.train.devices > 1 or knobs.train.strategy == "fsdp"  # which needs a group, be it of one
+    if several and "RANK" not in os.environ:
         start_processes(knobs.train.devices)
         return
 

@@ -6,6 +6,7 @@ import torch
 from transformers import TrainerCallback
 
 from models import adapters, base
+from models.errors import UserError
 from models.storage import sha256_of
 from models.training import Diverged, RightPadding, Settings, fit
 from models.training.batches import EpochOrder
@@ -237,3 +238,12 @@ def test_accumulation_and_checkpointing_change_no_result(base_folder, options):
     usual, other = weights(batch_size=4), weights(**{"batch_size": 4} | options)
     for name, value in usual.items():
         torch.testing.assert_close(other[name], value, atol=2e-5, rtol=1e-4)
+
+
+def test_memory_that_runs_out_is_one_sentence(base_folder, monkeypatch):
+    def exhausted(self, *arguments, **how):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+
+    monkeypatch.setattr(AdapterTrainer, "compute_loss", exhausted)
+    with pytest.raises(UserError, match=r"memory ran out \(CUDA out of memory. Tried to allocate 9 GiB.\)"):
+        run(base_folder)
