@@ -16,7 +16,8 @@ from stages import params, receipt
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fit one adapter.")
     parser.add_argument("--adapter", required=True, help="its key under adapters: in params.yaml")
-    for name in ("checked", "encoded", "base", "out", "log", "checkpoints"):
+    # None may begin as an option of torchrun does (--log would be one of several): it would take it for its own.
+    for name in ("checked", "encoded", "base", "out", "dvclive", "checkpoints"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     return parser.parse_args()
 
@@ -52,7 +53,7 @@ def main() -> None:
     checked = receipt.verify_encoded(arguments.encoded, arguments.checked)
     found = base.read_record(arguments.base)
     refuse_other_tokens(arguments.encoded, found)
-    for folder in (arguments.out, arguments.log, arguments.checkpoints):
+    for folder in (arguments.out, arguments.dvclive, arguments.checkpoints):
         with scratch_folder(folder):
             pass  # what cannot be written is better known before the training than after
     several = knobs.train.devices > 1 or knobs.train.strategy == "fsdp"  # which needs a group, be it of one

@@ -64,7 +64,7 @@ def order_of(arguments: argparse.Namespace, knobs: params.Params, found: Base, r
     rows = [read_rows(arguments.encoded / f"{split}.jsonl") for split in receipt.SPLITS]
     planned = check_memory(name, what_decides_memory(knobs.adapters[name], knobs, found, *rows))
     folder = arguments.checkpoints / f"{name}.{key_of(arguments, knobs, found)[:16]}"
-    return Order(name, knobs, found, *rows, receipt_sha256, planned, arguments.out, arguments.log, folder)
+    return Order(name, knobs, found, *rows, receipt_sha256, planned, arguments.out, arguments.dvclive, folder)
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -150,7 +150,7 @@ def test_one_changed_byte_stops_train_before_a_model_loads(project):
     path.write_bytes(before.replace("你".encode(), "我".encode(), 1))
     command = (sys.executable, "-X", "importtime", "-m", "stages.train", "--adapter", "lora")
     folders = ("--checked", "data/checked", "--encoded", "data/encoded", "--base", "models/weights/base")
-    made = ("--out", "models/weights/none", "--log", "reports/training/none", "--checkpoints", "models/checkpoints")
+    made = ("--out", "models/weights/none", "--dvclive", "reports/training/none", "--checkpoints", "models/checkpoints")
     done = project.run(*command, *folders, *made)
     path.write_bytes(before)
     assert done.returncode == 2
