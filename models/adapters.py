@@ -137,20 +137,30 @@ def _compute_in_the_type_of_the_base(tuned) -> None:
 def _scaled_early():
     """peft's plain LoRA layer, multiplying by its scaling where its input has been narrowed to the rank.
 
-    peft multiplies the output, as wide as the base's, and in the backward pass the gradient of that.
+    peft multiplies the output, as wide as the base's, and in the backward pass the gradient of that. The product
+    is added to a plain base layer's in place, see :mod:`models.low_rank`.
     """
     from peft.tuners.lora.layer import Linear
+
+    from models import low_rank
 
     class ScaledEarly(Linear):
         def forward(self, x, *args, **kwargs):
             plain = [name for name in self.active_adapters if name in self.lora_A and name not in self.lora_variant]
             if self.merged or self.disable_adapters or args or kwargs or plain != list(self.active_adapters):
                 return super().forward(x, *args, **kwargs)
-            result = self.base_layer(x)
+            layer = self.base_layer
+            if len(plain) == 1 and low_rank.fits(layer, x):
+                narrow = self._narrow(plain[0], x)
+                wide = self.lora_B[plain[0]].matrix(narrow)
+                return low_rank.linear_plus_product(x, layer.weight, layer.bias, narrow, wide)
+            result = layer(x)
             for name in plain:
-                narrow = self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name]
-                result = result + self.lora_B[name](narrow)
+                result = result + self.lora_B[name](self._narrow(name, x))
             return result
+
+        def _narrow(self, name, x):
+            return self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name]
 
     return ScaledEarly
 

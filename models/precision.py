@@ -22,9 +22,12 @@ class Float32Weight(nn.Linear):
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return F.linear(states, self.matrix(states))
+
+    def matrix(self, states: torch.Tensor) -> torch.Tensor:
+        """The weight, filled up and turned into the type of the states, as it multiplies them."""
         rows = 0 if states.dtype == torch.float32 else -self.out_features % 8
-        filled = F.pad(self.weight, (0, states.shape[-1] - self.in_features, 0, rows))
-        return F.linear(states, filled.to(states.dtype))
+        return F.pad(self.weight, (0, states.shape[-1] - self.in_features, 0, rows)).to(states.dtype)
 
 
 # fp8 -----------------------------------------------------------------------------------------------

@@ -72,6 +72,26 @@ def split_and_rotate(
 # Blocks ------------------------------------------------------------------------------------------
 
 
+class _Picked(torch.autograd.Function):
+    """Rows of a matrix, none of them twice: their gradients are put back instead of added up, which is faster."""
+
+    @staticmethod
+    def forward(ctx, states, places):
+        ctx.save_for_backward(places)
+        ctx.rows = states.shape[0]
+        return states[places]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (places,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.rows, gradient.shape[1]).index_copy(0, places, gradient), None
+
+
+def pick(states: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+    """The states of (N,) places among the B · L tokens, (1, N, width), of (B, L, width); all of them without places."""
+    return states if places is None else _Picked.apply(states.flatten(0, 1), places)[None]
+
+
 class ChatGLMAttention(nn.Module):
     """Self-attention. The published code divides queries by ``layer + 1`` and multiplies the
     scores back in float32; that cancels, and SDPA accumulates in float32 anyway."""
@@ -83,7 +103,7 @@ class ChatGLMAttention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states, rotary, mask, past):
+    def forward(self, hidden_states, rotary, mask, past, places=None):
         mixed = self.query_key_value(hidden_states).unflatten(-1, (self.num_heads, -1))
         query, key, value = split_and_rotate(mixed, *rotary, fused=isinstance(mask, BlockMask))
         if isinstance(past, Cache):
@@ -95,7 +115,7 @@ class ChatGLMAttention(nn.Module):
             attended = _compiled_flex_attention()(query, key, value, block_mask=mask, kernel_options=options)
         else:
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.dense(attended.transpose(1, 2).flatten(-2))
+        return self.dense(pick(attended.transpose(1, 2).flatten(-2), places))
 
 
 class ChatGLMMLP(nn.Module):
@@ -114,7 +134,7 @@ class ChatGLMBlock(nn.Module):
     """One layer. Its residuals start from the normalized input, scaled up.
 
     ``past`` is a cache, which the layer adds its keys and values to; or keys and values, (B, H, P, D) each,
-    which it leaves as they are; or None.
+    which it leaves as they are; or None. With ``places`` it gives the states of these alone, see :func:`pick`.
     """
 
     def __init__(self, config: ChatGLMConfig, layer_index: int):
@@ -125,9 +145,10 @@ class ChatGLMBlock(nn.Module):
         self.post_attention_layernorm = norm()
         self.mlp = ChatGLMMLP(config)
 
-    def forward(self, hidden_states, rotary, mask, past=None):
+    def forward(self, hidden_states, rotary, mask, past=None, places=None):
         attended = self.input_layernorm(hidden_states)
-        hidden_states = attended * RESIDUAL_SCALE + self.attention(attended, rotary, mask, past)
+        update = self.attention(attended, rotary, mask, past, places)
+        hidden_states = pick(attended, places) * RESIDUAL_SCALE + update
         transformed = self.post_attention_layernorm(hidden_states)
         return transformed * RESIDUAL_SCALE + self.mlp(transformed)
 
@@ -185,8 +206,14 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         segment_ids: torch.Tensor | None = None,
+        places: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPast:
-        """See :meth:`ChatGLMForConditionalGeneration.forward`; gives ``last_hidden_state`` (B, L, hidden_size)."""
+        """See :meth:`ChatGLMForConditionalGeneration.forward`.
+
+        Returns:
+            ``last_hidden_state`` (B, L, hidden_size), or (1, N, hidden_size) with N ``places``: what is in the last
+            layer behind its attention then works for these alone.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if position_ids is None:
@@ -208,12 +235,14 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         rotary = rotary_embedding(position_ids, head_dim // 2, hidden_states.dtype)
 
+        if places is not None:  # of which every batch has another number: blocks are compiled for any
+            torch._dynamo.maybe_mark_dynamic(places, 0)
         all_hidden_states = [hidden_states]
         for index, layer in enumerate(self.layers):
             past = past_key_values if use_cache else _fixed_past(past_key_values, index) if past_length else None
-            run = layer
+            run = partial(layer, places=places) if layer is self.layers[-1] else layer
             if self.gradient_checkpointing and self.training and not use_cache:
-                run = partial(self._gradient_checkpointing_func, layer)
+                run = partial(self._gradient_checkpointing_func, run)
             hidden_states = run(hidden_states, rotary, mask, past)
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
@@ -252,15 +281,10 @@ class ChatGLMOutput(CausalLMOutputWithPast):
 
 
 class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
-    """ChatGLM with its language-model head, under the weights' published names.
-
-    Attributes:
-        logits_on_demand: whether logits beside a loss may be asked for.
-    """
+    """ChatGLM with its language-model head, under the weights' published names."""
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__(config)
-        self.logits_on_demand = True
         self.transformer = ChatGLMModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -307,8 +331,9 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             own_position_ids: position_ids under a name that peft leaves alone; generation uses it.
             segment_ids: (B, L) the sample that each token belongs to, where a row holds several; they do not
                 see one another. Needs position_ids; the attention_mask then goes unread.
-            labelled: (N,) places among the B · L tokens whose successor has a label, for callers who know them:
-                to look for them on the device, the program would have to wait for it.
+            labelled: (N,) places among the B · L tokens whose successor has a label, for callers who know them
+                and want the loss alone. The device need not be waited for to find them, the last layer works for
+                no others, and there are no logits.
 
         Returns:
             ``loss`` in float32, the mean over labelled tokens; ``logits`` (B, L, vocab_size).
@@ -322,6 +347,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             segment_ids=segment_ids,
+            places=labelled,
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state
@@ -329,21 +355,20 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         if labels is None:
             logits = self.lm_head(hidden_states[:, -logits_to_keep:])
         else:
-            loss = self._loss(hidden_states, labels, labelled, num_items_in_batch)
+            places = places_before_labels(labels) if labelled is None else labelled
+            picked = pick(hidden_states, places) if labelled is None else hidden_states
+            loss = self._loss(picked[0], labels.flatten()[places + 1], num_items_in_batch)
         result = ChatGLMOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
-        if logits is None and self.logits_on_demand:
+        if logits is None and labelled is None:
             result.defer_logits(partial(self.lm_head, hidden_states))
         return result
 
-    def _loss(self, hidden_states, labels, labelled, num_items_in_batch):
-        if labelled is None:
-            labelled = places_before_labels(labels)
-        targets, hidden_states = labels.flatten()[labelled + 1], hidden_states.flatten(0, 1)[labelled]
+    def _loss(self, hidden_states, targets, num_items_in_batch):
         if self.lm_head.weight.requires_grad:
             total = F.cross_entropy(self.lm_head(hidden_states).float(), targets, reduction="sum")
         else:

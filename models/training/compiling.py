@@ -22,6 +22,9 @@ def compile_blocks(model) -> None:
     if (reason := _cannot_compile(model)) is not None:
         log.info("train: blocks are not compiled: %s", reason)
         return
+    # Blocks differ by whether their input has a gradient, by whether they are the last, and all again where
+    # there is none and for an adapter loaded again.
+    torch._dynamo.config.recompile_limit = 16
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for module in model.modules():
         if isinstance(module, ChatGLMBlock):

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from models.chatglm.modeling_chatglm import ChatGLMBlock, ChatGLMForConditionalGeneration
+from models.chatglm.modeling_chatglm import ChatGLMBlock
 from models.training import devices
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in the first process; the others get nothing
@@ -38,8 +38,6 @@ def shard(model, compute_in: str) -> None:
     for module in model.modules():
         if isinstance(module, ChatGLMBlock):
             fully_shard(module, mesh=mesh, mp_policy=policy)
-        elif isinstance(module, ChatGLMForConditionalGeneration):
-            module.logits_on_demand = False  # FSDP reads every field of an output, and would have them computed
     # Else what is in no block would stay whole after an evaluation, and be another tensor than the optimizer's.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     model._is_accelerate_prepared = True  # or accelerate would put DDP around it
