@@ -80,6 +80,7 @@ CASES = {
     "lora_4bit_1x600": Case("lora", 600, bits=4, checkpointing=True, targets={"peak_memory_gib": 6.0}),
     "ptuning_v2_4bit_1x600": Case("ptuning_v2", 600, bits=4, checkpointing=True, targets={"peak_memory_gib": 6.0}),
     "lora_4bit": Case("lora", 528, pack=ROW, bits=4, targets={"tokens_per_second": 8_000}),
+    "ptuning_v2_8bit": Case("ptuning_v2", 528, pack=ROW // 2, bits=8),
     "lora_8bit_everywhere": Case("lora", 528, pack=ROW // 2, bits=8, attachment=EVERYWHERE),
     "lora_padded_everywhere": Case("lora", 512, batch_size=8, attachment=EVERYWHERE),
     "ptuning_v2_4bit": Case("ptuning_v2", 528, pack=ROW, bits=4, targets={"tokens_per_second": 8_000}),

@@ -2,7 +2,7 @@
 
 They lie outside DVC's outs, which DVC deletes before a stage runs. A checkpoint is transformers Trainer's own
 folder: adapter, optimizer, scheduler and random states. It counts once ``progress.json`` stands in it,
-which is written last, after everything else has reached the disk.
+which is written last, after everything else has reached the disk, and while all files have the sizes named there.
 """
 
 import fcntl
@@ -49,19 +49,28 @@ def alone(parent: Path, name: str) -> Iterator[None]:
 
 
 def last_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; what was not is removed."""
+    """The newest checkpoint that was written to its end; what was not, or was cut off later, is removed."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for path in [path for path in found if not (path / PROGRESS).is_file()]:
+    for path in [path for path in found if not _is_whole(path)]:
         shutil.rmtree(path)
         found.remove(path)
     return found[-1] if found else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        sizes = progress_of(checkpoint)["sizes"]
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, UserError, KeyError):
+        return False
 
 
 def complete(checkpoint: Path, progress: dict) -> None:
     """Mark a checkpoint as whole, once its files are on the disk."""
     for path in (*checkpoint.iterdir(), checkpoint):
         flush(path)
-    write_json(checkpoint / PROGRESS, progress)
+    sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir() if path.is_file()}
+    write_json(checkpoint / PROGRESS, progress | {"sizes": sizes})
 
 
 def flush(path: Path) -> None:

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from models import adapters
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer
+from models.chatglm.modeling_chatglm import places_before_labels
 
 IGNORED = -100
 CONTEXTS = [[40, 41, 42, 43, 44], [50, 51], [60, 61, 62]]
@@ -108,6 +109,26 @@ def test_logits_are_computed_only_where_there_is_a_label(model):
     assert seen == [sum(map(len, ANSWERS))]
     assert output.logits.shape == (*batch["input_ids"].shape, model.config.vocab_size)
     assert seen[1:] == [batch["input_ids"].numel()]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_who_names_the_labelled_places_gets_the_same_loss_and_gradients_from_fewer_products(model, checkpointing):
+    seen = []
+    model.transformer.layers[-1].mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    batch = batch_of(rows_of(model.config), model.config, "right")
+    model.train().requires_grad_(True)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    gradients = []
+    for labelled in (None, places_before_labels(batch["labels"])):
+        model.zero_grad()
+        output = model(**batch, labelled=labelled, use_cache=False)
+        output.loss.backward()
+        gradients.append({"loss": output.loss} | {name: p.grad for name, p in model.named_parameters()})
+    assert output.logits is None
+    assert seen[-1] == (1, sum(map(len, ANSWERS)), model.config.hidden_size)
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, msg=name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

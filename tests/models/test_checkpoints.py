@@ -153,7 +153,18 @@ def test_a_checkpoint_counts_once_it_is_whole(tmp_path):
     checkpoints.complete(tmp_path / "checkpoint-10", {"tokens": 2})
     assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-100").exists()
-    assert checkpoints.progress_of(tmp_path / "checkpoint-10") == {"tokens": 2}
+    assert checkpoints.progress_of(tmp_path / "checkpoint-10")["tokens"] == 2
+
+
+@pytest.mark.parametrize("damage", ["cut off", "lost", "progress"])
+def test_a_checkpoint_that_was_damaged_later_gives_way_to_the_one_before(tmp_path, damage):
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}/a").write_text("whole")
+        checkpoints.complete(tmp_path / f"checkpoint-{step}", {"tokens": step})
+    file = tmp_path / "checkpoint-10" / ("progress.json" if damage == "progress" else "a")
+    file.unlink() if damage == "lost" else file.write_text("{")
+    assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-5"
 
 
 def test_other_inputs_start_anew_and_other_adapters_are_left_alone(tmp_path):
