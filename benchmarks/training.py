@@ -215,6 +215,7 @@ def usual_loop(tuned, case: Case) -> float:
     rows = rows_of(config, case.sample, case.batch_size)
     padded = training.RightPadding(config.pad_token_id)([*rows, {"input_ids": [0] * case.pad_to, "labels": []}])
     batch = {name: values[:-1].to(device) for name, values in padded.items()}
+    del batch["labelled"]  # by which it would get no logits
     labels = batch.pop("labels")[:, 1:].flatten()
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-4)
     marks = []
