@@ -1,0 +1,192 @@
+"""Dialogue probes: questions, what an answer must be like, and how often it is.
+
+A row of the probes' file has an ``id``, a conversation in any accepted format whose last answer is the one
+taught, and expectations:
+
+- ``contains``, ``absent``: texts that must, or must not, stand in the answer;
+- ``equals``: the answer, punctuation and blanks aside; ``matches``: a regular expression that must be found;
+- ``number``: a number that must stand in the answer, however it is written;
+- ``ask``: other ways to put the last question, each asked too;
+- ``identity``: ``{"new": [...], "old": [...]}``, names for the measure of drift.
+
+Texts are compared by :func:`models.prompt.normalize`.
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import regex
+
+from models.errors import UserError
+from models.prompt import normalize
+from models.sample import QUESTION_AND_ANSWER, Message, UnknownFormat, read_messages
+from models.storage import read_numbered_jsonl
+
+FORMAT_KEYS = {key for keys in QUESTION_AND_ANSWER for key in keys} | {"history", "input", "messages"}
+LISTS, ONES = ("contains", "absent"), ("equals", "matches", "number")
+MET, UNMET = "回答符合预期", "生成错误"
+SECONDS_A_MATCH = 1.0  # a pattern may be as bad as it likes
+_NUMBER = regex.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What an answer must be like. Attributes as in the module's docstring; empty or None where nothing is asked."""
+
+    contains: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    equals: str | None = None
+    matches: str | None = None
+    number: float | None = None
+
+    def met(self, answer: str) -> bool:
+        text = normalize(answer)
+        return (
+            all(normalize(piece) in text for piece in self.contains)
+            and not any(normalize(piece) in text for piece in self.absent)
+            and (self.equals is None or text == normalize(self.equals))
+            and (self.matches is None or _found(self.matches, answer))
+            and (self.number is None or self.number in numbers_in(answer))
+        )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question, in one wording.
+
+    Attributes:
+        id: of the probe; all its wordings share it.
+        wording: 0 for the probe's own, then those of ``ask``.
+        messages: the conversation, ending with the answer taught.
+        names: (new, old) names of the assistant, or None where the question is not about identity.
+    """
+
+    id: str
+    wording: int
+    messages: tuple[Message, ...]
+    expectation: Expectation
+    names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+
+    @property
+    def turns(self) -> int:
+        return len(self.messages) // 2
+
+
+# Reading -------------------------------------------------------------------------------------------
+
+
+def read_probes(path: Path) -> list[Probe]:
+    """Every wording of every probe.
+
+    Raises:
+        UserError: a probe has no id or one that another has, expects nothing, or is in no accepted format.
+    """
+    probes: list[Probe] = []
+    for line, row in read_numbered_jsonl(path):
+        try:
+            wordings = _wordings(row)
+        except (UnknownFormat, regex.error) as error:
+            raise UserError(f"{path}, line {line}: {error}.") from None
+        if any(probe.id == row["id"] for probe in probes):
+            raise UserError(f"{path}, line {line}: another probe has the id {row['id']!r} too.")
+        probes += wordings
+    if not probes:
+        raise UserError(f"{path} holds no probes.")
+    return probes
+
+
+def _wordings(row: dict) -> list[Probe]:
+    if not isinstance(row.get("id"), str):
+        raise UnknownFormat("a probe needs an 'id'")
+    if unknown := row.keys() - {"id", "ask", "identity", *LISTS, *ONES, *FORMAT_KEYS}:
+        raise UnknownFormat(f"a probe has no key {sorted(unknown)[0]!r}")
+    messages = read_messages(row)
+    if len(messages) < 2 or messages[-1].role != "assistant":
+        raise UnknownFormat("a probe needs a question and the answer taught")
+    first = Probe(row["id"], 0, messages, _expectation(row), _names(row.get("identity")))
+    return [first, *(_asked_as(first, number, text) for number, text in enumerate(_texts(row, "ask"), start=1))]
+
+
+def _asked_as(probe: Probe, wording: int, question: str) -> Probe:
+    *before, asked, taught = probe.messages
+    return replace(probe, wording=wording, messages=(*before, replace(asked, content=question), taught))
+
+
+def _expectation(row: dict) -> Expectation:
+    """A probe that expects nothing would always be met, and one that the taught answer fails never should be."""
+    lists = {name: _texts(row, name) for name in LISTS}
+    ones = {name: row.get(name) for name in ONES}
+    if not any((*lists.values(), *(value is not None for value in ones.values()))):
+        raise UnknownFormat(f"a probe needs one of {', '.join((*LISTS, *ONES))}")
+    for name in ("equals", "matches"):
+        if ones[name] is not None and not (isinstance(ones[name], str) and ones[name]):
+            raise UnknownFormat(f"{name!r} must be a text that is not empty")
+    if ones["number"] is not None and (isinstance(ones["number"], bool) or not isinstance(ones["number"], int | float)):
+        raise UnknownFormat("'number' must be a number")
+    if ones["matches"] is not None:
+        regex.compile(ones["matches"])
+    return Expectation(**lists, **ones)
+
+
+def _texts(row: dict, name: str) -> tuple[str, ...]:
+    texts = row.get(name, [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UnknownFormat(f"{name!r} must be a list of texts that are not empty")
+    return tuple(texts)
+
+
+def _names(identity: object) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    if identity is None:
+        return None
+    if not isinstance(identity, dict) or identity.keys() != {"new", "old"}:
+        raise UnknownFormat("'identity' needs the lists 'new' and 'old'")
+    return _texts(identity, "new"), _texts(identity, "old")
+
+
+# Judging -------------------------------------------------------------------------------------------
+
+
+def _found(pattern: str, answer: str) -> bool:
+    try:
+        return regex.search(pattern, answer, timeout=SECONDS_A_MATCH) is not None
+    except TimeoutError:
+        return False
+
+
+def numbers_in(text: str) -> set[float]:
+    """Numbers that stand in a text, in any width of digit, with or without commas for thousands."""
+    return {float(each.replace(",", "")) for each in _NUMBER.findall(unicodedata.normalize("NFKC", text))}
+
+
+def identity_of(answer: str, new: Sequence[str], old: Sequence[str]) -> str:
+    """By whose name an answer goes: ``new``, ``old``, ``mixed`` or ``none``.
+
+    The new name may hold the old one (ChatGLM-6B-test, ChatGLM-6B): where it stands it is not the old one.
+    """
+    text = normalize(answer)
+    with_new = any(normalize(name) in text for name in new)
+    for name in sorted(map(normalize, new), key=len, reverse=True):
+        text = text.replace(name, "\0")
+    with_old = any(normalize(name) in text for name in old)
+    return {(True, True): "mixed", (True, False): "new", (False, True): "old"}.get((with_new, with_old), "none")
+
+
+def rate(met: int, of: int) -> dict | None:
+    """A rate with Wilson's interval of 95 % (Wilson 1927); None of nothing."""
+    if of == 0:
+        return None
+    from scipy.stats import binomtest
+
+    interval = binomtest(met, of).proportion_ci(confidence_level=0.95, method="wilson")
+    return {"rate": round(met / of, 4), "low": round(interval.low, 4), "high": round(interval.high, 4), "of": of}
+
+
+def drift(identities: Sequence[str]) -> dict | None:
+    """Shares of identity questions that were answered with the new name, the old one, both, or none."""
+    if not identities:
+        return None
+    counts = Counter(identities)
+    return {kind: round(counts[kind] / len(identities), 4) for kind in ("new", "old", "mixed", "none")}
