@@ -177,6 +177,11 @@ def base_of(model):
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def without_adapter(model):
+    """A context in which an adapted model answers as its base; None for a model without an adapter."""
+    return model.disable_adapter() if hasattr(model, "get_base_model") else None
+
+
 def save(model, folder: Path, manifest: Manifest, check: Callable[[Path], None] | None = None) -> None:
     """Write the adapter's weights, configuration and manifest; the folder is whole or absent.
 

@@ -1,0 +1,71 @@
+"""Answers that are kept as they come, so that an evaluation that was killed asks only what is left."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from models.answering import Answer, answer_all
+from models.sample import Message
+
+log = logging.getLogger("tuneline.evaluate")
+
+
+class Kept:
+    """A file of answers by key, one JSON a line; a line that was cut off by a kill is asked again.
+
+    Args:
+        path: named after everything that answers depend on. What lies beside it of the same model is removed.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.glob(f"{path.name.split('.')[0]}.*"):
+            if other != path:
+                other.unlink()
+        self.answers: dict[str, Answer] = dict(self._whole_lines())
+        if self.answers:
+            log.info("evaluate: going on behind %d answers that are there already", len(self.answers))
+
+    def _whole_lines(self):
+        if not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for line in lines[:-1]:  # behind the last line break there is nothing, or half a line
+            entry = json.loads(line)
+            yield entry.pop("key"), Answer(**entry)
+        self.path.write_text("".join(line + "\n" for line in lines[:-1]), encoding="utf-8")
+
+    def add(self, key: str, answer: Answer) -> None:
+        self.answers[key] = answer
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False) + "\n")
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def ask(
+    model,
+    tokenizer,
+    conversations: Mapping[str, Sequence[Message]],
+    kept: Kept,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[Answer]:
+    """Greedy answers to conversations that end with a question, in their order.
+
+    Args:
+        conversations: by a key of their own among all that ``kept`` has.
+    """
+    open_keys = [key for key in conversations if key not in kept.answers]
+    asked = [conversations[key] for key in open_keys]
+    stream = answer_all(model, tokenizer, asked, max_new_tokens, batch_size)
+    for index, answer in tqdm(stream, total=len(asked), desc="answer · 回答", unit="row", delay=2):
+        kept.add(open_keys[index], answer)
+    return [kept.answers[key] for key in conversations]
