@@ -10,12 +10,20 @@ from models.storage import read_json, read_jsonl
 
 @dataclass(frozen=True)
 class Model:
-    """One column of the comparison: a model's key, its metrics, judged probes and losses."""
+    """One column of the comparison.
+
+    Attributes:
+        name: the model's key; ``metrics``: its figures.
+        probes: judged; ``task``, ``general``: rows of answers with their scores.
+        history: losses of its training.
+    """
 
     name: str
     metrics: dict
     probes: list[dict]
     history: list[dict]
+    task: list[dict]
+    general: list[dict]
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Figure:
     def of(self, model: Model) -> float | None:
         value = model.metrics
         for key in self.path:
-            value = value[key]
+            value = None if value is None else value.get(key)
         return value
 
 
@@ -55,6 +63,16 @@ QUALITY = (
     Figure("ROUGE-2", ("eval", "rouge-2"), "{:.2f}".format, max),
     Figure("ROUGE-L", ("eval", "rouge-l"), "{:.2f}".format, max),
     Figure("BLEU-4", ("eval", "bleu-4"), "{:.2f}".format, max),
+    Figure("chrF", ("eval", "chrf"), "{:.2f}".format, max),
+    Figure("Empty answers · 空回答", ("eval", "empty_rate"), _percent, min),
+    Figure("Repetition · 重复", ("eval", "repetition"), _percent, min),
+    Figure("Length to reference · 与参考的长度比", ("eval", "length_ratio"), "{:.2f}".format),
+    Figure("Answers with the new name · 用新名字回答", ("probes", "drift", "new"), _percent, max),
+    Figure("with the old name · 用旧名字回答", ("probes", "drift", "old"), _percent, min),
+    Figure("with both: drift · 两者混用（语言漂移）", ("probes", "drift", "mixed"), _percent, min),
+    Figure("General loss · 通用对话损失", ("general", "loss"), "{:.4f}".format, min),
+    Figure("General ROUGE-L · 通用对话 ROUGE-L", ("general", "rouge-l"), "{:.2f}".format, max),
+    Figure("Divergence from the base · 对基座的偏离（KL）", ("general", "divergence"), "{:.4f}".format, min),
 )
 RESOURCES = (
     Figure("Training loss, last · 训练损失（末）", ("training", "train_loss"), "{:.4f}".format),
@@ -62,6 +80,7 @@ RESOURCES = (
     Figure("Training tokens/s · 训练速度", ("training", "tokens_per_second"), "{:.0f}".format),
     Figure("Training peak memory, GiB · 训练峰值内存", ("training", "peak_memory_gib"), "{:.2f}".format),
     Figure("Trainable parameters · 可训练参数", ("training", "trainable_parameters"), "{:,}".format),
+    Figure("Time per answer, s · 每个回答用时（秒）", ("generation", "seconds_an_answer"), "{:.2f}".format),
     Figure("Answer tokens/s · 生成速度", ("generation", "tokens_per_second"), "{:.0f}".format),
     Figure("Evaluation peak memory, GiB · 评测峰值内存", ("generation", "peak_memory_gib"), "{:.2f}".format),
 )
@@ -71,17 +90,23 @@ def gather(names: list[str], metrics: Path, predictions: Path, weights: Path) ->
     """The models, in the order of ``names``, the first being the base.
 
     Raises:
-        UserError: they answered different probes.
+        UserError: they answered different probes or rows.
     """
     models = []
     for name in names:
         manifest = weights / name / "manifest.json"
         history = read_json(manifest)["training"]["history"] if name != "base" else []
-        probes = read_jsonl(predictions / name / "probes.jsonl")
-        models.append(Model(name, read_json(metrics / f"{name}.json"), probes, history))
-    asked = [[probe["id"] for probe in model.probes] for model in models]
-    if any(ids != asked[0] for ids in asked):
-        raise UserError("The models were evaluated on different probes; run `dvc repro -f` for every evaluate stage.")
+        probes, task, general = (
+            read_jsonl(predictions / name / f"{kind}.jsonl") for kind in ("probes", "eval", "general")
+        )
+        models.append(Model(name, read_json(metrics / f"{name}.json"), probes, history, task, general))
+    for what in ("probes", "task", "general"):
+        asked = [[(row["id"], row.get("wording")) for row in getattr(model, what)] for model in models]
+        if any(ids != asked[0] for ids in asked):
+            raise UserError(
+                f"The models were evaluated on different {'probes' if what == 'probes' else 'rows'}; "
+                "run `dvc repro -f` for every evaluate stage."
+            )
     return models
 
 

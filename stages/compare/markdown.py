@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from stages.compare.difference import Difference, differences
 from stages.compare.gather import QUALITY, RESOURCES, Figure, Model, best_of, question_of, written
+
+DIFFERENCE = {
+    "en": "The same rows, paired; bold where the interval of the bootstrap over rows excludes zero",
+    "zh": "同一批行成对比较；对行做自助抽样，区间不含零时加粗",
+}
 
 
 def _cell(text: str) -> str:
@@ -29,6 +35,26 @@ def _figures(figures: Sequence[Figure], models: Sequence[Model]) -> str:
     return _table(["", *(model.name for model in models)], rows)
 
 
+def bounds(difference: Difference) -> tuple[str, str]:
+    """A gain as it is written, and its interval."""
+    decimals = difference.measure.decimals
+    return (
+        f"{difference.gain:+.{decimals}f}",
+        f"[{difference.low:+.{decimals}f}, {difference.high:+.{decimals}f}]",
+    )
+
+
+def _differences(models: Sequence[Model]) -> str:
+    rows = []
+    for each in differences(models):
+        gain, interval = bounds(each)
+        shown = f"**{gain}**" if each.real else gain
+        names = f"{_cell(each.after)} − {_cell(each.before)}"
+        rows.append([names, each.measure.label, shown, interval, f"{each.wins} / {each.ties} / {each.losses}"])
+    header = ["", "", "gain · 提升", "95 %", "better / equal / worse · 更好 / 相同 / 更差"]
+    return _table(header, rows)
+
+
 def _probes(models: Sequence[Model]) -> str:
     rows = []
     for index, probe in enumerate(models[0].probes):
@@ -45,6 +71,9 @@ def write_markdown(models: Sequence[Model]) -> str:
             f"Base model and adapters on the same rows · 基座模型与各适配器：{', '.join(m.name for m in models)}.",
             "## Quality · 质量",
             _figures(QUALITY, models),
+            "## Is it real? · 差异是否真实",
+            f"{DIFFERENCE['en']} · {DIFFERENCE['zh']}",
+            _differences(models),
             "## What they answer · 回答对照",
             "✓ meets the probe's expectation · 回答符合预期　✗ does not · 生成错误",
             _probes(models),

@@ -4,7 +4,9 @@ import html
 import json
 from collections.abc import Sequence
 
+from stages.compare.difference import MEASURES, Move, differences, moved_most
 from stages.compare.gather import QUALITY, RESOURCES, Figure, Model, best_of, curves, question_of, written
+from stages.compare.markdown import DIFFERENCE, bounds
 
 CONTENT_MARK = "{plot_divs}"  # where DVC's own plots go in the same page
 
@@ -88,6 +90,91 @@ def _probes(models: Sequence[Model]) -> str:
     return _table("Question · 问题", "answer", models, body)
 
 
+def _differences(models: Sequence[Model]) -> str:
+    body = []
+    for each in differences(models):
+        gain, interval = bounds(each)
+        kind = ("good" if each.gain > 0 else "bad") if each.real else "even"
+        names = f"{html.escape(each.after)} − {html.escape(each.before)}"
+        body.append(
+            f"<tr><th>{names}</th><td>{each.measure.label}</td>"
+            f'<td class="number {kind}">{gain}</td><td class="number">{interval}</td>'
+            f'<td class="number">{each.wins} / {each.ties} / {each.losses}</td></tr>'
+        )
+    head = ("", "", "gain · 提升", "95 %", "better / equal / worse · 更好 / 相同 / 更差")
+    cells = "".join(f"<th{' class=number' * (index > 1)}>{text}</th>" for index, text in enumerate(head))
+    table = f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="wide">{table}</div>'
+
+
+def _interval_charts(models: Sequence[Model]) -> str:
+    """One chart a measure, since each has a scale of its own."""
+    found = list(differences(models))
+    charts = []
+    for number, measure in enumerate(MEASURES):
+        values = [
+            {"pair": f"{each.after} − {each.before}", "gain": each.gain, "low": each.low, "high": each.high}
+            for each in found
+            if each.measure == measure
+        ]
+        if values:
+            charts.append(_chart(f"gain_{number}", _interval_chart(values, measure.label)))
+    return "".join(charts)
+
+
+def _interval_chart(values: Sequence[dict], title: str) -> dict:
+    tooltip = [{"field": "pair"}, *({"field": key, "format": "+.3f"} for key in ("gain", "low", "high"))]
+    pair = {"field": "pair", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 320}}
+    bound = {"field": "low", "type": "quantitative", "title": f"{title}: gain · 提升"}
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "data": {"values": list(values)},
+        "width": "container",
+        "height": {"step": 26},
+        "encoding": {"y": pair, "tooltip": tooltip},
+        "layer": [
+            {
+                "mark": {"type": "rule", "color": "#888", "strokeDash": [4, 4]},
+                "encoding": {"x": {"datum": 0}, "y": None},
+            },
+            {"mark": {"type": "rule", "size": 3}, "encoding": {"x": bound, "x2": {"field": "high"}}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+                "encoding": {"x": {"field": "gain", "type": "quantitative"}},
+            },
+        ],
+    }
+
+
+def _moves(models: Sequence[Model]) -> str:
+    base, *adapters = models
+    parts = []
+    for adapter in adapters:
+        better, worse = moved_most(base, adapter)
+        for moves, title in ((better, "loss fell most · 损失下降最多"), (worse, "loss rose most · 损失上升最多")):
+            if moves:
+                summary = f"{html.escape(adapter.name)}: {title} ({len(moves)})"
+                parts.append(f"<details><summary>{summary}</summary>{_move_table(moves, base, adapter)}</details>")
+    return "".join(parts)
+
+
+def _move_table(moves: Sequence[Move], base: Model, adapter: Model) -> str:
+    body = [
+        f'<tr><td class="question">{html.escape(question_of(move.row))}</td>'
+        f'<td class="answer">{html.escape(move.row["reference"])}</td>'
+        + "".join(
+            f'<td class="answer">{html.escape(row["answer"])}<br><small>{row["loss"]:.3f}</small></td>'
+            for row in (move.row, move.other)
+        )
+        + "</tr>"
+        for move in moves
+    ]
+    names = ("Question · 问题", "Taught · 训练数据", html.escape(base.name), html.escape(adapter.name))
+    head = "".join(f'<th class="answer">{name}</th>' for name in names)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="wide">{table}</div>'
+
+
 def write_page(models: Sequence[Model], page: str) -> str:
     """Fill the page template with the comparison."""
     points = curves(list(models))
@@ -96,6 +183,12 @@ def write_page(models: Sequence[Model], page: str) -> str:
         '<p class="lead">Base model and adapters on the same rows · 基座模型与各适配器在同一批数据上</p>',
         "<h2>Quality · 质量</h2>",
         _figures(QUALITY, models),
+        "<h2>Is it real? · 差异是否真实</h2>",
+        f'<p class="lead">{DIFFERENCE["en"]} · {DIFFERENCE["zh"]}</p>',
+        _differences(models),
+        _interval_charts(models),
+        "<h2>What moved most · 变化最大的行</h2>",
+        _moves(models),
         "<h2>What they answer · 回答对照</h2>",
         '<p class="lead">✓ meets the expectation · 回答符合预期　✗ does not · 生成错误</p>',
         _probes(models),

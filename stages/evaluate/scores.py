@@ -1,7 +1,7 @@
-"""Scores of Chinese answers, computed as ChatGLM-6B's authors do.
+"""Scores of one answer against its reference, for Chinese.
 
-Their P-Tuning evaluation segments with jieba for ROUGE and takes BLEU-4 over characters with
-NLTK's third smoothing method. An empty answer scores 0.
+ROUGE and BLEU are computed as ChatGLM-6B's authors do: their P-Tuning evaluation segments with jieba for ROUGE and
+takes BLEU-4 over characters with NLTK's third smoothing method. An empty answer scores 0.
 """
 
 import logging
@@ -10,13 +10,18 @@ from statistics import fmean
 
 from models.prompt import normalize
 
-SCORES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
+SCORES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4", "chrf")
+GRAM = 4  # characters that count as a repetition when they come again
 
 
 def score(answer: str, reference: str) -> dict[str, float]:
-    """ROUGE-1/2/L F and BLEU-4 of one answer, each from 0 to 100."""
+    """ROUGE-1/2/L F, BLEU-4 and chrF of one answer, each from 0 to 100.
+
+    chrF (Popović 2015) is over characters, n-grams of 1 to 6 and β = 2, blanks left out.
+    """
     import jieba
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+    from nltk.translate.chrf_score import sentence_chrf
     from rouge_chinese import Rouge
 
     jieba.setLogLevel(logging.WARNING)
@@ -25,21 +30,32 @@ def score(answer: str, reference: str) -> dict[str, float]:
         return dict.fromkeys(SCORES, 0.0)
     rouge = Rouge().get_scores(words, reference_words)[0]
     bleu = sentence_bleu([list(reference)], list(answer), smoothing_function=SmoothingFunction().method3)
-    return {**{name: 100 * entry["f"] for name, entry in rouge.items()}, "bleu-4": 100 * bleu}
+    longest = min(6, len("".join(reference.split())), len("".join(answer.split())))
+    chrf = sentence_chrf(reference, answer, min_len=1, max_len=longest, beta=2.0)
+    return {**{name: 100 * entry["f"] for name, entry in rouge.items()}, "bleu-4": 100 * bleu, "chrf": 100 * chrf}
 
 
-def mean_scores(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Mean of :func:`score` over pairs of answer and reference."""
-    scores = [score(answer, reference) for answer, reference in pairs]
-    return {name: round(fmean(each[name] for each in scores), 4) for name in SCORES}
+def describe(answer: str, reference: str) -> dict[str, float | bool]:
+    """Every measure of one answer: the scores, and whether it is exact, empty, repetitive, or of another length."""
+    return {
+        **{name: round(value, 4) for name, value in score(answer, reference).items()},
+        "exact": matches_exactly(answer, reference),
+        "empty": not answer.strip(),
+        "repetition": round(repetition(answer), 4),
+        "length_ratio": round(len(normalize(answer)) / max(len(normalize(reference)), 1), 4),
+    }
 
 
-def meets(answer: str, probe: dict) -> bool:
-    """Whether an answer contains all that its probe expects and nothing that it rules out."""
-    text = normalize(answer)
-    return all(normalize(piece) in text for piece in probe.get("contains", [])) and not any(
-        normalize(piece) in text for piece in probe.get("absent", [])
-    )
+def means(described: Sequence[dict]) -> dict[str, float]:
+    """The mean of each measure; of booleans it is their share."""
+    return {name: round(fmean(each[name] for each in described), 4) for name in described[0]} if described else {}
+
+
+def repetition(text: str) -> float:
+    """Share of an answer's character 4-grams that stood in it before."""
+    text = normalize(text)
+    grams = [text[start : start + GRAM] for start in range(len(text) - GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def matches_exactly(answer: str, reference: str) -> bool:

@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 from given import ROOT, write_rows
 
 from models.errors import UserError
+from stages.compare.difference import MEASURES, difference, differences, interval, moved_most
 from stages.compare.gather import curves, gather
 from stages.compare.markdown import write_markdown, write_summary
 from stages.compare.page import write_page
@@ -27,9 +29,12 @@ def evaluated(tmp_path):
     """A base and one adapter with an answer that tries to break out of its cell."""
     for name, answer in (("base", "旧的回答"), ("lora", EVIL)):
         probe = {"id": "a", "messages": [{"role": "user", "content": "问"}], "reference": "答", "answer": answer}
-        write_rows(
-            tmp_path / f"predictions/{name}/probes.jsonl", [probe | {"met": True, "exact": False, "seconds": 0.5}]
-        )
+        judged = {"wording": 0, "met": True, "exact": False, "seconds": 0.5}
+        write_rows(tmp_path / f"predictions/{name}/probes.jsonl", [probe | judged])
+        scores = dict.fromkeys(("rouge-l", "bleu-4", "chrf"), 50.0)
+        rows = [probe | scores | {"id": f"r{i}", "loss": 2.0 + i - (name == "lora") * (i - 1)} for i in range(6)]
+        write_rows(tmp_path / f"predictions/{name}/eval.jsonl", rows)
+        write_rows(tmp_path / f"predictions/{name}/general.jsonl", rows[:3])
         training = {"train_loss": 0.5, "seconds": 3.0} if name == "lora" else None
         (tmp_path / "metrics").mkdir(exist_ok=True)
         (tmp_path / f"metrics/{name}.json").write_text(json.dumps(metrics(2.0 if name == "base" else 1.0, training)))
@@ -57,7 +62,7 @@ def test_answers_cannot_break_the_page_or_the_table(evaluated):
     written = write_page(models_of(evaluated), page)
     assert EVIL not in written
     assert "alert(&quot;1&quot;)" in written
-    assert written.count("<script>") == page.count("<script>") + 2
+    assert written.count("<script>") == page.count("<script>") + 2 + 5  # curves, and gains in five measures
     row = next(line for line in write_markdown(models_of(evaluated)).splitlines() if "旧的回答" in line)
     assert row.replace("\\|", "").count("|") == 5
 
@@ -88,3 +93,40 @@ def test_other_probes_cannot_be_compared(evaluated):
     write_rows(evaluated / "predictions/lora/probes.jsonl", [{"id": "b"}])
     with pytest.raises(UserError, match="different probes"):
         models_of(evaluated)
+
+
+# Differences ---------------------------------------------------------------------------------------
+
+
+def test_gains_are_paired_and_counted(evaluated):
+    base, lora = models_of(evaluated)
+    found = difference(base, lora, MEASURES[0])
+    # Losses 2 to 7 of the base; the adapter's differ by 1, 0, -1, -2, -3, -4.
+    assert found.gain == pytest.approx(1.5)
+    assert (found.wins, found.ties, found.losses) == (4, 1, 1)
+    assert found.low < 1.5 < found.high
+    assert "| lora − base | Loss · 损失 |" in write_markdown([base, lora])
+    better, worse = moved_most(base, lora, 2)
+    assert [move.row["id"] for move in better] == ["r5", "r4"]
+    assert [move.row["id"] for move in worse] == ["r0"]
+    assert next(iter(differences([lora, base]))).gain == pytest.approx(-1.5)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    """200 samples of 40 skewed differences: at 95 % between 88 and 99 of 100 intervals should hold the mean."""
+    draw = np.random.default_rng(5)
+    held = 0
+    for number in range(200):
+        low, high = interval(draw.exponential(1.0, 40) - 1.0, seed=number)
+        held += low <= 0 <= high
+    assert 176 <= held <= 198
+
+
+def test_the_same_evidence_gives_the_same_interval():
+    values = list(np.random.default_rng(1).normal(0.1, 1, 30))
+    assert interval(values) == interval(values)
+
+
+@pytest.mark.parametrize(("values", "expected"), [([0.5, 0.5, 0.5], (0.5, 0.5)), ([1.0], (-np.inf, np.inf))])
+def test_intervals_of_nothing_to_resample(values, expected):
+    assert interval(values) == expected

@@ -1,14 +1,15 @@
-import json
-import math
-
 import pytest
-import torch
-from given import conversation, write_rows
+import yaml
+from given import ROOT, conversation, write_rows
 
-from models.errors import UserError
+from models import adapters, base
 from models.prompt import encode_sample
-from stages.evaluate.__main__ import eval_loss, probe_metrics, read_probes
-from stages.evaluate.scores import SCORES, matches_exactly, mean_scores, meets, score
+from models.sample import Sample
+from stages import params
+from stages.evaluate.answers import Kept
+from stages.evaluate.measure import Model, Questions, measure, of_lengths, probe_metrics
+from stages.evaluate.probes import MET, UNMET, read_probes
+from stages.evaluate.scores import SCORES, describe, matches_exactly, means, repetition, score
 
 
 def test_the_same_text_scores_100():
@@ -34,61 +35,96 @@ def test_bleu_by_hand():
     assert scores["bleu-4"] == pytest.approx(100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25, abs=1e-6)
 
 
-def test_the_mean_is_over_pairs():
-    assert mean_scores([("好的", "好的"), ("", "好的")])["rouge-1"] == pytest.approx(50, abs=1e-3)
+def test_chrf_by_hand():
+    """一二三 against 一二四: F of 1-grams 2/3, of 2-grams 1/2, of 3-grams 0; their mean."""
+    assert score("一二三", "一二四")["chrf"] == pytest.approx(100 * (2 / 3 + 1 / 2 + 0) / 3, abs=1e-6)
 
 
-def test_what_a_probe_expects():
-    probe = {"contains": ["ChatGLM-6B-test", "你好，"], "absent": ["清华"]}
-    assert meets("你好,我是 ChatGLM-6B-test。", probe)
-    assert not meets("你好，我是 ChatGLM-6B。", probe)
-    assert not meets("你好，我是清华的 ChatGLM-6B-test。", probe)
+def test_every_measure_of_an_answer():
+    described = describe("好的，好的", "好的，好的呢")
+    assert described["exact"] is described["empty"] is False
+    assert described["length_ratio"] == pytest.approx(5 / 6, abs=1e-4)
+    assert describe("", "好的") | {"rouge-1": 0.0, "empty": True, "length_ratio": 0.0} == describe("", "好的")
+    assert means([describe("好的", "好的"), describe("", "好的")])["exact"] == 0.5
+    assert means([]) == {}
+
+
+def test_repetition_is_the_share_of_4_grams_that_come_again():
+    assert repetition("一二三四五六七") == 0
+    assert repetition("一二三四一二三四") == pytest.approx(1 / 5)
+    assert repetition("啊" * 100) == pytest.approx(96 / 97)
+    assert repetition("") == 0
+
+
+def test_blanks_and_forms_of_punctuation_are_no_difference():
     assert matches_exactly("是的, 好", "是的，好")
     assert not matches_exactly("是的", "不是")
 
 
-def test_shares_of_probes_by_turns():
-    one, two = [{}], [{}, {}, {}]
-    judged = [
-        {"messages": one, "met": True, "exact": True},
-        {"messages": one, "met": False, "exact": False},
-        {"messages": two, "met": True, "exact": False},
+def judged(turns: int, met: bool, exact: bool = False, **more) -> dict:
+    return {"messages": [{}] * (2 * turns - 1), "met": met, "exact": exact, **more}
+
+
+def test_rates_of_probes_by_turns_and_the_drift_of_identity():
+    rows = [judged(1, True, True, identity="new"), judged(1, False, identity="mixed"), judged(2, True)]
+    metrics = probe_metrics(rows)
+    assert (metrics["exact_match"], metrics["met_single_turn"], metrics["met_multi_turn"]) == (0.3333, 0.5, 1.0)
+    assert metrics["rates"]["single_turn"]["of"] == 2
+    assert metrics["rates"]["all"]["low"] < 2 / 3 < metrics["rates"]["all"]["high"]
+    assert metrics["drift"] == {"new": 0.5, "old": 0.0, "mixed": 0.5, "none": 0.0}
+    assert probe_metrics(rows[:1])["met_multi_turn"] is None
+
+
+def test_figures_are_split_by_the_length_limit():
+    rows = [
+        {"near_limit": near, "loss": loss, "rouge-l": 10 * loss} for near, loss in ((True, 4), (False, 1), (False, 2))
     ]
-    assert probe_metrics(judged) == {"exact_match": 0.3333, "met_single_turn": 0.5, "met_multi_turn": 1.0}
-    assert probe_metrics(judged[:1])["met_multi_turn"] is None
+    assert of_lengths(rows) == {
+        "near_limit": {"rows": 1, "loss": 4.0, "rouge-l": 40.0},
+        "far_from_limit": {"rows": 2, "loss": 1.5, "rouge-l": 15.0},
+    }
+    assert of_lengths(rows[1:])["near_limit"] == {"rows": 0, "loss": None, "rouge-l": None}
 
 
-def test_loss_is_the_mean_over_labelled_tokens_whatever_the_batches(model, tokenizer):
-    pairs = [("你好", "再见"), ("你是谁？", "我是测试用的模型 tiny-test。"), ("3加4等于多少？", "3+4=7，所以答案是7。")]
-    rows, total, labelled = [], 0.0, 0
-    for pair in pairs:
-        prompt, answer = encode_sample(tokenizer, conversation(*pair))
-        rows.append({"prompt": prompt, "answer": answer})
-        with torch.inference_mode():
-            logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        total -= logits[range(len(answer)), answer].sum().item()
-        labelled += len(answer)
-    for batch_size in (1, 2, 3):
-        assert math.isclose(eval_loss(model, rows, batch_size), total / labelled, rel_tol=1e-5)
+@pytest.fixture
+def questions(tmp_path):
+    texts = [("你好", "再见"), ("你是谁？", "我是测试用的模型 tiny-test。"), ("3加4等于多少？", "3+4=7，所以答案是7。")]
+    samples = [Sample(f"s{i}", "a.jsonl", i, conversation(*pair)) for i, pair in enumerate(texts)]
+    row = {"id": "谁", "context": "你是谁？", "target": "我是小明。", "ask": ["您是？"]}
+    row |= {"contains": ["没有这样的回答"], "identity": {"new": ["小明"], "old": ["小红"]}}
+    other = {"id": "什么都行", "context": "你好", "target": "好", "absent": ["没有这样的回答"]}
+    return Questions(samples, samples[:2], read_probes(write_rows(tmp_path / "probes.jsonl", [row, other])))
 
 
-GOOD_PROBE = {"id": "a", "context": "问", "target": "答", "contains": ["答"]}
+def knobs():
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    content["evaluate"] |= {"max_new_tokens": 5, "batch_size": 2}
+    return params.Params.model_validate(content)
 
 
-@pytest.mark.parametrize(
-    ("probe", "said"),
-    [
-        ({"id": "b"}, "no known format"),
-        ({**GOOD_PROBE, "contain": ["答"]}, "'contain'"),
-        ({**GOOD_PROBE, "contains": []}, "'contains' or 'absent'"),
-        ({**GOOD_PROBE, "contains": "答"}, "list"),
-        ({**GOOD_PROBE, "contains": [""]}, "not empty"),
-        ({**GOOD_PROBE, "id": 3}, "'id'"),
-        ({"id": "b", "contains": ["答"], "messages": [{"role": "assistant", "content": "答"}]}, "question"),
-    ],
-)
-def test_a_probe_that_proves_nothing_is_refused_with_its_line(tmp_path, probe, said):
-    path = write_rows(tmp_path / "probes.jsonl", [GOOD_PROBE])
-    path.write_text(path.read_text(encoding="utf-8") + "\n" + json.dumps(probe), encoding="utf-8")
-    with pytest.raises(UserError, match=rf"line 3: .*{said}"):
-        read_probes(path)
+def test_a_model_is_measured_and_goes_on_where_it_was_killed(base_folder, tokenizer, tmp_path, questions, monkeypatch):
+    model = base.load_model(base.read_record(base_folder), "float32")
+    tuned = adapters.attach(model, "lora", rank=4, alpha=8, target_modules=["dense"]).eval()
+
+    def run(name: str):
+        return measure(Model(tuned, tokenizer, Kept(tmp_path / name), knobs()), questions)
+
+    whole = run("a.1")
+    assert {name: len(rows) for name, rows in whole.rows.items()} == {"eval": 3, "general": 2, "probes": 3}
+    assert [row["verdict"] for row in whole.rows["probes"]] == [UNMET, UNMET, MET]
+    assert whole.metrics["general"]["divergence"] == pytest.approx(0, abs=1e-6)
+    assert whole.metrics["eval"]["loss"] == pytest.approx(
+        sum(row["loss"] * n for row, n in zip(whole.rows["eval"], answer_lengths(tokenizer, questions), strict=True))
+        / sum(answer_lengths(tokenizer, questions)),
+        rel=1e-4,
+    )
+    lines = (tmp_path / "a.1").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 8
+    (tmp_path / "b.1").write_bytes(b"".join(lines[:4]) + lines[4][:10])
+    again = run("b.1")
+    for name, rows in whole.rows.items():
+        assert [row["answer"] for row in again.rows[name]] == [row["answer"] for row in rows]
+
+
+def answer_lengths(tokenizer, questions) -> list[int]:
+    return [len(encode_sample(tokenizer, sample.messages)[1]) for sample in questions.task]
