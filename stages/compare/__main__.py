@@ -9,6 +9,7 @@ from stages import params
 from stages.compare.gather import curves, gather
 from stages.compare.markdown import write_markdown, write_summary
 from stages.compare.page import write_page
+from stages.compare.text_quality import judge
 
 
 @program
@@ -22,8 +23,9 @@ def main() -> None:
     names = ["base", *knobs.adapters]
     models = gather(names, arguments.metrics, arguments.predictions, arguments.weights)
     write_json(arguments.curves, curves(models))
-    write_text(arguments.markdown, write_markdown(models))
-    write_text(arguments.html, write_page(models, arguments.page.read_text(encoding="utf-8")))
+    verdicts = [verdict for model in models for verdict in judge(model)]
+    write_text(arguments.markdown, write_markdown(models, verdicts))
+    write_text(arguments.html, write_page(models, verdicts, arguments.page.read_text(encoding="utf-8")))
     write_text(arguments.summary, write_summary(models, knobs.compare.answer_characters))
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from stages.compare.difference import Difference, differences
 from stages.compare.gather import QUALITY, RESOURCES, Figure, Model, best_of, question_of, written
+from stages.compare.text_quality import Verdict, by_descriptor
 
 DIFFERENCE = {
     "en": "The same rows, paired; bold where the interval of the bootstrap over rows excludes zero",
@@ -55,6 +56,14 @@ def _differences(models: Sequence[Model]) -> str:
     return _table(header, rows)
 
 
+def _text_quality(models: Sequence[Model], verdicts: Sequence[Verdict]) -> str:
+    rows = [
+        [label, limits, *(f"{'✓' if each.passed else '✗'} {each.value:.2f}" for each in of_models)]
+        for label, limits, of_models in by_descriptor(verdicts)
+    ]
+    return _table(["", "limit · 上下限", *(_cell(model.name) for model in models)], rows)
+
+
 def _probes(models: Sequence[Model]) -> str:
     rows = []
     for index, probe in enumerate(models[0].probes):
@@ -64,7 +73,7 @@ def _probes(models: Sequence[Model]) -> str:
     return _table(["Question · 问题", "Taught · 训练数据", *(model.name for model in models)], rows)
 
 
-def write_markdown(models: Sequence[Model]) -> str:
+def write_markdown(models: Sequence[Model], verdicts: Sequence[Verdict]) -> str:
     return "\n\n".join(
         [
             "# Comparison · 对比",
@@ -74,6 +83,9 @@ def write_markdown(models: Sequence[Model]) -> str:
             "## Is it real? · 差异是否真实",
             f"{DIFFERENCE['en']} · {DIFFERENCE['zh']}",
             _differences(models),
+            "## Text quality · 文本质量",
+            "Means over all answers, tested by Evidently · 全部回答的均值，由 Evidently 检验",
+            _text_quality(models, verdicts),
             "## What they answer · 回答对照",
             "✓ meets the probe's expectation · 回答符合预期　✗ does not · 生成错误",
             _probes(models),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from stages.compare.difference import MEASURES, Move, differences, moved_most
 from stages.compare.gather import QUALITY, RESOURCES, Figure, Model, best_of, curves, question_of, written
 from stages.compare.markdown import DIFFERENCE, bounds
+from stages.compare.text_quality import Verdict, by_descriptor
 
 CONTENT_MARK = "{plot_divs}"  # where DVC's own plots go in the same page
 
@@ -107,6 +108,18 @@ def _differences(models: Sequence[Model]) -> str:
     return f'<div class="wide">{table}</div>'
 
 
+def _text_quality(models: Sequence[Model], verdicts: Sequence[Verdict]) -> str:
+    body = []
+    for label, limits, of_models in by_descriptor(verdicts):
+        cells = [
+            f'<td class="number"><span class="{"met" if each.passed else "missed"}">{"✓" if each.passed else "✗"}</span>'
+            f" {each.value:.2f}</td>"
+            for each in of_models
+        ]
+        body.append(f"<tr><th>{label}<br><small>{limits}</small></th>{''.join(cells)}</tr>")
+    return _table("", "number", models, body)
+
+
 def _interval_charts(models: Sequence[Model]) -> str:
     """One chart a measure, since each has a scale of its own."""
     found = list(differences(models))
@@ -175,7 +188,7 @@ def _move_table(moves: Sequence[Move], base: Model, adapter: Model) -> str:
     return f'<div class="wide">{table}</div>'
 
 
-def write_page(models: Sequence[Model], page: str) -> str:
+def write_page(models: Sequence[Model], verdicts: Sequence[Verdict], page: str) -> str:
     """Fill the page template with the comparison."""
     points = curves(list(models))
     sections = [
@@ -187,6 +200,9 @@ def write_page(models: Sequence[Model], page: str) -> str:
         f'<p class="lead">{DIFFERENCE["en"]} · {DIFFERENCE["zh"]}</p>',
         _differences(models),
         _interval_charts(models),
+        "<h2>Text quality · 文本质量</h2>",
+        '<p class="lead">Means over all answers, tested by Evidently · 全部回答的均值，由 Evidently 检验</p>',
+        _text_quality(models, verdicts),
         "<h2>What moved most · 变化最大的行</h2>",
         _moves(models),
         "<h2>What they answer · 回答对照</h2>",

@@ -49,7 +49,7 @@ def models_of(folder):
 
 
 def test_side_by_side_with_the_better_one_marked(evaluated):
-    text = write_markdown(models_of(evaluated))
+    text = write_markdown(models_of(evaluated), [])
     assert "| Evaluation loss · 评测损失 | 2.0000 | **1.0000** |" in text
     assert "| ROUGE-1 | 50.00 | 50.00 |" in text  # equal: none is better
     assert "旧的回答" in text
@@ -59,16 +59,16 @@ def test_side_by_side_with_the_better_one_marked(evaluated):
 
 def test_answers_cannot_break_the_page_or_the_table(evaluated):
     page = (ROOT / "reports/page.html").read_text(encoding="utf-8")
-    written = write_page(models_of(evaluated), page)
+    written = write_page(models_of(evaluated), [], page)
     assert EVIL not in written
     assert "alert(&quot;1&quot;)" in written
     assert written.count("<script>") == page.count("<script>") + 2 + 5  # curves, and gains in five measures
-    row = next(line for line in write_markdown(models_of(evaluated)).splitlines() if "旧的回答" in line)
+    row = next(line for line in write_markdown(models_of(evaluated), []).splitlines() if "旧的回答" in line)
     assert row.replace("\\|", "").count("|") == 5
 
 
 def test_the_page_needs_no_network(evaluated):
-    written = write_page(models_of(evaluated), (ROOT / "reports/page.html").read_text(encoding="utf-8"))
+    written = write_page(models_of(evaluated), [], (ROOT / "reports/page.html").read_text(encoding="utf-8"))
     assert "<script src" not in written
     assert "<link" not in written
     assert "{" + "plot_divs}" not in written
@@ -105,7 +105,7 @@ def test_gains_are_paired_and_counted(evaluated):
     assert found.gain == pytest.approx(1.5)
     assert (found.wins, found.ties, found.losses) == (4, 1, 1)
     assert found.low < 1.5 < found.high
-    assert "| lora − base | Loss · 损失 |" in write_markdown([base, lora])
+    assert "| lora − base | Loss · 损失 |" in write_markdown([base, lora], [])
     better, worse = moved_most(base, lora, 2)
     assert [move.row["id"] for move in better] == ["r5", "r4"]
     assert [move.row["id"] for move in worse] == ["r0"]
