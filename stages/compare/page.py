@@ -111,11 +111,8 @@ def _differences(models: Sequence[Model]) -> str:
 def _text_quality(models: Sequence[Model], verdicts: Sequence[Verdict]) -> str:
     body = []
     for label, limits, of_models in by_descriptor(verdicts):
-        cells = [
-            f'<td class="number"><span class="{"met" if each.passed else "missed"}">{"✓" if each.passed else "✗"}</span>'
-            f" {each.value:.2f}</td>"
-            for each in of_models
-        ]
+        marks = {True: '<span class="met">✓</span>', False: '<span class="missed">✗</span>'}
+        cells = [f'<td class="number">{marks[each.passed]} {each.value:.2f}</td>' for each in of_models]
         body.append(f"<tr><th>{label}<br><small>{limits}</small></th>{''.join(cells)}</tr>")
     return _table("", "number", models, body)
 
