@@ -1,7 +1,7 @@
 """Whether a difference between two models is real: the same rows, paired.
 
-An interval is that of the mean of the rows' differences, by the bootstrap over rows (Efron 1987, BCa; Koehn 2004
-for translation). Where it excludes zero, the difference is called real.
+An interval is that of the mean of the rows' differences (as Koehn 2004 does for translation). Where it excludes
+zero, the difference is called real.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,7 @@ from itertools import combinations
 import numpy as np
 
 from stages.compare.gather import Model
-
-RESAMPLES = 9_999
-LEVEL = 0.95
+from stages.intervals import interval
 
 
 @dataclass(frozen=True)
@@ -70,21 +68,6 @@ class Difference:
     @property
     def real(self) -> bool:
         return self.low > 0 or self.high < 0
-
-
-def interval(differences: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """Bounds of the mean at 95 %; the mean itself where all rows differ by the same, and none of fewer than two."""
-    from scipy.stats import bootstrap
-
-    values = np.asarray(differences, dtype=float)
-    if len(values) < 2:
-        return -np.inf, np.inf
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    bounds = bootstrap(
-        (values,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, rng=np.random.default_rng(seed), batch=1000
-    ).confidence_interval
-    return float(bounds.low), float(bounds.high)
 
 
 def difference(before: Model, after: Model, measure: Measure) -> Difference:

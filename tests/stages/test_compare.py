@@ -1,11 +1,10 @@
 import json
 
-import numpy as np
 import pytest
 from given import ROOT, write_rows
 
 from models.errors import UserError
-from stages.compare.difference import MEASURES, difference, differences, interval, moved_most
+from stages.compare.difference import MEASURES, difference, differences, moved_most
 from stages.compare.gather import curves, gather
 from stages.compare.markdown import write_markdown, write_summary
 from stages.compare.page import write_page
@@ -110,23 +109,3 @@ def test_gains_are_paired_and_counted(evaluated):
     assert [move.row["id"] for move in better] == ["r5", "r4"]
     assert [move.row["id"] for move in worse] == ["r0"]
     assert next(iter(differences([lora, base]))).gain == pytest.approx(-1.5)
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    """200 samples of 40 skewed differences: at 95 % between 88 and 99 of 100 intervals should hold the mean."""
-    draw = np.random.default_rng(5)
-    held = 0
-    for number in range(200):
-        low, high = interval(draw.exponential(1.0, 40) - 1.0, seed=number)
-        held += low <= 0 <= high
-    assert 176 <= held <= 198
-
-
-def test_the_same_evidence_gives_the_same_interval():
-    values = list(np.random.default_rng(1).normal(0.1, 1, 30))
-    assert interval(values) == interval(values)
-
-
-@pytest.mark.parametrize(("values", "expected"), [([0.5, 0.5, 0.5], (0.5, 0.5)), ([1.0], (-np.inf, np.inf))])
-def test_intervals_of_nothing_to_resample(values, expected):
-    assert interval(values) == expected

@@ -1,0 +1,130 @@
+"""The decision: a gain that is real and larger than what another seed gives, and no guard broken.
+
+An interval over rows alone would promote noise: two adapters of different seeds differ by a little on every row, and
+with enough rows the interval of that difference excludes zero. So the gain's lower bound must exceed a margin, a
+share of the champion's own mean; what seeds make belongs below it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.intervals import interval
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What must get better: a key of the rows, and whether more of it is better."""
+
+    key: str
+    more_is_better: bool
+
+
+MEASURES = {
+    "loss": Measure("loss", False),
+    "rouge-l": Measure("rouge-l", True),
+    "bleu-4": Measure("bleu-4", True),
+    "chrf": Measure("chrf", True),
+}
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What must not get worse by more than this.
+
+    Attributes:
+        forgetting: rise of the loss on general conversations.
+        empty_rate: share of empty answers, altogether.
+        probes: fall of the rate of probes met.
+        latency: factor of the time an answer takes.
+    """
+
+    forgetting: float
+    empty_rate: float
+    probes: float
+    latency: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A model's rows and metrics, as stage evaluate wrote them."""
+
+    name: str
+    rows: Sequence[dict]
+    metrics: dict
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to promote, with a sentence for each condition, in English and Chinese: met, and what was found."""
+
+    promote: bool
+    gain: float
+    low: float
+    high: float
+    needed: float
+    conditions: list[dict]
+
+
+def gain_of(champion: Evidence, challenger: Evidence, measure: Measure) -> tuple[float, float, float]:
+    """Mean gain over the rows, paired, with the bounds of its interval."""
+    sign = 1 if measure.more_is_better else -1
+    pairs = zip(champion.rows, challenger.rows, strict=True)
+    gains = [sign * (new[measure.key] - old[measure.key]) for old, new in pairs]
+    return sum(gains) / len(gains), *interval(gains)
+
+
+def decide(champion: Evidence, challenger: Evidence, metric: str, margin: float, guards: Guards) -> Decision:
+    """Decide from the evidence alone.
+
+    Args:
+        margin: share of the champion's mean by which the gain's lower bound must exceed zero.
+    """
+    measure = MEASURES[metric]
+    gain, low, high = gain_of(champion, challenger, measure)
+    needed = margin * abs(float(np.mean([row[measure.key] for row in champion.rows])))
+    found = f"{gain:+.4f} [{low:+.4f}, {high:+.4f}] > {needed:.4f}"
+    conditions = [
+        _condition("gain · 提升", low > needed, f"{metric}: {found}"),
+        *_guarded(champion, challenger, guards),
+    ]
+    return Decision(all(each["met"] for each in conditions), gain, low, high, needed, conditions)
+
+
+def _guarded(champion: Evidence, challenger: Evidence, guards: Guards) -> list[dict]:
+    def both(*path: str) -> tuple[float, float]:
+        values = []
+        for each in (champion, challenger):
+            value = each.metrics
+            for key in path:
+                value = value[key]
+            values.append(value)
+        return values[0], values[1]
+
+    old_loss, new_loss = both("general", "loss")
+    old_rate, new_rate = both("probes", "rates", "all", "rate")
+    old_time, new_time = both("generation", "seconds_an_answer")
+    empty = both("eval", "empty_rate")[1]
+    return [
+        _condition(
+            "forgetting · 遗忘",
+            new_loss - old_loss <= guards.forgetting,
+            f"{old_loss:.4f} → {new_loss:.4f}, + {guards.forgetting} allowed · 允许",
+        ),
+        _condition("empty answers · 空回答", empty <= guards.empty_rate, f"{empty:.2%} ≤ {guards.empty_rate:.2%}"),
+        _condition(
+            "probes · 探针",
+            old_rate - new_rate <= guards.probes,
+            f"{old_rate:.0%} → {new_rate:.0%}, − {guards.probes:.0%} allowed · 允许",
+        ),
+        _condition(
+            "latency · 延迟",
+            new_time <= guards.latency * old_time,
+            f"{old_time:.3f} s → {new_time:.3f} s, × {guards.latency} allowed · 允许",
+        ),
+    ]
+
+
+def _condition(name: str, met: bool, found: str) -> dict:
+    return {"condition": name, "met": bool(met), "found": found}
