@@ -302,4 +302,8 @@ def load(folder: Path, base: Base):
         return model
     tuned = PeftModel.from_pretrained(model, folder).eval()
     _compute_in_the_type_of_the_base(tuned)
+    if not manifest.settings.get("dora"):
+        for name, parameter in tuned.named_parameters():
+            if ".lora_A." in name or ".lora_B." in name:  # products take them so; turned once, not for every token
+                parameter.data = parameter.data.to(model.dtype)
     return tuned

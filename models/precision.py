@@ -27,7 +27,15 @@ class Float32Weight(nn.Linear):
     def matrix(self, states: torch.Tensor) -> torch.Tensor:
         """The weight, filled up and turned into the type of the states, as it multiplies them."""
         rows = 0 if states.dtype == torch.float32 else -self.out_features % 8
-        return F.pad(self.weight, (0, states.shape[-1] - self.in_features, 0, rows)).to(states.dtype)
+        columns = states.shape[-1] - self.in_features
+        filled = F.pad(self.weight, (0, columns, 0, rows)) if rows or columns else self.weight
+        return filled.to(states.dtype)
+
+
+def has_8bit_layers(model: nn.Module) -> bool:
+    """Whether some layers are bitsandbytes' in 8 bits, which look at what comes in and so stay out of what is fixed
+    beforehand, compiled or recorded."""
+    return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
 
 
 # fp8 -----------------------------------------------------------------------------------------------

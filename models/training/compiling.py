@@ -6,6 +6,7 @@ import logging
 import torch
 
 from models.chatglm.modeling_chatglm import ChatGLMBlock, ChatGLMModel
+from models.precision import has_8bit_layers
 
 log = logging.getLogger("tuneline.training")
 
@@ -34,7 +35,7 @@ def compile_blocks(model) -> None:
 
 
 def _cannot_compile(model) -> str | None:
-    if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
+    if has_8bit_layers(model):
         return "bitsandbytes' products in 8 bits look at their input, which a compiled block cannot"
     major, minor = torch.cuda.get_device_capability()
     if major < 8:

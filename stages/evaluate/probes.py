@@ -181,7 +181,8 @@ def rate(met: int, of: int) -> dict | None:
     from scipy.stats import binomtest
 
     interval = binomtest(met, of).proportion_ci(confidence_level=0.95, method="wilson")
-    return {"rate": round(met / of, 4), "low": round(interval.low, 4), "high": round(interval.high, 4), "of": of}
+    low, high = (round(float(each), 4) for each in interval)
+    return {"rate": round(met / of, 4), "low": low, "high": high, "of": of}
 
 
 def drift(identities: Sequence[str]) -> dict | None:
