@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, TextIteratorStreamer
 
+from models.decoding import Decoder
 from models.prompt import clean_answer, encode_prompt
 from models.sample import Message
 
@@ -49,12 +50,18 @@ def sampled(model, max_new_tokens: int, temperature: float = 0.95, top_p: float 
 
 
 def answer_all(
-    model, tokenizer, conversations: Sequence[Sequence[Message]], max_new_tokens: int, batch_size: int
+    model,
+    tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    max_new_tokens: int,
+    batch_size: int,
+    decoder: Decoder | None = None,
 ) -> Iterator[tuple[int, Answer]]:
     """Greedy answers in left-padded batches of similar length.
 
     Args:
         conversations: each ending with the question to answer.
+        decoder: for the model as it is now; by default transformers' own loop.
 
     Yields:
         Index of the conversation and its answer, batch by batch.
@@ -67,7 +74,8 @@ def answer_all(
         batch = batch.to(model.device)
         started = time.perf_counter()
         with torch.inference_mode():
-            generated = model.generate(**batch, generation_config=greedy(model, max_new_tokens))
+            how = {"generation_config": greedy(model, max_new_tokens), "custom_generate": decoder}
+            generated = model.generate(**batch, **how)
         seconds = (time.perf_counter() - started) / len(chosen)
         for index, row in zip(chosen, generated[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
             yield index, _answer(model, tokenizer, row, seconds)
@@ -85,10 +93,19 @@ class Stream:
     Args:
         messages: ending with the question to answer.
         generation: :func:`greedy` or :func:`sampled`.
+        decoder: for the model as it is now; by default transformers' own loop.
     """
 
-    def __init__(self, model, tokenizer, messages: Sequence[Message], generation: GenerationConfig):
-        self.model, self.tokenizer, self.generation = model, tokenizer, generation
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        messages: Sequence[Message],
+        generation: GenerationConfig,
+        decoder: Decoder | None = None,
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.how = {"generation_config": generation, "custom_generate": decoder}
         self.prompt = torch.tensor([encode_prompt(tokenizer, messages)], device=model.device)
         self.answer: Answer | None = None
 
@@ -117,9 +134,7 @@ class Stream:
     def _generate(self, streamer: TextIteratorStreamer, outcome: dict) -> None:
         try:
             with torch.inference_mode():
-                outcome["ids"] = self.model.generate(
-                    input_ids=self.prompt, streamer=streamer, generation_config=self.generation
-                )
+                outcome["ids"] = self.model.generate(input_ids=self.prompt, streamer=streamer, **self.how)
         except Exception as error:  # handed to the reader, who would otherwise wait for ever
             outcome["error"] = error
             streamer.end()

@@ -332,11 +332,12 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             segment_ids: (B, L) the sample that each token belongs to, where a row holds several; they do not
                 see one another. Needs position_ids; the attention_mask then goes unread.
             labelled: (N,) places among the B · L tokens whose successor has a label, for callers who know them
-                and want the loss alone. The device need not be waited for to find them, the last layer works for
-                no others, and there are no logits.
+                and want nothing of the others. The device need not be waited for to find them, and the last layer
+                works for no others. With labels there are then no logits; without, those of these places.
 
         Returns:
-            ``loss`` in float32, the mean over labelled tokens; ``logits`` (B, L, vocab_size).
+            ``loss`` in float32, the mean over labelled tokens; ``logits`` (B, L, vocab_size), or (1, N, vocab_size)
+            of the ``labelled`` places.
         """
         outputs = self.transformer(
             input_ids=input_ids,

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from models.answering import Answer, answer_all
+from models.decoding import Decoder
 from models.sample import Message
 
 log = logging.getLogger("tuneline.evaluate")
@@ -65,7 +66,7 @@ def ask(
     """
     open_keys = [key for key in conversations if key not in kept.answers]
     asked = [conversations[key] for key in open_keys]
-    stream = answer_all(model, tokenizer, asked, max_new_tokens, batch_size)
+    stream = answer_all(model, tokenizer, asked, max_new_tokens, batch_size, Decoder())
     for index, answer in tqdm(stream, total=len(asked), desc="answer · 回答", unit="row", delay=2):
         kept.add(open_keys[index], answer)
     return [kept.answers[key] for key in conversations]

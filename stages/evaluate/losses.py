@@ -10,6 +10,8 @@ from models.adapters import without_adapter
 from models.prompt import label
 from models.training import RightPadding
 
+ANSWER_TOKENS = 2048  # at once: 1 GiB of float32 logits over ChatGLM-6B's vocabulary
+
 
 def row_losses(model, rows: Sequence[dict], batch_size: int) -> list[float]:
     """Mean loss over the answer of each encoded row; in the order of the rows, each of which has an answer."""
@@ -37,21 +39,30 @@ def row_divergences(model, rows: Sequence[dict], batch_size: int) -> list[float]
     return _of_each_row(divergence, model, rows, batch_size, "divergence · 偏离")
 
 
+def batches_of(rows: Sequence[dict], batch_size: int) -> list[list[int]]:
+    """Indices of rows of similar length, at most so many together, nor more answers than :data:`ANSWER_TOKENS`."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(rows)), key=lambda index: len(rows[index]["prompt"]) + len(rows[index]["answer"])):
+        tokens = sum(len(rows[each]["answer"]) for each in [*batches[-1], index]) if batches else 0
+        if not batches or len(batches[-1]) == batch_size or tokens > ANSWER_TOKENS:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
 def _of_each_row(measure: Callable, model, rows: Sequence[dict], batch_size: int, what: str) -> list[float]:
     """Mean over the labelled tokens of each row of what ``measure`` gives for them, (N,)."""
     labelled_rows = [label(row["prompt"], row["answer"]) for row in rows]
-    order = sorted(range(len(rows)), key=lambda index: len(labelled_rows[index]["input_ids"]))
     collate = RightPadding(model.config.pad_token_id)
     means = [0.0] * len(rows)
-    for start in tqdm(range(0, len(rows), batch_size), desc=what, unit="batch", delay=2):
-        chosen = order[start : start + batch_size]
+    for chosen in tqdm(batches_of(rows, batch_size), desc=what, unit="batch", delay=2):
         batch = {k: v.to(model.device) for k, v in collate([labelled_rows[index] for index in chosen]).items()}
         places = batch["labelled"]
         batch["targets"] = batch["labels"].flatten()[places + 1]
 
-        def logits(one, batch=batch, places=places):
-            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            return one(**inputs).logits.flatten(0, 1)[places].float()
+        def logits(one, batch=batch):
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labelled")}
+            return one(**inputs).logits[0].float()
 
         with torch.inference_mode():
             values = measure(logits, batch).double()
