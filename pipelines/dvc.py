@@ -1,7 +1,9 @@
 """The only place that starts dvc."""
 
+import sys
+
 from models.errors import UserError
-from pipelines.programs import run_module
+from pipelines.programs import output_of, run_module
 
 
 def run(*arguments: str) -> None:
@@ -12,3 +14,8 @@ def run(*arguments: str) -> None:
     """
     if run_module("dvc", *arguments) != 0:
         raise UserError(f"`dvc {' '.join(arguments)}` stopped; the lines above say where and why.")
+
+
+def ask(*arguments: str) -> str:
+    """Run ``dvc``; gives what it wrote."""
+    return output_of(sys.executable, "-m", "dvc", *arguments)

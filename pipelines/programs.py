@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from models.errors import UserError
+
 QUIET = {"DVC_NO_ANALYTICS": "1", "ITERATIVE_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1"}
 
 
@@ -28,6 +30,23 @@ def run_module(name: str, *arguments: str) -> int:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()
+
+
+def output_of(*command: str) -> str:
+    """Run a program to its end; gives what it wrote, without blanks around.
+
+    Raises:
+        UserError: it is not there, or failed; with its last line.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    try:
+        run = subprocess.run(command, env={**os.environ, **QUIET, "PATH": path}, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise UserError(f"`{command[0]}` is not installed here.") from None
+    if run.returncode != 0:
+        said = (run.stderr.strip() or run.stdout.strip() or "no output").splitlines()[-1]
+        raise UserError(f"`{' '.join(command[:3])}` failed: {said}")
+    return run.stdout.strip()
 
 
 @contextmanager

@@ -258,6 +258,23 @@ class Compare(Section):
     answer_characters: Count = 60
 
 
+class Guarded(Section):
+    """What must not get worse by more; see :class:`stages.promote.decide.Guards`."""
+
+    forgetting: Annotated[float, Field(ge=0)] = 0.1
+    empty_rate: Annotated[float, Field(ge=0, le=1)] = 0.02
+    probes: Annotated[float, Field(ge=0, le=1)] = 0.05
+    latency: Annotated[float, Field(ge=1)] = 2.0
+
+
+class Promote(Section):
+    """When a challenger becomes the champion: a gain beyond ``margin`` of the champion's mean, and no guard broken."""
+
+    metric: Literal["loss", "rouge-l", "bleu-4", "chrf"] = "loss"
+    margin: Annotated[float, Field(ge=0)] = 0.05
+    guards: Guarded = Guarded()
+
+
 class Params(Section):
     base: Base
     ingest: Ingest
@@ -267,6 +284,7 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
     compare: Compare
+    promote: Promote = Promote()
 
     @model_validator(mode="after")
     def _sections_agree(self):

@@ -1,5 +1,5 @@
-"""Program promote: whether a challenger takes the champion's place.
+"""Stage promote: whether a challenger shall become the champion.
 
-Reads the answers and metrics of both on the same rows. Writes the decision with its reasons. Fails if they were
-evaluated on different rows. The same evidence gives the same decision.
+Reads the answers and metrics of both, which stage evaluate wrote for the same rows. Writes the decision with its
+reasons, as JSON and as Markdown. Fails if they were evaluated on different rows.
 """

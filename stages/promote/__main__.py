@@ -1,0 +1,63 @@
+"""``python -m stages.promote``: see the package's docstring."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from models.errors import UserError, program
+from models.storage import read_json, read_jsonl, write_json, write_text
+from stages import params
+from stages.promote.decide import Decision, Evidence, Guards, decide
+
+TITLE = {True: "promoted · 晋级", False: "not promoted · 未晋级"}
+
+
+def evidence(name: str, predictions: Path, metrics: Path) -> Evidence:
+    return Evidence(name, read_jsonl(predictions / "eval.jsonl"), read_json(metrics))
+
+
+def refuse_other_rows(champion: Evidence, challenger: Evidence) -> None:
+    asked = [[row["id"] for row in each.rows] for each in (champion, challenger)]
+    if asked[0] != asked[1]:
+        raise UserError(
+            f"{champion.name} and {challenger.name} were evaluated on different rows; run `dvc repro` and promote again."
+        )
+
+
+def markdown(decision: Decision, champion: Evidence, challenger: Evidence) -> str:
+    rows = [f"| {'✓' if each['met'] else '✗'} {each['condition']} | {each['found']} |" for each in decision.conditions]
+    return "\n".join(
+        [
+            f"# {challenger.name}: {TITLE[decision.promote]}",
+            "",
+            f"Challenger · 挑战者: {challenger.name}　Champion · 擂主: {champion.name}",
+            "",
+            "| condition · 条件 | found · 结果 |",
+            "|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+@program
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Decide whether a challenger becomes the champion.")
+    for side in ("champion", "challenger"):
+        parser.add_argument(f"--{side}", required=True, help="what to call it")
+        parser.add_argument(f"--{side}-predictions", type=Path, required=True)
+        parser.add_argument(f"--{side}-metrics", type=Path, required=True)
+    parser.add_argument("--decision", type=Path, required=True)
+    parser.add_argument("--markdown", type=Path, required=True)
+    arguments, knobs = parser.parse_args(), params.load().promote
+    champion = evidence(arguments.champion, arguments.champion_predictions, arguments.champion_metrics)
+    challenger = evidence(arguments.challenger, arguments.challenger_predictions, arguments.challenger_metrics)
+    refuse_other_rows(champion, challenger)
+    decision = decide(champion, challenger, knobs.metric, knobs.margin, Guards(**knobs.guards.model_dump()))
+    names = {"champion": champion.name, "challenger": challenger.name}
+    write_text(arguments.markdown, markdown(decision, champion, challenger))
+    write_json(arguments.decision, names | asdict(decision))
+
+
+if __name__ == "__main__":
+    main()
