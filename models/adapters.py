@@ -17,6 +17,7 @@ from models.storage import read_json, sha256_of, write_json, writing_folder
 
 MANIFEST = "manifest.json"
 WEIGHTS = "adapter_model.safetensors"
+PREFIX_ROWS = "prompt_embeddings"  # what peft calls a prefix in its file
 METHODS = ("lora", "ptuning_v2", "full")
 
 
@@ -282,6 +283,31 @@ def check(manifest: Manifest, base: Base, folder: Path) -> None:
                 f"The adapter in {folder} was trained on {manifest.base!r} with {what} {trained}, but the {what} of "
                 f"{base.name!r} is {given}. Load it with the base it was trained on, or train it again."
             )
+
+
+def merged(folder: Path, base: Base):
+    """The base with a saved adapter in its weights, in the type and precision that it was trained beside.
+
+    Raises:
+        UserError: see :func:`load`.
+    """
+    from peft import PeftModel
+
+    manifest = read_manifest(folder)
+    check(manifest, base, folder)
+    model = load_model(base, manifest.dtype)
+    if manifest.method == "full":
+        _load_all_weights(model, folder)
+        return model
+    return PeftModel.from_pretrained(model, folder).merge_and_unload()
+
+
+def put_prefix(tuned, rows) -> None:
+    """Make (prefix tokens, 2 · layers · hidden_size) rows the prefix of a model with one."""
+    import torch
+
+    with torch.no_grad():
+        tuned.prompt_encoder[tuned.active_adapter].embedding.weight.copy_(rows)
 
 
 def load(folder: Path, base: Base):

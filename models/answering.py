@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from transformers import GenerationConfig, TextIteratorStreamer
@@ -105,7 +106,7 @@ class Stream:
         decoder: Decoder | None = None,
     ):
         self.model, self.tokenizer = model, tokenizer
-        self.how = {"generation_config": generation, "custom_generate": decoder}
+        self.generation, self.decoder = generation, decoder
         self.prompt = torch.tensor([encode_prompt(tokenizer, messages)], device=model.device)
         self.answer: Answer | None = None
 
@@ -133,8 +134,11 @@ class Stream:
 
     def _generate(self, streamer: TextIteratorStreamer, outcome: dict) -> None:
         try:
+            # generate() hands no streamer on to a decoder.
+            decoder = self.decoder and partial(self.decoder, streamer=streamer)
+            how = {"generation_config": self.generation, "custom_generate": decoder}
             with torch.inference_mode():
-                outcome["ids"] = self.model.generate(input_ids=self.prompt, streamer=streamer, **self.how)
+                outcome["ids"] = self.model.generate(input_ids=self.prompt, streamer=streamer, **how)
         except Exception as error:  # handed to the reader, who would otherwise wait for ever
             outcome["error"] = error
-            streamer.end()
+            streamer.on_finalized_text("", stream_end=True)  # end() would decode what may be the reason

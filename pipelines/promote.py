@@ -125,8 +125,11 @@ def main() -> None:
     print(REASONS.read_text(encoding="utf-8"))
     if not decision["promote"]:
         sys.exit(NOT_PROMOTED)
-    where = "pushed to the remote · 已推送" if registry.publish() else "no DVC remote is set, so it was not pushed · 未设远端"
-    print(f"champion {decision['version']} ({where})")
+    pushed = registry.publish()
+    print(
+        f"champion {decision['version']}",
+        "pushed · 已推送" if pushed else "not pushed: no DVC remote · 未设远端，未推送",
+    )
     print("Fetch it elsewhere · 在别处获取：dvc artifacts get REPOSITORY champion --stage live")
 
 

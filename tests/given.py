@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from models import adapters, base
+from models.prompt import PROMPT_VERSION
 from models.sample import Message
 
 ROOT = Path(__file__).parents[1]
@@ -37,3 +40,48 @@ def write_rows(path: Path, rows: list) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+# Adapters -----------------------------------------------------------------------------------------
+
+SETTINGS = {
+    "lora": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value"]},
+    "lora everywhere": {"rank": 2, "alpha": 4, "target_modules": ["dense", "dense_h_to_4h", "dense_4h_to_h"]},
+    "lora rank-stabilized": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value", "dense"], "rslora": True},
+    "lora dora": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value", "dense"], "dora": True},
+    "full": {},
+    "ptuning_v2": {"prefix_tokens": 5},
+    "ptuning_v2 projected": {"prefix_tokens": 5, "projection": True},
+}
+
+
+def manifest_of(found: base.Base, method: str = "lora") -> adapters.Manifest:
+    """The least that a manifest says."""
+    return adapters.Manifest(
+        name=method,
+        method=method,
+        settings={},
+        base=found.name,
+        base_identity=found.identity,
+        tokenizer_sha256=found.tokenizer_sha256,
+        prompt_version=PROMPT_VERSION,
+        quantization=None,
+        dtype="float32",
+        receipt_sha256="",
+        code_commit=None,
+        training={},
+    )
+
+
+def logits(model, config) -> torch.Tensor:
+    """Of a short row."""
+    with torch.inference_mode():
+        return model(torch.tensor([[40, 41, config.gmask_token_id, config.bos_token_id, 50]])).logits
+
+
+def shake(model) -> None:
+    """Give the adapter weights that matter: a fresh LoRA changes nothing."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))

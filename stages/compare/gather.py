@@ -1,7 +1,7 @@
 """What stands side by side: one column for each model."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.errors import UserError
@@ -57,6 +57,8 @@ QUALITY = (
     Figure("Probes met, single-turn · 单轮探针符合预期", ("probes", "met_single_turn"), _percent, max),
     Figure("Probes met, multi-turn · 多轮探针符合预期", ("probes", "met_multi_turn"), _percent, max),
     Figure("Probes matched exactly · 探针完全一致", ("probes", "exact_match"), _percent, max),
+    Figure("Sampled answers met · 采样回答符合预期", ("probes", "sampled", "met"), _percent, max),
+    Figure("Different when sampled · 采样时各不相同", ("probes", "sampled", "distinct"), _percent),
     Figure("Evaluation loss · 评测损失", ("eval", "loss"), "{:.4f}".format, min),
     Figure("Perplexity · 困惑度", ("eval", "perplexity"), "{:.3f}".format, min),
     Figure("ROUGE-1", ("eval", "rouge-1"), "{:.2f}".format, max),
@@ -79,35 +81,75 @@ RESOURCES = (
     Figure("Training time, s · 训练用时（秒）", ("training", "seconds"), "{:.1f}".format),
     Figure("Training tokens/s · 训练速度", ("training", "tokens_per_second"), "{:.0f}".format),
     Figure("Training peak memory, GiB · 训练峰值内存", ("training", "peak_memory_gib"), "{:.2f}".format),
+    Figure("Seconds per point of ROUGE-L · 每 1 点的秒数", ("beside", "seconds_per_point"), "{:.1f}".format, min),
+    Figure("Wh per point of ROUGE-L · 每 1 点的瓦时", ("beside", "watt_hours_per_point"), "{:.3f}".format, min),
     Figure("Trainable parameters · 可训练参数", ("training", "trainable_parameters"), "{:,}".format),
     Figure("Time per answer, s · 每个回答用时（秒）", ("generation", "seconds_an_answer"), "{:.2f}".format),
     Figure("Answer tokens/s · 生成速度", ("generation", "tokens_per_second"), "{:.0f}".format),
+    Figure("Answers equal to the first's · 与首列相同的回答", ("beside", "equal_answers"), _percent),
     Figure("Evaluation peak memory, GiB · 评测峰值内存", ("generation", "peak_memory_gib"), "{:.2f}".format),
 )
 
 
-def gather(names: list[str], metrics: Path, predictions: Path, weights: Path) -> list[Model]:
-    """The models, in the order of ``names``, the first being the base.
+def gather(names: list[str], metrics: Path, predictions: Path, weights: Path, common: bool = False) -> list[Model]:
+    """The models, in the order of ``names``; the first is what the others are held against.
+
+    Args:
+        common: whether rows that not all of them answered are left out, instead of refused.
 
     Raises:
-        UserError: they answered different probes or rows.
+        UserError: they answered different probes or rows, or have none in common.
     """
     models = []
     for name in names:
         manifest = weights / name / "manifest.json"
-        history = read_json(manifest)["training"]["history"] if name != "base" else []
+        history = read_json(manifest)["training"].get("history", []) if manifest.is_file() else []
         probes, task, general = (
             read_jsonl(predictions / name / f"{kind}.jsonl") for kind in ("probes", "eval", "general")
         )
         models.append(Model(name, read_json(metrics / f"{name}.json"), probes, history, task, general))
     for what in ("probes", "task", "general"):
-        asked = [[(row["id"], row.get("wording")) for row in getattr(model, what)] for model in models]
-        if any(ids != asked[0] for ids in asked):
-            raise UserError(
-                f"The models were evaluated on different {'probes' if what == 'probes' else 'rows'}; "
-                "run `dvc repro -f` for every evaluate stage."
-            )
-    return models
+        models = _alike(models, what, common)
+    return [replace(model, metrics=model.metrics | {"beside": beside(models[0], model)}) for model in models]
+
+
+def _alike(models: list[Model], what: str, common: bool) -> list[Model]:
+    """The models with the same rows of one kind, in the same order."""
+    asked = [[_identity(row) for row in getattr(model, what)] for model in models]
+    if all(ids == asked[0] for ids in asked):
+        return models
+    shared = set(asked[0]).intersection(*asked)
+    if not (common and shared):
+        raise UserError(
+            f"The models were evaluated on different {'probes' if what == 'probes' else 'rows'}; "
+            "run `dvc repro -f` for every evaluate stage."
+        )
+    return [
+        replace(model, **{what: sorted((row for row in getattr(model, what) if _identity(row) in shared), key=_order)})
+        for model in models
+    ]
+
+
+def _identity(row: dict) -> tuple:
+    return row["id"], row.get("wording")
+
+
+def _order(row: dict) -> tuple:
+    return row["id"], row.get("wording", 0)
+
+
+def beside(first: Model, model: Model) -> dict:
+    """Figures of a model that only another one gives: equal answers, and what each point of ROUGE-L cost."""
+    if model is first:
+        return {}
+    pairs = list(zip(first.task, model.task, strict=True))
+    gain = sum(new["rouge-l"] - old["rouge-l"] for old, new in pairs) / len(pairs)
+    training = model.metrics["training"]
+    per_point = {
+        f"{key}_per_point": training[key] / gain if gain > 0 and training.get(key) else None
+        for key in ("seconds", "watt_hours")
+    }
+    return {"equal_answers": sum(old["answer"] == new["answer"] for old, new in pairs) / len(pairs)} | per_point
 
 
 def curves(models: list[Model]) -> list[dict]:
@@ -124,6 +166,22 @@ def best_of(figure: Figure, models: list[Model]) -> float | None:
 def written(figure: Figure, model: Model) -> str:
     value = figure.of(model)
     return "–" if value is None else figure.show(value)
+
+
+def shown(figures: Sequence[Figure], models: Sequence[Model]) -> list[Figure]:
+    """Those that some model has."""
+    return [figure for figure in figures if any(figure.of(model) is not None for model in models)]
+
+
+def first_wordings(models: Sequence[Model]) -> list[tuple[dict, list[dict], list[str]]]:
+    """Each probe as it was put first: its row of the first model, those of all, and how many wordings each met."""
+    found = []
+    for index, probe in enumerate(models[0].probes):
+        if not probe.get("wording"):
+            of_probe = [[row for row in model.probes if row["id"] == probe["id"]] for model in models]
+            counts = [f"{sum(row['met'] for row in rows)}/{len(rows)}" if len(rows) > 1 else "" for rows in of_probe]
+            found.append((probe, [model.probes[index] for model in models], counts))
+    return found
 
 
 def question_of(probe: dict) -> str:

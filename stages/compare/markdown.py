@@ -8,13 +8,25 @@ from rich.console import Console
 from rich.table import Table
 
 from stages.compare.difference import Difference, differences
-from stages.compare.gather import QUALITY, RESOURCES, Figure, Model, best_of, question_of, written
+from stages.compare.gather import (
+    QUALITY,
+    RESOURCES,
+    Figure,
+    Model,
+    best_of,
+    first_wordings,
+    question_of,
+    shown,
+    written,
+)
 from stages.compare.text_quality import Verdict, by_descriptor
 
 DIFFERENCE = {
     "en": "The same rows, paired; bold where the interval of the bootstrap over rows excludes zero",
     "zh": "同一批行成对比较；对行做自助抽样，区间不含零时加粗",
 }
+
+PROBES = "✓ meets the probe's expectation · 回答符合预期　✗ does not · 生成错误　2/3: met in so many of its wordings · 各种问法中的次数"
 
 
 def _cell(text: str) -> str:
@@ -29,7 +41,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _figures(figures: Sequence[Figure], models: Sequence[Model]) -> str:
     rows = []
-    for figure in figures:
+    for figure in shown(figures, models):
         best = best_of(figure, models)
         texts = [(written(figure, model), best is not None and figure.of(model) == best) for model in models]
         rows.append([figure.label, *(f"**{text}**" if is_best else text for text, is_best in texts)])
@@ -66,10 +78,12 @@ def _text_quality(models: Sequence[Model], verdicts: Sequence[Verdict]) -> str:
 
 def _probes(models: Sequence[Model]) -> str:
     rows = []
-    for index, probe in enumerate(models[0].probes):
-        answers = [model.probes[index] for model in models]
-        shown = [f"{'✓' if a['met'] else '✗'} {_cell(a['answer'])} <sub>{a['seconds']:.2f} s</sub>" for a in answers]
-        rows.append([_cell(question_of(probe)), _cell(probe["reference"]), *shown])
+    for probe, answers, counts in first_wordings(models):
+        cells = [
+            f"{'✓' if each['met'] else '✗'} {_cell(each['answer'])} <sub>{count} {each['seconds']:.2f} s</sub>"
+            for each, count in zip(answers, counts, strict=True)
+        ]
+        rows.append([_cell(question_of(probe)), _cell(probe["reference"]), *cells])
     return _table(["Question · 问题", "Taught · 训练数据", *(model.name for model in models)], rows)
 
 
@@ -87,7 +101,7 @@ def write_markdown(models: Sequence[Model], verdicts: Sequence[Verdict]) -> str:
             "Means over all answers, tested by Evidently · 全部回答的均值，由 Evidently 检验",
             _text_quality(models, verdicts),
             "## What they answer · 回答对照",
-            "✓ meets the probe's expectation · 回答符合预期　✗ does not · 生成错误",
+            PROBES,
             _probes(models),
             "## Resources · 资源",
             _figures(RESOURCES, models),
@@ -103,22 +117,23 @@ def write_summary(models: Sequence[Model], answer_characters: int) -> str:
     figures.add_column("")
     for model in models:
         figures.add_column(model.name, justify="right")
-    for figure in (*QUALITY, *RESOURCES):
+    for figure in shown((*QUALITY, *RESOURCES), models):
         figures.add_row(figure.label, *(written(figure, model) for model in models), end_section=figure is QUALITY[-1])
     console.print(figures)
     answers = Table(title="What they answer · 回答对照", title_justify="left", show_lines=True)
     answers.add_column("Question · 问题", ratio=2)
     for model in models:
         answers.add_column(model.name, ratio=3)
-    for index, probe in enumerate(models[0].probes):
-        shown = (_beginning(model.probes[index], answer_characters) for model in models)
-        answers.add_row(_shortened(question_of(probe), answer_characters), *shown)
+    for probe, judged, counts in first_wordings(models):
+        cells = (_beginning(each, count, answer_characters) for each, count in zip(judged, counts, strict=True))
+        answers.add_row(_shortened(question_of(probe), answer_characters), *cells)
     console.print(answers)
     return console.file.getvalue()
 
 
-def _beginning(judged: dict, characters: int) -> str:
-    return f"{'✓' if judged['met'] else '✗'} {_shortened(judged['answer'], characters)} ({judged['seconds']:.2f} s)"
+def _beginning(judged: dict, count: str, characters: int) -> str:
+    mark = f"{'✓' if judged['met'] else '✗'}{f' {count}' if count else ''}"
+    return f"{mark} {_shortened(judged['answer'], characters)} ({judged['seconds']:.2f} s)"
 
 
 def _shortened(text: str, characters: int) -> str:

@@ -2,11 +2,22 @@
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from stages.compare.difference import MEASURES, Move, differences, moved_most
-from stages.compare.gather import QUALITY, RESOURCES, Figure, Model, best_of, curves, question_of, written
-from stages.compare.markdown import DIFFERENCE, bounds
+from stages.compare.gather import (
+    QUALITY,
+    RESOURCES,
+    Figure,
+    Model,
+    best_of,
+    curves,
+    first_wordings,
+    question_of,
+    shown,
+    written,
+)
+from stages.compare.markdown import DIFFERENCE, PROBES, bounds
 from stages.compare.text_quality import Verdict, by_descriptor
 
 CONTENT_MARK = "{plot_divs}"  # where DVC's own plots go in the same page
@@ -69,7 +80,7 @@ def _table(corner: str, kind: str, models: Sequence[Model], body: Sequence[str])
 
 def _figures(figures: Sequence[Figure], models: Sequence[Model]) -> str:
     body = []
-    for figure in figures:
+    for figure in shown(figures, models):
         best = best_of(figure, models)
         kinds = ["number best" if best is not None and figure.of(model) == best else "number" for model in models]
         cells = [f'<td class="{kind}">{written(figure, model)}</td>' for kind, model in zip(kinds, models, strict=True)]
@@ -77,18 +88,31 @@ def _figures(figures: Sequence[Figure], models: Sequence[Model]) -> str:
     return _table("", "number", models, body)
 
 
-def _answer(judged: dict) -> str:
+def _answer(judged: dict, count: str = "") -> str:
     mark = '<span class="met">✓</span>' if judged["met"] else '<span class="missed">✗</span>'
-    return f'<td class="answer">{mark} {html.escape(judged["answer"])}<br><small>{judged["seconds"]:.2f} s</small></td>'
+    below = f"<small>{count} {judged['seconds']:.2f} s</small>"
+    return f'<td class="answer">{mark} {html.escape(judged["answer"])}<br>{below}</td>'
+
+
+def _probe(probe: dict, cells: Iterable[str]) -> str:
+    return f'<tr><td class="question">{html.escape(question_of(probe))}</td>{"".join(cells)}</tr>'
 
 
 def _probes(models: Sequence[Model]) -> str:
-    body = [
-        f'<tr><td class="question">{html.escape(question_of(probe))}</td>'
-        f"{''.join(_answer(model.probes[index]) for model in models)}</tr>"
+    """Each probe in its first wording; all wordings to unfold."""
+    first = [
+        _probe(probe, (_answer(each, count) for each, count in zip(answers, counts, strict=True)))
+        for probe, answers, counts in first_wordings(models)
+    ]
+    every = [
+        _probe(probe, (_answer(model.probes[index]) for model in models))
         for index, probe in enumerate(models[0].probes)
     ]
-    return _table("Question · 问题", "answer", models, body)
+    table = _table("Question · 问题", "answer", models, first)
+    if len(every) == len(first):
+        return table
+    unfolded = _table("Question · 问题", "answer", models, every)
+    return f"{table}<details><summary>All wordings · 全部问法 ({len(every)})</summary>{unfolded}</details>"
 
 
 def _differences(models: Sequence[Model]) -> str:
@@ -203,7 +227,7 @@ def write_page(models: Sequence[Model], verdicts: Sequence[Verdict], page: str) 
         "<h2>What moved most · 变化最大的行</h2>",
         _moves(models),
         "<h2>What they answer · 回答对照</h2>",
-        '<p class="lead">✓ meets the expectation · 回答符合预期　✗ does not · 生成错误</p>',
+        f'<p class="lead">{PROBES}</p>',
         _probes(models),
         "<h2>Loss curves · 损失曲线</h2>",
         _chart("by_step", _curve_chart(points, "step", "step · 步")),

@@ -39,8 +39,16 @@ def key_of(arguments: argparse.Namespace, knobs: params.Params, found: base.Base
 
 
 def training_metrics(manifest: adapters.Manifest | None) -> dict:
-    keys = ("train_loss", "seconds", "peak_memory_gib", "tokens_per_second", "steps", "trainable_parameters")
-    return {key: manifest.training[key] for key in keys} if manifest else dict.fromkeys(keys, None)
+    keys = (
+        "train_loss",
+        "seconds",
+        "watt_hours",
+        "peak_memory_gib",
+        "tokens_per_second",
+        "steps",
+        "trainable_parameters",
+    )
+    return {key: manifest.training.get(key) for key in keys} if manifest else dict.fromkeys(keys, None)
 
 
 @program

@@ -20,7 +20,7 @@ def refuse_other_rows(champion: Evidence, challenger: Evidence) -> None:
     asked = [[row["id"] for row in each.rows] for each in (champion, challenger)]
     if asked[0] != asked[1]:
         raise UserError(
-            f"{champion.name} and {challenger.name} were evaluated on different rows; run `dvc repro` and promote again."
+            f"{champion.name} and {challenger.name} were evaluated on different rows; run `dvc repro`, then promote."
         )
 
 

@@ -1,25 +1,42 @@
 import builtins
+import json
 
 import pytest
 
 from chat import terminal
 from models.answering import Answer
+from models.errors import UserError
 from models.sample import Message
 
 
-class Echo:
-    """Answers with how many messages it saw, in two pieces."""
+class Stream:
+    """An answer in two pieces."""
 
-    asked: list
-
-    def __init__(self, messages):
-        type(self).asked.append(messages)
-        self.text = f"我看到了{len(messages)}条。"
-        self.answer = Answer(self.text, tokens=5, seconds=0.5)
+    def __init__(self, text):
+        self.text, self.answer = text, Answer(text, tokens=5, seconds=0.5)
 
     def __iter__(self):
         yield self.text[:2]
         yield self.text[2:]
+
+
+class Echo:
+    """Answers with how many messages it saw, and with a mark where it shall answer differently."""
+
+    def __init__(self, fits):
+        self.asked, self.fits, self.name = [], fits, "tiny"
+
+    def names(self):
+        return ["base", "lora"]
+
+    def switch(self, name):
+        if name not in self.names():
+            raise UserError(f"There is no adapter {name!r}.")
+        self.name = f"tiny + {name}"
+
+    def answer(self, messages, differently=False):
+        self.asked.append(messages)
+        return Stream(f"我看到了{len(messages)}条{'，另说' * differently}。")
 
 
 @pytest.fixture
@@ -27,8 +44,7 @@ def talk(monkeypatch, capsys):
     """Type lines into the chat; gives what it printed and what the model was asked."""
 
     def run(*lines, fits=lambda messages: True):
-        Echo.asked = []
-        typed = iter(lines)
+        partner, typed = Echo(fits), iter(lines)
 
         def read(prompt=""):
             print(prompt, end="")
@@ -38,8 +54,8 @@ def talk(monkeypatch, capsys):
             return line
 
         monkeypatch.setattr(builtins, "input", read)
-        terminal.run("tiny", Echo, fits)
-        return capsys.readouterr().out, Echo.asked
+        terminal.run(partner)
+        return capsys.readouterr().out, partner.asked
 
     return run
 
@@ -80,3 +96,47 @@ def test_it_asks_again_for_the_mode_and_passes_over_empty_lines(talk):
     printed, asked = talk("3", "多轮对话", "", "你好", "stop")
     assert printed.count("请选择对话模式") == 2
     assert len(asked) == 1
+
+
+def test_undo_takes_back_a_turn_and_then_there_is_none(talk):
+    printed, asked = talk("2", "一", "二", "/undo", "三", "/undo", "/undo", "/undo", "stop")
+    assert [message.content for message in asked[2]] == ["一", "我看到了1条。", "三"]
+    assert "已撤回：二" in printed
+    assert terminal.NOTHING in printed
+
+
+@pytest.mark.parametrize("mode", ["1", "2"])
+def test_retry_asks_the_last_question_again_for_another_answer(talk, mode):
+    printed, asked = talk(mode, "一", "二", "/retry", "三", "stop")
+    assert asked[2] == asked[1]
+    assert "另说" in printed
+    if mode == "2":
+        assert [message.content for message in asked[3]][3] == "我看到了3条，另说。"
+
+
+def test_another_adapter_answers_and_an_unknown_one_changes_nothing(talk):
+    printed, asked = talk("2", "一", "/adapter lora", "二", "/adapter other", "/adapter", "stop")
+    assert printed.count("现在由 tiny + lora 回答") == 3
+    assert "There is no adapter 'other'" in printed
+    assert len(asked[1]) == 3
+
+
+def test_what_is_saved_is_a_row_that_ingest_reads(talk, tmp_path):
+    from models.sample import read_messages
+
+    file = tmp_path / "said.jsonl"
+    talk("2", "一", "二", f"/save {file}", "stop")
+    talk("1", "一", "二", f"/save {file}", "stop")
+    rows = [read_messages(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [len(row) for row in rows] == [4, 2, 2]
+    assert rows[0][-1] == Message("assistant", "我看到了3条。")
+    printed, _ = talk("1", "/save", "一", f"/save {tmp_path}/no/where.jsonl", "stop")
+    assert terminal.NOTHING in printed
+    assert "No such file or directory" in printed
+
+
+def test_an_unknown_command_is_answered_with_the_commands(talk):
+    printed, asked = talk("1", "/what", "stop")
+    assert "/undo" in printed
+    assert "base, lora" in printed
+    assert not asked

@@ -3,50 +3,10 @@ import json
 
 import pytest
 import torch
+from given import SETTINGS, logits, manifest_of, shake
 
 from models import adapters, base
 from models.errors import UserError
-from models.prompt import PROMPT_VERSION
-
-SETTINGS = {
-    "lora": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value"]},
-    "lora everywhere": {"rank": 2, "alpha": 4, "target_modules": ["dense", "dense_h_to_4h", "dense_4h_to_h"]},
-    "lora rank-stabilized": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value", "dense"], "rslora": True},
-    "lora dora": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value", "dense"], "dora": True},
-    "full": {},
-    "ptuning_v2": {"prefix_tokens": 5},
-    "ptuning_v2 projected": {"prefix_tokens": 5, "projection": True},
-}
-
-
-def manifest_of(found: base.Base, method: str = "lora") -> adapters.Manifest:
-    return adapters.Manifest(
-        name=method,
-        method=method,
-        settings={},
-        base=found.name,
-        base_identity=found.identity,
-        tokenizer_sha256=found.tokenizer_sha256,
-        prompt_version=PROMPT_VERSION,
-        quantization=None,
-        dtype="float32",
-        receipt_sha256="",
-        code_commit=None,
-        training={},
-    )
-
-
-def logits(model, config) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(torch.tensor([[40, 41, config.gmask_token_id, config.bos_token_id, 50]])).logits
-
-
-def shake(model) -> None:
-    """Give the adapter weights that matter: a fresh LoRA changes nothing."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter))
 
 
 @pytest.fixture

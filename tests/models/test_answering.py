@@ -3,6 +3,7 @@ import torch
 from given import conversation
 
 from models.answering import Stream, answer_all, greedy, sampled
+from models.decoding import Decoder
 from models.prompt import clean_answer, encode_prompt
 
 CONVERSATIONS = [
@@ -31,9 +32,10 @@ def test_the_answer_ends_at_eop(model, tokenizer):
 
 
 @pytest.mark.parametrize("generation", [greedy, sampled])
-def test_the_pieces_of_a_stream_make_its_answer(model, tokenizer, generation):
+@pytest.mark.parametrize("decoder", [None, Decoder()])
+def test_the_pieces_of_a_stream_make_its_answer(model, tokenizer, generation, decoder):
     for messages in CONVERSATIONS:
-        stream = Stream(model, tokenizer, messages, generation(model, 24))
+        stream = Stream(model, tokenizer, messages, generation(model, 24), decoder)
         text = "".join(stream)
         assert text == stream.answer.text
         assert text == clean_answer(text)

@@ -1,0 +1,91 @@
+"""Whoever answers in the chat: the base, an adapter on it, or the champion; it can be another one at any time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from models import adapters, base
+from models.errors import UserError
+from models.sample import Message
+
+BASE, CHAMPION = "base", "champion"
+
+
+class Partner:
+    """A loaded model that can be switched.
+
+    Args:
+        weights: folder of the base and the adapters; the champion lies beside it.
+        name: ``base``, ``champion``, an adapter's key, or None for the champion if there is one, else the base.
+        room: tokens of an answer, at most.
+        sample: whether answers are sampled, where they are not greedy.
+
+    Raises:
+        UserError: the base or the adapter is missing, or they do not belong together.
+    """
+
+    def __init__(self, weights: Path, name: str | None, dtype: str, room: int, sample: bool):
+        if not (weights / BASE / base.RECORD).is_file():
+            raise UserError(f"There is no base model in {weights / BASE}; run `make demo` or `dvc repro base`.")
+        self.weights, self.dtype, self.room, self.sample = weights, dtype, room, sample
+        self.base = base.read_record(weights / BASE)
+        self.tokenizer = base.load_tokenizer(self.base.folder)
+        self.key, self.model = "", None
+        self.switch(name or (CHAMPION if CHAMPION in self.names() else BASE))
+        if self.longest_prompt() < 1:
+            raise UserError(
+                f"--max-new-tokens must be less than the model's {self.model.config.max_sequence_length} tokens."
+            )
+
+    @property
+    def name(self) -> str:
+        return self.base.name if self.key == BASE else f"{self.base.name} + {self.key}"
+
+    def names(self) -> list[str]:
+        """Who could answer."""
+        found = sorted(path.parent.name for path in self.weights.glob(f"*/{adapters.MANIFEST}"))
+        there = (self._folder(CHAMPION) / adapters.MANIFEST).is_file()
+        return [BASE, *([CHAMPION] if there else []), *found]
+
+    def _folder(self, name: str) -> Path:
+        return self.weights.parent / CHAMPION if name == CHAMPION else self.weights / name
+
+    def switch(self, name: str) -> None:
+        """Let another one answer. What cannot be loaded is refused while the present one is still there.
+
+        Raises:
+            UserError: there is no such adapter, or it does not belong to the base.
+        """
+        from models.decoding import Decoder
+
+        if name not in self.names():
+            raise UserError(f"There is no adapter {name!r} in {self.weights}; there are: {', '.join(self.names())}.")
+        if name != BASE:
+            adapters.check(adapters.read_manifest(self._folder(name)), self.base, self._folder(name))
+        self.model = None  # before the next one is loaded: there may be no memory for two
+        try:
+            self.model = self._load(name)
+            self.key = name
+        except UserError:
+            self.model = self._load(self.key) if self.key else None
+            raise
+        finally:
+            self.decoder = Decoder()
+
+    def _load(self, name: str):
+        return base.load_model(self.base, self.dtype) if name == BASE else adapters.load(self._folder(name), self.base)
+
+    def answer(self, messages: Sequence[Message], differently: bool = False):
+        """A :class:`models.answering.Stream` of the answer; ``differently`` samples one."""
+        from models.answering import Stream, greedy, sampled
+
+        generation = (sampled if self.sample or differently else greedy)(self.model, self.room)
+        return Stream(self.model, self.tokenizer, messages, generation, self.decoder)
+
+    def longest_prompt(self) -> int:
+        """Tokens that leave room for an answer."""
+        return self.model.config.max_sequence_length - self.room
+
+    def fits(self, messages: Sequence[Message]) -> bool:
+        from models.prompt import encode_prompt
+
+        return len(encode_prompt(self.tokenizer, messages)) <= self.longest_prompt()

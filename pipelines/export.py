@@ -1,0 +1,63 @@
+"""An adapter in a form that others read, and back.
+
+``python -m pipelines.export lora --merged DIR`` writes a whole model in the official file layout, with the adapter in
+its weights; ``base.model: DIR`` in params.yaml takes it as a base. ``python -m pipelines.export ptuning_v2 --official
+DIR`` writes a prefix as the published P-Tuning code saves it; ``python -m pipelines.export NAME --from FILE`` makes
+an adapter of such a file, for the chat.
+"""
+
+import argparse
+from pathlib import Path
+
+from models import base, exchange
+from models.errors import UserError, program
+from stages import params
+
+WEIGHTS, CHAMPION = Path("models/weights"), Path("models/champion")
+
+
+def folder_of(name: str) -> Path:
+    """Where an adapter lies, if its name could be one."""
+    if name != "champion" and name not in params.load().adapters and not (WEIGHTS / Path(name).name).is_dir():
+        raise UserError(f"There is no adapter {name!r}; params.yaml has {', '.join(params.load().adapters)}.")
+    return CHAMPION if name == "champion" else WEIGHTS / Path(name).name
+
+
+def refuse_to_overwrite(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already; name a new folder.")
+
+
+def take_over(name: str, file: Path) -> Path:
+    """Make an adapter of a published P-Tuning checkpoint; gives its folder."""
+    knobs = params.load()
+    if name in knobs.adapters or not name.replace("_", "").replace("-", "").isalnum():
+        raise UserError(f"{name!r} is the name of an adapter in params.yaml, or none at all; choose another.")
+    out = WEIGHTS / name
+    refuse_to_overwrite(out)
+    exchange.load_official_prefix(file, base.read_record(WEIGHTS / "base"), name, knobs.base.dtype, out)
+    return out
+
+
+@program
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write an adapter in a form that others read, or read one.")
+    parser.add_argument("adapter", help="an adapter's key, or champion")
+    ways = parser.add_mutually_exclusive_group(required=True)
+    ways.add_argument("--merged", type=Path, metavar="DIR", help="a whole model in the official file layout")
+    ways.add_argument("--official", type=Path, metavar="DIR", help="a prefix as the published P-Tuning code saves it")
+    ways.add_argument("--from", type=Path, metavar="FILE", dest="file", help="pytorch_model.bin to make the adapter of")
+    arguments = parser.parse_args()
+    if arguments.file is not None:
+        out = take_over(arguments.adapter, arguments.file)
+        print(f"{out}\nTalk to it · 和它对话：python -m chat --adapter {out.name}")
+        return
+    folder, found = folder_of(arguments.adapter), base.read_record(WEIGHTS / "base")
+    out = arguments.merged or arguments.official
+    refuse_to_overwrite(out)
+    (exchange.save_merged if arguments.merged else exchange.save_official_prefix)(folder, found, out)
+    print(out)
+
+
+if __name__ == "__main__":
+    main()

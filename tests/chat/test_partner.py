@@ -1,0 +1,84 @@
+import shutil
+
+import pytest
+import torch
+from given import manifest_of
+
+from chat.partner import Partner
+from models import adapters, base
+from models.errors import UserError
+from models.sample import Message
+
+QUESTION = [Message("user", "你是谁？")]
+
+
+@pytest.fixture
+def weights(base_folder, tmp_path):
+    """A base, a LoRA and a prefix on it."""
+    folder = tmp_path / "weights"
+    shutil.copytree(base_folder, folder / "base")
+    found = base.read_record(folder / "base")
+    hows = {
+        "lora": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value"]},
+        "ptuning_v2": {"prefix_tokens": 4},
+    }
+    for seed, (method, how) in enumerate(hows.items()):
+        torch.manual_seed(seed)
+        tuned = adapters.attach(base.load_model(found, "float32"), method, **how)
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter)
+        adapters.save(tuned, folder / method, manifest_of(found, method))
+    return folder
+
+
+def partner_of(weights, name=None) -> Partner:
+    return Partner(weights, name, "float32", room=8, sample=False)
+
+
+def answer(partner, **how) -> str:
+    stream = partner.answer(QUESTION, **how)
+    text = "".join(stream)
+    assert text == stream.answer.text
+    return text
+
+
+def test_the_champion_answers_if_there_is_one(weights):
+    assert partner_of(weights).name == "tiny"
+    shutil.copytree(weights / "lora", weights.parent / "champion")
+    champion = partner_of(weights)
+    assert champion.name == "tiny + champion"
+    assert champion.names() == ["base", "champion", "lora", "ptuning_v2"]
+    assert answer(champion) == answer(partner_of(weights, "lora"))
+
+
+def test_switched_it_answers_as_the_other_would_and_back_as_before(weights):
+    partner = partner_of(weights, "base")
+    said = {name: answer(partner_of(weights, name)) for name in ("base", "lora", "ptuning_v2")}
+    assert len(set(said.values())) == 3
+    for name in ("lora", "ptuning_v2", "base", "lora"):
+        partner.switch(name)
+        assert answer(partner) == said[name]
+
+
+def test_what_cannot_be_loaded_leaves_the_present_one(weights):
+    partner = partner_of(weights, "lora")
+    said = answer(partner)
+    (weights / "ptuning_v2" / adapters.WEIGHTS).write_bytes(b"damaged")
+    for name, reason in (("other", "There is no adapter 'other'"), ("ptuning_v2", "is not the file")):
+        with pytest.raises(UserError, match=reason):
+            partner.switch(name)
+        assert (partner.key, answer(partner)) == ("lora", said)
+
+
+def test_another_answer_is_sampled(weights):
+    partner = partner_of(weights, "lora")
+    torch.manual_seed(0)
+    assert len({answer(partner, differently=True) for _ in range(5)}) > 1
+
+
+def test_no_base_and_no_room_are_one_sentence(weights, tmp_path):
+    with pytest.raises(UserError, match="no base model"):
+        partner_of(tmp_path)
+    with pytest.raises(UserError, match="max-new-tokens must be less"):
+        Partner(weights, "base", "float32", room=100_000, sample=False)
