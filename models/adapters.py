@@ -310,10 +310,16 @@ def put_prefix(tuned, rows) -> None:
         tuned.prompt_encoder[tuned.active_adapter].embedding.weight.copy_(rows)
 
 
-def load(folder: Path, base: Base):
-    """A saved adapter on its base, loaded as it was trained, in evaluation mode.
+AS_TRAINED = "as trained"
+
+
+def load(folder: Path, base: Base, quantization: int | str | None = AS_TRAINED):
+    """A saved adapter on its base, in evaluation mode.
 
     The manifest is checked first: a mismatch is told before gigabytes are read.
+
+    Args:
+        quantization: 4 or 8 bits for the base, None for none; by default those of the training.
 
     Raises:
         UserError: see :func:`read_manifest`, :func:`check` and :func:`models.base.load_model`.
@@ -322,7 +328,7 @@ def load(folder: Path, base: Base):
 
     manifest = read_manifest(folder)
     check(manifest, base, folder)
-    model = load_model(base, manifest.dtype, manifest.quantization)
+    model = load_model(base, manifest.dtype, manifest.quantization if quantization == AS_TRAINED else quantization)
     if manifest.method == "full":
         _load_all_weights(model, folder)
         return model

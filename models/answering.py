@@ -57,11 +57,13 @@ def answer_all(
     max_new_tokens: int,
     batch_size: int,
     decoder: Decoder | None = None,
+    seed: int | None = None,
 ) -> Iterator[tuple[int, Answer]]:
-    """Greedy answers in left-padded batches of similar length.
+    """Answers in left-padded batches of similar length: greedy, or sampled where there is a seed.
 
     Args:
         conversations: each ending with the question to answer.
+        seed: every batch begins with it, so that what is asked before changes no answer.
         decoder: for the model as it is now; by default transformers' own loop.
 
     Yields:
@@ -75,7 +77,10 @@ def answer_all(
         batch = batch.to(model.device)
         started = time.perf_counter()
         with torch.inference_mode():
-            how = {"generation_config": greedy(model, max_new_tokens), "custom_generate": decoder}
+            if seed is not None:
+                torch.manual_seed(seed)
+            generation = (greedy if seed is None else sampled)(model, max_new_tokens)
+            how = {"generation_config": generation, "custom_generate": decoder}
             generated = model.generate(**batch, **how)
         seconds = (time.perf_counter() - started) / len(chosen)
         for index, row in zip(chosen, generated[:, batch["input_ids"].shape[1] :].tolist(), strict=True):

@@ -11,19 +11,13 @@ from pathlib import Path
 
 from models.errors import UserError, program
 from models.storage import read_json, sha256_of, write_json
-from pipelines import registry
+from pipelines import evidence, registry
+from pipelines.evidence import CHECKED, GENERAL, METRICS, PREDICTIONS, PROBES, WEIGHTS
 from pipelines.programs import run_module
 from stages import params
 
-WEIGHTS, PREDICTIONS, METRICS = Path("models/weights"), Path("data/predictions"), Path("reports/metrics")
 DECISION, REASONS = Path("reports/promotion.json"), Path("reports/promotion.md")
 EVIDENCE = Path("models/checkpoints/champion")  # the champion's answers to the rows of today
-PROBES, GENERAL, CHECKED, ENCODED = (
-    Path("data/demo/probes.jsonl"),
-    Path("data/general/checked"),
-    Path("data/checked"),
-    Path("data/encoded"),
-)
 NOT_PROMOTED = 3
 
 
@@ -59,25 +53,14 @@ def evidence_of_champion() -> tuple[Path, Path]:
     Raises:
         UserError: it cannot be evaluated, because it belongs to another base, for example.
     """
-    predictions, metrics, key = EVIDENCE / "predictions", EVIDENCE / "metrics.json", EVIDENCE / "key.json"
+    predictions, metrics = EVIDENCE / "predictions/champion", EVIDENCE / "metrics/champion.json"
+    key = EVIDENCE / "key.json"
     knobs = params.load()
     files = [registry.FOLDER / "manifest.json", PROBES, *(each / "receipt.json" for each in (CHECKED, GENERAL))]
     inputs = {str(path): sha256_of(path) for path in files} | {"evaluate": knobs.evaluate.max_new_tokens}
     if key.is_file() and read_json(key) == inputs and metrics.is_file():
         return predictions, metrics
-    paths = {
-        "base": WEIGHTS / "base",
-        "weights": registry.FOLDER,
-        "checked": CHECKED,
-        "encoded": ENCODED,
-        "general": GENERAL,
-        "probes": PROBES,
-        "predictions": predictions,
-        "metrics": metrics,
-        "kept": EVIDENCE / "answers",
-    }
-    options = [part for option, path in paths.items() for part in (f"--{option}", str(path))]
-    if run_module("stages.evaluate", "--model", "champion", *options) != 0:
+    if evidence.evaluate("champion", registry.FOLDER, EVIDENCE) != 0:
         raise UserError(
             "The champion cannot be evaluated; the lines above say why. If it belongs to another base, retire it: "
             f"`git rm {registry.POINTER}`, and promote again."

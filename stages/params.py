@@ -245,9 +245,11 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """``models`` is every adapter and the base; params.yaml merges it from ``adapters``."""
+    """``samples``: answers that are sampled to each probe, with seeds from 0 on. ``models`` is every adapter and the
+    base; params.yaml merges it from ``adapters``."""
 
     max_new_tokens: Count = 128
+    samples: Annotated[int, Field(ge=0)] = 0
     batch_size: Count = 16
     models: dict[AdapterName, Adapter | None]
 

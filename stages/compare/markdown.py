@@ -26,7 +26,13 @@ DIFFERENCE = {
     "zh": "同一批行成对比较；对行做自助抽样，区间不含零时加粗",
 }
 
-PROBES = "✓ meets the probe's expectation · 回答符合预期　✗ does not · 生成错误　2/3: met in so many of its wordings · 各种问法中的次数"
+PROBES = " ".join(
+    (
+        "✓ meets the probe's expectation · 回答符合预期",
+        "✗ does not · 生成错误",
+        "2/3: met in so many of its wordings · 各种问法中的次数",
+    )
+)
 
 
 def _cell(text: str) -> str:

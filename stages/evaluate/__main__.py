@@ -21,6 +21,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Evaluate the base model or one adapter.")
     parser.add_argument("--model", required=True, help="'base' or an adapter's key")
     parser.add_argument("--kept", type=Path, required=True, help="folder for answers, should it be killed")
+    parser.add_argument(
+        "--bits", type=int, choices=(16, 8, 4), help="of the base; by default as the adapter's training"
+    )
     for name in ("base", "weights", "checked", "encoded", "general", "probes", "predictions", "metrics"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     return parser.parse_args()
@@ -35,7 +38,7 @@ def key_of(arguments: argparse.Namespace, knobs: params.Params, found: base.Base
     receipts = [sha256_of(folder / receipt.RECEIPT) for folder in (arguments.checked, arguments.general)]
     how = {"tokens": knobs.evaluate.max_new_tokens, "dtype": knobs.base.dtype, "prompt": PROMPT_VERSION}
     inputs = {"base": found.identity, "weights": weights, "data": receipts, "probes": sha256_of(arguments.probes)}
-    return sha256_of_json(inputs | how)
+    return sha256_of_json(inputs | how | {"samples": knobs.evaluate.samples, "bits": arguments.bits})
 
 
 def training_metrics(manifest: adapters.Manifest | None) -> dict:
@@ -62,7 +65,11 @@ def main() -> None:
     )
     is_base = arguments.model == "base"
     manifest = None if is_base else adapters.read_manifest(arguments.weights)
-    model = base.load_model(found, knobs.base.dtype) if is_base else adapters.load(arguments.weights, found)
+    bits = {"quantization": None if arguments.bits == 16 else arguments.bits} if arguments.bits else {}
+    if is_base:
+        model = base.load_model(found, knobs.base.dtype, **bits)
+    else:
+        model = adapters.load(arguments.weights, found, **bits)
 
     key = key_of(arguments, knobs, found, manifest and manifest.weights_sha256)
     kept = Kept(arguments.kept / f"{arguments.model}.{key[:16]}")

@@ -58,15 +58,17 @@ def ask(
     *,
     max_new_tokens: int,
     batch_size: int,
+    seed: int | None = None,
 ) -> list[Answer]:
-    """Greedy answers to conversations that end with a question, in their order.
+    """Answers to conversations that end with a question, in their order: greedy, or sampled where there is a seed.
 
     Args:
         conversations: by a key of their own among all that ``kept`` has.
+        seed: a sampled answer depends on its batch too, so ask one at a time.
     """
     open_keys = [key for key in conversations if key not in kept.answers]
     asked = [conversations[key] for key in open_keys]
-    stream = answer_all(model, tokenizer, asked, max_new_tokens, batch_size, Decoder())
+    stream = answer_all(model, tokenizer, asked, max_new_tokens, batch_size, Decoder(), seed)
     for index, answer in tqdm(stream, total=len(asked), desc="answer · 回答", unit="row", delay=2):
         kept.add(open_keys[index], answer)
     return [kept.answers[key] for key in conversations]

@@ -43,9 +43,12 @@ class Model:
         self.model, self.tokenizer, self.kept = model, tokenizer, kept
         self.budgets, self.knobs = knobs.encode, knobs.evaluate
 
-    def answers(self, kind: str, conversations: Sequence[Sequence[Message]], batch_size: int) -> list[Answer]:
+    def answers(
+        self, kind: str, conversations: Sequence[Sequence[Message]], batch_size: int, seed: int | None = None
+    ) -> list[Answer]:
+        """Answers to conversations but for their last message, which is the one taught."""
         asked = {f"{kind} {number}": messages[:-1] for number, messages in enumerate(conversations)}
-        how = {"max_new_tokens": self.knobs.max_new_tokens, "batch_size": batch_size}
+        how = {"max_new_tokens": self.knobs.max_new_tokens, "batch_size": batch_size, "seed": seed}
         return ask(self.model, self.tokenizer, asked, self.kept, **how)
 
     def encode(self, samples: Sequence[Sample]) -> list[dict]:
@@ -59,12 +62,13 @@ def measure(model: Model, questions: Questions) -> Measured:
     task, eval_metrics = of_samples(model, "eval", questions.task)
     general, general_metrics = of_samples(model, "general", questions.general, divergence=True)
     probes = of_probes(model, questions.probes)
+    sampled = sampled_probes(model, [probe for probe in questions.probes if probe.wording == 0])
     every = [*task, *general, *probes]
     tokens, seconds = (sum(row[key] for row in every) for key in ("tokens", "seconds"))
     metrics = {
         "eval": eval_metrics | of_lengths(task),
         "general": general_metrics,
-        "probes": probe_metrics(probes),
+        "probes": probe_metrics(probes) | {"sampled": variety(sampled)},
         "generation": {
             "tokens_per_second": round(tokens / max(seconds, 1e-9), 2),
             "seconds_an_answer": round(seconds / len(every), 4),
@@ -72,7 +76,7 @@ def measure(model: Model, questions: Questions) -> Measured:
             "peak_memory_gib": round(peak_memory_gib(), 3),
         },
     }
-    return Measured({"eval": task, "general": general, "probes": probes}, metrics)
+    return Measured({"eval": task, "general": general, "probes": probes, "sampled": sampled}, metrics)
 
 
 def of_samples(model: Model, kind: str, samples: Sequence[Sample], divergence: bool = False) -> tuple[list[dict], dict]:
@@ -132,6 +136,26 @@ def of_probes(model: Model, probes: Sequence[Probe]) -> list[dict]:
     # One at a time, so that each answer has a time of its own.
     answers = model.answers("probe", [probe.messages for probe in probes], 1)
     return [judge(probe, answer) for probe, answer in zip(probes, answers, strict=True)]
+
+
+def sampled_probes(model: Model, probes: Sequence[Probe]) -> list[dict]:
+    """One row for each seed and probe."""
+    rows = []
+    for seed in range(model.knobs.samples):
+        answers = model.answers(f"seed {seed}", [probe.messages for probe in probes], 1, seed)
+        rows += [judge(probe, answer) | {"seed": seed} for probe, answer in zip(probes, answers, strict=True)]
+    return rows
+
+
+def variety(sampled: Sequence[dict]) -> dict | None:
+    """How often sampled answers meet their probe, and the share of those to one probe that differ, from 1/n to 1."""
+    if not sampled:
+        return None
+    of_probe: dict[str, list[str]] = {}
+    for row in sampled:
+        of_probe.setdefault(row["id"], []).append(row["answer"])
+    distinct = sum(len(set(answers)) / len(answers) for answers in of_probe.values()) / len(of_probe)
+    return {"met": round(sum(row["met"] for row in sampled) / len(sampled), 4), "distinct": round(distinct, 4)}
 
 
 def judge(probe: Probe, answer: Answer) -> dict:

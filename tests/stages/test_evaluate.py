@@ -110,7 +110,12 @@ def test_a_model_is_measured_and_goes_on_where_it_was_killed(base_folder, tokeni
         return measure(Model(tuned, tokenizer, Kept(tmp_path / name), knobs()), questions)
 
     whole = run("a.1")
-    assert {name: len(rows) for name, rows in whole.rows.items()} == {"eval": 3, "general": 2, "probes": 3}
+    assert {name: len(rows) for name, rows in whole.rows.items()} == {
+        "eval": 3,
+        "general": 2,
+        "probes": 3,
+        "sampled": 6,
+    }
     assert [row["verdict"] for row in whole.rows["probes"]] == [UNMET, UNMET, MET]
     assert whole.metrics["general"]["divergence"] == pytest.approx(0, abs=1e-6)
     assert whole.metrics["eval"]["loss"] == pytest.approx(
@@ -119,7 +124,7 @@ def test_a_model_is_measured_and_goes_on_where_it_was_killed(base_folder, tokeni
         rel=1e-4,
     )
     lines = (tmp_path / "a.1").read_bytes().splitlines(keepends=True)
-    assert len(lines) == 8
+    assert len(lines) == 14
     (tmp_path / "b.1").write_bytes(b"".join(lines[:4]) + lines[4][:10])
     again = run("b.1")
     for name, rows in whole.rows.items():

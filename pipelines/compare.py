@@ -1,0 +1,81 @@
+"""The comparison between two revisions: ``python -m pipelines.compare REV REV``.
+
+Base and adapters of the first revision stand beside the adapters of the second, on the rows that all of them answered.
+DVC fetches what it has of each; the workspace stays as it is. A revision is whatever git takes for one: a commit, a
+branch, a tag, ``HEAD~1``.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from models.errors import UserError, program
+from pipelines import dvc, evidence
+from pipelines.programs import output_of
+
+OUT = Path("reports/revisions.html")
+
+
+def short(revision: str) -> str:
+    """A commit's short name.
+
+    Raises:
+        UserError: there is no such revision.
+    """
+    try:
+        return output_of("git", "rev-parse", "--verify", "--short", f"{revision}^{{commit}}")
+    except UserError:
+        raise UserError(f"git knows no revision {revision!r}.") from None
+
+
+def fetch(commit: str, folder: Path) -> list[str]:
+    """Put what a revision has of every model into a folder, as ``NAME@COMMIT``; gives these names."""
+    there = output_of("git", "ls-tree", "--name-only", commit, f"{evidence.METRICS}/").splitlines()
+    metrics, predictions = folder / "metrics", folder / "predictions"
+    metrics.mkdir(exist_ok=True)
+    names = []
+    for name in (Path(path).stem for path in there):
+        own = f"{name}@{commit}"
+        try:
+            dvc.ask("get", ".", f"{evidence.PREDICTIONS}/{name}", "--rev", commit, "--out", str(predictions / own))
+        except UserError:
+            continue  # data.json and the like are no model's; what DVC has lost of one is told below
+        (metrics / f"{own}.json").write_text(output_of("git", "show", f"{commit}:{evidence.METRICS}/{name}.json"))
+        manifest = ["get", ".", f"{evidence.WEIGHTS}/{name}/manifest.json", "--rev", commit]
+        if name != "base":
+            (folder / "weights" / own).mkdir(parents=True)
+            dvc.ask(*manifest, "--out", str(folder / "weights" / own / "manifest.json"))
+        names.append(own)
+    if not names:
+        raise UserError(
+            f"Revision {commit} has no answers that DVC could find: commit dvc.lock and reports/ after `dvc repro`, "
+            "and `dvc push` them, or `dvc fetch --all-commits`."
+        )
+    return names
+
+
+def compare(revisions: tuple[str, str], out: Path) -> None:
+    """Write the comparison of two revisions."""
+    commits = [short(revision) for revision in revisions]
+    if commits[0] == commits[1]:
+        raise UserError(f"{revisions[0]} and {revisions[1]} are the same commit.")
+    with tempfile.TemporaryDirectory() as scratch:
+        found = [fetch(commit, Path(scratch)) for commit in commits]
+        names = sorted(found[0], key=lambda name: not name.startswith("base@"))
+        names += [name for name in found[1] if not name.startswith("base@")]
+        evidence.compare(names, Path(scratch), out, "--common")
+        print((Path(scratch) / "summary.txt").read_text(encoding="utf-8"))
+        print(out)
+
+
+@program
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare the models of two revisions.")
+    parser.add_argument("revisions", nargs=2, metavar="REV")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"the page; Markdown goes beside it ({OUT})")
+    arguments = parser.parse_args()
+    compare(tuple(arguments.revisions), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What quantization costs: ``python -m pipelines.quantization lora``.
+
+The same adapter answers everything on its base in 16 bits, 8 and 4; stage compare sets the three side by side: loss,
+equal answers, memory, speed.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from models.errors import UserError, program
+from pipelines import evidence
+from stages import params
+
+BITS = (16, 8, 4)
+
+
+def quantization(name: str, out: Path) -> str:
+    """Write the comparison; gives its short form."""
+    if name not in params.load().adapters:
+        raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(params.load().adapters)}.")
+    weights = evidence.WEIGHTS / name
+    names = [f"{name} {bits} bit" for bits in BITS]
+    with tempfile.TemporaryDirectory() as scratch:
+        for label, bits in zip(names, BITS, strict=True):
+            if evidence.evaluate(label, weights, Path(scratch), "--bits", str(bits)) != 0:
+                raise UserError(f"{name} could not be evaluated in {bits} bits; the lines above say why.")
+        evidence.compare(names, Path(scratch), out)
+        return (Path(scratch) / "summary.txt").read_text(encoding="utf-8")
+
+
+@program
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Evaluate an adapter on its base in 16, 8 and 4 bits.")
+    parser.add_argument("adapter", help="its key under adapters: in params.yaml")
+    parser.add_argument("--out", type=Path, help="the page; Markdown goes beside it")
+    arguments = parser.parse_args()
+    out = arguments.out or Path(f"reports/quantization_{arguments.adapter}.html")
+    print(quantization(arguments.adapter, out))
+    print(out)
+
+
+if __name__ == "__main__":
+    main()
