@@ -7,14 +7,14 @@ from models import adapters, base
 from models.errors import UserError
 from models.sample import Message
 
-BASE, CHAMPION = "base", "champion"
+BASE, CHAMPION, IMPORTED = "base", "champion", "imported"
 
 
 class Partner:
     """A loaded model that can be switched.
 
     Args:
-        weights: folder of the base and the adapters; the champion lies beside it.
+        weights: folder of the base and the adapters; the champion and what was imported lie beside it.
         name: ``base``, ``champion``, an adapter's key, or None for the champion if there is one, else the base.
         room: tokens of an answer, at most.
         sample: whether answers are sampled, where they are not greedy.
@@ -42,12 +42,16 @@ class Partner:
 
     def names(self) -> list[str]:
         """Who could answer."""
-        found = sorted(path.parent.name for path in self.weights.glob(f"*/{adapters.MANIFEST}"))
+        folders = (self.weights, self.weights.parent / IMPORTED)
+        found = sorted(path.parent.name for folder in folders for path in folder.glob(f"*/{adapters.MANIFEST}"))
         there = (self._folder(CHAMPION) / adapters.MANIFEST).is_file()
         return [BASE, *([CHAMPION] if there else []), *found]
 
     def _folder(self, name: str) -> Path:
-        return self.weights.parent / CHAMPION if name == CHAMPION else self.weights / name
+        if name == CHAMPION:
+            return self.weights.parent / CHAMPION
+        own = self.weights / name
+        return own if own.is_dir() else self.weights.parent / IMPORTED / name
 
     def switch(self, name: str) -> None:
         """Let another one answer. What cannot be loaded is refused while the present one is still there.

@@ -38,6 +38,8 @@ def save_merged(folder: Path, found: base.Base, out: Path) -> None:
     model = adapters.merged(folder, found)
     with writing_folder(out) as temporary:
         model.save_pretrained(temporary, max_shard_size=SHARD)
+        for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors keeps what it writes from other users
         for name in TOKENIZER_FILES:
             shutil.copyfile(found.folder / name, temporary / name)
 

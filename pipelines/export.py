@@ -13,14 +13,16 @@ from models import base, exchange
 from models.errors import UserError, program
 from stages import params
 
-WEIGHTS, CHAMPION = Path("models/weights"), Path("models/champion")
+WEIGHTS, CHAMPION, IMPORTED = Path("models/weights"), Path("models/champion"), Path("models/imported")
 
 
 def folder_of(name: str) -> Path:
-    """Where an adapter lies, if its name could be one."""
-    if name != "champion" and name not in params.load().adapters and not (WEIGHTS / Path(name).name).is_dir():
-        raise UserError(f"There is no adapter {name!r}; params.yaml has {', '.join(params.load().adapters)}.")
-    return CHAMPION if name == "champion" else WEIGHTS / Path(name).name
+    """Where an adapter lies."""
+    if name == "champion":
+        return CHAMPION
+    if name not in params.load().adapters:
+        raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(params.load().adapters)}.")
+    return WEIGHTS / name
 
 
 def refuse_to_overwrite(out: Path) -> None:
@@ -33,7 +35,7 @@ def take_over(name: str, file: Path) -> Path:
     knobs = params.load()
     if name in knobs.adapters or not name.replace("_", "").replace("-", "").isalnum():
         raise UserError(f"{name!r} is the name of an adapter in params.yaml, or none at all; choose another.")
-    out = WEIGHTS / name
+    out = IMPORTED / name
     refuse_to_overwrite(out)
     exchange.load_official_prefix(file, base.read_record(WEIGHTS / "base"), name, knobs.base.dtype, out)
     return out

@@ -12,15 +12,16 @@ from models.errors import UserError, program
 from pipelines import evidence
 from stages import params
 
-BITS = (16, 8, 4)
+BITS = (16, 8, 4)  # 16 stands for the type that the base is in
 
 
 def quantization(name: str, out: Path) -> str:
     """Write the comparison; gives its short form."""
-    if name not in params.load().adapters:
-        raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(params.load().adapters)}.")
+    knobs = params.load()
+    if name not in knobs.adapters:
+        raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(knobs.adapters)}.")
     weights = evidence.WEIGHTS / name
-    names = [f"{name} {bits} bit" for bits in BITS]
+    names = [f"{name} {knobs.base.dtype if bits == 16 else f'{bits} bit'}" for bits in BITS]
     with tempfile.TemporaryDirectory() as scratch:
         for label, bits in zip(names, BITS, strict=True):
             if evidence.evaluate(label, weights, Path(scratch), "--bits", str(bits)) != 0:

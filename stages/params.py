@@ -220,7 +220,7 @@ class Full(Fit):
 
 Adapter = Annotated[Lora | PTuningV2 | Full, Field(discriminator="method")]
 # reports/metrics or models/weights has something of each of these names
-RESERVED_NAMES = {"base", "data", "general", "ingest", "tokens", "tokenizer"}
+RESERVED_NAMES = {"base", "champion", "data", "general", "ingest", "tokens", "tokenizer"}
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 

@@ -145,8 +145,9 @@ def beside(first: Model, model: Model) -> dict:
     pairs = list(zip(first.task, model.task, strict=True))
     gain = sum(new["rouge-l"] - old["rouge-l"] for old, new in pairs) / len(pairs)
     training = model.metrics["training"]
+    untrained = first.metrics["training"].get("seconds") is None
     per_point = {
-        f"{key}_per_point": training[key] / gain if gain > 0 and training.get(key) else None
+        f"{key}_per_point": training[key] / gain if untrained and gain > 0 and training.get(key) else None
         for key in ("seconds", "watt_hours")
     }
     return {"equal_answers": sum(old["answer"] == new["answer"] for old, new in pairs) / len(pairs)} | per_point

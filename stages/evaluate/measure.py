@@ -148,14 +148,17 @@ def sampled_probes(model: Model, probes: Sequence[Probe]) -> list[dict]:
 
 
 def variety(sampled: Sequence[dict]) -> dict | None:
-    """How often sampled answers meet their probe, and the share of those to one probe that differ, from 1/n to 1."""
+    """How often sampled answers meet their probe, and how many behind a probe's first one are new: from 0 to 1."""
     if not sampled:
         return None
     of_probe: dict[str, list[str]] = {}
     for row in sampled:
         of_probe.setdefault(row["id"], []).append(row["answer"])
-    distinct = sum(len(set(answers)) / len(answers) for answers in of_probe.values()) / len(of_probe)
-    return {"met": round(sum(row["met"] for row in sampled) / len(sampled), 4), "distinct": round(distinct, 4)}
+    new, later = (sum(count(each) - 1 for each in of_probe.values()) for count in (lambda a: len(set(a)), len))
+    return {
+        "met": round(sum(row["met"] for row in sampled) / len(sampled), 4),
+        "distinct": round(new / later, 4) if later else None,
+    }
 
 
 def judge(probe: Probe, answer: Answer) -> dict:

@@ -39,6 +39,7 @@ class Project:
         for made in ("dvc.lock", "data/verdict", "data/sources.json"):
             (folder / made).unlink(missing_ok=True)
         self.edit_params(lambda params: params["base"]["tiny"].update(steps=60))
+        self.edit_params(lambda params: params["evaluate"].update(max_new_tokens=32, samples=1))
         for adapter in ("lora", "ptuning_v2"):
             self.edit_params(lambda params, adapter=adapter: params["adapters"][adapter].update(epochs=1))
         self.run("git", "init", "-q")
@@ -132,6 +133,62 @@ def test_chat_survives_odd_input(project):
         done = project.run(*command, *arguments, typed="1\nstop\n")
         assert done.returncode != 0
         assert "Traceback" not in done.stderr
+
+
+def test_what_is_better_becomes_the_champion_and_answers(project):
+    project.run("git", "config", "user.name", "test")
+    project.run("git", "config", "user.email", "test@localhost")
+    done = project.run(sys.executable, "-m", "pipelines.promote", "lora")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "champion v1.0.0" in done.stdout
+    # The champion is asked again today; a prefix of one epoch is no better than it, by these guards or the gain.
+    done = project.run(sys.executable, "-m", "pipelines.promote", "ptuning_v2")
+    assert done.returncode in (0, 3), done.stderr
+    decision = json.loads((project.folder / "reports/promotion.json").read_text())
+    assert decision["champion"] == "champion v1.0.0"
+    assert decision["promote"] == (done.returncode == 0)
+    talk = project.run(sys.executable, "-m", "chat", typed="1\n你好\n/adapter base\n你好\nstop\n")
+    assert "tiny + champion" in talk.stdout
+    assert talk.returncode == 0, talk.stderr
+    project.commit("decided")
+
+
+def test_two_revisions_stand_side_by_side(project):
+    page = project.folder / "revisions.html"
+    done = project.run(sys.executable, "-m", "pipelines.compare", "HEAD~1", "HEAD", "--out", str(page))
+    assert done.returncode == 0, done.stderr
+    assert "lora@" in page.read_text(encoding="utf-8")
+    page.unlink()
+    page.with_suffix(".md").unlink()
+    for wrong, said in (("nowhere", "knows no revision"), ("HEAD", "the same commit")):
+        done = project.run(sys.executable, "-m", "pipelines.compare", wrong, "HEAD")
+        assert done.returncode == 1
+        assert said in done.stderr
+
+
+def test_what_quantization_costs(project):
+    page = project.folder / "quantization.html"
+    done = project.run(sys.executable, "-m", "pipelines.quantization", "lora", "--out", str(page))
+    assert done.returncode == 0, done.stderr
+    assert "lora float32" in done.stdout
+    assert "lora 4 bit" in page.read_text(encoding="utf-8")
+    page.unlink()
+    page.with_suffix(".md").unlink()
+
+
+def test_what_is_exported_is_a_base_of_its_own(project, tmp_path):
+    done = project.run(sys.executable, "-m", "pipelines.export", "lora", "--merged", str(tmp_path / "merged"))
+    assert done.returncode == 0, done.stderr
+    project.edit_params(lambda params: params["base"].update(model=str(tmp_path / "merged")))
+    assert project.run("dvc", "repro", "--single-item", "base").returncode == 0
+    project.run("git", "checkout", "params.yaml", "dvc.lock")
+    assert project.run("dvc", "checkout").returncode == 0
+    official = project.run(sys.executable, "-m", "pipelines.export", "ptuning_v2", "--official", str(tmp_path / "p"))
+    assert official.returncode == 0, official.stderr
+    back = ["pipelines.export", "back", "--from", str(tmp_path / "p/pytorch_model.bin")]
+    assert project.run(sys.executable, "-m", *back).returncode == 0
+    talk = project.run(sys.executable, "-m", "chat", "--adapter", "back", typed="1\n你好\nstop\n")
+    assert "tiny + back" in talk.stdout
 
 
 def test_the_flow_runs_the_same_job(project):
