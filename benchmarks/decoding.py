@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.decoding --out benchmarks/results/decoding.json [CASE …]`` on a machine with an NVIDIA GPU and
 14 GB of free disk; ``--small`` runs a toy of that layout on any machine. Each case answers one prompt of 64 tokens
-with 256, both ways, in bfloat16 and at batch 1, the prompt's own pass included; the figure is the median of 5 answers
+with 128, both ways, in bfloat16 and at batch 1, the prompt's own pass included; the figure is the median of 5 answers
 after one, each waited for. Both ways give the same tokens, or the share of answers that agree says how far.
 """
 
@@ -21,7 +21,7 @@ from models.answering import greedy
 from models.decoding import Decoder
 from models.storage import write_json
 
-PROMPT, ANSWER, RUNS = 64, 256, 5
+PROMPT, ANSWER, RUNS = 64, 128, 5
 EVERYWHERE = {"target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]}
 CASES = {
     "base": None,
