@@ -6,6 +6,7 @@ equal answers, memory, speed.
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from models.errors import UserError, program
@@ -15,15 +16,15 @@ from stages import params
 BITS = (16, 8, 4)  # 16 stands for the type that the base is in
 
 
-def quantization(name: str, out: Path) -> str:
-    """Write the comparison; gives its short form."""
+def quantization(name: str, out: Path, every: Sequence[int] = BITS) -> str:
+    """Write the comparison of these numbers of bits; gives its short form."""
     knobs = params.load()
     if name not in knobs.adapters:
         raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(knobs.adapters)}.")
     weights = evidence.WEIGHTS / name
-    names = [f"{name} {knobs.base.dtype if bits == 16 else f'{bits} bit'}" for bits in BITS]
+    names = [f"{name} {knobs.base.dtype if bits == 16 else f'{bits} bit'}" for bits in every]
     with tempfile.TemporaryDirectory() as scratch:
-        for label, bits in zip(names, BITS, strict=True):
+        for label, bits in zip(names, every, strict=True):
             if evidence.evaluate(label, weights, Path(scratch), "--bits", str(bits)) != 0:
                 raise UserError(f"{name} could not be evaluated in {bits} bits; the lines above say why.")
         evidence.compare(names, Path(scratch), out)
@@ -35,9 +36,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate an adapter on its base in 16, 8 and 4 bits.")
     parser.add_argument("adapter", help="its key under adapters: in params.yaml")
     parser.add_argument("--out", type=Path, help="the page; Markdown goes beside it")
+    parser.add_argument("--bits", type=int, nargs="+", choices=BITS, default=BITS)
     arguments = parser.parse_args()
     out = arguments.out or Path(f"reports/quantization_{arguments.adapter}.html")
-    print(quantization(arguments.adapter, out))
+    print(quantization(arguments.adapter, out, arguments.bits))
     print(out)
 
 

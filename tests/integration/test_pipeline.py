@@ -168,7 +168,7 @@ def test_two_revisions_stand_side_by_side(project):
 
 def test_what_quantization_costs(project):
     page = project.folder / "quantization.html"
-    done = project.run(sys.executable, "-m", "pipelines.quantization", "lora", "--out", str(page))
+    done = project.run(sys.executable, "-m", "pipelines.quantization", "lora", "--out", str(page), "--bits", "16", "4")
     assert done.returncode == 0, done.stderr
     assert "lora float32" in done.stdout
     assert "lora 4 bit" in page.read_text(encoding="utf-8")
