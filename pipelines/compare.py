@@ -29,29 +29,30 @@ def short(revision: str) -> str:
 
 
 def fetch(commit: str, folder: Path) -> list[str]:
-    """Put what a revision has of every model into a folder, as ``NAME@COMMIT``; gives these names."""
-    there = output_of("git", "ls-tree", "--name-only", commit, f"{evidence.METRICS}/").splitlines()
-    metrics, predictions = folder / "metrics", folder / "predictions"
-    metrics.mkdir(exist_ok=True)
+    """Put what a revision has of every model into a folder, as ``NAME@COMMIT``; gives these names.
+
+    Raises:
+        UserError: it has none, or DVC has not kept it.
+    """
     names = []
-    for name in (Path(path).stem for path in there):
-        own = f"{name}@{commit}"
-        try:
-            dvc.ask("get", ".", f"{evidence.PREDICTIONS}/{name}", "--rev", commit, "--out", str(predictions / own))
-        except UserError:
-            continue  # data.json and the like are no model's; what DVC has lost of one is told below
-        (metrics / f"{own}.json").write_text(output_of("git", "show", f"{commit}:{evidence.METRICS}/{name}.json"))
-        manifest = ["get", ".", f"{evidence.WEIGHTS}/{name}/manifest.json", "--rev", commit]
-        if name != "base":
-            (folder / "weights" / own).mkdir(parents=True)
-            dvc.ask(*manifest, "--out", str(folder / "weights" / own / "manifest.json"))
-        names.append(own)
-    if not names:
+    try:
+        for name in dvc.ask("list", ".", str(evidence.PREDICTIONS), "--rev", commit, "--dvc-only").split():
+            own = f"{name}@{commit}"
+            _get(commit, evidence.PREDICTIONS / name, folder / "predictions" / own)
+            if name != "base":
+                _get(commit, evidence.WEIGHTS / name / "manifest.json", folder / "weights" / own / "manifest.json")
+            names.append(own)
+    except UserError as error:
         raise UserError(
-            f"Revision {commit} has no answers that DVC could find: commit dvc.lock and reports/ after `dvc repro`, "
-            "and `dvc push` them, or `dvc fetch --all-commits`."
-        )
+            f"Revision {commit} has no answers that DVC could find ({error}): commit dvc.lock after `dvc repro`, and "
+            "`dvc fetch --all-commits` what lies in a remote."
+        ) from None
     return names
+
+
+def _get(commit: str, path: Path, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    dvc.ask("get", ".", str(path), "--rev", commit, "--out", str(out))
 
 
 def compare(revisions: tuple[str, str], out: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from models.errors import UserError
 from pipelines.programs import run_module
 
-WEIGHTS, PREDICTIONS, METRICS = Path("models/weights"), Path("data/predictions"), Path("reports/metrics")
+WEIGHTS, PREDICTIONS = Path("models/weights"), Path("data/predictions")
 PAGE = Path("reports/page.html")
 PROBES, GENERAL, CHECKED, ENCODED = (
     Path("data/demo/probes.jsonl"),
@@ -16,7 +16,7 @@ PROBES, GENERAL, CHECKED, ENCODED = (
 
 
 def evaluate(name: str, weights: Path, out: Path, *options: str) -> int:
-    """Ask a model everything; gives the exit code. ``out`` gets ``predictions/NAME`` and ``metrics/NAME.json``."""
+    """Ask a model everything; gives the exit code. ``out`` gets ``predictions/NAME``."""
     paths = {
         "base": WEIGHTS / "base",
         "weights": weights,
@@ -32,7 +32,7 @@ def evaluate(name: str, weights: Path, out: Path, *options: str) -> int:
 
 
 def compare(names: list[str], folder: Path, out: Path, *options: str) -> None:
-    """Set models side by side whose predictions, metrics and weights' manifests lie in a folder.
+    """Set models side by side whose predictions and weights' manifests lie in a folder.
 
     Args:
         out: the page; Markdown goes beside it.
@@ -40,7 +40,7 @@ def compare(names: list[str], folder: Path, out: Path, *options: str) -> None:
     Raises:
         UserError: they cannot be compared; the stage has said why.
     """
-    paths = {name: folder / name for name in ("predictions", "metrics", "weights")}
+    paths = {name: folder / name for name in ("predictions", "weights")}
     paths |= {"page": PAGE, "html": out, "markdown": out.with_suffix(".md")}
     paths |= {"summary": folder / "summary.txt", "curves": folder / "curves.json"}
     if run_module("stages.compare", *_options(paths), "--models", *names, *options) != 0:

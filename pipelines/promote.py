@@ -12,7 +12,7 @@ from pathlib import Path
 from models.errors import UserError, program
 from models.storage import read_json, sha256_of, write_json
 from pipelines import evidence, registry
-from pipelines.evidence import CHECKED, GENERAL, METRICS, PREDICTIONS, PROBES, WEIGHTS
+from pipelines.evidence import CHECKED, GENERAL, PREDICTIONS, PROBES, WEIGHTS
 from pipelines.programs import run_module
 from stages import params
 
@@ -28,10 +28,10 @@ def promote(name: str) -> dict:
     registry.refuse_without_identity()
     challenger = WEIGHTS / name
     refuse_the_champion_itself(challenger)
-    against = ("base", PREDICTIONS / "base", METRICS / "base.json")
+    against = ("base", PREDICTIONS / "base")
     if registry.FOLDER.is_dir():
-        against = (f"champion {registry.live()}", *evidence_of_champion())
-    decide(against, (name, PREDICTIONS / name, METRICS / f"{name}.json"))
+        against = (f"champion {registry.live()}", evidence_of_champion())
+    decide(against, (name, PREDICTIONS / name))
     decision = read_json(DECISION)
     if not decision["promote"]:
         return decision
@@ -47,33 +47,32 @@ def refuse_the_champion_itself(challenger: Path) -> None:
         raise UserError(f"{challenger} is the champion already, as {registry.live()}.")
 
 
-def evidence_of_champion() -> tuple[Path, Path]:
-    """The champion's predictions and metrics on the rows of today; what is there of the same inputs is kept.
+def evidence_of_champion() -> Path:
+    """The champion's predictions on the rows of today; what is there of the same inputs is kept.
 
     Raises:
         UserError: it cannot be evaluated, because it belongs to another base, for example.
     """
-    predictions, metrics = EVIDENCE / "predictions/champion", EVIDENCE / "metrics/champion.json"
-    key = EVIDENCE / "key.json"
+    predictions, key = EVIDENCE / "predictions/champion", EVIDENCE / "key.json"
     knobs = params.load()
     files = [registry.FOLDER / "manifest.json", PROBES, *(each / "receipt.json" for each in (CHECKED, GENERAL))]
     inputs = {str(path): sha256_of(path) for path in files} | {"evaluate": knobs.evaluate.max_new_tokens}
-    if key.is_file() and read_json(key) == inputs and metrics.is_file():
-        return predictions, metrics
+    if key.is_file() and read_json(key) == inputs and predictions.is_dir():
+        return predictions
     if evidence.evaluate("champion", registry.FOLDER, EVIDENCE) != 0:
         raise UserError(
             "The champion cannot be evaluated; the lines above say why. If it belongs to another base, retire it: "
             f"`git rm {registry.POINTER}`, and promote again."
         )
     write_json(key, inputs)
-    return predictions, metrics
+    return predictions
 
 
-def decide(champion: tuple[str, Path, Path], challenger: tuple[str, Path, Path]) -> None:
+def decide(champion: tuple[str, Path], challenger: tuple[str, Path]) -> None:
     sides = {"champion": champion, "challenger": challenger}
     options = []
-    for side, (name, predictions, metrics) in sides.items():
-        options += [f"--{side}", name, f"--{side}-predictions", str(predictions), f"--{side}-metrics", str(metrics)]
+    for side, (name, predictions) in sides.items():
+        options += [f"--{side}", name, f"--{side}-predictions", str(predictions)]
     if run_module("stages.promote", *options, "--decision", str(DECISION), "--markdown", str(REASONS)) != 0:
         raise UserError("No decision was made; the lines above say why.")
 

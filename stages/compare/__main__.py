@@ -15,7 +15,7 @@ from stages.compare.text_quality import judge
 @program
 def main() -> None:
     parser = argparse.ArgumentParser(description="Set base and adapters side by side.")
-    for name in ("metrics", "predictions", "weights", "page", "markdown", "html", "summary", "curves"):
+    for name in ("predictions", "weights", "page", "markdown", "html", "summary", "curves"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="others than the base and all adapters")
     parser.add_argument("--common", action="store_true", help="leave out rows that not all of them answered")
@@ -23,7 +23,7 @@ def main() -> None:
     knobs = params.load()
 
     names = arguments.models or ["base", *knobs.adapters]
-    models = gather(names, arguments.metrics, arguments.predictions, arguments.weights, arguments.common)
+    models = gather(names, arguments.predictions, arguments.weights, arguments.common)
     write_json(arguments.curves, curves(models))
     verdicts = [verdict for model in models for verdict in judge(model)]
     write_text(arguments.markdown, write_markdown(models, verdicts))

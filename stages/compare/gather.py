@@ -13,13 +13,13 @@ class Model:
     """One column of the comparison.
 
     Attributes:
-        name: the model's key; ``metrics``: its figures.
+        name: the model's key; ``figures``: over its rows.
         probes: judged; ``task``, ``general``: rows of answers with their scores.
         history: losses of its training.
     """
 
     name: str
-    metrics: dict
+    figures: dict
     probes: list[dict]
     history: list[dict]
     task: list[dict]
@@ -32,7 +32,7 @@ class Figure:
 
     Attributes:
         label: in English and Chinese.
-        path: where the figure stands in a model's metrics.
+        path: where it stands among a model's figures.
         show: how it is written.
         best: ``min`` or ``max`` if one end is better.
     """
@@ -43,7 +43,7 @@ class Figure:
     best: Callable | None = None
 
     def of(self, model: Model) -> float | None:
-        value = model.metrics
+        value = model.figures
         for key in self.path:
             value = None if value is None else value.get(key)
         return value
@@ -91,7 +91,7 @@ RESOURCES = (
 )
 
 
-def gather(names: list[str], metrics: Path, predictions: Path, weights: Path, common: bool = False) -> list[Model]:
+def gather(names: list[str], predictions: Path, weights: Path, common: bool = False) -> list[Model]:
     """The models, in the order of ``names``; the first is what the others are held against.
 
     Args:
@@ -107,10 +107,10 @@ def gather(names: list[str], metrics: Path, predictions: Path, weights: Path, co
         probes, task, general = (
             read_jsonl(predictions / name / f"{kind}.jsonl") for kind in ("probes", "eval", "general")
         )
-        models.append(Model(name, read_json(metrics / f"{name}.json"), probes, history, task, general))
+        models.append(Model(name, read_json(predictions / name / "figures.json"), probes, history, task, general))
     for what in ("probes", "task", "general"):
         models = _alike(models, what, common)
-    return [replace(model, metrics=model.metrics | {"beside": beside(models[0], model)}) for model in models]
+    return [replace(model, figures=model.figures | {"beside": beside(models[0], model)}) for model in models]
 
 
 def _alike(models: list[Model], what: str, common: bool) -> list[Model]:
@@ -144,8 +144,8 @@ def beside(first: Model, model: Model) -> dict:
         return {}
     pairs = list(zip(first.task, model.task, strict=True))
     gain = sum(new["rouge-l"] - old["rouge-l"] for old, new in pairs) / len(pairs)
-    training = model.metrics["training"]
-    untrained = first.metrics["training"].get("seconds") is None
+    training = model.figures["training"]
+    untrained = first.figures["training"].get("seconds") is None
     per_point = {
         f"{key}_per_point": training[key] / gain if untrained and gain > 0 and training.get(key) else None
         for key in ("seconds", "watt_hours")

@@ -11,10 +11,11 @@ from models.sample import Sample
 from models.storage import read_jsonl, sha256_of, sha256_of_json, write_json, write_jsonl, writing_folder
 from stages import params, receipt
 from stages.evaluate.answers import Kept
-from stages.evaluate.measure import Model, Questions, measure
+from stages.evaluate.measure import Model, Questions, headlines, measure
 from stages.evaluate.probes import read_probes
 
 log = logging.getLogger("tuneline.evaluate")
+FIGURES = "figures.json"
 
 
 def parse() -> argparse.Namespace:
@@ -41,7 +42,7 @@ def key_of(arguments: argparse.Namespace, knobs: params.Params, found: base.Base
     return sha256_of_json(inputs | how | {"samples": knobs.evaluate.samples, "bits": arguments.bits})
 
 
-def training_metrics(manifest: adapters.Manifest | None) -> dict:
+def of_training(manifest: adapters.Manifest | None) -> dict:
     keys = (
         "train_loss",
         "seconds",
@@ -74,13 +75,16 @@ def main() -> None:
     key = key_of(arguments, knobs, found, manifest and manifest.weights_sha256)
     kept = Kept(arguments.kept / f"{arguments.model}.{key[:16]}")
     measured = measure(Model(model, base.load_tokenizer(found.folder), kept, knobs), questions)
+    figures = measured.figures | {"training": of_training(manifest)}
     with writing_folder(arguments.predictions) as folder:
         for name, rows in measured.rows.items():
             write_jsonl(folder / f"{name}.jsonl", rows)
-    write_json(arguments.metrics, measured.metrics | {"training": training_metrics(manifest)})
+        write_json(folder / FIGURES, figures)
+    write_json(arguments.metrics, headlines(figures))
     kept.discard()
-    shown = {name: measured.metrics[name]["loss"] for name in ("eval", "general")}
-    log.info("evaluate: %s, losses %s, probes %s", arguments.model, shown, measured.metrics["probes"]["rates"]["all"])
+    rate = figures["probes"]["rates"]["all"]["rate"]
+    losses = (figures[name]["loss"] for name in ("eval", "general"))
+    log.info("evaluate: %s: loss %.3f, general loss %.3f, probes met %.0f%%", arguments.model, *losses, 100 * rate)
 
 
 if __name__ == "__main__":

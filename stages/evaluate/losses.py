@@ -71,9 +71,3 @@ def _of_each_row(measure: Callable, model, rows: Sequence[dict], batch_size: int
         for index, mean in zip(chosen, (sums / torch.bincount(row_of, minlength=len(chosen))).tolist(), strict=True):
             means[index] = mean
     return means
-
-
-def token_mean(means: Sequence[float], rows: Sequence[dict]) -> float:
-    """The mean over all tokens of all answers, from the means of the rows."""
-    counts = [len(row["answer"]) for row in rows]
-    return sum(mean * count for mean, count in zip(means, counts, strict=True)) / sum(counts)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from models.answering import Answer
 from models.prompt import encode_sample
@@ -11,7 +12,7 @@ from models.sample import Message, Sample
 from models.training import peak_memory_gib
 from stages import params
 from stages.evaluate.answers import Kept, ask
-from stages.evaluate.losses import row_divergences, row_losses, token_mean
+from stages.evaluate.losses import row_divergences, row_losses
 from stages.evaluate.probes import MET, UNMET, Probe, drift, identity_of, rate
 from stages.evaluate.scores import describe, matches_exactly, means
 
@@ -33,7 +34,7 @@ class Measured:
     """Rows by file name, and the figures over them."""
 
     rows: dict[str, list[dict]]
-    metrics: dict
+    figures: dict
 
 
 class Model:
@@ -59,16 +60,16 @@ class Model:
 def measure(model: Model, questions: Questions) -> Measured:
     """Ask everything and judge the answers."""
     started = time.perf_counter()
-    task, eval_metrics = of_samples(model, "eval", questions.task)
-    general, general_metrics = of_samples(model, "general", questions.general, divergence=True)
+    task, eval_figures = of_samples(model, "eval", questions.task)
+    general, general_figures = of_samples(model, "general", questions.general, divergence=True)
     probes = of_probes(model, questions.probes)
     sampled = sampled_probes(model, [probe for probe in questions.probes if probe.wording == 0])
     every = [*task, *general, *probes]
     tokens, seconds = (sum(row[key] for row in every) for key in ("tokens", "seconds"))
-    metrics = {
-        "eval": eval_metrics | of_lengths(task),
-        "general": general_metrics,
-        "probes": probe_metrics(probes) | {"sampled": variety(sampled)},
+    figures = {
+        "eval": eval_figures | of_lengths(task),
+        "general": general_figures,
+        "probes": probe_figures(probes) | {"sampled": variety(sampled)},
         "generation": {
             "tokens_per_second": round(tokens / max(seconds, 1e-9), 2),
             "seconds_an_answer": round(seconds / len(every), 4),
@@ -76,7 +77,7 @@ def measure(model: Model, questions: Questions) -> Measured:
             "peak_memory_gib": round(peak_memory_gib(), 3),
         },
     }
-    return Measured({"eval": task, "general": general, "probes": probes, "sampled": sampled}, metrics)
+    return Measured({"eval": task, "general": general, "probes": probes, "sampled": sampled}, figures)
 
 
 def of_samples(model: Model, kind: str, samples: Sequence[Sample], divergence: bool = False) -> tuple[list[dict], dict]:
@@ -91,24 +92,30 @@ def of_samples(model: Model, kind: str, samples: Sequence[Sample], divergence: b
         judged |= {} if moved is None else {"divergence": round(moved[number], 6)}
         near = len(row["prompt"]) >= NEAR * model.budgets.max_prompt_tokens
         near |= len(row["answer"]) >= NEAR * model.budgets.max_answer_tokens
-        rows.append(judged | {"near_limit": near} | describe(answer.text, sample.messages[-1].content))
-    loss = token_mean(losses, encoded)
-    metrics = {"rows": len(rows), "loss": round(loss, 6), "perplexity": round(math.exp(min(loss, 700)), 4)}
-    metrics |= {} if moved is None else {"divergence": round(token_mean(moved, encoded), 6)}
-    return rows, metrics | _means(rows)
+        judged |= {"near_limit": near, "answer_tokens": len(row["answer"])}
+        rows.append(judged | describe(answer.text, sample.messages[-1].content))
+    loss = token_mean(rows, "loss")
+    figures = {"rows": len(rows), "loss": round(loss, 6), "perplexity": round(math.exp(min(loss, 700)), 4)}
+    figures |= {} if moved is None else {"divergence": round(token_mean(rows, "divergence"), 6)}
+    return rows, figures | _means(rows)
+
+
+def token_mean(rows: Sequence[dict], key: str) -> float:
+    """The mean over all tokens of all answers taught, from the means of the rows."""
+    return sum(row[key] * row["answer_tokens"] for row in rows) / sum(row["answer_tokens"] for row in rows)
 
 
 def of_lengths(rows: Sequence[dict]) -> dict:
     """The figures once more for rows near the length limit and for the others: what truncation may have cost."""
     near, far = ([row for row in rows if row["near_limit"] == each] for each in (True, False))
-    return {
-        name: {"rows": len(each), "loss": _mean(each, "loss"), "rouge-l": _mean(each, "rouge-l")}
-        for name, each in (("near_limit", near), ("far_from_limit", far))
-    }
+    return {name: _of_length(each) for name, each in (("near_limit", near), ("far_from_limit", far))}
 
 
-def _mean(rows: Sequence[dict], key: str) -> float | None:
-    return round(sum(row[key] for row in rows) / len(rows), 4) if rows else None
+def _of_length(rows: Sequence[dict]) -> dict:
+    if not rows:
+        return {"rows": 0, "loss": None, "rouge-l": None}
+    rouge = fmean(row["rouge-l"] for row in rows)
+    return {"rows": len(rows), "loss": round(token_mean(rows, "loss"), 6), "rouge-l": round(rouge, 4)}
 
 
 def _means(rows: Sequence[dict]) -> dict:
@@ -172,7 +179,7 @@ def judge(probe: Probe, answer: Answer) -> dict:
     return judged if probe.names is None else judged | {"identity": identity_of(answer.text, *probe.names)}
 
 
-def probe_metrics(judged: Sequence[dict]) -> dict:
+def probe_figures(judged: Sequence[dict]) -> dict:
     """Rates of probes met with their intervals, single-turn and multi-turn, and the drift of identity."""
     single = [row for row in judged if len(row["messages"]) == 1]
     multi = [row for row in judged if len(row["messages"]) > 1]
@@ -188,3 +195,38 @@ def probe_metrics(judged: Sequence[dict]) -> dict:
         "rates": rates,
         "drift": drift([row["identity"] for row in judged if "identity" in row]),
     }
+
+
+# The short form ------------------------------------------------------------------------------------
+
+HEADLINES = {
+    "loss": ("eval", "loss"),
+    "perplexity": ("eval", "perplexity"),
+    "rouge-l": ("eval", "rouge-l"),
+    "bleu-4": ("eval", "bleu-4"),
+    "chrf": ("eval", "chrf"),
+    "exact_match": ("eval", "exact_match"),
+    "empty_rate": ("eval", "empty_rate"),
+    "probes_met": ("probes", "rates", "all", "rate"),
+    "probes_met_multi_turn": ("probes", "met_multi_turn"),
+    "new_name": ("probes", "drift", "new"),
+    "old_name": ("probes", "drift", "old"),
+    "general_loss": ("general", "loss"),
+    "divergence": ("general", "divergence"),
+    "seconds_an_answer": ("generation", "seconds_an_answer"),
+    "training_seconds": ("training", "seconds"),
+    "training_memory_gib": ("training", "peak_memory_gib"),
+    "trainable_parameters": ("training", "trainable_parameters"),
+}
+
+
+def headlines(figures: dict) -> dict[str, float]:
+    """The figures that ``dvc metrics diff`` and ``dvc exp show`` list; those that a model has."""
+    found = {}
+    for name, path in HEADLINES.items():
+        value = figures
+        for key in path:
+            value = (value or {}).get(key)
+        if value is not None:
+            found[name] = value
+    return found

@@ -12,8 +12,8 @@ from stages.promote.decide import Decision, Evidence, Guards, decide
 TITLE = {True: "promoted · 晋级", False: "not promoted · 未晋级"}
 
 
-def evidence(name: str, predictions: Path, metrics: Path) -> Evidence:
-    return Evidence(name, read_jsonl(predictions / "eval.jsonl"), read_json(metrics))
+def evidence(name: str, predictions: Path) -> Evidence:
+    return Evidence(name, read_jsonl(predictions / "eval.jsonl"), read_json(predictions / "figures.json"))
 
 
 def refuse_other_rows(champion: Evidence, challenger: Evidence) -> None:
@@ -46,12 +46,11 @@ def main() -> None:
     for side in ("champion", "challenger"):
         parser.add_argument(f"--{side}", required=True, help="what to call it")
         parser.add_argument(f"--{side}-predictions", type=Path, required=True)
-        parser.add_argument(f"--{side}-metrics", type=Path, required=True)
     parser.add_argument("--decision", type=Path, required=True)
     parser.add_argument("--markdown", type=Path, required=True)
     arguments, knobs = parser.parse_args(), params.load().promote
-    champion = evidence(arguments.champion, arguments.champion_predictions, arguments.champion_metrics)
-    challenger = evidence(arguments.challenger, arguments.challenger_predictions, arguments.challenger_metrics)
+    champion = evidence(arguments.champion, arguments.champion_predictions)
+    challenger = evidence(arguments.challenger, arguments.challenger_predictions)
     refuse_other_rows(champion, challenger)
     decision = decide(champion, challenger, knobs.metric, knobs.margin, Guards(**knobs.guards.model_dump()))
     names = {"champion": champion.name, "challenger": challenger.name}

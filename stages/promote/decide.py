@@ -48,11 +48,11 @@ class Guards:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A model's rows and metrics, as stage evaluate wrote them."""
+    """A model's rows and the figures over them, as stage evaluate wrote them."""
 
     name: str
     rows: Sequence[dict]
-    metrics: dict
+    figures: dict
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _guarded(champion: Evidence, challenger: Evidence, guards: Guards) -> list[d
     def both(*path: str) -> tuple[float, float]:
         values = []
         for each in (champion, challenger):
-            value = each.metrics
+            value = each.figures
             for key in path:
                 value = value[key]
             values.append(value)

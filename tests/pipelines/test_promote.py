@@ -24,13 +24,13 @@ def evaluated(name: str, loss: float) -> None:
     """What stage evaluate leaves behind of a model, in short."""
     rows = [{"id": str(number), "loss": loss + number / 50} for number in range(30)]
     write_rows(promote.PREDICTIONS / name / "eval.jsonl", rows)
-    metrics = {
+    figures = {
         "general": {"loss": 2.0},
         "eval": {"empty_rate": 0.0},
         "probes": {"rates": {"all": {"rate": 0.9}}},
         "generation": {"seconds_an_answer": 0.5},
     }
-    write_json(promote.METRICS / f"{name}.json", metrics)
+    write_json(promote.PREDICTIONS / name / "figures.json", figures)
 
 
 def trained(name: str, content: str) -> Path:

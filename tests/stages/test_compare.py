@@ -35,8 +35,8 @@ def evaluated(tmp_path):
         write_rows(tmp_path / f"predictions/{name}/eval.jsonl", rows)
         write_rows(tmp_path / f"predictions/{name}/general.jsonl", rows[:3])
         training = {"train_loss": 0.5, "seconds": 3.0} if name == "lora" else None
-        (tmp_path / "metrics").mkdir(exist_ok=True)
-        (tmp_path / f"metrics/{name}.json").write_text(json.dumps(metrics(2.0 if name == "base" else 1.0, training)))
+        figures = metrics(2.0 if name == "base" else 1.0, training)
+        (tmp_path / f"predictions/{name}/figures.json").write_text(json.dumps(figures))
     (tmp_path / "weights/lora").mkdir(parents=True)
     history = [{"step": 1, "seconds": 0.1, "split": "train", "loss": 3.0}]
     (tmp_path / "weights/lora/manifest.json").write_text(json.dumps({"training": {"history": history}}))
@@ -44,7 +44,7 @@ def evaluated(tmp_path):
 
 
 def models_of(folder):
-    return gather(["base", "lora"], folder / "metrics", folder / "predictions", folder / "weights")
+    return gather(["base", "lora"], folder / "predictions", folder / "weights")
 
 
 def test_side_by_side_with_the_better_one_marked(evaluated):

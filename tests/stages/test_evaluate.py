@@ -7,7 +7,7 @@ from models.prompt import encode_sample
 from models.sample import Sample
 from stages import params
 from stages.evaluate.answers import Kept
-from stages.evaluate.measure import Model, Questions, measure, of_lengths, probe_metrics
+from stages.evaluate.measure import Model, Questions, headlines, measure, of_lengths, probe_figures
 from stages.evaluate.probes import MET, UNMET, read_probes
 from stages.evaluate.scores import SCORES, describe, matches_exactly, means, repetition, score
 
@@ -67,23 +67,29 @@ def judged(turns: int, met: bool, exact: bool = False, **more) -> dict:
 
 def test_rates_of_probes_by_turns_and_the_drift_of_identity():
     rows = [judged(1, True, True, identity="new"), judged(1, False, identity="mixed"), judged(2, True)]
-    metrics = probe_metrics(rows)
+    metrics = probe_figures(rows)
     assert (metrics["exact_match"], metrics["met_single_turn"], metrics["met_multi_turn"]) == (0.3333, 0.5, 1.0)
     assert metrics["rates"]["single_turn"]["of"] == 2
     assert metrics["rates"]["all"]["low"] < 2 / 3 < metrics["rates"]["all"]["high"]
     assert metrics["drift"] == {"new": 0.5, "old": 0.0, "mixed": 0.5, "none": 0.0}
-    assert probe_metrics(rows[:1])["met_multi_turn"] is None
+    assert probe_figures(rows[:1])["met_multi_turn"] is None
 
 
-def test_figures_are_split_by_the_length_limit():
+def test_figures_are_split_by_the_length_limit_and_losses_weigh_tokens():
     rows = [
-        {"near_limit": near, "loss": loss, "rouge-l": 10 * loss} for near, loss in ((True, 4), (False, 1), (False, 2))
+        {"near_limit": near, "loss": loss, "rouge-l": 10 * loss, "answer_tokens": tokens}
+        for near, loss, tokens in ((True, 4, 5), (False, 1, 1), (False, 2, 3))
     ]
     assert of_lengths(rows) == {
         "near_limit": {"rows": 1, "loss": 4.0, "rouge-l": 40.0},
-        "far_from_limit": {"rows": 2, "loss": 1.5, "rouge-l": 15.0},
+        "far_from_limit": {"rows": 2, "loss": 1.75, "rouge-l": 15.0},
     }
     assert of_lengths(rows[1:])["near_limit"] == {"rows": 0, "loss": None, "rouge-l": None}
+
+
+def test_headlines_are_those_that_a_model_has():
+    figures = {"eval": {"loss": 1.5, "empty_rate": 0.0}, "probes": {"drift": None}, "training": {"seconds": None}}
+    assert headlines(figures) == {"loss": 1.5, "empty_rate": 0.0}
 
 
 @pytest.fixture
@@ -117,8 +123,8 @@ def test_a_model_is_measured_and_goes_on_where_it_was_killed(base_folder, tokeni
         "sampled": 6,
     }
     assert [row["verdict"] for row in whole.rows["probes"]] == [UNMET, UNMET, MET]
-    assert whole.metrics["general"]["divergence"] == pytest.approx(0, abs=1e-6)
-    assert whole.metrics["eval"]["loss"] == pytest.approx(
+    assert whole.figures["general"]["divergence"] == pytest.approx(0, abs=1e-6)
+    assert whole.figures["eval"]["loss"] == pytest.approx(
         sum(row["loss"] * n for row, n in zip(whole.rows["eval"], answer_lengths(tokenizer, questions), strict=True))
         / sum(answer_lengths(tokenizer, questions)),
         rel=1e-4,

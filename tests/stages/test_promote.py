@@ -63,7 +63,7 @@ def test_a_broken_guard_stops_the_best_gain(change, broken):
     old = Evidence("old", [{"loss": 1.0 + i / 10} for i in range(20)], metrics())
     new = Evidence("new", [{"loss": 0.2 + i / 20} for i in range(20)], metrics())
     assert decide(old, new, "loss", MARGIN, GUARDS).promote
-    decision = decide(old, replace(new, metrics=metrics(**change)), "loss", MARGIN, GUARDS)
+    decision = decide(old, replace(new, figures=metrics(**change)), "loss", MARGIN, GUARDS)
     assert not decision.promote
     assert [each["condition"] for each in decision.conditions if not each["met"]] == [broken]
 
