@@ -117,9 +117,13 @@ class Conversation:
         if not self.turns:
             yield NOTHING + "\n"
             return
-        question = self.turns[-2].content
-        del self.turns[-2:]
-        yield from self.ask(question, differently=True)
+        turn, self.turns = self.turns[-2:], self.turns[:-2]
+        before = len(self.turns)
+        try:
+            yield from self.ask(turn[0].content, differently=True)
+        finally:
+            if len(self.turns) == before:  # no other answer came
+                self.turns += turn
 
     def adapter(self, name: str) -> Iterator[str]:
         if name:
@@ -136,13 +140,13 @@ class Conversation:
             return
         pairs = [self.turns[start : start + 2] for start in range(0, len(self.turns), 2)]
         rows = [self.turns] if self.multi_turn else pairs
-        path = Path(file or "conversation.jsonl")
+        path = Path(file or "conversation.jsonl").expanduser()
         try:
             with path.open("a", encoding="utf-8") as out:
                 for row in rows:
                     out.write(json.dumps({"messages": [vars(each) for each in row]}, ensure_ascii=False) + "\n")
-        except OSError as error:
-            yield f"{path}: {error.strerror}\n"
+        except (OSError, ValueError) as error:
+            yield f"{path}: {getattr(error, 'strerror', None) or error}\n"
             return
         yield SAVED.format(path=path) + "\n"
 

@@ -22,6 +22,7 @@ from models.storage import writing_folder
 PREFIX = "transformer.prefix_encoder."
 WEIGHTS, CONFIG = "pytorch_model.bin", "config.json"
 SHARD = "2GB"
+FIRST_BYTES = (b"PK", b"\x80\x02")  # of what torch.save writes, now and formerly
 TOKENIZER_FILES = (base.TOKENIZER, base.TOKENIZER_CONFIG)
 
 
@@ -114,6 +115,10 @@ def prefix_rows(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
             rows = torch.nn.functional.linear(hidden, own["trans.2.weight"], own["trans.2.bias"])
     except KeyError as error:
         raise UserError(f"The checkpoint has no {PREFIX}{error.args[0]}; it is no P-Tuning checkpoint.") from None
+    except RuntimeError as error:
+        raise UserError(f"The layers of the checkpoint's prefix do not fit one another ({error}).") from None
+    if rows.dim() != 2 or len(rows) == 0 or not rows.isfinite().all():
+        raise UserError(f"The prefix of the checkpoint is damaged: {tuple(rows.shape)}, or numbers that are none.")
     return rows
 
 
@@ -121,10 +126,16 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
     from transformers.modeling_utils import load_state_dict
 
     if not file.is_file():
-        raise UserError(f"{file} does not exist; name the pytorch_model.bin of a P-Tuning checkpoint.")
+        raise UserError(f"{file} is no file; name the pytorch_model.bin of a P-Tuning checkpoint.")
+    with file.open("rb") as start:
+        if start.read(2) not in FIRST_BYTES:
+            raise UserError(f"{file} was not written by PyTorch: a pointer to it, or a page about it, perhaps.")
     try:
-        return load_state_dict(file)
+        found = load_state_dict(file)
     except pickle.UnpicklingError:
         raise UserError(f"{file} holds more than tensors, which could run code; refused.") from None
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]}).") from None
+    if not isinstance(found, dict) or not all(isinstance(each, torch.Tensor) for each in found.values()):
+        raise UserError(f"{file} holds no tensors by name; it is no checkpoint.")
+    return {str(name): tensor for name, tensor in found.items()}

@@ -57,6 +57,8 @@ def _get(commit: str, path: Path, out: Path) -> None:
 
 def compare(revisions: tuple[str, str], out: Path) -> None:
     """Write the comparison of two revisions."""
+    if out.suffix != ".html":
+        raise UserError(f"--out: {out} is to be a page; let its name end with .html.")
     commits = [short(revision) for revision in revisions]
     if commits[0] == commits[1]:
         raise UserError(f"{revisions[0]} and {revisions[1]} are the same commit.")

@@ -33,8 +33,9 @@ def refuse_to_overwrite(out: Path) -> None:
 def take_over(name: str, file: Path) -> Path:
     """Make an adapter of a published P-Tuning checkpoint; gives its folder."""
     knobs = params.load()
-    if name in knobs.adapters or not name.replace("_", "").replace("-", "").isalnum():
-        raise UserError(f"{name!r} is the name of an adapter in params.yaml, or none at all; choose another.")
+    taken = params.RESERVED_NAMES | set(knobs.adapters)
+    if name in taken or not name.isascii() or not name.replace("_", "").replace("-", "").isalnum():
+        raise UserError(f"{name!r} is taken, or no name for an adapter; choose another of letters, digits, - and _.")
     out = IMPORTED / name
     refuse_to_overwrite(out)
     exchange.load_official_prefix(file, base.read_record(WEIGHTS / "base"), name, knobs.base.dtype, out)

@@ -25,12 +25,13 @@ def promote(name: str) -> dict:
     """Decide, and promote if so; gives the decision, with the version if there is one."""
     if name not in params.load().adapters:
         raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(params.load().adapters)}.")
-    registry.refuse_without_identity()
-    challenger = WEIGHTS / name
-    refuse_the_champion_itself(challenger)
+    registry.refuse_without_git()
+    challenger, champion = WEIGHTS / name, registry.champion()
+    refuse_what_was_not_evaluated(challenger, PREDICTIONS / name)
     against = ("base", PREDICTIONS / "base")
-    if registry.FOLDER.is_dir():
-        against = (f"champion {registry.live()}", evidence_of_champion())
+    if champion is not None:
+        refuse_the_champion_itself(challenger, champion)
+        against = (f"champion {registry.live()}", evidence_of_champion(champion))
     decide(against, (name, PREDICTIONS / name))
     decision = read_json(DECISION)
     if not decision["promote"]:
@@ -39,15 +40,24 @@ def promote(name: str) -> dict:
     return decision | {"version": registry.register(challenger, (DECISION, REASONS), summary)}
 
 
-def refuse_the_champion_itself(challenger: Path) -> None:
-    manifests = [folder / "manifest.json" for folder in (challenger, registry.FOLDER)]
-    if not manifests[0].is_file():
+def refuse_what_was_not_evaluated(challenger: Path, predictions: Path) -> None:
+    """Raises UserError: there is no adapter, or the answers are another's than that which lies there."""
+    if not (challenger / "manifest.json").is_file():
         raise UserError(f"There is no adapter in {challenger}; run `dvc repro` first.")
-    if manifests[1].is_file() and sha256_of(manifests[0]) == sha256_of(manifests[1]):
+    answered = read_json(predictions / "figures.json").get("of", {})
+    manifest = read_json(challenger / "manifest.json")
+    lies_there = sha256_of(challenger / "adapter_model.safetensors")
+    if not answered.get("weights_sha256") == manifest["weights_sha256"] == lies_there:
+        raise UserError(f"The answers in {predictions} are not those of {challenger}; run `dvc repro` to evaluate it.")
+
+
+def refuse_the_champion_itself(challenger: Path, champion: Path) -> None:
+    weights = [read_json(folder / "manifest.json")["weights_sha256"] for folder in (challenger, champion)]
+    if weights[0] == weights[1]:
         raise UserError(f"{challenger} is the champion already, as {registry.live()}.")
 
 
-def evidence_of_champion() -> Path:
+def evidence_of_champion(champion: Path) -> Path:
     """The champion's predictions on the rows of today; what is there of the same inputs is kept.
 
     Raises:
@@ -55,14 +65,15 @@ def evidence_of_champion() -> Path:
     """
     predictions, key = EVIDENCE / "predictions/champion", EVIDENCE / "key.json"
     knobs = params.load()
-    files = [registry.FOLDER / "manifest.json", PROBES, *(each / "receipt.json" for each in (CHECKED, GENERAL))]
+    files = [registry.POINTER, WEIGHTS / "base/base.json", PROBES]
+    files += [folder / "receipt.json" for folder in (CHECKED, GENERAL)]
     inputs = {str(path): sha256_of(path) for path in files} | {"evaluate": knobs.evaluate.max_new_tokens}
     if key.is_file() and read_json(key) == inputs and predictions.is_dir():
         return predictions
-    if evidence.evaluate("champion", registry.FOLDER, EVIDENCE) != 0:
+    if evidence.evaluate("champion", champion, EVIDENCE) != 0:
         raise UserError(
             "The champion cannot be evaluated; the lines above say why. If it belongs to another base, retire it: "
-            f"`git rm {registry.POINTER}`, and promote again."
+            f"`git rm {registry.POINTER}`, commit, and promote again."
         )
     write_json(key, inputs)
     return predictions
@@ -83,11 +94,11 @@ def roll_back() -> str:
     Raises:
         UserError: there is none.
     """
-    registry.refuse_without_identity()
-    known, current = registry.versions(), registry.live()
-    if current is None or known.index(current) == 0:
-        raise UserError(f"There is no version before {current or 'the first'}; nothing was rolled back.")
-    version = known[known.index(current) - 1]
+    registry.refuse_without_git()
+    standing = registry.history()
+    if len(standing) < 2:
+        raise UserError(f"There is no version before {standing[0] if standing else 'the first'}; nothing was changed.")
+    *_, version, current = standing
     registry.restore(version, f"Roll back from {current} to {version}")
     return version
 
@@ -112,7 +123,8 @@ def main() -> None:
         f"champion {decision['version']}",
         "pushed · 已推送" if pushed else "not pushed: no DVC remote · 未设远端，未推送",
     )
-    print("Fetch it elsewhere · 在别处获取：dvc artifacts get REPOSITORY champion --stage live")
+    print("Tell others with `git push --follow-tags`, and fetch it elsewhere · 推送标签后在别处获取：")
+    print("dvc artifacts get REPOSITORY champion --stage live")
 
 
 if __name__ == "__main__":

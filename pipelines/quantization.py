@@ -18,6 +18,8 @@ BITS = (16, 8, 4)  # 16 stands for the type that the base is in
 
 def quantization(name: str, out: Path, every: Sequence[int] = BITS) -> str:
     """Write the comparison of these numbers of bits; gives its short form."""
+    if out.suffix != ".html":
+        raise UserError(f"--out: {out} is to be a page; let its name end with .html.")
     knobs = params.load()
     if name not in knobs.adapters:
         raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(knobs.adapters)}.")

@@ -2,10 +2,13 @@
 
 A version is a git tag ``champion@v2.0.0`` on the commit whose ``models/champion.dvc`` names the adapter's files; the
 tag ``champion#live#3`` makes one live. ``dvc artifacts get REPOSITORY champion --stage live`` fetches that one.
+Where something fails on the way, files are put back as they were committed.
 """
 
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from models.errors import UserError
@@ -16,12 +19,14 @@ from pipelines.programs import output_of
 ARTIFACT, STAGE = "champion", "live"
 FOLDER = Path("models/champion")
 POINTER, IGNORED = FOLDER.with_suffix(".dvc"), FOLDER.with_name(".gitignore")
+VERSION = re.compile(rf"{ARTIFACT}@(v(\d+)\.\d+\.\d+)")
 
 
-def refuse_without_identity() -> None:
-    """Raises UserError: this is no git repository with a commit, or git does not know who commits."""
+def refuse_without_git() -> None:
+    """Raises UserError: this is no git repository with a branch and a commit, or git does not know who commits."""
     for arguments, said in (
         (("rev-parse", "--verify", "HEAD"), "the champion's versions are git tags; run this in a git repository"),
+        (("symbolic-ref", "HEAD"), "no branch is checked out, which could keep the champion; `git switch` to one"),
         (("var", "GIT_COMMITTER_IDENT"), "git must know who commits; set user.name and user.email with `git config`"),
     ):
         try:
@@ -30,17 +35,67 @@ def refuse_without_identity() -> None:
             raise UserError(f"{said[0].upper()}{said[1:]} ({error}).") from None
 
 
-def versions() -> list[str]:
-    """All versions, the oldest first."""
-    tags = output_of("git", "tag", "--list", f"{ARTIFACT}@v*", "--sort=version:refname").split()
-    return [tag.partition("@")[2] for tag in tags]
+# What is there -------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """The commit of each version, the oldest first."""
+    return {found[1]: commit for name, commit in _tags(f"{ARTIFACT}@*") if (found := VERSION.fullmatch(name))}
+
+
+def history() -> list[str]:
+    """The versions that rolling back would go through, the live one last.
+
+    Whoever is made live again takes the place that it had: those that came behind it are gone.
+    """
+    version_of = {commit: version for version, commit in versions().items()}
+    standing: list[str] = []
+    for _, commit in _tags(f"{ARTIFACT}#{STAGE}#*"):
+        version = version_of.get(commit)
+        if version in standing:
+            del standing[standing.index(version) + 1 :]
+        elif version is not None:
+            standing.append(version)
+    return standing
 
 
 def live() -> str | None:
     """The version that is live, or None."""
-    import gto
+    return (history() or [None])[-1]
 
-    return gto.api.show(".").get(ARTIFACT, {}).get("stage", {}).get(STAGE)
+
+def _tags(pattern: str) -> Iterator[tuple[str, str]]:
+    """Names of tags, numbers in them counted as such, and the commits that they stand on."""
+    shape = "%(refname:strip=2) %(objectname) %(*objectname)"
+    found = output_of("git", "for-each-ref", "--sort=version:refname", f"--format={shape}", f"refs/tags/{pattern}")
+    for line in found.splitlines():
+        name, *commits = line.split()
+        yield name, commits[-1]
+
+
+def champion() -> Path | None:
+    """The champion's folder with the files that its pointer names, or None where there is no pointer.
+
+    Raises:
+        UserError: DVC has them neither in its cache nor in a remote.
+    """
+    if not POINTER.is_file():
+        return None
+    _materialize()
+    return FOLDER
+
+
+def _materialize() -> None:
+    for command in (("checkout",), ("pull",)):  # the cache, then a remote
+        try:
+            dvc.ask(*command, "--quiet", "--force", str(POINTER))
+            return
+        except UserError as error:
+            reason = error
+    raise UserError(f"The champion's files are neither in DVC's cache nor in a remote ({reason}).")
+
+
+# What changes it -----------------------------------------------------------------------------------
 
 
 def register(adapter: Path, reports: Sequence[Path], message: str) -> str:
@@ -51,23 +106,43 @@ def register(adapter: Path, reports: Sequence[Path], message: str) -> str:
     """
     import gto
 
-    with writing_folder(FOLDER) as temporary:
-        shutil.copytree(adapter, temporary, dirs_exist_ok=True)
-    dvc.run("add", "--quiet", str(FOLDER))
-    commit((POINTER, IGNORED, *reports), message)
-    known = versions()
-    version = f"v{int(known[-1][1:].split('.')[0]) + 1 if known else 1}.0.0"
-    gto.api.register(".", ARTIFACT, "HEAD", version=version, message=message)
-    make_live(version, message)
-    return version
+    last = max((int(VERSION.fullmatch(f"{ARTIFACT}@{version}")[2]) for version in versions()), default=0)
+    with _all_or_nothing():
+        with writing_folder(FOLDER) as temporary:
+            shutil.copytree(adapter, temporary, dirs_exist_ok=True)
+        dvc.ask("add", "--quiet", str(FOLDER))
+        commit((POINTER, IGNORED, *reports), message)
+    gto.api.register(".", ARTIFACT, "HEAD", version=f"v{last + 1}.0.0", message=message)
+    make_live(f"v{last + 1}.0.0", message)
+    return f"v{last + 1}.0.0"
 
 
 def restore(version: str, message: str) -> None:
     """Put an older version back in its place."""
-    output_of("git", "checkout", f"{ARTIFACT}@{version}", "--", str(POINTER))
-    dvc.run("checkout", "--quiet", "--force", str(POINTER))
-    commit((POINTER,), message)
+    with _all_or_nothing():
+        output_of("git", "checkout", f"{ARTIFACT}@{version}", "--", str(POINTER))
+        _materialize()
+        commit((POINTER,), message)
     make_live(version, message)
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[None]:
+    """Put pointer and folder back as they were committed, if the block fails."""
+    try:
+        yield
+    except UserError:
+        for path in (POINTER, IGNORED):
+            if output_of("git", "ls-tree", "HEAD", "--", str(path)):
+                output_of("git", "checkout", "HEAD", "--", str(path))
+            else:
+                output_of("git", "rm", "--quiet", "--cached", "--force", "--ignore-unmatch", "--", str(path))
+                path.unlink(missing_ok=True)
+        if POINTER.is_file():
+            _materialize()
+        else:
+            shutil.rmtree(FOLDER, ignore_errors=True)
+        raise
 
 
 def make_live(version: str, message: str) -> None:

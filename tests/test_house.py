@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "flows": {"flows", "pipelines", "stages"},
     "chat": {"chat", "models"},
 }
-SHARED_IN_STAGES = {"stages.intervals", "stages.params", "stages.raw", "stages.receipt"}
+SHARED_IN_STAGES = {"stages.figures", "stages.intervals", "stages.params", "stages.raw", "stages.receipt"}
 OWNERS = {  # one owner for each big library
     "peft": ["models/adapters.py"],
     "great_expectations": ["stages/validate/"],

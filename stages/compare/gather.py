@@ -6,6 +6,7 @@ from pathlib import Path
 
 from models.errors import UserError
 from models.storage import read_json, read_jsonl
+from stages import figures
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,11 @@ def gather(names: list[str], predictions: Path, weights: Path, common: bool = Fa
         probes, task, general = (
             read_jsonl(predictions / name / f"{kind}.jsonl") for kind in ("probes", "eval", "general")
         )
-        models.append(Model(name, read_json(predictions / name / "figures.json"), probes, history, task, general))
+        models.append(Model(name, read_json(predictions / name / figures.FILE), probes, history, task, general))
     for what in ("probes", "task", "general"):
         models = _alike(models, what, common)
+    if common:
+        models = [replace(model, figures=_once_more(model)) for model in models]
     return [replace(model, figures=model.figures | {"beside": beside(models[0], model)}) for model in models]
 
 
@@ -128,6 +131,22 @@ def _alike(models: list[Model], what: str, common: bool) -> list[Model]:
         replace(model, **{what: sorted((row for row in getattr(model, what) if _identity(row) in shared), key=_order)})
         for model in models
     ]
+
+
+def _once_more(model: Model) -> dict:
+    """A model's figures over the rows that are left of it.
+
+    Raises:
+        UserError: its rows are those of an older version.
+    """
+    try:
+        return model.figures | {
+            "eval": figures.of_samples(model.task),
+            "general": figures.of_samples(model.general),
+            "probes": figures.of_probes(model.probes),
+        }
+    except KeyError as error:
+        raise UserError(f"The answers of {model.name} have no {error}: an older version evaluated it.") from None
 
 
 def _identity(row: dict) -> tuple:
@@ -169,9 +188,9 @@ def written(figure: Figure, model: Model) -> str:
     return "–" if value is None else figure.show(value)
 
 
-def shown(figures: Sequence[Figure], models: Sequence[Model]) -> list[Figure]:
+def shown(of: Sequence[Figure], models: Sequence[Model]) -> list[Figure]:
     """Those that some model has."""
-    return [figure for figure in figures if any(figure.of(model) is not None for model in models)]
+    return [figure for figure in of if any(figure.of(model) is not None for model in models)]
 
 
 def first_wordings(models: Sequence[Model]) -> list[tuple[dict, list[dict], list[str]]]:

@@ -9,13 +9,12 @@ from models.errors import program
 from models.prompt import PROMPT_VERSION
 from models.sample import Sample
 from models.storage import read_jsonl, sha256_of, sha256_of_json, write_json, write_jsonl, writing_folder
-from stages import params, receipt
+from stages import figures, params, receipt
 from stages.evaluate.answers import Kept
-from stages.evaluate.measure import Model, Questions, headlines, measure
+from stages.evaluate.measure import Model, Questions, measure
 from stages.evaluate.probes import read_probes
 
 log = logging.getLogger("tuneline.evaluate")
-FIGURES = "figures.json"
 
 
 def parse() -> argparse.Namespace:
@@ -75,15 +74,18 @@ def main() -> None:
     key = key_of(arguments, knobs, found, manifest and manifest.weights_sha256)
     kept = Kept(arguments.kept / f"{arguments.model}.{key[:16]}")
     measured = measure(Model(model, base.load_tokenizer(found.folder), kept, knobs), questions)
-    figures = measured.figures | {"training": of_training(manifest)}
+    found_out = measured.figures | {
+        "training": of_training(manifest),
+        "of": {"base_identity": found.identity, "weights_sha256": manifest and manifest.weights_sha256},
+    }
     with writing_folder(arguments.predictions) as folder:
         for name, rows in measured.rows.items():
             write_jsonl(folder / f"{name}.jsonl", rows)
-        write_json(folder / FIGURES, figures)
-    write_json(arguments.metrics, headlines(figures))
+        write_json(folder / figures.FILE, found_out)
+    write_json(arguments.metrics, figures.headlines(found_out))
     kept.discard()
-    rate = figures["probes"]["rates"]["all"]["rate"]
-    losses = (figures[name]["loss"] for name in ("eval", "general"))
+    rate = found_out["probes"]["rates"]["all"]["rate"]
+    losses = (found_out[name]["loss"] for name in ("eval", "general"))
     log.info("evaluate: %s: loss %.3f, general loss %.3f, probes met %.0f%%", arguments.model, *losses, 100 * rate)
 
 

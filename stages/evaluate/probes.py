@@ -13,7 +13,6 @@ Texts are compared by :func:`models.prompt.normalize`.
 """
 
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -172,22 +171,3 @@ def identity_of(answer: str, new: Sequence[str], old: Sequence[str]) -> str:
         text = text.replace(name, "\0")
     with_old = any(normalize(name) in text for name in old)
     return {(True, True): "mixed", (True, False): "new", (False, True): "old"}.get((with_new, with_old), "none")
-
-
-def rate(met: int, of: int) -> dict | None:
-    """A rate with Wilson's interval of 95 % (Wilson 1927); None of nothing."""
-    if of == 0:
-        return None
-    from scipy.stats import binomtest
-
-    interval = binomtest(met, of).proportion_ci(confidence_level=0.95, method="wilson")
-    low, high = (round(float(each), 4) for each in interval)
-    return {"rate": round(met / of, 4), "low": low, "high": high, "of": of}
-
-
-def drift(identities: Sequence[str]) -> dict | None:
-    """Shares of identity questions that were answered with the new name, the old one, both, or none."""
-    if not identities:
-        return None
-    counts = Counter(identities)
-    return {kind: round(counts[kind] / len(identities), 4) for kind in ("new", "old", "mixed", "none")}

@@ -5,12 +5,10 @@ takes BLEU-4 over characters with NLTK's third smoothing method. An empty answer
 """
 
 import logging
-from collections.abc import Sequence
-from statistics import fmean
 
 from models.prompt import normalize
+from stages.figures import SCORES
 
-SCORES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4", "chrf")
 GRAM = 4  # characters that count as a repetition when they come again
 
 
@@ -44,11 +42,6 @@ def describe(answer: str, reference: str) -> dict[str, float | bool]:
         "repetition": round(repetition(answer), 4),
         "length_ratio": round(len(normalize(answer)) / max(len(normalize(reference)), 1), 4),
     }
-
-
-def means(described: Sequence[dict]) -> dict[str, float]:
-    """The mean of each measure; of booleans it is their share."""
-    return {name: round(fmean(each[name] for each in described), 4) for name in described[0]} if described else {}
 
 
 def repetition(text: str) -> float:

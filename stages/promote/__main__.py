@@ -6,22 +6,20 @@ from pathlib import Path
 
 from models.errors import UserError, program
 from models.storage import read_json, read_jsonl, write_json, write_text
-from stages import params
+from stages import figures, params
 from stages.promote.decide import Decision, Evidence, Guards, decide
 
 TITLE = {True: "promoted · 晋级", False: "not promoted · 未晋级"}
 
 
 def evidence(name: str, predictions: Path) -> Evidence:
-    return Evidence(name, read_jsonl(predictions / "eval.jsonl"), read_json(predictions / "figures.json"))
+    return Evidence(name, read_jsonl(predictions / "eval.jsonl"), read_json(predictions / figures.FILE))
 
 
-def refuse_other_rows(champion: Evidence, challenger: Evidence) -> None:
-    asked = [[row["id"] for row in each.rows] for each in (champion, challenger)]
-    if asked[0] != asked[1]:
-        raise UserError(
-            f"{champion.name} and {challenger.name} were evaluated on different rows; run `dvc repro`, then promote."
-        )
+def asked(predictions: Path) -> list[tuple]:
+    """What a model answered: which rows, general conversations, and wordings of probes."""
+    rows = (row for kind in ("eval", "general", "probes") for row in read_jsonl(predictions / f"{kind}.jsonl"))
+    return [(row["id"], row.get("wording"), row["messages"][-1]["content"]) for row in rows]
 
 
 def markdown(decision: Decision, champion: Evidence, challenger: Evidence) -> str:
@@ -51,8 +49,14 @@ def main() -> None:
     arguments, knobs = parser.parse_args(), params.load().promote
     champion = evidence(arguments.champion, arguments.champion_predictions)
     challenger = evidence(arguments.challenger, arguments.challenger_predictions)
-    refuse_other_rows(champion, challenger)
-    decision = decide(champion, challenger, knobs.metric, knobs.margin, Guards(**knobs.guards.model_dump()))
+    if asked(arguments.champion_predictions) != asked(arguments.challenger_predictions):
+        raise UserError(
+            f"{champion.name} and {challenger.name} were evaluated on different rows; run `dvc repro`, then promote."
+        )
+    try:
+        decision = decide(champion, challenger, knobs.metric, knobs.margin, Guards(**knobs.guards.model_dump()))
+    except KeyError as error:
+        raise UserError(f"The answers have no {error}: run `dvc repro` to evaluate again, then promote.") from None
     names = {"champion": champion.name, "challenger": challenger.name}
     write_text(arguments.markdown, markdown(decision, champion, challenger))
     write_json(arguments.decision, names | asdict(decision))

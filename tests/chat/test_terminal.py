@@ -140,3 +140,24 @@ def test_an_unknown_command_is_answered_with_the_commands(talk):
     assert "/undo" in printed
     assert "base, lora" in printed
     assert not asked
+
+
+def test_a_retry_without_an_answer_keeps_the_one_that_was(talk):
+    """The second time that the question alone is asked, it does not fit any more."""
+    asked_alone = []
+
+    def fits(messages):
+        asked_alone.append(len(messages))
+        return asked_alone.count(1) <= 1
+
+    printed, asked = talk("2", "一", "/retry", "/undo", "/undo", "stop", fits=fits)
+    assert terminal.TOO_LONG in printed
+    assert len(asked) == 1
+    assert "已撤回：一" in printed
+    assert terminal.NOTHING in printed
+
+
+def test_a_path_that_cannot_be_is_told(talk):
+    printed, asked = talk("1", "一", "/save a\0b", "二", "stop")
+    assert "embedded null" in printed
+    assert len(asked) == 2

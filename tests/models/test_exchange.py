@@ -82,11 +82,26 @@ def test_what_cannot_be_exchanged_is_one_sentence(base_folder, tmp_path):
         "none.bin": ({"lm_head.weight": torch.zeros(2)}, "no P-Tuning checkpoint"),
         "other.bin": ({exchange.PREFIX + "embedding.weight": torch.zeros(2, 6)}, "belongs to another base"),
         "code.bin": ({"x": UserError("code")}, "more than tensors"),
+        "list.bin": ([1, 2], "no tensors by name"),
+        "flat.bin": ({exchange.PREFIX + "embedding.weight": torch.zeros(6)}, "is damaged"),
+        "empty.bin": ({exchange.PREFIX + "embedding.weight": torch.zeros(0, 6)}, "is damaged"),
+        "nan.bin": ({exchange.PREFIX + "embedding.weight": torch.full((2, 6), torch.nan)}, "is damaged"),
+        "shapes.bin": (
+            {
+                exchange.PREFIX + "embedding.weight": torch.zeros(2, 6),
+                exchange.PREFIX + "trans.0.weight": torch.zeros(5, 5),
+                exchange.PREFIX + "trans.0.bias": torch.zeros(5),
+            },
+            "do not fit",
+        ),
     }
     for name, (content, said) in files.items():
         torch.save(content, tmp_path / name)
         with pytest.raises(UserError, match=said):
             exchange.load_official_prefix(tmp_path / name, found, "x", "float32", tmp_path / "out")
+    (tmp_path / "pointer.bin").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match="not written by PyTorch"):
+        exchange.load_official_prefix(tmp_path / "pointer.bin", found, "x", "float32", tmp_path / "out")
     (tmp_path / "cut.bin").write_bytes((tmp_path / "none.bin").read_bytes()[:40])
     for name in ("cut.bin", "missing.bin"):
         with pytest.raises(UserError):

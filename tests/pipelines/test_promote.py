@@ -1,6 +1,5 @@
 """Promotion in a real git and DVC repository: versions, what they hold, and the way back."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,8 +9,9 @@ from pathlib import Path
 import pytest
 from given import ROOT, write_rows
 
+from models import adapters
 from models.errors import UserError
-from models.storage import write_json
+from models.storage import sha256_of, write_json
 from pipelines import dvc, promote, registry
 from pipelines.programs import output_of
 
@@ -22,22 +22,31 @@ def git(*arguments: str) -> str:
 
 def evaluated(name: str, loss: float) -> None:
     """What stage evaluate leaves behind of a model, in short."""
-    rows = [{"id": str(number), "loss": loss + number / 50} for number in range(30)]
-    write_rows(promote.PREDICTIONS / name / "eval.jsonl", rows)
+    folder, weights = promote.PREDICTIONS / name, promote.WEIGHTS / name / adapters.WEIGHTS
+    asked = {"messages": [{"role": "user", "content": "问"}]}
+    rows = [asked | {"id": str(number), "loss": loss + number / 50} for number in range(30)]
+    for kind, some in (("eval", rows), ("general", rows[:2]), ("probes", rows[:3])):
+        write_rows(folder / f"{kind}.jsonl", some)
     figures = {
         "general": {"loss": 2.0},
         "eval": {"empty_rate": 0.0},
         "probes": {"rates": {"all": {"rate": 0.9}}},
         "generation": {"seconds_an_answer": 0.5},
+        "of": {"weights_sha256": sha256_of(weights) if weights.is_file() else None},
     }
-    write_json(promote.PREDICTIONS / name / "figures.json", figures)
+    write_json(folder / "figures.json", figures)
 
 
 def trained(name: str, content: str) -> Path:
     folder = promote.WEIGHTS / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").write_text(json.dumps({"name": content}))
+    (folder / adapters.WEIGHTS).write_text(content)
+    write_json(folder / "manifest.json", {"name": content, "weights_sha256": sha256_of(folder / adapters.WEIGHTS)})
     return folder
+
+
+def champion_said() -> str:
+    return (registry.FOLDER / adapters.WEIGHTS).read_text()
 
 
 @pytest.fixture
@@ -77,7 +86,7 @@ def test_promoted_once_fetched_elsewhere_and_not_twice(repository, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     subprocess.run([sys.executable, "-m", "dvc", *get], cwd=elsewhere, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
-    assert json.loads((elsewhere / "fetched/manifest.json").read_text()) == {"name": "first"}
+    assert (elsewhere / "fetched" / adapters.WEIGHTS).read_text() == "first"
     with pytest.raises(UserError, match=r"is the champion already, as v1\.0\.0"):
         promote.promote("lora")
 
@@ -87,34 +96,113 @@ def test_what_is_no_better_stays_where_it_is(repository):
     first = promote.promote("lora")
     assert not first["promote"]
     assert not registry.FOLDER.exists()
-    assert (registry.versions(), registry.live()) == ([], None)
+    assert (registry.versions(), registry.live()) == ({}, None)
     assert "✗ gain" in promote.REASONS.read_text(encoding="utf-8")
     assert promote.promote("lora") == first
 
 
-def test_rolling_back_goes_one_version_at_a_time(repository):
+def test_rolling_back_goes_through_what_was_live_and_not_through_what_was_rolled_back(repository):
     for number, content in enumerate(("first", "second", "third"), start=1):
         assert registry.register(trained("lora", content), (), content) == f"v{number}.0.0"
-    content = registry.FOLDER / "manifest.json"
     for version, expected in (("v2.0.0", "second"), ("v1.0.0", "first")):
         assert promote.roll_back() == version == registry.live()
-        assert json.loads(content.read_text()) == {"name": expected}
+        assert champion_said() == expected
     with pytest.raises(UserError, match=r"no version before v1\.0\.0"):
         promote.roll_back()
     assert registry.register(trained("lora", "fourth"), (), "fourth") == "v4.0.0"
-    assert promote.roll_back() == "v3.0.0"
+    assert promote.roll_back() == "v1.0.0"  # the second and the third were rolled back
+    assert champion_said() == "first"
 
 
-def test_other_rows_are_refused(repository, capfd):
-    write_rows(promote.PREDICTIONS / "base/eval.jsonl", [{"id": "another", "loss": 1.0}])
+def test_what_fails_on_the_way_changes_nothing(repository, monkeypatch):
+    registry.register(trained("lora", "first"), (), "first")
+    hook = Path(".git/hooks/pre-commit")
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho not today; exit 1\n")
+    hook.chmod(0o755)
+    before = registry.POINTER.read_text()
+    with pytest.raises(UserError, match="not today"):
+        registry.register(trained("lora", "second"), (), "second")
+    assert (registry.POINTER.read_text(), champion_said(), registry.live()) == (before, "first", "v1.0.0")
+    assert git("status", "--porcelain", "--", "models/champion.dvc") == ""
+    hook.unlink()
+    assert registry.register(trained("lora", "second"), (), "second") == "v2.0.0"
+    shutil.rmtree(".dvc/cache")
+    with pytest.raises(UserError, match="neither in DVC's cache nor in a remote"):
+        promote.roll_back()
+    assert registry.live() == "v2.0.0"
+    assert git("status", "--porcelain", "--", "models/champion.dvc") == ""
+
+
+def test_the_first_promotion_that_fails_leaves_no_champion(repository):
+    hook = Path(".git/hooks/pre-commit")
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    with pytest.raises(UserError):
+        promote.promote("lora")
+    assert not registry.FOLDER.exists()
+    assert not registry.POINTER.exists()
+
+
+def test_a_champion_that_is_not_checked_out_is_fetched_and_a_retired_one_is_none(repository, monkeypatch):
+    promote.promote("lora")
+    trained("lora", "worse")
+    evaluated("lora", 2.9)
+    asked = []
+
+    def answered(folder):
+        asked.append(folder)
+        return promote.PREDICTIONS / "best"
+
+    monkeypatch.setattr(promote, "evidence_of_champion", answered)
+    evaluated("best", 1.0)
+    shutil.rmtree(registry.FOLDER)
+    assert not promote.promote("lora")["promote"]
+    assert asked == [registry.FOLDER]
+    assert champion_said() == "first"
+    git("rm", "--quiet", str(registry.POINTER))
+    git("commit", "--quiet", "--message", "retire")
+    assert registry.champion() is None
+
+
+def test_answers_of_other_weights_are_no_evidence(repository):
+    trained("lora", "trained again")
+    with pytest.raises(UserError, match="are not those of models/weights/lora"):
+        promote.promote("lora")
+
+
+def test_stray_tags_are_passed_over(repository):
+    git("tag", "champion@vfoo")
+    git("tag", "champion@v1")
+    assert promote.promote("lora")["version"] == "v1.0.0"
+
+
+@pytest.mark.parametrize("kind", ["eval", "general", "probes"])
+def test_other_rows_are_refused(repository, capfd, kind):
+    other = {"id": "1", "loss": 1.0, "messages": [{"content": "别的"}]}
+    write_rows(promote.PREDICTIONS / f"base/{kind}.jsonl", [other])
     with pytest.raises(UserError, match="No decision was made"):
         promote.promote("lora")
     assert "evaluated on different rows" in capfd.readouterr().err
 
 
+def test_answers_of_another_version_are_one_sentence(repository, capfd):
+    write_json(promote.PREDICTIONS / "base/figures.json", {"general": {}})
+    with pytest.raises(UserError, match="No decision was made"):
+        promote.promote("lora")
+    said = capfd.readouterr().err
+    assert "run `dvc repro` to evaluate again" in said
+    assert "Traceback" not in said
+
+
 def test_one_sentence_without_git_or_adapter(repository, tmp_path_factory, monkeypatch):
     with pytest.raises(UserError, match="no adapter 'other'"):
         promote.promote("other")
+    git("checkout", "--quiet", "--detach")
+    with pytest.raises(UserError, match="No branch is checked out"):
+        promote.promote("lora")
+    git("switch", "--quiet", "-")
     shutil.rmtree(promote.WEIGHTS)
     with pytest.raises(UserError, match="run `dvc repro` first"):
         promote.promote("lora")

@@ -4,6 +4,7 @@ import pytest
 from given import ROOT, write_rows
 
 from models.errors import UserError
+from models.storage import read_jsonl
 from stages.compare.difference import MEASURES, difference, differences, moved_most
 from stages.compare.gather import curves, gather
 from stages.compare.markdown import write_markdown, write_summary
@@ -109,3 +110,19 @@ def test_gains_are_paired_and_counted(evaluated):
     assert [move.row["id"] for move in better] == ["r5", "r4"]
     assert [move.row["id"] for move in worse] == ["r0"]
     assert next(iter(differences([lora, base]))).gain == pytest.approx(-1.5)
+
+
+def test_of_revisions_with_other_rows_only_those_of_both_count_in_every_figure(evaluated):
+    """The adapter was asked two rows fewer, the hardest ones; on the rest it is the base."""
+    whole = dict.fromkeys(("rouge-1", "rouge-2"), 50.0)
+    whole |= {"exact": False, "empty": False, "repetition": 0.0, "length_ratio": 1.0, "answer_tokens": 1}
+    for name, count in (("base", 6), ("lora", 4)):
+        for kind in ("eval", "general"):
+            rows = read_jsonl(evaluated / f"predictions/base/{kind}.jsonl")
+            write_rows(evaluated / f"predictions/{name}/{kind}.jsonl", [row | whole for row in rows[:count]])
+    base, lora = gather(["base", "lora"], evaluated / "predictions", evaluated / "weights", common=True)
+    assert [row["id"] for row in base.task] == ["r0", "r1", "r2", "r3"]
+    assert base.figures["eval"] == lora.figures["eval"]
+    assert base.figures["eval"]["loss"] == pytest.approx((2 + 3 + 4 + 5) / 4)
+    with pytest.raises(UserError, match="different rows"):
+        models_of(evaluated)

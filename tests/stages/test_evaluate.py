@@ -7,9 +7,9 @@ from models.prompt import encode_sample
 from models.sample import Sample
 from stages import params
 from stages.evaluate.answers import Kept
-from stages.evaluate.measure import Model, Questions, headlines, measure, of_lengths, probe_figures
+from stages.evaluate.measure import Model, Questions, measure
 from stages.evaluate.probes import MET, UNMET, read_probes
-from stages.evaluate.scores import SCORES, describe, matches_exactly, means, repetition, score
+from stages.evaluate.scores import SCORES, describe, matches_exactly, repetition, score
 
 
 def test_the_same_text_scores_100():
@@ -45,8 +45,6 @@ def test_every_measure_of_an_answer():
     assert described["exact"] is described["empty"] is False
     assert described["length_ratio"] == pytest.approx(5 / 6, abs=1e-4)
     assert describe("", "好的") | {"rouge-1": 0.0, "empty": True, "length_ratio": 0.0} == describe("", "好的")
-    assert means([describe("好的", "好的"), describe("", "好的")])["exact"] == 0.5
-    assert means([]) == {}
 
 
 def test_repetition_is_the_share_of_4_grams_that_come_again():
@@ -59,37 +57,6 @@ def test_repetition_is_the_share_of_4_grams_that_come_again():
 def test_blanks_and_forms_of_punctuation_are_no_difference():
     assert matches_exactly("是的, 好", "是的，好")
     assert not matches_exactly("是的", "不是")
-
-
-def judged(turns: int, met: bool, exact: bool = False, **more) -> dict:
-    return {"messages": [{}] * (2 * turns - 1), "met": met, "exact": exact, **more}
-
-
-def test_rates_of_probes_by_turns_and_the_drift_of_identity():
-    rows = [judged(1, True, True, identity="new"), judged(1, False, identity="mixed"), judged(2, True)]
-    metrics = probe_figures(rows)
-    assert (metrics["exact_match"], metrics["met_single_turn"], metrics["met_multi_turn"]) == (0.3333, 0.5, 1.0)
-    assert metrics["rates"]["single_turn"]["of"] == 2
-    assert metrics["rates"]["all"]["low"] < 2 / 3 < metrics["rates"]["all"]["high"]
-    assert metrics["drift"] == {"new": 0.5, "old": 0.0, "mixed": 0.5, "none": 0.0}
-    assert probe_figures(rows[:1])["met_multi_turn"] is None
-
-
-def test_figures_are_split_by_the_length_limit_and_losses_weigh_tokens():
-    rows = [
-        {"near_limit": near, "loss": loss, "rouge-l": 10 * loss, "answer_tokens": tokens}
-        for near, loss, tokens in ((True, 4, 5), (False, 1, 1), (False, 2, 3))
-    ]
-    assert of_lengths(rows) == {
-        "near_limit": {"rows": 1, "loss": 4.0, "rouge-l": 40.0},
-        "far_from_limit": {"rows": 2, "loss": 1.75, "rouge-l": 15.0},
-    }
-    assert of_lengths(rows[1:])["near_limit"] == {"rows": 0, "loss": None, "rouge-l": None}
-
-
-def test_headlines_are_those_that_a_model_has():
-    figures = {"eval": {"loss": 1.5, "empty_rate": 0.0}, "probes": {"drift": None}, "training": {"seconds": None}}
-    assert headlines(figures) == {"loss": 1.5, "empty_rate": 0.0}
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import UserError
-from stages.evaluate.probes import Expectation, drift, identity_of, numbers_in, rate, read_probes
+from stages.evaluate.probes import Expectation, identity_of, numbers_in, read_probes
 
 ROW = {"id": "a", "context": "你是谁？", "target": "我是小明。"}
 
@@ -86,19 +86,3 @@ def test_two_probes_of_one_id_are_refused(tmp_path):
 )
 def test_by_whose_name_an_answer_goes(answer, name):
     assert identity_of(answer, ["ChatGLM-6B-test"], ["ChatGLM-6B", "清华"]) == name
-
-
-def test_rates_have_wilsons_interval():
-    """By hand: p = 8/10, z = 1.96: centre (0.8 + z²/20) / (1 + z²/10), half-width by the formula."""
-    z, n, p = 1.959964, 10, 0.8
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * ((p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5) / (1 + z * z / n)
-    found = rate(8, 10)
-    assert found["rate"] == 0.8
-    assert (found["low"], found["high"]) == pytest.approx((centre - half, centre + half), abs=1e-4)
-    assert rate(0, 0) is None
-
-
-def test_drift_is_a_share_of_each_kind():
-    assert drift(["new", "new", "old", "none"]) == {"new": 0.5, "old": 0.25, "mixed": 0.0, "none": 0.25}
-    assert drift([]) is None
