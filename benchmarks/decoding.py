@@ -3,7 +3,7 @@
 ``python -m benchmarks.decoding --out benchmarks/results/decoding.json [CASE …]`` on a machine with an NVIDIA GPU and
 14 GB of free disk; ``--small`` runs a toy of that layout on any machine. Each case answers one prompt of 64 tokens
 with 128, both ways, in bfloat16 and at batch 1, the prompt's own pass included; the figure is the median of 5 answers
-after one, each waited for. Both ways give the same tokens, or the share of answers that agree says how far.
+after one, each waited for. ``equal_tokens`` says after how many tokens the two ways part.
 """
 
 import argparse

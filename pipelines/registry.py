@@ -131,7 +131,7 @@ def _all_or_nothing() -> Iterator[None]:
     """Put pointer and folder back as they were committed, if the block fails."""
     try:
         yield
-    except UserError:
+    except BaseException:  # a full disk or Ctrl-C no less than what git and DVC refuse
         for path in (POINTER, IGNORED):
             if output_of("git", "ls-tree", "HEAD", "--", str(path)):
                 output_of("git", "checkout", "HEAD", "--", str(path))
