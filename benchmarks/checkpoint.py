@@ -15,12 +15,12 @@ SMALL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "inner_hi
 SMALL |= {"bos_token_id": 2044, "eos_token_id": 2045, "mask_token_id": 2046, "gmask_token_id": 2047}
 
 
-def make_checkpoint(folder: Path, small: bool) -> None:
-    """Random weights in half precision, in shards of 2 GB."""
+def make_checkpoint(folder: Path, small: bool, **sizes) -> None:
+    """Random weights in half precision, in shards of 2 GB; ``sizes`` are fields of the config to differ."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = ChatGLMForConditionalGeneration(ChatGLMConfig(**(SMALL if small else {})))
+        model = ChatGLMForConditionalGeneration(ChatGLMConfig(**(SMALL if small else {}) | sizes))
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder, max_shard_size="2GB")
 

@@ -91,20 +91,20 @@ CASES = {
 
 
 class StepTimes(TrainerCallback):
-    """When each update ended, by the device's own clock where it has one."""
+    """When each update ended, by the device's own clock where it has one; the first ``warm_up`` do not count."""
 
-    def __init__(self):
-        self.marks = []
+    def __init__(self, warm_up: int = WARM_UP):
+        self.marks, self.warm_up = [], warm_up
 
     def on_step_end(self, args, state, control, **kwargs):
         self.marks.append(_mark())
-        if state.global_step == WARM_UP:
+        if state.global_step == self.warm_up:
             torch._dynamo.config.error_on_recompile = True
 
     def median_seconds(self) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        marks = self.marks[WARM_UP - 1 :]
+        marks = self.marks[self.warm_up - 1 :]
         return statistics.median(_between(one, other) for one, other in pairwise(marks))
 
 

@@ -69,4 +69,4 @@ def program(main):
 def _let_others_speak_first(error: UserError) -> None:
     """Of several processes that train together, all meet the same mistake; who waits is ended before it repeats it."""
     if int(os.environ.get("RANK", 0)) > 0 or isinstance(error, PeerLost):
-        time.sleep(5)
+        time.sleep(2)

@@ -102,6 +102,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def _convert_id_to_token(self, index):
         if index < self.num_image_tokens:
             return f"<image_{index}>"
+        if index >= self.vocab_size:  # the model's vocabulary is padded; the published tokenizer raises
+            return str(self.unk_token)
         return self.vocabulary.pieces.id_to_piece(index - self.num_image_tokens)
 
     def convert_tokens_to_string(self, tokens):

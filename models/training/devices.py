@@ -6,8 +6,11 @@ Several processes come from torchrun's environment: ``WORLD_SIZE`` and ``RANK``.
 import logging
 import os
 import resource
+import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import lru_cache
 
 import psutil
@@ -97,8 +100,69 @@ def telling_what_ended_it():
     except RuntimeError as error:
         told = str(error).lower()
         if world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in told or "nccl" in told):
-            raise PeerLost("Another process of this training ended; run it again to go on from there.") from None
+            raise PeerLost(ENDED) from None
         raise
+
+
+# A death among the processes -----------------------------------------------------------------------
+
+ENDED = "Another process of this training ended; run it again to go on from there."
+WELL, FAILED = 0, 1
+GRACE = 2.0  # seconds in which a process may still say itself what went wrong
+
+
+@contextmanager
+def ending_together():
+    """End this process soon after any other of the training has died or failed.
+
+    It may be waiting for that one in a kernel of NCCL, where neither an error nor a signal reaches it for minutes.
+    So a thread of each process waits for a word of the next one, round in a circle; a connection that breaks is a
+    word too, and is passed on at once.
+    """
+    if world_size() == 1:
+        yield
+        return
+    circle = _Circle(dist.new_group(backend="gloo", timeout=timedelta(days=365)))
+    watcher = threading.Thread(target=circle.watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except BaseException:
+        circle.leave(FAILED)
+        raise
+    circle.leave(WELL)
+    watcher.join()  # or the group would be gone before its word is
+
+
+class _Circle:
+    def __init__(self, group):
+        self.group, self.left = group, threading.Event()
+        self._told, self._lock = False, threading.Lock()
+
+    def leave(self, word: int) -> None:
+        self.left.set()
+        self._tell(word)
+
+    def watch(self) -> None:
+        word = torch.tensor([WELL])
+        try:
+            dist.recv(word, (rank() + 1) % world_size(), group=self.group)
+        except RuntimeError:
+            word.fill_(FAILED)
+        if int(word) == FAILED:
+            self._tell(FAILED)
+            if not self.left.wait(GRACE):
+                if local_rank() == 0:  # one word a host; whoever started them may say more
+                    print(f"error: {ENDED}", file=sys.stderr, flush=True)
+                os._exit(1)  # nothing less ends a thread that waits for the device
+
+    def _tell(self, word: int) -> None:
+        """Once: nobody would hear a second word."""
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
+            with suppress(RuntimeError):  # it is gone itself
+                dist.send(torch.tensor([word]), (rank() - 1) % world_size(), group=self.group)
 
 
 # Use -----------------------------------------------------------------------------------------------

@@ -131,11 +131,12 @@ def fit(
         with (
             contextlib.nullcontext() if arguments.disable_tqdm else logging_redirect_tqdm(),
             devices.telling_what_ended_it(),
+            devices.ending_together(),
         ):
             _train(trainer, history, best, checkpoint_folder)
-    if settings.keep_best:
-        best.restore()
-    tokens, places = trainer.fed()
+            if settings.keep_best:
+                best.restore()
+            tokens, places = trainer.fed()
     steps = trainer.state.global_step
     kept = history.best() if settings.keep_best else None
     return Fitted(

@@ -36,7 +36,7 @@ def start_processes(count: int) -> None:
     """
     import torch
 
-    from models.training.launch import launch
+    from models.launch import launch
 
     cuda = torch.cuda.is_available()
     there = torch.cuda.device_count() if cuda else os.cpu_count() or 1

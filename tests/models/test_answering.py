@@ -34,7 +34,8 @@ def test_the_answer_ends_at_eop(model, tokenizer):
 @pytest.mark.parametrize("generation", [greedy, sampled])
 @pytest.mark.parametrize("decoder", [None, Decoder()])
 def test_the_pieces_of_a_stream_make_its_answer(model, tokenizer, generation, decoder):
-    for messages in CONVERSATIONS:
+    torch.manual_seed(0)
+    for messages in CONVERSATIONS * 5:  # of sampled ones, some hold ids that are no piece
         stream = Stream(model, tokenizer, messages, generation(model, 24), decoder)
         text = "".join(stream)
         assert text == stream.answer.text

@@ -11,12 +11,22 @@ import pytest
 from given import ROOT
 
 PROGRAM = """
-import json, os, sys
+import json, os, sys, threading
 from pathlib import Path
 import torch
+from transformers import TrainerCallback
 from models import adapters, base, training
 from models.errors import program
 from models.training import devices
+
+class Stuck(TrainerCallback):
+    "Waits for ever, as for the device; a signal's handler runs, and it waits on."
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if devices.rank() == 0 and state.global_step == 40:
+            lock = threading.Lock()
+            lock.acquire()
+            lock.acquire()
 
 @program
 def main():
@@ -34,8 +44,10 @@ def main():
         for i in range(23)
     ]
     how = {"learning_rate": 0.01} | how
+    callbacks = [Stuck()] if how.pop("stuck", False) else []
     settings = training.Settings(evaluations=4, seed=3, logs=200, **how)
-    fitted = training.fit(tuned, rows[:19], rows[19:], settings, checkpoint_folder=folder / "checkpoints")
+    kept = folder / "checkpoints"
+    fitted = training.fit(tuned, rows[:19], rows[19:], settings, checkpoint_folder=kept, callbacks=callbacks)
     if devices.rank() == 0:
         if not settings.sharded:
             tuned.save_pretrained(folder / "adapter")
@@ -47,7 +59,7 @@ main()
 LAUNCHER = """
 import sys
 from models.errors import program
-from models.training.launch import launch
+from models.launch import launch
 
 @program
 def main():
@@ -142,6 +154,22 @@ def test_one_of_two_killed_ends_both_at_once_and_the_next_run_goes_on(start, tmp
     assert "going on from checkpoint" in end(start(2, "killed", **how))
     adapter = "adapter/adapter_model.safetensors"
     assert (tmp_path / "killed" / adapter).read_bytes() == (tmp_path / "undisturbed" / adapter).read_bytes()
+
+
+@pytest.mark.integration
+def test_a_process_that_waits_for_a_dead_one_and_hears_no_signal_is_ended_too(start, tmp_path):
+    process = start(2, "deaf", batch_size=2, epochs=25, stuck=True)
+    wait_for_checkpoint(tmp_path / "deaf", process)
+    time.sleep(5)  # to the step in which it waits
+    waits, victim = processes_below(process)
+    os.kill(victim, signal.SIGKILL)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert process.returncode == 1
+    assert "was ended by signal 9" in errors
+    with pytest.raises(ProcessLookupError):
+        os.kill(waits, 0)
 
 
 @pytest.mark.integration

@@ -104,3 +104,10 @@ def test_text_comes_back_but_for_its_normalization(tokenizer, text):
     once = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"], clean_up_tokenization_spaces=False)
     twice = tokenizer.decode(tokenizer(once, add_special_tokens=False)["input_ids"], clean_up_tokenization_spaces=False)
     assert "".join(twice.split()) == "".join(once.split())
+
+
+def test_an_id_of_the_padded_vocabulary_is_an_unknown_token_and_no_crash(tokenizer):
+    """A model may sample one: its matrix has more rows than the vocabulary has pieces."""
+    beyond = tokenizer.vocab_size
+    assert tokenizer.convert_ids_to_tokens([beyond]) == [tokenizer.unk_token]
+    assert tokenizer.decode([beyond], skip_special_tokens=True).strip() == "⁇"

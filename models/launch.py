@@ -44,7 +44,7 @@ def launch(module: str, arguments: list[str], processes: int) -> None:
     try:
         elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = _first_cause(error)
         if failure.exitcode < 0:
             raise UserError(
                 f"The process of device {rank} was ended by signal {-failure.exitcode}; the others were ended too. "
@@ -53,3 +53,9 @@ def launch(module: str, arguments: list[str], processes: int) -> None:
         sys.exit(failure.exitcode)
     except SignalException as error:
         sys.exit(128 + error.sigval)
+
+
+def _first_cause(error: ChildFailedError):
+    """The rank and failure that the others followed from: rather one that was killed than one that missed it."""
+    killed = [(rank, each) for rank, each in error.failures.items() if each.exitcode < 0]
+    return killed[0] if killed else error.get_first_failure()

@@ -1,0 +1,351 @@
+"""Training on several GPUs at ChatGLM-6B's size, with random weights, through the code that stage train runs.
+
+``python -m benchmarks.devices --out benchmarks/results/devices.json [PART …]`` on a machine with several NVIDIA GPUs,
+14 GB of free disk and 64 GiB of memory; ``--small`` runs a toy of that layout, on CPU processes where there is no
+GPU. Every run is started as stage train starts its own, by :func:`models.launch.launch`. The parts:
+
+``speed``
+    LoRA and P-Tuning v2 under DDP on 1, 2, 4, … devices. An update takes 8 packed rows of 8,448 tokens and a device
+    one of them at a time, so that both the update and a device's batch are the same for every number of devices.
+    Then the same with one row a device and update, where gradients are exchanged at every step.
+``curve``
+    The training loss on 1 device and on several, step by step over the same updates; and on 1 device with the rows
+    of an update taken two at a time, which sums in another order: what bfloat16 alone changes.
+``killed``
+    The last device's process is killed with -9 after a checkpoint: how long until all have ended and with what
+    words, and where the loss goes when the training goes on, on all devices and on half as many.
+``full``
+    All weights trained under FSDP, which on one device takes more memory than an H100 has.
+``resumed``
+    All weights of a model with fewer layers, spread over all devices, stopped by SIGTERM and gone on with on half
+    as many.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from benchmarks.checkpoint import SMALL, machine, make_checkpoint
+from benchmarks.training import METHODS, ROW, StepTimes, rows_of
+from models import adapters, base, memory, training
+from models.chatglm import ChatGLMConfig
+from models.errors import program
+from models.storage import read_json, write_json
+from models.training import devices
+from models.launch import launch
+
+EVERYWHERE = {"rank": 16, "alpha": 32, "target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]}
+UPDATE = 8  # rows
+WARM_UP, STEPS = 2, 6
+ANSWER_TOKENS, CURVE_STEPS = 64, 24
+TARGETS = {2: 0.92, 8: 0.88}  # least efficiency by number of devices
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training in a group of processes.
+
+    Attributes:
+        rows: packed rows an update on all devices together; ``at_once``: of these on a device.
+        row: tokens of a packed row; ``sample``: of a sample in it.
+        steps: updates; ``timed``: of the first two the times are not counted, or nothing is timed.
+        learnable: whether the samples follow a rule, by which the loss can fall.
+        checkpoints: where to keep them, at each fourth of the way.
+    """
+
+    method: str
+    devices: int
+    rows: int = UPDATE
+    at_once: int = 1
+    row: int = ROW
+    sample: int = 528
+    steps: int = WARM_UP + STEPS
+    timed: bool = True
+    learnable: bool = False
+    checkpointing: bool = False
+    sharded: bool = False
+    learning_rate: float = 1e-4
+    checkpoints: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of an update, padding left out."""
+        return self.rows * (self.row // self.sample) * self.sample
+
+
+# In the processes of a group -----------------------------------------------------------------------
+
+
+def train(checkpoint: Path, run: Run) -> dict:
+    """What one process sees of a run; the losses are those of all."""
+    devices.take()
+    full = run.method == "full"
+    model = base.load_model(base.Base("random", checkpoint, None, {}), "float32" if full else "bfloat16")
+    torch.manual_seed(0)
+    how = EVERYWHERE if run.learnable and not full else METHODS.get(run.method, {})
+    tuned = adapters.attach(model, run.method, **how)
+    times = StepTimes(WARM_UP)
+    fitted = training.fit(
+        tuned,
+        samples(model.config, run),
+        [],
+        settings(run),
+        callbacks=[times] if run.timed else [],
+        checkpoint_folder=run.checkpoints and Path(run.checkpoints),
+    )
+    figures = {"peak_memory_gib": round(training.peak_memory_gib(), 2)}
+    if run.timed:
+        seconds = times.median_seconds()
+        figures |= {"step_seconds": round(seconds, 4), "tokens_per_second": round(run.tokens / seconds)}
+    else:
+        figures |= {"losses": {point["step"]: point["loss"] for point in fitted.history if point["split"] == "train"}}
+    return figures
+
+
+def settings(run: Run) -> training.Settings:
+    return training.Settings(
+        batch_size=run.at_once,
+        gradient_accumulation=run.rows // (run.at_once * run.devices),
+        pack_tokens=run.row,
+        max_steps=run.steps,
+        learning_rate=run.learning_rate,
+        gradient_checkpointing=run.checkpointing,
+        autocast="bfloat16" if run.method == "full" else "float32",
+        sharded=run.sharded,
+        evaluations=4,
+        logs=2 if run.timed else run.steps,
+    )
+
+
+def samples(config, run: Run) -> list[dict]:
+    rows = rows_of(config, run.sample, run.rows * run.steps * (run.row // run.sample))
+    for row in rows if run.learnable else ():
+        ids, first = row["input_ids"], row["input_ids"][0]
+        for place in range(run.sample // 2, run.sample - 1):  # the answer counts on from the first token, in a circle
+            ids[place] = row["labels"][place] = 1000 + (first + place) % ANSWER_TOKENS
+    return rows
+
+
+def largest(figures: dict) -> dict:
+    """The figures of this process, with the peak memory of the process that took most."""
+    if devices.world_size() > 1:
+        peaks = [None] * devices.world_size()
+        dist.all_gather_object(peaks, figures["peak_memory_gib"])
+        figures["peak_memory_gib"] = max(peaks)
+    return figures
+
+
+# Starting them -------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Starts runs on a checkpoint and reads what they measured."""
+
+    def __init__(self, folder: Path, small: bool):
+        self.folder, self.small = folder, small
+        self.checkpoint = folder / "base"
+        make_checkpoint(self.checkpoint, small)
+
+    def sized(self, run: Run) -> Run:
+        return replace(run, row=run.row // 16, sample=run.sample // 8) if self.small else run
+
+    def start(self, run: Run, checkpoint: Path | None = None) -> subprocess.Popen:
+        given = {"--run": json.dumps(asdict(run)), "--checkpoint": checkpoint or self.checkpoint, "--out": self.out}
+        arguments = [str(each) for pair in given.items() for each in pair]
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.devices", *arguments], stderr=subprocess.PIPE, text=True
+        )
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "one.json"
+
+    def of(self, run: Run, checkpoint: Path | None = None) -> dict:
+        """Figures of a run that must end well."""
+        self.out.unlink(missing_ok=True)
+        process = self.start(run, checkpoint)
+        errors = process.communicate()[1]
+        if process.returncode != 0:
+            sys.exit(f"{run} ended with {process.returncode}:\n{errors}")
+        return read_json(self.out)
+
+
+def numbers_of_devices() -> list[int]:
+    """1, 2, 4, … of what is there."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 2
+    return [count for count in (1, 2, 4, 8) if count <= there]
+
+
+# The parts -----------------------------------------------------------------------------------------
+
+
+def speed(bench: Bench) -> list[dict]:
+    """Tokens a second by method, number of devices, and whether an update grows with that."""
+    found = []
+    for method in METHODS:
+        for grows in (False, True):
+            alone = None
+            for count in numbers_of_devices():
+                run = bench.sized(Run(method, count, rows=count if grows else UPDATE))
+                figures = {"method": method, "devices": count, "rows_of_an_update": run.rows, **bench.of(run)}
+                alone = alone or figures["tokens_per_second"]
+                figures["efficiency"] = round(figures["tokens_per_second"] / (count * alone), 4)
+                if count in TARGETS and not bench.small:
+                    figures |= {"target": TARGETS[count], "met": figures["efficiency"] >= TARGETS[count]}
+                print("speed", json.dumps(figures), flush=True)
+                found.append(figures)
+    return found
+
+
+def learning(bench: Bench, count: int, **how) -> Run:
+    """The run whose losses are compared."""
+    usual = {"row": ROW // 4, "steps": CURVE_STEPS, "timed": False, "learnable": True, "learning_rate": 1e-3}
+    return bench.sized(Run("lora", count, **usual | how))
+
+
+def curve(bench: Bench) -> dict:
+    losses = {"1": bench.of(learning(bench, 1))["losses"]}
+    losses["1, two rows at a time"] = bench.of(learning(bench, 1, at_once=2))["losses"]
+    for count in numbers_of_devices()[1:]:
+        losses[str(count)] = bench.of(learning(bench, count))["losses"]
+    apart = {name: apart_from(losses["1"], one) for name, one in losses.items() if name != "1"}
+    print("curve", json.dumps(apart), flush=True)
+    return {"losses": losses, "apart": apart}
+
+
+def apart_from(usual: dict, other: dict) -> dict:
+    """How far losses lie from others of the same steps, relatively."""
+    differences = [abs(other[step] / loss - 1) for step, loss in usual.items()]
+    return {"mean": round(statistics.mean(differences), 6), "largest": round(max(differences), 6)}
+
+
+def killed(bench: Bench) -> dict:
+    count, folder = numbers_of_devices()[-1], bench.folder / "killed"
+    unbroken = bench.of(learning(bench, count))["losses"]
+    run = learning(bench, count, checkpoints=str(folder))
+    process = bench.start(run)
+    step = wait_for_checkpoint(folder, process)
+    victim = process_of_rank(process, count - 1)
+    time.sleep(2)  # into the steps behind it
+    began = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    errors = process.communicate()[1]
+    found = {
+        "devices": count,
+        "checkpoint_of_step": step,
+        "seconds_to_the_end": round(time.monotonic() - began, 2),
+        "exit_code": process.returncode,
+        "told": errors.strip().splitlines()[-1],
+    }
+    copy_of = bench.folder / "copy"
+    subprocess.run(["cp", "-r", str(folder), str(copy_of)], check=True)
+    for number, kept in ((count, folder), (max(count // 2, 1), copy_of)):
+        losses = bench.of(learning(bench, number, checkpoints=str(kept)))["losses"]
+        found[f"gone_on_with_{number}"] = apart_from(unbroken, losses)
+    print("killed", json.dumps(found), flush=True)
+    return found
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> int:
+    """The step of the first whole one."""
+    while process.poll() is None:
+        for found in folder.glob("checkpoint-*/progress.json"):
+            return int(found.parent.name.split("-")[1])
+        time.sleep(0.05)
+    sys.exit(f"it ended before its first checkpoint:\n{process.communicate()[1]}")
+
+
+def process_of_rank(process: subprocess.Popen, rank: int) -> int:
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if child.environ().get("RANK") == str(rank):
+            return child.pid
+    sys.exit(f"no process of rank {rank}")
+
+
+def full(bench: Bench) -> dict:
+    """All weights over all devices; how much one would need stands in the plan."""
+    count = numbers_of_devices()[-1]
+    run = bench.sized(Run("full", count, rows=count, checkpointing=True, sharded=True))
+    found = {"devices": count, "rows_of_an_update": count, **bench.of(run)}
+    config = ChatGLMConfig(**(SMALL if bench.small else {}))
+    for shards in (1, count):
+        labelled = run.row // run.sample * run.sample // 2
+        wanted = memory.Training(
+            config, "full", {}, "bfloat16", rows=1, length=run.row, labelled=labelled,
+            checkpointing=True, packed=True, shards=shards, gpu=torch.cuda.is_available(),
+        )  # fmt: skip
+        found[f"planned_memory_gib_on_{shards}"] = round(memory.plan(wanted).total / memory.GIB, 2)
+    print("full", json.dumps(found), flush=True)
+    return found
+
+
+def resumed(bench: Bench) -> dict:
+    count, folder = numbers_of_devices()[-1], bench.folder / "resumed"
+    layers = bench.folder / "few_layers"
+    make_checkpoint(layers, bench.small, num_layers=2 if bench.small else 4)
+    how = {"method": "full", "sharded": True, "learning_rate": 1e-5}
+    unbroken = bench.of(replace(learning(bench, count), **how), layers)["losses"]
+    process = bench.start(replace(learning(bench, count), **how, checkpoints=str(folder)), layers)
+    step = wait_for_checkpoint(folder, process)
+    process.terminate()
+    process.communicate()
+    saved = max(int(each.name.split("-")[1]) for each in folder.glob("checkpoint-*"))
+    fewer = max(count // 2, 1)
+    losses = bench.of(replace(learning(bench, fewer), **how, checkpoints=str(folder)), layers)["losses"]
+    found = {"first_checkpoint": step, "exit_code": process.returncode, "gone_on_from_step": saved}
+    found |= {"devices": [count, fewer], "apart": apart_from(unbroken, {**unbroken, **losses})}
+    print("resumed", json.dumps(found), flush=True)
+    return found
+
+
+# The program ---------------------------------------------------------------------------------------
+
+PARTS = {"speed": speed, "curve": curve, "killed": killed, "full": full, "resumed": resumed}
+
+
+@program
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--commit", help="of the code, where git does not know it")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        in_a_group(Run(**json.loads(arguments.run)), arguments)
+        return
+    known = machine()
+    known |= {"commit": arguments.commit or known["commit"], "devices": numbers_of_devices()[-1]}
+    results = read_json(arguments.out) if arguments.out.exists() else {}
+    with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
+        bench = Bench(Path(scratch), arguments.small)
+        for name in arguments.parts or PARTS:
+            results[name] = {"machine": known, "found": PARTS[name](bench)}
+            write_json(arguments.out, results)
+
+
+def in_a_group(run: Run, arguments: argparse.Namespace) -> None:
+    if "RANK" not in os.environ:
+        launch("benchmarks.devices", sys.argv[1:], run.devices)
+        return
+    figures = largest(train(arguments.checkpoint, run))
+    if devices.rank() == 0:
+        write_json(arguments.out, figures)
+
+
+if __name__ == "__main__":
+    main()
