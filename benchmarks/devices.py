@@ -41,10 +41,10 @@ from benchmarks.checkpoint import SMALL, machine, make_checkpoint
 from benchmarks.training import METHODS, ROW, StepTimes, rows_of
 from models import adapters, base, memory, training
 from models.chatglm import ChatGLMConfig
-from models.errors import program
+from models.errors import UserError, program
+from models.launch import launch
 from models.storage import read_json, write_json
 from models.training import devices
-from models.launch import launch
 
 EVERYWHERE = {"rank": 16, "alpha": 32, "target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]}
 UPDATE = 8  # rows
@@ -178,7 +178,7 @@ class Bench:
         process = self.start(run, checkpoint)
         errors = process.communicate()[1]
         if process.returncode != 0:
-            sys.exit(f"{run} ended with {process.returncode}:\n{errors}")
+            raise UserError(f"{run} ended with {process.returncode}:\n{errors}")
         return read_json(self.out)
 
 
@@ -264,14 +264,14 @@ def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> int:
         for found in folder.glob("checkpoint-*/progress.json"):
             return int(found.parent.name.split("-")[1])
         time.sleep(0.05)
-    sys.exit(f"it ended before its first checkpoint:\n{process.communicate()[1]}")
+    raise UserError(f"It ended before its first checkpoint:\n{process.communicate()[1]}")
 
 
 def process_of_rank(process: subprocess.Popen, rank: int) -> int:
     for child in psutil.Process(process.pid).children(recursive=True):
         if child.environ().get("RANK") == str(rank):
             return child.pid
-    sys.exit(f"no process of rank {rank}")
+    raise UserError(f"There is no process of rank {rank}.")
 
 
 def full(bench: Bench) -> dict:
@@ -330,12 +330,18 @@ def main() -> None:
         return
     known = machine()
     known |= {"commit": arguments.commit or known["commit"], "devices": numbers_of_devices()[-1]}
-    results = read_json(arguments.out) if arguments.out.exists() else {}
+    results, failed = read_json(arguments.out) if arguments.out.exists() else {}, []
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
         bench = Bench(Path(scratch), arguments.small)
         for name in arguments.parts or PARTS:
-            results[name] = {"machine": known, "found": PARTS[name](bench)}
+            try:
+                results[name] = {"machine": known, "found": PARTS[name](bench)}
+            except UserError as error:  # the other parts may still do
+                failed.append(f"{name}: {error}")
+                print(failed[-1], file=sys.stderr, flush=True)
             write_json(arguments.out, results)
+    if failed:
+        raise UserError("Failed: " + "; ".join(each.splitlines()[0] for each in failed))
 
 
 def in_a_group(run: Run, arguments: argparse.Namespace) -> None:
