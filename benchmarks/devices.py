@@ -22,14 +22,17 @@ GPU. Every run is started as stage train starts its own, by :func:`models.launch
 """
 
 import argparse
+import itertools
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -90,13 +93,14 @@ class Run:
 
 def train(checkpoint: Path, run: Run) -> dict:
     """What one process sees of a run; the losses are those of all."""
+    begun = psutil.Process().create_time()
     devices.take()
     full = run.method == "full"
     model = base.load_model(base.Base("random", checkpoint, None, {}), "float32" if full else "bfloat16")
     torch.manual_seed(0)
     how = EVERYWHERE if run.learnable and not full else METHODS.get(run.method, {})
     tuned = adapters.attach(model, run.method, **how)
-    times = StepTimes(WARM_UP)
+    loaded, times = time.time() - begun, StepTimes(WARM_UP)
     fitted = training.fit(
         tuned,
         samples(model.config, run),
@@ -105,7 +109,7 @@ def train(checkpoint: Path, run: Run) -> dict:
         callbacks=[times] if run.timed else [],
         checkpoint_folder=run.checkpoints and Path(run.checkpoints),
     )
-    figures = {"peak_memory_gib": round(training.peak_memory_gib(), 2)}
+    figures = {"seconds_to_load": round(loaded, 1), "peak_memory_gib": round(training.peak_memory_gib(), 2)}
     if run.timed:
         seconds = times.median_seconds()
         figures |= {"step_seconds": round(seconds, 4), "tokens_per_second": round(run.tokens / seconds)}
@@ -188,25 +192,21 @@ def numbers_of_devices() -> list[int]:
     return [count for count in (1, 2, 4, 8) if count <= there]
 
 
-# The parts -----------------------------------------------------------------------------------------
+# The parts, which yield what they found by name -----------------------------------------------------
 
 
-def speed(bench: Bench) -> list[dict]:
+def speed(bench: Bench) -> Iterator[tuple[str, dict]]:
     """Tokens a second by method, number of devices, and whether an update grows with that."""
-    found = []
-    for method in METHODS:
-        for grows in (False, True):
-            alone = None
-            for count in numbers_of_devices():
-                run = bench.sized(Run(method, count, rows=count if grows else UPDATE))
-                figures = {"method": method, "devices": count, "rows_of_an_update": run.rows, **bench.of(run)}
-                alone = alone or figures["tokens_per_second"]
-                figures["efficiency"] = round(figures["tokens_per_second"] / (count * alone), 4)
-                if count in TARGETS and not bench.small:
-                    figures |= {"target": TARGETS[count], "met": figures["efficiency"] >= TARGETS[count]}
-                print("speed", json.dumps(figures), flush=True)
-                found.append(figures)
-    return found
+    for method, grows in itertools.product(METHODS, (False, True)):
+        alone = None
+        for count in numbers_of_devices():
+            run = bench.sized(Run(method, count, rows=count if grows else UPDATE))
+            figures = {"method": method, "devices": count, "rows_of_an_update": run.rows, **bench.of(run)}
+            alone = alone or figures["tokens_per_second"]
+            figures["efficiency"] = round(figures["tokens_per_second"] / (count * alone), 4)
+            if count in TARGETS and not bench.small:
+                figures |= {"target": TARGETS[count], "met": figures["efficiency"] >= TARGETS[count]}
+            yield f"{method}, {run.rows} rows on {count}", figures
 
 
 def learning(bench: Bench, count: int, **how) -> Run:
@@ -215,14 +215,15 @@ def learning(bench: Bench, count: int, **how) -> Run:
     return bench.sized(Run("lora", count, **usual | how))
 
 
-def curve(bench: Bench) -> dict:
-    losses = {"1": bench.of(learning(bench, 1))["losses"]}
-    losses["1, two rows at a time"] = bench.of(learning(bench, 1, at_once=2))["losses"]
-    for count in numbers_of_devices()[1:]:
-        losses[str(count)] = bench.of(learning(bench, count))["losses"]
-    apart = {name: apart_from(losses["1"], one) for name, one in losses.items() if name != "1"}
-    print("curve", json.dumps(apart), flush=True)
-    return {"losses": losses, "apart": apart}
+def curve(bench: Bench) -> Iterator[tuple[str, dict]]:
+    """The losses on one device, and how far those of the others lie from them."""
+    alone = bench.of(learning(bench, 1))
+    yield "1", alone
+    others = {"1, two rows at a time": learning(bench, 1, at_once=2)}
+    others |= {str(count): learning(bench, count) for count in numbers_of_devices()[1:]}
+    for name, run in others.items():
+        figures = bench.of(run)
+        yield name, figures | {"apart": apart_from(alone["losses"], figures["losses"])}
 
 
 def apart_from(usual: dict, other: dict) -> dict:
@@ -231,31 +232,38 @@ def apart_from(usual: dict, other: dict) -> dict:
     return {"mean": round(statistics.mean(differences), 6), "largest": round(max(differences), 6)}
 
 
-def killed(bench: Bench) -> dict:
+def killed(bench: Bench) -> Iterator[tuple[str, dict]]:
+    """How a training ends whose last process is killed, and how it goes on."""
     count, folder = numbers_of_devices()[-1], bench.folder / "killed"
     unbroken = bench.of(learning(bench, count))["losses"]
-    run = learning(bench, count, checkpoints=str(folder))
-    process = bench.start(run)
+    process = bench.start(learning(bench, count, checkpoints=str(folder)))
     step = wait_for_checkpoint(folder, process)
     victim = process_of_rank(process, count - 1)
     time.sleep(2)  # into the steps behind it
     began = time.monotonic()
     os.kill(victim, signal.SIGKILL)
     errors = process.communicate()[1]
-    found = {
-        "devices": count,
-        "checkpoint_of_step": step,
-        "seconds_to_the_end": round(time.monotonic() - began, 2),
-        "exit_code": process.returncode,
-        "told": errors.strip().splitlines()[-1],
-    }
-    copy_of = bench.folder / "copy"
-    subprocess.run(["cp", "-r", str(folder), str(copy_of)], check=True)
-    for number, kept in ((count, folder), (max(count // 2, 1), copy_of)):
-        losses = bench.of(learning(bench, number, checkpoints=str(kept)))["losses"]
-        found[f"gone_on_with_{number}"] = apart_from(unbroken, losses)
-    print("killed", json.dumps(found), flush=True)
-    return found
+    yield (
+        "killed",
+        {
+            "devices": count,
+            "checkpoint_of_step": step,
+            "seconds_to_the_end": round(time.monotonic() - began, 2),
+            "exit_code": process.returncode,
+            "told": errors.strip().splitlines()[-1],
+        },
+    )
+    yield from gone_on(bench, learning(bench, count), folder, unbroken)
+
+
+def gone_on(bench: Bench, run: Run, folder: Path, unbroken: dict, checkpoint: Path | None = None):
+    """What comes of going on from the last checkpoint with as many devices and with half of them."""
+    begun, other = max(int(each.name.split("-")[1]) for each in folder.glob("checkpoint-*")), f"{folder}.copy"
+    shutil.copytree(folder, other)
+    for count, kept in ((run.devices, folder), (max(run.devices // 2, 1), other)):
+        losses = bench.of(replace(run, devices=count, checkpoints=str(kept)), checkpoint)["losses"]
+        apart = apart_from({step: loss for step, loss in unbroken.items() if int(step) > begun}, losses)
+        yield f"gone on with {count}", {"from_step": begun, "apart": apart}
 
 
 def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> int:
@@ -274,40 +282,31 @@ def process_of_rank(process: subprocess.Popen, rank: int) -> int:
     raise UserError(f"There is no process of rank {rank}.")
 
 
-def full(bench: Bench) -> dict:
+def full(bench: Bench) -> Iterator[tuple[str, dict]]:
     """All weights over all devices; how much one would need stands in the plan."""
     count = numbers_of_devices()[-1]
     run = bench.sized(Run("full", count, rows=count, checkpointing=True, sharded=True))
-    found = {"devices": count, "rows_of_an_update": count, **bench.of(run)}
-    config = ChatGLMConfig(**(SMALL if bench.small else {}))
+    yield f"on {count}", {"devices": count, "rows_of_an_update": count, **bench.of(run)}
+    labelled = run.row // run.sample * run.sample // 2
     for shards in (1, count):
-        labelled = run.row // run.sample * run.sample // 2
         wanted = memory.Training(
-            config, "full", {}, "bfloat16", rows=1, length=run.row, labelled=labelled,
-            checkpointing=True, packed=True, shards=shards, gpu=torch.cuda.is_available(),
+            ChatGLMConfig(**(SMALL if bench.small else {})), "full", {}, "float32", rows=1, length=run.row,
+            labelled=labelled, checkpointing=True, packed=True, shards=shards, gpu=torch.cuda.is_available(),
         )  # fmt: skip
-        found[f"planned_memory_gib_on_{shards}"] = round(memory.plan(wanted).total / memory.GIB, 2)
-    print("full", json.dumps(found), flush=True)
-    return found
+        yield f"planned on {shards}", {"memory_gib": round(memory.plan(wanted).total / memory.GIB, 2)}
 
 
-def resumed(bench: Bench) -> dict:
-    count, folder = numbers_of_devices()[-1], bench.folder / "resumed"
-    layers = bench.folder / "few_layers"
+def resumed(bench: Bench) -> Iterator[tuple[str, dict]]:
+    """How a training of all weights goes on that SIGTERM stopped."""
+    count, folder, layers = numbers_of_devices()[-1], bench.folder / "resumed", bench.folder / "few_layers"
     make_checkpoint(layers, bench.small, num_layers=2 if bench.small else 4)
-    how = {"method": "full", "sharded": True, "learning_rate": 1e-5}
-    unbroken = bench.of(replace(learning(bench, count), **how), layers)["losses"]
-    process = bench.start(replace(learning(bench, count), **how, checkpoints=str(folder)), layers)
-    step = wait_for_checkpoint(folder, process)
+    run = replace(learning(bench, count), method="full", sharded=True, learning_rate=1e-5)
+    unbroken = bench.of(run, layers)["losses"]
+    process = bench.start(replace(run, checkpoints=str(folder)), layers)
+    wait_for_checkpoint(folder, process)
     process.terminate()
-    process.communicate()
-    saved = max(int(each.name.split("-")[1]) for each in folder.glob("checkpoint-*"))
-    fewer = max(count // 2, 1)
-    losses = bench.of(replace(learning(bench, fewer), **how, checkpoints=str(folder)), layers)["losses"]
-    found = {"first_checkpoint": step, "exit_code": process.returncode, "gone_on_from_step": saved}
-    found |= {"devices": [count, fewer], "apart": apart_from(unbroken, {**unbroken, **losses})}
-    print("resumed", json.dumps(found), flush=True)
-    return found
+    yield "stopped", {"told": process.communicate()[1].strip().splitlines()[-1], "exit_code": process.returncode}
+    yield from gone_on(bench, run, folder, unbroken, layers)
 
 
 # The program ---------------------------------------------------------------------------------------
@@ -333,13 +332,16 @@ def main() -> None:
     results, failed = read_json(arguments.out) if arguments.out.exists() else {}, []
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
         bench = Bench(Path(scratch), arguments.small)
-        for name in arguments.parts or PARTS:
+        for part in arguments.parts or PARTS:
+            results[part] = {"machine": known, "found": {}}
             try:
-                results[name] = {"machine": known, "found": PARTS[name](bench)}
+                for name, figures in PARTS[part](bench):
+                    results[part]["found"][name] = figures
+                    print(part, name, json.dumps({k: v for k, v in figures.items() if k != "losses"}), flush=True)
+                    write_json(arguments.out, results)
             except UserError as error:  # the other parts may still do
-                failed.append(f"{name}: {error}")
+                failed.append(f"{part}: {error}")
                 print(failed[-1], file=sys.stderr, flush=True)
-            write_json(arguments.out, results)
     if failed:
         raise UserError("Failed: " + "; ".join(each.splitlines()[0] for each in failed))
 

@@ -267,8 +267,10 @@ def load_model(base: Base, dtype: str, quantization: int | None = None):
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     options = {"dtype": kind, "local_files_only": True, "output_loading_info": True}
+    if device != "cpu" or quantization is not None:  # from the files straight to it, and the type changed there
+        options["device_map"] = {"": device}
     if quantization is not None:
-        options |= {"quantization_config": _quantization(quantization, kind), "device_map": {"": device}}
+        options["quantization_config"] = _quantization(quantization, kind)
     try:
         model, report = ChatGLMForConditionalGeneration.from_pretrained(base.folder, **options)
     except pickle.UnpicklingError:
@@ -280,8 +282,6 @@ def load_model(base: Base, dtype: str, quantization: int | None = None):
     lacking = sorted(report["missing_keys"])
     if lacking:
         raise UserError(f"The weights in {base.folder} lack {len(lacking)} tensors, the first being {lacking[0]}.")
-    if quantization is None:
-        model.to(device)
     return model.requires_grad_(False).eval()
 
 
