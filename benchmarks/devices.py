@@ -12,13 +12,13 @@ GPU. Every run is started as stage train starts its own, by :func:`models.launch
     The training loss on 1 device and on several, step by step over the same updates; and on 1 device with the rows
     of an update taken two at a time, which sums in another order: what bfloat16 alone changes.
 ``killed``
-    The last device's process is killed with -9 after a checkpoint: how long until all have ended and with what
-    words, and where the loss goes when the training goes on, on all devices and on half as many.
+    Of a LoRA on a model with four layers, the last device's process is killed with -9 after a checkpoint: how long
+    until all have ended and with what words, and where the loss goes when the training goes on, on all devices and
+    on half as many.
 ``full``
     All weights trained under FSDP, which on one device takes more memory than an H100 has.
 ``resumed``
-    All weights of a model with fewer layers, spread over all devices, stopped by SIGTERM and gone on with on half
-    as many.
+    All weights of that model, spread over all devices, stopped by SIGTERM and gone on with on half as many.
 """
 
 import argparse
@@ -34,6 +34,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -162,28 +163,49 @@ class Bench:
         self.checkpoint = folder / "base"
         make_checkpoint(self.checkpoint, small)
 
+    def few_layers(self) -> Path:
+        """The same with four layers, of which all weights may be trained on one device."""
+        folder = self.folder / "few_layers"
+        if not folder.exists():
+            make_checkpoint(folder, self.small, num_layers=2 if self.small else 4)
+        return folder
+
     def sized(self, run: Run) -> Run:
         return replace(run, row=run.row // 16, sample=run.sample // 8) if self.small else run
 
-    def start(self, run: Run, checkpoint: Path | None = None) -> subprocess.Popen:
-        given = {"--run": json.dumps(asdict(run)), "--checkpoint": checkpoint or self.checkpoint, "--out": self.out}
+    def start(self, run: Run, checkpoint: Path | None = None, device: int | None = None) -> subprocess.Popen:
+        """Begin a run; on one ``device``, if not on as many as it wants."""
+        given = {"--run": json.dumps(asdict(run)), "--checkpoint": checkpoint or self.checkpoint}
+        given["--out"] = self.out(device)
+        self.out(device).unlink(missing_ok=True)
         arguments = [str(each) for pair in given.items() for each in pair]
+        seen = {} if device is None or not torch.cuda.is_available() else {"CUDA_VISIBLE_DEVICES": str(device)}
         return subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.devices", *arguments], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "benchmarks.devices", *arguments],
+            env=os.environ | seen,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
-    @property
-    def out(self) -> Path:
-        return self.folder / "one.json"
+    def out(self, device: int | None) -> Path:
+        return self.folder / f"figures-{device}.json"
 
     def of(self, run: Run, checkpoint: Path | None = None) -> dict:
         """Figures of a run that must end well."""
-        self.out.unlink(missing_ok=True)
-        process = self.start(run, checkpoint)
+        return self.end(run, self.start(run, checkpoint))
+
+    def end(self, run: Run, process: subprocess.Popen, device: int | None = None) -> dict:
         errors = process.communicate()[1]
         if process.returncode != 0:
             raise UserError(f"{run} ended with {process.returncode}:\n{errors}")
-        return read_json(self.out)
+        return read_json(self.out(device))
+
+    def side_by_side(self, *runs: Run) -> list[dict]:
+        """Figures of two runs on one device each, at once where there are two; their speed is not to be trusted."""
+        if numbers_of_devices()[-1] == 1:
+            return [self.of(run) for run in runs]
+        processes = [self.start(run, device=device) for device, run in enumerate(runs)]
+        return [self.end(run, processes[device], device) for device, run in enumerate(runs)]
 
 
 def numbers_of_devices() -> list[int]:
@@ -211,18 +233,18 @@ def speed(bench: Bench) -> Iterator[tuple[str, dict]]:
 
 def learning(bench: Bench, count: int, **how) -> Run:
     """The run whose losses are compared."""
-    usual = {"row": ROW // 4, "steps": CURVE_STEPS, "timed": False, "learnable": True, "learning_rate": 1e-3}
+    usual = {"row": ROW // 4, "steps": CURVE_STEPS, "timed": False, "learnable": True, "learning_rate": 2e-4}
     return bench.sized(Run("lora", count, **usual | how))
 
 
 def curve(bench: Bench) -> Iterator[tuple[str, dict]]:
     """The losses on one device, and how far those of the others lie from them."""
-    alone = bench.of(learning(bench, 1))
+    alone, otherwise = bench.side_by_side(learning(bench, 1), learning(bench, 1, at_once=2))
     yield "1", alone
-    others = {"1, two rows at a time": learning(bench, 1, at_once=2)}
-    others |= {str(count): learning(bench, count) for count in numbers_of_devices()[1:]}
-    for name, run in others.items():
-        figures = bench.of(run)
+    others = {"1, two rows at a time": lambda: otherwise}
+    others |= {str(count): partial(bench.of, learning(bench, count)) for count in numbers_of_devices()[1:]}
+    for name, figures_of in others.items():
+        figures = figures_of()
         yield name, figures | {"apart": apart_from(alone["losses"], figures["losses"])}
 
 
@@ -235,33 +257,42 @@ def apart_from(usual: dict, other: dict) -> dict:
 def killed(bench: Bench) -> Iterator[tuple[str, dict]]:
     """How a training ends whose last process is killed, and how it goes on."""
     count, folder = numbers_of_devices()[-1], bench.folder / "killed"
-    unbroken = bench.of(learning(bench, count))["losses"]
-    process = bench.start(learning(bench, count, checkpoints=str(folder)))
-    step = wait_for_checkpoint(folder, process)
+    run = learning(bench, count)
+    unbroken = bench.of(run, bench.few_layers())["losses"]
+    process = bench.start(replace(run, checkpoints=str(folder)), bench.few_layers())
+    wait_for_checkpoint(folder, process)
     victim = process_of_rank(process, count - 1)
-    time.sleep(2)  # into the steps behind it
+    time.sleep(0.5)  # into the steps behind it
     began = time.monotonic()
     os.kill(victim, signal.SIGKILL)
-    errors = process.communicate()[1]
-    yield (
-        "killed",
-        {
-            "devices": count,
-            "checkpoint_of_step": step,
-            "seconds_to_the_end": round(time.monotonic() - began, 2),
-            "exit_code": process.returncode,
-            "told": errors.strip().splitlines()[-1],
-        },
-    )
-    yield from gone_on(bench, learning(bench, count), folder, unbroken)
+    yield "killed", {"devices": count, **ended(process), "seconds_to_the_end": round(time.monotonic() - began, 2)}
+    yield from gone_on(bench, run, folder, unbroken, (count, max(count // 2, 1)))
 
 
-def gone_on(bench: Bench, run: Run, folder: Path, unbroken: dict, checkpoint: Path | None = None):
-    """What comes of going on from the last checkpoint with as many devices and with half of them."""
-    begun, other = max(int(each.name.split("-")[1]) for each in folder.glob("checkpoint-*")), f"{folder}.copy"
-    shutil.copytree(folder, other)
-    for count, kept in ((run.devices, folder), (max(run.devices // 2, 1), other)):
-        losses = bench.of(replace(run, devices=count, checkpoints=str(kept)), checkpoint)["losses"]
+def resumed(bench: Bench) -> Iterator[tuple[str, dict]]:
+    """How a training of all weights goes on, with half as many devices, that SIGTERM stopped."""
+    count, folder = numbers_of_devices()[-1], bench.folder / "resumed"
+    run = replace(learning(bench, count), method="full", sharded=True, learning_rate=1e-4)
+    unbroken = bench.of(run, bench.few_layers())["losses"]
+    process = bench.start(replace(run, checkpoints=str(folder)), bench.few_layers())
+    wait_for_checkpoint(folder, process)
+    process.terminate()
+    yield "stopped", {"devices": count, **ended(process)}
+    yield from gone_on(bench, run, folder, unbroken, (max(count // 2, 1),))
+
+
+def ended(process: subprocess.Popen) -> dict:
+    told = process.communicate()[1].strip().splitlines()
+    return {"told": told[-1], "exit_code": process.returncode}
+
+
+def gone_on(bench: Bench, run: Run, folder: Path, unbroken: dict, numbers: tuple[int, ...]):
+    """What comes of going on from the last whole checkpoint with these numbers of devices."""
+    begun = max(int(each.parent.name.split("-")[1]) for each in folder.glob("checkpoint-*/progress.json"))
+    for count in numbers:
+        copy = folder.with_name(f"{folder.name}-{count}")
+        shutil.copytree(folder, copy)
+        losses = bench.of(replace(run, devices=count, checkpoints=str(copy)), bench.few_layers())["losses"]
         apart = apart_from({step: loss for step, loss in unbroken.items() if int(step) > begun}, losses)
         yield f"gone on with {count}", {"from_step": begun, "apart": apart}
 
@@ -294,19 +325,6 @@ def full(bench: Bench) -> Iterator[tuple[str, dict]]:
             labelled=labelled, checkpointing=True, packed=True, shards=shards, gpu=torch.cuda.is_available(),
         )  # fmt: skip
         yield f"planned on {shards}", {"memory_gib": round(memory.plan(wanted).total / memory.GIB, 2)}
-
-
-def resumed(bench: Bench) -> Iterator[tuple[str, dict]]:
-    """How a training of all weights goes on that SIGTERM stopped."""
-    count, folder, layers = numbers_of_devices()[-1], bench.folder / "resumed", bench.folder / "few_layers"
-    make_checkpoint(layers, bench.small, num_layers=2 if bench.small else 4)
-    run = replace(learning(bench, count), method="full", sharded=True, learning_rate=1e-5)
-    unbroken = bench.of(run, layers)["losses"]
-    process = bench.start(replace(run, checkpoints=str(folder)), layers)
-    wait_for_checkpoint(folder, process)
-    process.terminate()
-    yield "stopped", {"told": process.communicate()[1].strip().splitlines()[-1], "exit_code": process.returncode}
-    yield from gone_on(bench, run, folder, unbroken, layers)
 
 
 # The program ---------------------------------------------------------------------------------------
