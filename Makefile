@@ -8,10 +8,10 @@ demo: .venv/installed  ## raw JSONL in, compared adapters out: a few minutes on 
 	$(BIN)/python -m pipelines.finetune
 
 test: .venv/installed  ## the fast tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-pipeline: .venv/installed  ## the real pipeline, minutes long
-	$(BIN)/python -m pytest -m integration
+	$(BIN)/python -m pytest -m integration -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -321,10 +321,30 @@ def full(bench: Bench) -> Iterator[tuple[str, dict]]:
     labelled = run.row // run.sample * run.sample // 2
     for shards in (1, count):
         wanted = memory.Training(
-            ChatGLMConfig(**(SMALL if bench.small else {})), "full", {}, "float32", rows=1, length=run.row,
+            ChatGLMConfig(**(SMALL if bench.small else {})), "full", {}, "bfloat16", rows=1, length=run.row,
             labelled=labelled, checkpointing=True, packed=True, shards=shards, gpu=torch.cuda.is_available(),
         )  # fmt: skip
         yield f"planned on {shards}", {"memory_gib": round(memory.plan(wanted).total / memory.GIB, 2)}
+
+
+# The table of the READMEs --------------------------------------------------------------------------
+
+HEADERS = {
+    "en": "| method | rows of an update | GPUs | tokens/s | efficiency | peak memory of a GPU |",
+    "zh": "| 方法 | 每次更新的行数 | GPU 数 | 词元/秒 | 效率 | 每个 GPU 的显存峰值 |",
+}
+
+
+def table(results: dict, language: str) -> str:
+    """The speeds as the READMEs show them."""
+    lines = [HEADERS[language], "|---|---|---|---|---|---|"]
+    for one in results["speed"]["found"].values():
+        speed, peak = f"{one['tokens_per_second']:,}", f"{one['peak_memory_gib']:.1f} GiB"
+        share = f"{one['efficiency']:.1%}" if one["devices"] > 1 else "–"
+        lines.append(
+            f"| `{one['method']}` | {one['rows_of_an_update']} | {one['devices']} | {speed} | {share} | {peak} |"
+        )
+    return "\n".join(lines)
 
 
 # The program ---------------------------------------------------------------------------------------

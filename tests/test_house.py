@@ -128,8 +128,9 @@ def test_the_lock_pins_everything_exactly():
 def test_the_readmes_show_the_figures_that_were_measured():
     import json
 
-    from benchmarks.training import table
+    from benchmarks import devices, training
 
-    results = json.loads((ROOT / "benchmarks/results/training.json").read_text(encoding="utf-8"))
-    for name, language in (("README.md", "en"), ("README.zh.md", "zh")):
-        assert table(results, language) in (ROOT / name).read_text(encoding="utf-8")
+    for benchmark, file in ((training, "training"), (devices, "devices")):
+        results = json.loads((ROOT / f"benchmarks/results/{file}.json").read_text(encoding="utf-8"))
+        for name, language in (("README.md", "en"), ("README.zh.md", "zh")):
+            assert benchmark.table(results, language) in (ROOT / name).read_text(encoding="utf-8")

@@ -154,6 +154,8 @@ class Watch(TrainerCallback):
             self._end(state.global_step, logs["eval_loss"], "evaluation ", args)
         if "loss" not in (logs or {}):
             return
+        if not math.isfinite(logs.get("grad_norm", 0.0)):  # clipped by it, the update is nothing, or no number
+            log.warning("step %d: the norm of the gradient is %s", state.global_step, logs["grad_norm"])
         for step, loss in self.trainer.take_losses().items():
             if not math.isfinite(loss):
                 self._end(step, loss, "", args)
