@@ -86,8 +86,8 @@ def plan(training: Training) -> Plan:
     count = config.num_layers * linear + vocabulary if full else _trained(training)
     weights = config.num_layers * linear * _bytes_of_linear(training) + vocabulary * size
     if full:
-        # float32 is among the trained; autocast keeps a copy in half precision beside it.
-        weights = count * size if size < 4 else 0
+        # float32 is among the trained; autocast keeps a copy in half precision beside it, sharding none.
+        weights = count * size if size < 4 and training.shards == 1 else 0
     kept, one_layer = _kept(training), _kept_of_a_layer(training)
     gathered = (2 * linear + vocabulary) * size if training.shards > 1 else 0  # two blocks, and what is in none
     return Plan(
