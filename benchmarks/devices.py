@@ -54,6 +54,7 @@ EVERYWHERE = {"rank": 16, "alpha": 32, "target_modules": ["query_key_value", "de
 UPDATE = 8  # rows
 WARM_UP, STEPS = 2, 6
 ANSWER_TOKENS, CURVE_STEPS = 64, 24
+BY_STEP = ("losses", "gradient_norms")  # too many to print
 TARGETS = {2: 0.92, 8: 0.88}  # least efficiency by number of devices
 
 
@@ -102,11 +103,13 @@ def train(checkpoint: Path, run: Run) -> dict:
     how = EVERYWHERE if run.learnable and not full else METHODS.get(run.method, {})
     tuned = adapters.attach(model, run.method, **how)
     loaded, times = time.time() - begun, StepTimes(WARM_UP)
-    fitted = training.fit(
+    points = []
+    training.fit(
         tuned,
         samples(model.config, run),
         [],
         settings(run),
+        on_point=points.append,
         callbacks=[times] if run.timed else [],
         checkpoint_folder=run.checkpoints and Path(run.checkpoints),
     )
@@ -115,7 +118,8 @@ def train(checkpoint: Path, run: Run) -> dict:
         seconds = times.median_seconds()
         figures |= {"step_seconds": round(seconds, 4), "tokens_per_second": round(run.tokens / seconds)}
     else:
-        figures |= {"losses": {point["step"]: point["loss"] for point in fitted.history if point["split"] == "train"}}
+        for name, key in (("losses", "loss"), ("gradient_norms", "gradient_norm")):
+            figures[name] = {point["step"]: point.get(key) for point in points}
     return figures
 
 
@@ -273,7 +277,9 @@ def resumed(bench: Bench) -> Iterator[tuple[str, dict]]:
     """How a training of all weights goes on, with half as many devices, that SIGTERM stopped."""
     count, folder = numbers_of_devices()[-1], bench.folder / "resumed"
     run = replace(learning(bench, count), method="full", sharded=True, learning_rate=1e-4)
-    unbroken = bench.of(run, bench.few_layers())["losses"]
+    figures = bench.of(run, bench.few_layers())
+    yield "unbroken", figures
+    unbroken = figures["losses"]
     process = bench.start(replace(run, checkpoints=str(folder)), bench.few_layers())
     wait_for_checkpoint(folder, process)
     process.terminate()
@@ -375,7 +381,12 @@ def main() -> None:
             try:
                 for name, figures in PARTS[part](bench):
                     results[part]["found"][name] = figures
-                    print(part, name, json.dumps({k: v for k, v in figures.items() if k != "losses"}), flush=True)
+                    print(
+                        part,
+                        name,
+                        json.dumps({name: value for name, value in figures.items() if name not in BY_STEP}),
+                        flush=True,
+                    )
                     write_json(arguments.out, results)
             except UserError as error:  # the other parts may still do
                 failed.append(f"{part}: {error}")
