@@ -100,13 +100,15 @@ def test_killed_at_random_the_adapter_is_the_same_bit_for_bit(base_folder, tmp_p
     draw = random.Random(method)
     kills = 0
     for step in (1, 40, 75):
+        whole = any((tmp_path / "b").glob("checkpoint-*/progress.json"))  # the first may be killed in its writing
         process = start(base_folder, tmp_path / "b", tmp_path / "killed", method)
         wait_for(tmp_path / "b", process, step)
         time.sleep(draw.uniform(0, 0.15))
         process.kill()
         _, errors = process.communicate()
         kills += process.returncode == -signal.SIGKILL
-        assert step == 1 or "going on from checkpoint" in errors
+        assert ("going on from checkpoint" in errors) == whole
+    assert whole
     assert kills >= 2
     assert finish(start(base_folder, tmp_path / "b", tmp_path / "killed", method)) == undisturbed
     name = "adapter_model.safetensors"
