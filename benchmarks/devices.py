@@ -1,8 +1,8 @@
 """Training on several GPUs at ChatGLM-6B's size, with random weights, through the code that stage train runs.
 
 ``python -m benchmarks.devices --out benchmarks/results/devices.json [PART …]`` on a machine with several NVIDIA GPUs,
-14 GB of free disk and 64 GiB of memory; ``--small`` runs a toy of that layout, on CPU processes where there is no
-GPU. Every run is started as stage train starts its own, by :func:`models.launch.launch`. The parts:
+14 GB of free disk (100 for ``resumed``) and 64 GiB of memory; ``--small`` runs a toy of that layout, on CPU processes
+where there is no GPU. Every run is started as stage train starts its own, by :func:`models.launch.launch`. The parts:
 
 ``speed``
     LoRA and P-Tuning v2 under DDP on 1, 2, 4, … devices. An update takes 8 packed rows of 8,448 tokens and a device
@@ -34,7 +34,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -65,7 +64,7 @@ class Run:
     Attributes:
         rows: packed rows an update on all devices together; ``at_once``: of these on a device.
         row: tokens of a packed row; ``sample``: of a sample in it.
-        steps: updates; ``timed``: of the first two the times are not counted, or nothing is timed.
+        steps: updates; ``timed``: whether their times are the figures, but for the first two, or else their losses.
         learnable: whether the samples follow a rule, by which the loss can fall.
         checkpoints: where to keep them, at each fourth of the way.
     """
@@ -245,11 +244,13 @@ def curve(bench: Bench) -> Iterator[tuple[str, dict]]:
     """The losses on one device, and how far those of the others lie from them."""
     alone, otherwise = bench.side_by_side(learning(bench, 1), learning(bench, 1, at_once=2))
     yield "1", alone
-    others = {"1, two rows at a time": lambda: otherwise}
-    others |= {str(count): partial(bench.of, learning(bench, count)) for count in numbers_of_devices()[1:]}
-    for name, figures_of in others.items():
-        figures = figures_of()
-        yield name, figures | {"apart": apart_from(alone["losses"], figures["losses"])}
+    yield "1, two rows at a time", beside(alone, otherwise)
+    for count in numbers_of_devices()[1:]:
+        yield str(count), beside(alone, bench.of(learning(bench, count)))
+
+
+def beside(alone: dict, other: dict) -> dict:
+    return other | {"apart": apart_from(alone["losses"], other["losses"])}
 
 
 def apart_from(usual: dict, other: dict) -> dict:
@@ -296,9 +297,10 @@ def gone_on(bench: Bench, run: Run, folder: Path, unbroken: dict, numbers: tuple
     """What comes of going on from the last whole checkpoint with these numbers of devices."""
     begun = max(int(each.parent.name.split("-")[1]) for each in folder.glob("checkpoint-*/progress.json"))
     for count in numbers:
-        copy = folder.with_name(f"{folder.name}-{count}")
-        shutil.copytree(folder, copy)
-        losses = bench.of(replace(run, devices=count, checkpoints=str(copy)), bench.few_layers())["losses"]
+        kept = folder
+        if count != numbers[-1]:  # the last may use it up: with all weights it is tens of GB
+            kept = Path(shutil.copytree(folder, folder.with_name(f"{folder.name}-{count}")))
+        losses = bench.of(replace(run, devices=count, checkpoints=str(kept)), bench.few_layers())["losses"]
         apart = apart_from({step: loss for step, loss in unbroken.items() if int(step) > begun}, losses)
         yield f"gone on with {count}", {"from_step": begun, "apart": apart}
 
@@ -381,12 +383,8 @@ def main() -> None:
             try:
                 for name, figures in PARTS[part](bench):
                     results[part]["found"][name] = figures
-                    print(
-                        part,
-                        name,
-                        json.dumps({name: value for name, value in figures.items() if name not in BY_STEP}),
-                        flush=True,
-                    )
+                    shown = {key: value for key, value in figures.items() if key not in BY_STEP}
+                    print(part, name, json.dumps(shown), flush=True)
                     write_json(arguments.out, results)
             except UserError as error:  # the other parts may still do
                 failed.append(f"{part}: {error}")

@@ -22,8 +22,12 @@ from models.training import devices
 class Stuck(TrainerCallback):
     "Waits for ever, as for the device; a signal's handler runs, and it waits on."
 
+    def __init__(self, sign):
+        self.sign = sign
+
     def on_step_end(self, args, state, control, **kwargs):
         if devices.rank() == 0 and state.global_step == 40:
+            self.sign.touch()
             lock = threading.Lock()
             lock.acquire()
             lock.acquire()
@@ -44,7 +48,7 @@ def main():
         for i in range(23)
     ]
     how = {"learning_rate": 0.01} | how
-    callbacks = [Stuck()] if how.pop("stuck", False) else []
+    callbacks = [Stuck(folder / "waits")] if how.pop("stuck", False) else []
     settings = training.Settings(evaluations=4, seed=3, logs=200, **how)
     kept = folder / "checkpoints"
     fitted = training.fit(tuned, rows[:19], rows[19:], settings, checkpoint_folder=kept, callbacks=callbacks)
@@ -129,12 +133,27 @@ def processes_below(process: subprocess.Popen) -> list[int]:
     return [int(each) for each in found]
 
 
-def wait_for_checkpoint(folder, process: subprocess.Popen) -> None:
+def wait_for(folder, pattern: str, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 90
-    while not list(folder.glob("checkpoints/checkpoint-*/progress.json")):
+    while not list(folder.glob(pattern)):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def wait_for_checkpoint(folder, process: subprocess.Popen) -> None:
+    wait_for(folder, "checkpoints/checkpoint-*/progress.json", process)
+
+
+def kill(process: subprocess.Popen, victim: int) -> str:
+    """Kill one of its processes: all must end at once, with a sentence; gives all that they said."""
+    os.kill(victim, signal.SIGKILL)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert process.returncode == 1
+    assert "was ended by signal 9" in errors
+    return errors
 
 
 @pytest.mark.integration
@@ -143,13 +162,7 @@ def test_one_of_two_killed_ends_both_at_once_and_the_next_run_goes_on(start, tmp
     end(start(2, "undisturbed", **how))
     process = start(2, "killed", **how)
     wait_for_checkpoint(tmp_path / "killed", process)
-    victim = processes_below(process)[1]
-    os.kill(victim, signal.SIGKILL)
-    began = time.monotonic()
-    _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - began < 20
-    assert process.returncode == 1
-    assert "was ended by signal 9" in errors
+    errors = kill(process, processes_below(process)[1])
     assert "Traceback" not in errors
     assert "going on from checkpoint" in end(start(2, "killed", **how))
     adapter = "adapter/adapter_model.safetensors"
@@ -159,15 +172,9 @@ def test_one_of_two_killed_ends_both_at_once_and_the_next_run_goes_on(start, tmp
 @pytest.mark.integration
 def test_a_process_that_waits_for_a_dead_one_and_hears_no_signal_is_ended_too(start, tmp_path):
     process = start(2, "deaf", batch_size=2, epochs=25, stuck=True)
-    wait_for_checkpoint(tmp_path / "deaf", process)
-    time.sleep(5)  # to the step in which it waits
+    wait_for(tmp_path / "deaf", "waits", process)
     waits, victim = processes_below(process)
-    os.kill(victim, signal.SIGKILL)
-    began = time.monotonic()
-    _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - began < 20
-    assert process.returncode == 1
-    assert "was ended by signal 9" in errors
+    kill(process, victim)
     with pytest.raises(ProcessLookupError):
         os.kill(waits, 0)
 
