@@ -33,7 +33,9 @@ def test_ending_the_pipeline_ends_the_stage(tmp_path, how):
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
     (tmp_path / "dvc.yaml").write_text(STAGE.format(python=sys.executable))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    program = "from pipelines import dvc; dvc.run('repro')"
+    # A shell without job control starts what runs in the background deaf to Ctrl-C, and this would inherit it.
+    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{hearing}; from pipelines import dvc; dvc.run('repro')"
     process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
     path, deadline = tmp_path / "pid", time.monotonic() + 60
     while not (path.exists() and path.read_text()):
