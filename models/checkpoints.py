@@ -31,20 +31,20 @@ def prepare(folder: Path) -> None:
 
 
 @contextmanager
-def alone(parent: Path, name: str) -> Iterator[None]:
-    """Hold the training of an adapter for this process; the system lets go of it when the process ends.
+def alone(parent: Path, name: str, doing: str = "training") -> Iterator[None]:
+    """Hold an adapter for this process; the system lets go of it when the process ends.
 
     DVC's own lock does not do: killing DVC alone leaves the training running.
 
     Raises:
-        UserError: another process trains it.
+        UserError: another process is doing this with it.
     """
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / f".{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"Another process is training {name!r} here; wait for it, or end it.") from None
+            raise UserError(f"Another process is {doing} {name!r} here; wait for it, or end it.") from None
         yield
 
 

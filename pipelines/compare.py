@@ -1,8 +1,8 @@
 """The comparison between two revisions: ``python -m pipelines.compare REV REV``.
 
-Base and adapters of the first revision stand beside the adapters of the second, on the rows that all of them answered.
-DVC fetches what it has of each; the workspace stays as it is. A revision is whatever git takes for one: a commit, a
-branch, a tag, ``HEAD~1``.
+Base and adapters of the first revision stand beside the adapters of the second, and its base if that is another one,
+on the rows that all of them answered. DVC fetches what it has of each; the workspace stays as it is. A revision is
+whatever git takes for one: a commit, a branch, a tag, ``HEAD~1``.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from models.errors import UserError, program
+from models.storage import read_json
 from pipelines import dvc, evidence
 from pipelines.programs import output_of
 
@@ -50,6 +51,17 @@ def fetch(commit: str, folder: Path) -> list[str]:
     return names
 
 
+def side_by_side(first: list[str], second: list[str], predictions: Path) -> list[str]:
+    """Names in the order of the comparison: the first one's base is what all others are measured by."""
+
+    def base_of(name: str) -> str:
+        return read_json(predictions / name / "figures.json")["of"]["base_identity"]
+
+    names = sorted(first, key=lambda name: not name.startswith("base@"))
+    bases = {base_of(name) for name in names}
+    return names + [name for name in second if not name.startswith("base@") or base_of(name) not in bases]
+
+
 def _get(commit: str, path: Path, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     dvc.ask("get", ".", str(path), "--rev", commit, "--out", str(out))
@@ -64,8 +76,7 @@ def compare(revisions: tuple[str, str], out: Path) -> None:
         raise UserError(f"{revisions[0]} and {revisions[1]} are the same commit.")
     with tempfile.TemporaryDirectory() as scratch:
         found = [fetch(commit, Path(scratch)) for commit in commits]
-        names = sorted(found[0], key=lambda name: not name.startswith("base@"))
-        names += [name for name in found[1] if not name.startswith("base@")]
+        names = side_by_side(*found, Path(scratch) / "predictions")
         evidence.compare(names, Path(scratch), out, "--common")
         print((Path(scratch) / "summary.txt").read_text(encoding="utf-8"))
         print(out)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from models.errors import UserError, program
-from models.storage import read_json, sha256_of, write_json
+from models.storage import read_json, sha256_of, sha256_of_json, write_json
 from pipelines import evidence, registry
 from pipelines.evidence import CHECKED, GENERAL, PREDICTIONS, PROBES, WEIGHTS
 from pipelines.programs import run_module
@@ -18,6 +18,7 @@ from stages import params
 
 DECISION, REASONS = Path("reports/promotion.json"), Path("reports/promotion.md")
 EVIDENCE = Path("models/checkpoints/champion")  # the champion's answers to the rows of today
+TIMES = Path("models/checkpoints/times")  # of each pair, so that what was decided once is decided so again
 NOT_PROMOTED = 3
 
 
@@ -26,13 +27,19 @@ def promote(name: str) -> dict:
     if name not in params.load().adapters:
         raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(params.load().adapters)}.")
     registry.refuse_without_git()
+    with registry.held():
+        return _promote(name)
+
+
+def _promote(name: str) -> dict:
     challenger, champion = WEIGHTS / name, registry.champion()
     refuse_what_was_not_evaluated(challenger, PREDICTIONS / name)
     against = ("base", PREDICTIONS / "base")
     if champion is not None:
         refuse_the_champion_itself(challenger, champion)
         against = (f"champion {registry.live()}", evidence_of_champion(champion))
-    decide(against, (name, PREDICTIONS / name))
+    times = times_of(champion, challenger)
+    decide(against, (name, PREDICTIONS / name), times)
     decision = read_json(DECISION)
     if not decision["promote"]:
         return decision
@@ -79,11 +86,26 @@ def evidence_of_champion(champion: Path) -> Path:
     return predictions
 
 
-def decide(champion: tuple[str, Path], challenger: tuple[str, Path]) -> None:
+def times_of(champion: Path | None, challenger: Path) -> Path:
+    """What an answer takes champion and challenger, measured in turn; kept, since times are never twice the same."""
+    manifests = [folder and read_json(folder / "manifest.json")["weights_sha256"] for folder in (champion, challenger)]
+    inputs = [sha256_of(path) for path in (WEIGHTS / "base/base.json", CHECKED / "receipt.json")]
+    found = TIMES / f"{sha256_of_json([manifests, inputs, params.load().evaluate.max_new_tokens])[:16]}.json"
+    if found.is_file():
+        return found
+    sides = ("--champion", str(champion)) if champion else ()
+    paths = ("--base", str(WEIGHTS / "base"), "--checked", str(CHECKED), "--challenger", str(challenger))
+    if run_module("stages.promote.timing", *paths, *sides, "--out", str(found)) != 0:
+        raise UserError("The answers could not be timed; the lines above say why.")
+    return found
+
+
+def decide(champion: tuple[str, Path], challenger: tuple[str, Path], times: Path) -> None:
     sides = {"champion": champion, "challenger": challenger}
     options = []
     for side, (name, predictions) in sides.items():
         options += [f"--{side}", name, f"--{side}-predictions", str(predictions)]
+    options += ["--times", str(times)]
     if run_module("stages.promote", *options, "--decision", str(DECISION), "--markdown", str(REASONS)) != 0:
         raise UserError("No decision was made; the lines above say why.")
 
@@ -95,12 +117,14 @@ def roll_back() -> str:
         UserError: there is none.
     """
     registry.refuse_without_git()
-    standing = registry.history()
-    if len(standing) < 2:
-        raise UserError(f"There is no version before {standing[0] if standing else 'the first'}; nothing was changed.")
-    *_, version, current = standing
-    registry.restore(version, f"Roll back from {current} to {version}")
-    return version
+    with registry.held():
+        standing = registry.history()
+        if len(standing) < 2:
+            before = standing[0] if standing else "the first"
+            raise UserError(f"There is no version before {before}; nothing was changed.")
+        *_, version, current = standing
+        registry.restore(version, f"Roll back from {current} to {version}")
+        return version
 
 
 @program

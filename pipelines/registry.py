@@ -2,7 +2,7 @@
 
 A version is a git tag ``champion@v2.0.0`` on the commit whose ``models/champion.dvc`` names the adapter's files; the
 tag ``champion#live#3`` makes one live. ``dvc artifacts get REPOSITORY champion --stage live`` fetches that one.
-Where something fails on the way, files are put back as they were committed.
+Where something fails on the way, or the process is killed, files are put back as they were committed.
 """
 
 import re
@@ -11,14 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from models.checkpoints import alone
 from models.errors import UserError
-from models.storage import writing_folder
+from models.storage import read_json, write_json, writing_folder
 from pipelines import dvc
 from pipelines.programs import output_of
 
 ARTIFACT, STAGE = "champion", "live"
 FOLDER = Path("models/champion")
 POINTER, IGNORED = FOLDER.with_suffix(".dvc"), FOLDER.with_name(".gitignore")
+JOURNAL = Path("models/checkpoints/promotion.json")  # what is being changed
 VERSION = re.compile(rf"{ARTIFACT}@(v(\d+)\.\d+\.\d+)")
 
 
@@ -98,57 +100,92 @@ def _materialize() -> None:
 # What changes it -----------------------------------------------------------------------------------
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold the champion for this process, once what a killed one left half done is ended.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with alone(JOURNAL.parent, ARTIFACT, "promoting"):
+        mend()
+        yield
+
+
+def mend() -> None:
+    """End a change whose process was killed: what it had not committed is put back, else its tags are set."""
+    if not JOURNAL.is_file():
+        return
+    begun = read_json(JOURNAL)
+    if output_of("git", "diff", "--name-only", begun["head"], "HEAD", "--", str(POINTER)):
+        _tag(begun["version"], begun["message"])
+    else:
+        _put_back()
+    JOURNAL.unlink()
+
+
 def register(adapter: Path, reports: Sequence[Path], message: str) -> str:
     """Make an adapter the champion: DVC takes a copy, a commit names it, tags number it; gives the version.
 
     Args:
         reports: files to commit with it.
     """
-    import gto
-
     last = max((int(VERSION.fullmatch(f"{ARTIFACT}@{version}")[2]) for version in versions()), default=0)
-    with _all_or_nothing():
+    version = f"v{last + 1}.0.0"
+    with _all_or_nothing(version, message):
         with writing_folder(FOLDER) as temporary:
             shutil.copytree(adapter, temporary, dirs_exist_ok=True)
         dvc.ask("add", "--quiet", str(FOLDER))
         commit((POINTER, IGNORED, *reports), message)
-    gto.api.register(".", ARTIFACT, "HEAD", version=f"v{last + 1}.0.0", message=message)
-    make_live(f"v{last + 1}.0.0", message)
-    return f"v{last + 1}.0.0"
+    return version
 
 
 def restore(version: str, message: str) -> None:
     """Put an older version back in its place."""
-    with _all_or_nothing():
+    with _all_or_nothing(version, message):
         output_of("git", "checkout", f"{ARTIFACT}@{version}", "--", str(POINTER))
         _materialize()
         commit((POINTER,), message)
-    make_live(version, message)
 
 
 @contextmanager
-def _all_or_nothing() -> Iterator[None]:
-    """Put pointer and folder back as they were committed, if the block fails."""
+def _all_or_nothing(version: str, message: str) -> Iterator[None]:
+    """Set the tags behind the block; if it fails, put pointer and folder back as they were committed.
+
+    The journal says what was begun, for :func:`mend`.
+    """
+    write_json(JOURNAL, {"head": output_of("git", "rev-parse", "HEAD"), "version": version, "message": message})
     try:
         yield
     except BaseException:  # a full disk or Ctrl-C no less than what git and DVC refuse
-        for path in (POINTER, IGNORED):
-            if output_of("git", "ls-tree", "HEAD", "--", str(path)):
-                output_of("git", "checkout", "HEAD", "--", str(path))
-            else:
-                output_of("git", "rm", "--quiet", "--cached", "--force", "--ignore-unmatch", "--", str(path))
-                path.unlink(missing_ok=True)
-        if POINTER.is_file():
-            _materialize()
-        else:
-            shutil.rmtree(FOLDER, ignore_errors=True)
+        mend()
         raise
+    _tag(version, message)
+    JOURNAL.unlink()
 
 
-def make_live(version: str, message: str) -> None:
+def _put_back() -> None:
+    for path in (POINTER, IGNORED):
+        if output_of("git", "ls-tree", "HEAD", "--", str(path)):
+            output_of("git", "checkout", "HEAD", "--", str(path))
+        else:
+            output_of("git", "rm", "--quiet", "--cached", "--force", "--ignore-unmatch", "--", str(path))
+            path.unlink(missing_ok=True)
+    if POINTER.is_file():
+        _materialize()
+    else:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+def _tag(version: str, message: str) -> None:
+    """Number the commit that the pointer has now, and make that version live, unless it is so already."""
     import gto
 
-    gto.api.assign(".", ARTIFACT, STAGE, version=version, message=message, force=True)
+    if version not in versions():
+        pointed = output_of("git", "log", "-1", "--format=%H", "--", str(POINTER))
+        gto.api.register(".", ARTIFACT, pointed, version=version, message=message)
+    if live() != version:
+        gto.api.assign(".", ARTIFACT, STAGE, version=version, message=message, force=True)
 
 
 def commit(paths: Sequence[Path], message: str) -> None:

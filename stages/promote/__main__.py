@@ -16,6 +16,12 @@ def evidence(name: str, predictions: Path) -> Evidence:
     return Evidence(name, read_jsonl(predictions / "eval.jsonl"), read_json(predictions / figures.FILE))
 
 
+def times(path: Path) -> tuple[float, float]:
+    """Seconds of an answer: the champion's, the challenger's."""
+    seconds = read_json(path)["seconds_an_answer"]
+    return seconds["champion"], seconds["challenger"]
+
+
 def asked(predictions: Path) -> list[tuple]:
     """What a model answered: which rows, general conversations, and wordings of probes."""
     rows = (row for kind in ("eval", "general", "probes") for row in read_jsonl(predictions / f"{kind}.jsonl"))
@@ -44,6 +50,7 @@ def main() -> None:
     for side in ("champion", "challenger"):
         parser.add_argument(f"--{side}", required=True, help="what to call it")
         parser.add_argument(f"--{side}-predictions", type=Path, required=True)
+    parser.add_argument("--times", type=Path, required=True, help="what stages.promote.timing wrote of both")
     parser.add_argument("--decision", type=Path, required=True)
     parser.add_argument("--markdown", type=Path, required=True)
     arguments, knobs = parser.parse_args(), params.load().promote
@@ -54,7 +61,8 @@ def main() -> None:
             f"{champion.name} and {challenger.name} were evaluated on different rows; run `dvc repro`, then promote."
         )
     try:
-        decision = decide(champion, challenger, knobs.metric, knobs.margin, Guards(**knobs.guards.model_dump()))
+        guards = Guards(**knobs.guards.model_dump())
+        decision = decide(champion, challenger, times(arguments.times), knobs.metric, knobs.margin, guards)
     except KeyError as error:
         raise UserError(f"The answers have no {error}: run `dvc repro` to evaluate again, then promote.") from None
     names = {"champion": champion.name, "challenger": challenger.name}

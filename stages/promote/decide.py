@@ -75,10 +75,18 @@ def gain_of(champion: Evidence, challenger: Evidence, measure: Measure) -> tuple
     return sum(gains) / len(gains), *interval(gains)
 
 
-def decide(champion: Evidence, challenger: Evidence, metric: str, margin: float, guards: Guards) -> Decision:
+def decide(
+    champion: Evidence,
+    challenger: Evidence,
+    seconds: tuple[float, float],
+    metric: str,
+    margin: float,
+    guards: Guards,
+) -> Decision:
     """Decide from the evidence alone.
 
     Args:
+        seconds: what an answer takes the champion and the challenger, measured in turn.
         margin: share of the champion's mean by which the gain's lower bound must exceed zero.
     """
     measure = MEASURES[metric]
@@ -88,6 +96,7 @@ def decide(champion: Evidence, challenger: Evidence, metric: str, margin: float,
     conditions = [
         _condition("gain · 提升", low > needed, f"{metric}: {found}"),
         *_guarded(champion, challenger, guards),
+        _in_time(*seconds, guards.latency),
     ]
     return Decision(all(each["met"] for each in conditions), gain, low, high, needed, conditions)
 
@@ -104,7 +113,6 @@ def _guarded(champion: Evidence, challenger: Evidence, guards: Guards) -> list[d
 
     old_loss, new_loss = both("general", "loss")
     old_rate, new_rate = both("probes", "rates", "all", "rate")
-    old_time, new_time = both("generation", "seconds_an_answer")
     empty = both("eval", "empty_rate")[1]
     return [
         _condition(
@@ -118,12 +126,11 @@ def _guarded(champion: Evidence, challenger: Evidence, guards: Guards) -> list[d
             old_rate - new_rate <= guards.probes,
             f"{old_rate:.0%} → {new_rate:.0%}, − {guards.probes:.0%} allowed · 允许",
         ),
-        _condition(
-            "latency · 延迟",
-            new_time <= guards.latency * old_time,
-            f"{old_time:.3f} s → {new_time:.3f} s, × {guards.latency} allowed · 允许",
-        ),
     ]
+
+
+def _in_time(old: float, new: float, allowed: float) -> dict:
+    return _condition("latency · 延迟", new <= allowed * old, f"{old:.3f} s → {new:.3f} s, × {allowed} allowed · 允许")
 
 
 def _condition(name: str, met: bool, found: str) -> dict:

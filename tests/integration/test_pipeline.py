@@ -147,6 +147,10 @@ def test_what_is_better_becomes_the_champion_and_answers(project):
     decision = json.loads((project.folder / "reports/promotion.json").read_text())
     assert decision["champion"] == "champion v1.0.0"
     assert decision["promote"] == (done.returncode == 0)
+    if done.returncode == 3:  # decided twice on the same evidence
+        again = project.run(sys.executable, "-m", "pipelines.promote", "ptuning_v2")
+        assert again.returncode == 3, again.stderr
+        assert json.loads((project.folder / "reports/promotion.json").read_text()) == decision
     talk = project.run(sys.executable, "-m", "chat", typed="1\n你好\n/adapter base\n你好\nstop\n")
     assert "tiny + champion" in talk.stdout
     assert talk.returncode == 0, talk.stderr

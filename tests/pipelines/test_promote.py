@@ -31,7 +31,6 @@ def evaluated(name: str, loss: float) -> None:
         "general": {"loss": 2.0},
         "eval": {"empty_rate": 0.0},
         "probes": {"rates": {"all": {"rate": 0.9}}},
-        "generation": {"seconds_an_answer": 0.5},
         "of": {"weights_sha256": sha256_of(weights) if weights.is_file() else None},
     }
     write_json(folder / "figures.json", figures)
@@ -67,6 +66,10 @@ def repository(tmp_path, monkeypatch):
     trained("lora", "first")
     evaluated("base", 3.0)
     evaluated("lora", 1.0)
+    seconds = {"champion": 0.5, "challenger": 0.5}
+    write_json(tmp_path / "times.json", {"seconds_an_answer": seconds})
+    # These adapters are no models that could be timed; tests/stages/test_promote_timing.py times real ones.
+    monkeypatch.setattr(promote, "times_of", lambda *_: tmp_path / "times.json")
     return tmp_path
 
 
@@ -132,6 +135,47 @@ def test_what_fails_on_the_way_changes_nothing(repository, monkeypatch):
         promote.roll_back()
     assert registry.live() == "v2.0.0"
     assert git("status", "--porcelain", "--", "models/champion.dvc") == ""
+
+
+KILL = """#!/bin/sh
+# git runs this, and Python runs git (a tag is made by a library that runs git, too)
+kill -9 $(ps -o ppid= -p $PPID)
+exit 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("hook", "stays"),
+    [
+        ("pre-commit", "v1.0.0"),  # pointer and folder are the new ones, nothing is committed
+        ("post-commit", "v2.0.0"),  # committed, without a tag
+    ],
+)
+def test_killed_on_the_way_the_next_one_ends_it(repository, hook, stays):
+    registry.register(trained("lora", "first"), (), "first")
+    trained("lora", "second")
+    path = Path(".git/hooks", hook)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(KILL)
+    path.chmod(0o755)
+    code = "from pipelines import registry; registry.register(registry.Path('models/weights/lora'), (), 'second')"
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    path.unlink()
+    assert registry.live() == "v1.0.0"
+    assert champion_said() == "second"
+    with registry.held():
+        assert registry.live() == stays
+        assert champion_said() == {"v1.0.0": "first", "v2.0.0": "second"}[stays]
+    assert git("status", "--porcelain", "--", str(registry.POINTER), str(registry.IGNORED)) == ""
+    assert not registry.JOURNAL.exists()
+
+
+def test_two_promotions_at_a_time_are_refused(repository):
+    with registry.held():
+        other = subprocess.run([sys.executable, "-m", "pipelines.promote", "lora"], capture_output=True, text=True)
+    assert other.returncode == 1
+    assert "Another process is promoting 'champion' here" in other.stderr
 
 
 def test_the_first_promotion_that_fails_leaves_no_champion(repository):

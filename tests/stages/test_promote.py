@@ -7,15 +7,15 @@ from stages.promote.decide import Evidence, Guards, decide
 
 GUARDS = Guards(forgetting=0.1, empty_rate=0.02, probes=0.1, latency=1.5)
 MARGIN = 0.05
+ALIKE = (0.5, 0.5)  # seconds of an answer
 
 
 def metrics(**change) -> dict:
-    values = {"general": 2.0, "empty": 0.0, "probes": 0.8, "seconds": 0.5} | change
+    values = {"general": 2.0, "empty": 0.0, "probes": 0.8} | change
     return {
         "general": {"loss": values["general"]},
         "eval": {"empty_rate": values["empty"]},
         "probes": {"rates": {"all": {"rate": values["probes"]}}},
-        "generation": {"seconds_an_answer": values["seconds"]},
     }
 
 
@@ -35,7 +35,8 @@ def test_another_seed_is_no_better_in_95_of_100_trials(rows):
     draw = np.random.default_rng(rows)
     difficulty = draw.lognormal(-1, 0.8, rows)
     trials = [
-        decide(trained(draw, difficulty), trained(draw, difficulty), "loss", MARGIN, GUARDS).promote for _ in range(100)
+        decide(trained(draw, difficulty), trained(draw, difficulty), ALIKE, "loss", MARGIN, GUARDS).promote
+        for _ in range(100)
     ]
     assert sum(trials) <= 5
 
@@ -44,7 +45,7 @@ def test_what_is_really_better_is_promoted():
     draw = np.random.default_rng(1)
     difficulty = draw.lognormal(-1, 0.8, 200)
     trials = [
-        decide(trained(draw, difficulty), trained(draw, difficulty, -0.2), "loss", MARGIN, GUARDS).promote
+        decide(trained(draw, difficulty), trained(draw, difficulty, -0.2), ALIKE, "loss", MARGIN, GUARDS).promote
         for _ in range(50)
     ]
     assert sum(trials) >= 48
@@ -56,28 +57,35 @@ def test_what_is_really_better_is_promoted():
         ({"general": 2.2}, "forgetting · 遗忘"),
         ({"empty": 0.05}, "empty answers · 空回答"),
         ({"probes": 0.6}, "probes · 探针"),
-        ({"seconds": 0.8}, "latency · 延迟"),
     ],
 )
 def test_a_broken_guard_stops_the_best_gain(change, broken):
     old = Evidence("old", [{"loss": 1.0 + i / 10} for i in range(20)], metrics())
     new = Evidence("new", [{"loss": 0.2 + i / 20} for i in range(20)], metrics())
-    assert decide(old, new, "loss", MARGIN, GUARDS).promote
-    decision = decide(old, replace(new, figures=metrics(**change)), "loss", MARGIN, GUARDS)
+    assert decide(old, new, ALIKE, "loss", MARGIN, GUARDS).promote
+    decision = decide(old, replace(new, figures=metrics(**change)), ALIKE, "loss", MARGIN, GUARDS)
     assert not decision.promote
     assert [each["condition"] for each in decision.conditions if not each["met"]] == [broken]
+
+
+def test_a_challenger_that_takes_too_long_is_not_promoted():
+    old = Evidence("old", [{"loss": 1.0 + i / 10} for i in range(20)], metrics())
+    new = Evidence("new", [{"loss": 0.2 + i / 20} for i in range(20)], metrics())
+    assert decide(old, new, (0.5, 0.75), "loss", MARGIN, GUARDS).promote
+    decision = decide(old, new, (0.5, 0.76), "loss", MARGIN, GUARDS)
+    assert [each["condition"] for each in decision.conditions if not each["met"]] == ["latency · 延迟"]
 
 
 def test_more_is_better_for_scores_and_less_for_losses():
     low = Evidence("low", [{"loss": 1.0 + i / 9, "rouge-l": 20.0 + i} for i in range(10)], metrics())
     high = Evidence("high", [{"loss": 3.0 + i / 9, "rouge-l": 60.0 + i} for i in range(10)], metrics())
-    assert decide(low, high, "rouge-l", MARGIN, GUARDS).promote
-    assert not decide(low, high, "loss", MARGIN, GUARDS).promote
-    assert decide(high, low, "loss", MARGIN, GUARDS).promote
+    assert decide(low, high, ALIKE, "rouge-l", MARGIN, GUARDS).promote
+    assert not decide(low, high, ALIKE, "loss", MARGIN, GUARDS).promote
+    assert decide(high, low, ALIKE, "loss", MARGIN, GUARDS).promote
 
 
 def test_the_same_evidence_gives_the_same_decision():
     draw = np.random.default_rng(3)
     difficulty = draw.lognormal(-1, 0.8, 60)
     old, new = trained(draw, difficulty), trained(draw, difficulty, -0.1)
-    assert decide(old, new, "loss", MARGIN, GUARDS) == decide(old, new, "loss", MARGIN, GUARDS)
+    assert decide(old, new, ALIKE, "loss", MARGIN, GUARDS) == decide(old, new, ALIKE, "loss", MARGIN, GUARDS)

@@ -1,0 +1,70 @@
+"""How long champion and challenger take for an answer: ``python -m stages.promote.timing``.
+
+Times of different moments are times of different machines: another card, another load beside it. So both answer the
+same rows in one process, in turn, champion, challenger, challenger, champion: what drifts at a steady pace hits both
+alike. One model is loaded at a time, since there may be no memory for two. Of each row the shorter time counts, as
+the one that less disturbed.
+"""
+
+import argparse
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+
+from models import adapters, base
+from models.answering import answer_all
+from models.decoding import Decoder
+from models.errors import program
+from models.sample import Message, Sample
+from models.storage import read_jsonl, write_json
+from stages import params
+
+ROWS = 16  # spread over the evaluation rows
+ORDER = ("champion", "challenger", "challenger", "champion")
+
+
+def spread(rows: Sequence, count: int = ROWS) -> list:
+    """At most so many of the rows, evenly from the first to the last."""
+    return [rows[number * len(rows) // count] for number in range(count)] if len(rows) > count else list(rows)
+
+
+def seconds_of(model, tokenizer, conversations: Sequence[Sequence[Message]], max_new_tokens: int) -> list[float]:
+    """Seconds of each answer, asked one at a time, as in a chat."""
+    decoder = Decoder()
+    # What is compiled, recorded or brought into caches by the first answers is not what an answer costs.
+    list(answer_all(model, tokenizer, conversations[:2], max_new_tokens, 1, decoder))
+    answers = dict(answer_all(model, tokenizer, conversations, max_new_tokens, 1, decoder))
+    return [answers[number].seconds for number in range(len(conversations))]
+
+
+def in_turn(folders: dict[str, Path | None], found: base.Base, questions: Sequence, knobs: params.Params) -> dict:
+    """Mean seconds of an answer for each side; a side without a folder is the base itself."""
+    tokenizer = base.load_tokenizer(found.folder)
+    rounds: dict[str, list[list[float]]] = {side: [] for side in folders}
+    for side in ORDER:
+        folder = folders[side]
+        model = base.load_model(found, knobs.base.dtype) if folder is None else adapters.load(folder, found)
+        rounds[side].append(seconds_of(model, tokenizer, questions, knobs.evaluate.max_new_tokens))
+        del model
+        gc.collect()  # its memory is needed for the next
+    best = {side: [min(each) for each in zip(*times, strict=True)] for side, times in rounds.items()}
+    return {side: round(sum(times) / len(times), 6) for side, times in best.items()}
+
+
+@program
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time champion and challenger in turn.")
+    for name in ("base", "checked", "challenger", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--champion", type=Path, help="its folder; without one, the base")
+    arguments = parser.parse_args()
+    samples = spread([Sample.from_json(row) for row in read_jsonl(arguments.checked / "eval.jsonl")])
+    folders = {"champion": arguments.champion, "challenger": arguments.challenger}
+    seconds = in_turn(
+        folders, base.read_record(arguments.base), [each.messages[:-1] for each in samples], params.load()
+    )
+    write_json(arguments.out, {"seconds_an_answer": seconds, "rows": len(samples)})
+
+
+if __name__ == "__main__":
+    main()
