@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-pipeline lint lock clean
+.PHONY: demo server test test-pipeline lint lock clean
 
 demo: .venv/installed  ## raw JSONL in, compared adapters out: a few minutes on two CPU cores
 	$(BIN)/python -m pipelines.finetune
+
+server: .venv/installed  ## Prefect's server, keeper and agents for this machine, supervised
+	$(BIN)/python -m flows.server
 
 test: .venv/installed  ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -1,12 +1,23 @@
-"""When, where, how often: Prefect decorators and deployments, no logic of their own."""
+"""When, where, how often: Prefect decorators and deployments, no logic of their own.
+
+Beside the flows stand the programs that carry them: ``server``, ``agent`` and ``keeper``.
+"""
 
 import os
 
-# Prefect reads these once, when it is imported. A server that it starts for one run needs longer than its
-# default allows on a small machine.
-for _name, _value in {
-    "DO_NOT_TRACK": "1",
+from pipelines.programs import QUIET
+
+SETTINGS = {
+    **QUIET,
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # A server that Prefect starts for one run needs longer than its default allows on a small machine.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-}.items():
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the least that it takes; the keeper listens
+    "PREFECT_WORKER_QUERY_SECONDS": "3",
+    # In memory, a server that restarts would forget who holds a place, and never give it back.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+}
+
+# Prefect reads these once, when it is imported.
+for _name, _value in SETTINGS.items():
     os.environ.setdefault(_name, _value)

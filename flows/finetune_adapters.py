@@ -1,17 +1,91 @@
-"""Flow finetune_adapters: the main job as a Prefect run.
+"""Flow finetune_adapters: the main job, spread over agents.
 
-``python -m flows.finetune_adapters`` runs it once, with a server of its own if none is configured.
+It prepares the data, has each model that changed trained and evaluated on a GPU agent, compares, commits, and promotes
+what is really better.
 """
 
-from prefect import flow
+from prefect import flow, runtime, task
 
-from pipelines import finetune
+from flows import artifacts, notify, runs
+from flows.prepare_data import prepare
+from models.errors import DataBlocked, UserError
+from pipelines import retrain
+from pipelines.clone import Clone
+from stages import params
 
 
-@flow(log_prints=True)
-def finetune_adapters(targets: tuple[str, ...] = ()) -> None:
-    """Reproduce what changed and log the short comparison."""
-    print(finetune.finetune(targets))
+@flow(
+    name="finetune-adapters",
+    flow_run_name="finetune · {cause}",
+    log_prints=True,
+    on_cancellation=[runs.cancel_children],
+)
+def finetune_adapters(revision: str = "HEAD", cause: str = "by hand") -> str:
+    """Retrain what the revision changed, whatever the reason; gives what came of it in a sentence."""
+    return retrain_all(revision, cause)
+
+
+def retrain_all(revision: str, cause: str) -> str:
+    """See :func:`finetune_adapters`; flow retrain does the same, when it is time."""
+    try:
+        return _retrain(retrain.enter(runs.begin(), revision), cause)
+    except DataBlocked:
+        raise
+    except UserError as error:
+        notify.tell("failed", str(error))
+        raise
+
+
+def _retrain(clone: Clone, cause: str) -> str:
+    run = str(runtime.flow_run.id)
+    if retrain.nothing_changed():
+        print("Nothing changed · 没有变化")
+        clone.discard()
+        return "nothing changed"
+    prepare(clone)
+    train_on_agents(run, retrain.hand_out(clone, run))
+    outcome = retrain.conclude(clone, run, cause, publish)
+    artifacts.show_comparison(list(params.load().evaluate.models))
+    artifacts.show_decision()
+    if outcome.promoted:
+        notify.tell("promoted", f"champion {outcome.promoted}", version=outcome.promoted, cause=cause)
+    clone.discard()
+    said = f"champion {outcome.promoted} · 晋级" if outcome.promoted else "no adapter is better · 无适配器晋级"
+    print(f"{retrain.BRANCH} {outcome.commit}: {said}")
+    return said
+
+
+def train_on_agents(run: str, ref: str) -> None:
+    """Have every model that changed trained and evaluated, each on a GPU agent."""
+    knobs, data = params.load(), retrain.data_hash()
+    started = [
+        runs.start(
+            "train-adapter/train-adapter",
+            key=f"{run} {name}",
+            name=title(name, data, knobs),
+            parameters={"ref": ref, "name": name},
+            queue=f"gpus-{1 if name == 'base' else knobs.train.devices}",
+        )
+        for name in retrain.pending()
+    ]
+    runs.wait(started, lambda child: print(f"{child.name}: {child.state_name}"))
+
+
+def title(name: str, data: str, knobs: params.Params) -> str:
+    """A run's name, such as ``finetune lora · data 3f2a · rank 8``."""
+    if name == "base":
+        return f"evaluate base · data {data[:4]}"
+    adapter = knobs.adapters[name]
+    size = f"rank {adapter.rank}" if adapter.method == "lora" else adapter.method
+    if adapter.method == "ptuning_v2":
+        size = f"{adapter.prefix_tokens} prefix tokens"
+    return f"finetune {name} · data {data[:4]} · {size}"
+
+
+@task(retries=6, retry_delay_seconds=[10, 30, 60, 300, 900, 1800])
+def publish(clone: Clone, run: str) -> bool:
+    """Push results, branch and versions. What is away for a while is waited for."""
+    return retrain.publish(clone, run)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
+
+import psutil
 
 from models.errors import UserError
 
@@ -47,6 +50,53 @@ def output_of(*command: str) -> str:
         said = (run.stderr.strip() or run.stdout.strip() or "no output").splitlines()[-1]
         raise UserError(f"`{' '.join(command[:3])}` failed: {said}")
     return run.stdout.strip()
+
+
+def feed(text: str, seconds: float, *command: str) -> None:
+    """Run a program with this text on its standard input, for so long at most.
+
+    Raises:
+        UserError: it is not there, failed, or took longer.
+    """
+    try:
+        subprocess.run(command, input=text, text=True, timeout=seconds, check=True, capture_output=True)
+    except FileNotFoundError:
+        raise UserError(f"`{command[0]}` is not installed here.") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"`{command[0]}` did not end within {seconds:.0f} s.") from None
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"`{command[0]}` failed with exit code {error.returncode}.") from None
+
+
+def become(name: str, *arguments: str) -> NoReturn:
+    """Go on as ``python -m name``, in this very process."""
+    os.execv(sys.executable, [sys.executable, "-m", name, *arguments])
+
+
+def end_leftovers(variable: str, value: str, patience: float = 10.0) -> int:
+    """End every process of this user that was started with this environment variable, but for this one's line.
+
+    What a killed program had started lives on without it; the environment, which all of them inherit, tells whose
+    they are. Gives how many there were.
+    """
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = [each for each in psutil.process_iter() if each.pid not in own and _started_with(each, variable) == value]
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, deaf = psutil.wait_procs(found, timeout=patience)
+    for process in deaf:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(deaf, timeout=patience)
+    return len(found)
+
+
+def _started_with(process: psutil.Process, variable: str) -> str | None:
+    try:
+        return process.environ().get(variable)
+    except (psutil.Error, OSError):  # another user's, or gone
+        return None
 
 
 @contextmanager

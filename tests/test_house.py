@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "models": {"models"},
     "stages": {"models", "stages"},
     "pipelines": {"models", "pipelines", "stages"},
-    "flows": {"flows", "pipelines", "stages"},
+    "flows": {"flows", "models", "pipelines", "stages"},
     "chat": {"chat", "models"},
 }
 SHARED_IN_STAGES = {"stages.figures", "stages.intervals", "stages.params", "stages.raw", "stages.receipt"}
@@ -49,6 +49,9 @@ def test_who_may_import_whom(path):
     if room == "pipelines":
         used = {name for name in imports(path) if name.startswith("stages.")}
         assert used <= {"stages.params"}, "a pipeline knows of the stages only their params"
+    if room == "flows":
+        used = {name for name in imports(path) if re.match(r"models\.\w+$", name)}
+        assert used <= {"models.errors", "models.storage"}, "a flow knows of the models only errors and files"
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "stages"], ids=str)

@@ -46,8 +46,8 @@ class History(TrainerCallback):
     Attributes:
         points: ``{step, seconds, split, loss}``, split being ``train`` or ``eval``.
         on_point: called with each of them, those of training with ``learning_rate``, ``gradient_norm``,
-            ``tokens_per_second``, ``padding`` (share of places), ``memory_gib`` (peak) and
-            ``utilization`` (from 0 to 1, where it is known) besides.
+            ``tokens_per_second``, ``padding`` (share of places), ``memory_gib`` (peak),
+            ``progress`` (share of the steps) and ``utilization`` (from 0 to 1, where it is known) besides.
     """
 
     def __init__(self, trainer: AdapterTrainer, on_point: Callable[[dict], None] | None):
@@ -98,6 +98,7 @@ class History(TrainerCallback):
             "tokens_per_second": round(lately / max(seconds - before[2], 1e-9), 1),
             "padding": round(1 - lately / max(places - before[1], 1), 4),
             "memory_gib": round(devices.peak_memory_gib(), 3),
+            "progress": round(state.global_step / state.max_steps, 4),
             "utilization": self.meter.utilization(),
         }
 

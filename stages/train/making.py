@@ -117,15 +117,20 @@ def prove(model, folder: Path, order: Order, before: torch.Tensor) -> None:
 # The manifest --------------------------------------------------------------------------------------
 
 
+CODE = (":(glob)models/**/*.py", ":(glob)stages/**/*.py")
+
+
 def code_commit() -> str | None:
-    """The git commit of the code, with ``+`` if tracked files differ from it."""
+    """The git commit that last changed the code of models and stages, with ``+`` if it was changed since."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments, "--", *CODE], capture_output=True, text=True).stdout.strip()
+
     try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"], capture_output=True, text=True
-        )
+        commit = git("log", "-1", "--format=%H")
+        return commit + ("+" if git("status", "--porcelain") else "") if commit else None
     except FileNotFoundError:
         return None
-    return run.stdout.strip() or None
 
 
 def describe(order: Order, fitted: training.Fitted, parameters: tuple[int, int]) -> adapters.Manifest:

@@ -38,16 +38,25 @@ def test_tokens_of_another_tokenizer_are_refused(encoded, base_folder):
         refuse_other_tokens(encoded, dataclasses.replace(found, files=files))
 
 
-def test_the_commit_of_the_code_and_whether_the_tree_is_dirty(tmp_path, monkeypatch):
+def test_the_commit_of_the_code_and_whether_it_was_changed_since(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
     monkeypatch.chdir(tmp_path)
     assert code_commit() is None
-    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost"]
-    (tmp_path / "a").write_text("1")
-    for command in (["init", "-q"], ["add", "a"], ["commit", "-qm", "a"]):
-        subprocess.run([*git, *command], check=True)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/a.py").write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "code")
+    head = git("rev-parse", "HEAD")
+    (tmp_path / "dvc.lock").write_text("what a retraining commits is no code")
+    git("add", ".")
+    git("commit", "-qm", "results")
+    (tmp_path / "dvc.lock").write_text("nor is this a change of it")
     assert code_commit() == head
-    (tmp_path / "a").write_text("2")
+    (tmp_path / "models/a.py").write_text("2")
     assert code_commit() == f"{head}+"
 
 

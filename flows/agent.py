@@ -1,0 +1,93 @@
+"""An agent: a Prefect worker that owns GPUs. ``python -m flows.agent --gpus 0``, ``--gpus 0,1``, or ``--cpu``.
+
+With ``--gpus`` it serves pool ``gpu``, one run at a time, and of those the ones that need as many GPUs as it owns;
+no other agent on this host can own any of them, and what a run that died left there is ended before the next begins.
+``--gpus none`` stands in for a GPU on a host without one. With ``--cpu`` it serves pool ``cpu``: orchestration, which
+waits most of the time. It ends with SIGTERM or SIGINT, and what it was doing is done again elsewhere.
+"""
+
+import argparse
+import fcntl
+import os
+import re
+import socket
+import time
+from pathlib import Path
+
+import httpx
+from prefect.settings import PREFECT_API_URL
+
+from models.errors import UserError, program
+from pipelines.clone import home
+from pipelines.programs import become, end_leftovers
+
+SIDE_BY_SIDE = 8  # orchestrating runs, which wait for others
+PATIENCE = 120.0  # seconds for the server to answer at first
+
+
+def gpus_of(said: str) -> tuple[str, ...]:
+    """GPUs as the user names them: numbers or UUIDs, a comma between them; none for the CPU."""
+    found = tuple(part.strip() for part in said.split(","))
+    if said == "none":
+        return ()
+    if len(set(found)) < len(found) or not all(re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", part) for part in found):
+        raise UserError(f"--gpus: {said!r} names no GPUs; write 0, or 0,1, or none.")
+    return found
+
+
+def own(names: list[str]) -> None:
+    """Hold these, for as long as this process lives, whatever it becomes.
+
+    Raises:
+        UserError: another agent of this host holds one.
+    """
+    folder = home() / "agents"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name in names:
+        lock = os.open(folder / f"{name.replace('/', '-')}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        os.set_inheritable(lock, True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"Another agent on this host owns {name}; stop it first.") from None
+
+
+def wait_for_server() -> None:
+    """Raises UserError: no server is named, or none answers."""
+    address = PREFECT_API_URL.value()
+    if not address:
+        raise UserError("PREFECT_API_URL names no server; `make server` starts one and says its address.")
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        try:
+            if httpx.get(f"{address}/health", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(1)
+    raise UserError(f"No Prefect server answers at {address}.")
+
+
+@program
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Serve flows on this host.")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--gpus", type=gpus_of, help="those that it owns: 0, or 0,1, or none for the CPU in their place")
+    kind.add_argument("--cpu", action="store_true", help="serve what needs no GPU")
+    arguments = parser.parse_args()
+    gpus = () if arguments.cpu else arguments.gpus
+    name = f"{socket.gethostname()}-{'cpu' if arguments.cpu else 'gpu-' + ('-'.join(gpus) or 'none')}"
+    own([f"gpu {each}" for each in gpus] or [name])
+    end_leftovers("TUNELINE_AGENT", name)
+    os.environ |= {"TUNELINE_AGENT": name, "PYTHONPATH": str(Path.cwd())}
+    if not arguments.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    wait_for_server()
+    work = ("--pool", "cpu", "--limit", str(SIDE_BY_SIDE))
+    if not arguments.cpu:
+        work = ("--pool", "gpu", "--limit", "1", "--work-queue", f"gpus-{max(len(gpus), 1)}")
+    become("prefect", "worker", "start", "--type", "process", "--name", name, *work)
+
+
+if __name__ == "__main__":
+    main()

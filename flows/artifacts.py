@@ -1,0 +1,111 @@
+"""What a run leaves in Prefect's UI: tables and figures in English and Chinese, and no sample text."""
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.context import get_run_context
+
+from models.errors import UserError
+from models.storage import read_json
+
+CHECKS, DECISION = Path("reports/data_checks.json"), Path("reports/promotion.md")
+METRICS, TRAINING, WEIGHTS = Path("reports/metrics"), Path("reports/training"), Path("models/weights")
+FIGURES = ("loss", "perplexity", "rouge-l", "bleu-4", "probes_met", "new_name", "general_loss", "training_seconds")
+
+
+def show_checks() -> None:
+    """The data checks that some row failed, and the books; places and values stay in the report."""
+    checks = read_json(CHECKS)
+    books = checks["books"]
+    rows = [
+        {"check": each["check"], "severity": each["severity"], "rows": each["rows"], "share": f"{each['share']:.1%}"}
+        for each in checks["rows"]
+        if each["rows"]
+    ]
+    rows += [
+        {"check": each["check"], "severity": each["severity"], "rows": "all", "share": str(each["seen"])}
+        for each in checks["data"]
+        if not each["passed"]
+    ]
+    sides = "{rows_in:,} = train · 训练 {train:,} + eval · 评测 {eval:,} + quarantined · 隔离 {quarantined:,}".format(
+        **books
+    )
+    create_table_artifact(rows, key="data-checks", description=f"{checks['verdict']}: {sides}")
+
+
+def show_comparison(names: list[str]) -> None:
+    """Figures of each model, side by side."""
+    found = {name: read_json(METRICS / f"{name}.json") for name in names}
+    rows = [
+        {"figure": figure} | {name: _short(values.get(figure)) for name, values in found.items()} for figure in FIGURES
+    ]
+    create_table_artifact(rows, key="comparison", description="Base and adapters · 基座与适配器")
+
+
+def show_decision() -> None:
+    """Why an adapter was promoted, or was not."""
+    if DECISION.is_file():
+        create_markdown_artifact(DECISION.read_text(encoding="utf-8"), key="promotion")
+
+
+def show_losses(name: str, history: list[dict]) -> None:
+    """The loss curve of a training as a Mermaid chart, which Prefect's UI draws."""
+    points = [point for point in history if point["split"] == "eval"] or history
+    points = points[:: math.ceil(len(points) / 20)] if points else []
+    steps, losses = ([point[key] for point in points] for key in ("step", "loss"))
+    table = "\n".join(f"| {step} | {loss:.4f} |" for step, loss in zip(steps, losses, strict=True))
+    create_markdown_artifact(
+        f"### {name}\n\n| step · 步 | evaluation loss · 评测损失 |\n|---:|---:|\n{table}\n", key=f"loss-{_key(name)}"
+    )
+
+
+@contextmanager
+def progress(name: str, seconds: float = 5.0) -> Iterator[None]:
+    """A bar in the UI that follows the training in this folder, while the block runs."""
+    bar = create_progress_artifact(0.0, key=f"training-{_key(name)}", description=f"Training · 训练 {name}")
+    ended = threading.Event()
+
+    def follow() -> None:
+        with context:
+            shown = 0.0
+            while not ended.wait(seconds):
+                done = share_done(TRAINING / name / "metrics.json")
+                if done > shown:
+                    shown = done
+                    update_progress_artifact(bar, done)
+
+    context = get_run_context().copy()
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+        update_progress_artifact(bar, 100.0)
+    finally:
+        ended.set()
+        follower.join()
+
+
+def share_done(metrics: Path) -> float:
+    """Percent of the steps that a training has done, from the log that it writes."""
+    try:
+        return round(100 * read_json(metrics)["train"]["progress"], 1)
+    except (UserError, KeyError):  # not there yet, or not of this kind
+        return 0.0
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _key(name: str) -> str:
+    """A name as Prefect's keys allow it: lower case, digits and dashes."""
+    return name.lower().replace("_", "-")

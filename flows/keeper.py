@@ -1,0 +1,145 @@
+"""The keeper: takes up what died. ``python -m flows.keeper``, one beside each server; a second one does no harm.
+
+Prefect's workers report a flow whose process died, and nobody reports a worker or a host that died; nor does Prefect
+start any of them again. The keeper does: a run that gives no sign of life is declared crashed, and one that crashed is
+scheduled again, so often as ``TUNELINE_RESTARTS`` says. It goes by its own steady clock and by whether signs change,
+not by the times in them: clocks of hosts differ and jump. While the server is away, nobody is declared dead.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import AwaitingRetry, Cancelled, Crashed
+
+from flows.agent import wait_for_server
+from flows.runs import OURS, restarts
+from models.errors import program
+
+TICK = 5.0  # seconds between two rounds
+SILENCE = 80.0  # seconds without a sign; they come every 30
+STARTING = 90.0  # seconds that a worker may take from taking a run to its first sign
+RECENT = 86_400.0  # seconds: what crashed before is history
+SIGN = "prefect.flow-run.heartbeat"
+
+log = logging.getLogger("tuneline.keeper")
+
+
+@dataclass
+class Seen:
+    """The last sign of a run, and how long the keeper has listened in vain since."""
+
+    sign: str
+    silent: float = 0.0
+
+
+@dataclass
+class Keeper:
+    """What it knows between two rounds: of each run, its last sign."""
+
+    client: SyncPrefectClient
+    seen: dict[UUID, Seen] = field(default_factory=dict)
+
+    def round(self, seconds: float) -> None:
+        """Look at every run once.
+
+        Args:
+            seconds: for which the server could be heard since the last round.
+        """
+        alive = self.runs(StateType.RUNNING, StateType.CANCELLING, StateType.PENDING)
+        self.listen(alive, seconds)
+        for run in alive:
+            self.bury_if_dead(run)
+        for run in self.runs(StateType.CRASHED):
+            self.take_up(run)
+        self.drop_missed_ticks(self.runs(StateType.SCHEDULED))
+
+    def runs(self, *types: StateType) -> list[FlowRun]:
+        """Runs of our deployments in such a state, those expected last first."""
+        chosen = FlowRunFilter(
+            tags=FlowRunFilterTags(all_=[OURS]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))),
+        )
+        found = self.client.read_flow_runs(flow_run_filter=chosen, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200)
+        return [run for run in found if run.deployment_id is not None]
+
+    def listen(self, runs: Iterable[FlowRun], seconds: float) -> None:
+        signs = {run.id: self.sign_of(run) for run in runs}
+        for run, sign in signs.items():
+            if run not in self.seen or self.seen[run].sign != sign:
+                self.seen[run] = Seen(sign)
+            else:
+                self.seen[run].silent += seconds
+        self.seen = {run: seen for run, seen in self.seen.items() if run in signs}
+
+    def sign_of(self, run: FlowRun) -> str:
+        """Its state and its last heartbeat: something that changes while it lives."""
+        wanted = {"event": {"name": [SIGN]}, "any_resource": {"id": [f"prefect.flow-run.{run.id}"]}}
+        found = self.client.request("POST", "/events/filter", json={"filter": wanted, "limit": 1}).json()["events"]
+        return f"{run.state_id} {found[0]['id'] if found else None}"
+
+    def bury_if_dead(self, run: FlowRun) -> None:
+        silent = self.seen[run.id].silent
+        if run.state.type == StateType.PENDING:
+            if silent > STARTING:
+                self.set(run, Crashed(message=f"Taken by a worker, and not begun for {silent:.0f} s."))
+        elif silent > SILENCE:
+            if run.state.type == StateType.CANCELLING:
+                self.set(run, Cancelled(message=f"Whoever was to end it gave no sign of life for {silent:.0f} s."))
+            else:
+                self.set(run, Crashed(message=f"No sign of life for {silent:.0f} s: its process or host is gone."))
+
+    def take_up(self, run: FlowRun) -> None:
+        """Schedule a run again that crashed, unless it has crashed too often."""
+        if time.time() - run.state.timestamp.timestamp() > RECENT:
+            return
+        crashes = Counter(state.type for state in self.client.read_flow_run_states(run.id))[StateType.CRASHED]
+        if crashes <= restarts():
+            self.set(run, AwaitingRetry(message=f"Taken up again, {crashes} of at most {restarts()} times."))
+
+    def drop_missed_ticks(self, scheduled: Iterable[FlowRun]) -> None:
+        """Of ticks of a schedule that nobody served, one is enough: the latest."""
+        served: set[UUID] = set()
+        for run in scheduled:
+            if not (run.auto_scheduled and run.state_name == "Late"):
+                continue
+            if run.deployment_id in served:
+                self.set(run, Cancelled(message="Missed, and a later one stands for it."))
+            served.add(run.deployment_id)
+
+    def set(self, run: FlowRun, state) -> None:
+        self.client.set_flow_run_state(run.id, state)
+        log.info("%s: %s: %s", run.name, state.name, state.message)
+
+
+@program
+def main() -> None:
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    wait_for_server()
+    with get_client(sync_client=True) as client:
+        keeper, heard = Keeper(client), time.monotonic()
+        while True:
+            try:
+                keeper.round(min(time.monotonic() - heard, 2 * TICK))
+            except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+                log.warning("The server does not answer (%s); nobody is declared dead.", type(error).__name__)
+            heard = time.monotonic()
+            time.sleep(TICK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Tell the outside what happened: an HTTP address of the user's own, or a program.
+
+``TUNELINE_WEBHOOK`` gets a POST of a small JSON, ``TUNELINE_COMMAND`` the same on its standard input. Both stand in
+the environment of the agents and nowhere else: no data file and no setting under version control can name them.
+"""
+
+import json
+import os
+import shlex
+
+import httpx
+from prefect import runtime
+from prefect.settings import PREFECT_UI_URL
+
+from models.errors import UserError
+from pipelines.programs import feed
+
+EVENTS = ("blocked", "failed", "promoted", "drift")
+SECONDS = 10.0
+
+
+def tell(event: str, text: str, **more) -> None:
+    """Tell one event. What cannot be told is logged, and stops nothing.
+
+    Args:
+        event: one of :data:`EVENTS`.
+        more: values for JSON. No sample text: whoever listens may keep it.
+    """
+    body = {"event": event, "text": text, "run": runtime.flow_run.name, "link": _link(), **more}
+    if address := os.environ.get("TUNELINE_WEBHOOK"):
+        try:
+            httpx.post(address, json=body, timeout=SECONDS).raise_for_status()
+        except httpx.HTTPError as error:  # its text would show the address, which may hold a key
+            print(f"The webhook was not told that {event}: {type(error).__name__}.")
+    if command := os.environ.get("TUNELINE_COMMAND"):
+        try:
+            feed(json.dumps(body, ensure_ascii=False), SECONDS, *shlex.split(command))
+        except UserError as error:
+            print(f"The command was not told that {event}: {error}")
+
+
+def _link() -> str | None:
+    run, ui = runtime.flow_run.id, PREFECT_UI_URL.value()
+    return f"{ui}/runs/flow-run/{run}" if run and ui else None

@@ -1,0 +1,34 @@
+"""Flow prepare_data: collect, check and encode the data. Blocked data fail it with their reasons."""
+
+from prefect import flow
+
+from flows import artifacts, notify, runs
+from models.errors import DataBlocked
+from pipelines import retrain
+from pipelines.clone import Clone
+
+
+@flow(name="prepare-data", flow_run_name="prepare data · {revision}", log_prints=True)
+def prepare_data(revision: str = "HEAD") -> str:
+    """Check what the revision brings; gives the first digits of the data's hash."""
+    clone = retrain.enter(runs.begin(), revision)
+    prepare(clone)
+    clone.push_data()
+    found = retrain.data_hash()
+    clone.discard()
+    return found
+
+
+def prepare(clone: Clone) -> None:
+    """The part that every retraining begins with.
+
+    Raises:
+        DataBlocked: the checks stopped it; whoever listens has been told.
+    """
+    try:
+        retrain.prepare(clone)
+    except DataBlocked as blocked:
+        artifacts.show_checks()
+        notify.tell("blocked", str(blocked))
+        raise
+    artifacts.show_checks()

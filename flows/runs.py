@@ -1,0 +1,119 @@
+"""What runs have in common: who they are, the runs that they start, and how they wait for them."""
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+from prefect import runtime
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Cancelling
+
+from models.errors import UserError
+from pipelines.programs import end_leftovers
+
+OURS = "tuneline"  # the tag of every deployment
+POLL = 3.0  # seconds
+FORGIVEN = 300.0  # seconds for which a crashed run may wait for the keeper to take it up again
+
+
+def restarts() -> int:
+    """How many times a run that died is started again."""
+    return int(os.environ.get("TUNELINE_RESTARTS", "3"))
+
+
+def begin() -> str:
+    """This run's id, once nothing is left of an earlier life of it on this host.
+
+    Processes that a killed run had started live on without it, and would train beside their successors.
+    """
+    run = str(runtime.flow_run.id)
+    end_leftovers("PREFECT__FLOW_RUN_ID", run)
+    return run
+
+
+def start(deployment: str, key: str, name: str, parameters: dict, queue: str | None = None) -> FlowRun:
+    """Have an agent do something; whoever asks again under the same key gets the same run, unless that failed.
+
+    Args:
+        deployment: ``flow/name``.
+        queue: work queue of the deployment's pool.
+    """
+    parent = runtime.flow_run.id
+    run = None
+    for attempt in itertools.count():
+        if run is not None and not _failed(run):
+            break
+        run = run_deployment(
+            deployment,
+            parameters=parameters,
+            flow_run_name=name,
+            timeout=0,
+            idempotency_key=f"{key} {attempt}",
+            work_queue_name=queue,
+            tags=[OURS, *([tag_of(parent)] if parent else [])],
+        )
+    return run
+
+
+def _failed(run: FlowRun) -> bool:
+    return run.state is not None and run.state.type in (StateType.FAILED, StateType.CANCELLED)
+
+
+def wait(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] | None = None) -> None:
+    """Wait until all runs have ended well. A server that is away for a while is waited for.
+
+    Raises:
+        UserError: one failed, was cancelled, or died more often than it is started again.
+    """
+    names = {run.id: (run.name, None) for run in runs}
+    while names:
+        for run in _read(list(names)):
+            if run.state_name != names[run.id][1] and on_change:
+                on_change(run)
+            names[run.id] = (run.name, run.state_name)
+            if has_ended(run):
+                del names[run.id]
+                if run.state.type != StateType.COMPLETED:
+                    said = run.state.message or "its log says why"
+                    raise UserError(f"Run {run.name!r} ended as {run.state.name}: {said}")
+        time.sleep(POLL)
+
+
+def _read(ids: Sequence[UUID]) -> list[FlowRun]:
+    found = []
+    with get_client(sync_client=True) as client:
+        for each in ids:
+            try:
+                found.append(client.read_flow_run(each))
+            except (OSError, PrefectHTTPStatusError) as error:  # the server restarts, or its database is gone
+                print(f"The server does not answer ({type(error).__name__}); waiting for it.")
+                return found
+    return found
+
+
+def has_ended(run: FlowRun) -> bool:
+    """Whether nothing will come of a run any more. One that crashed may be taken up again."""
+    state = run.state
+    if state is None or not state.is_final():
+        return False
+    return not state.is_crashed() or time.time() - state.timestamp.timestamp() > FORGIVEN
+
+
+def cancel_children(flow, run: FlowRun, state) -> None:
+    """Let the runs end that a cancelled one had started; a hook of Prefect's."""
+    with get_client(sync_client=True) as client:
+        children = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag_of(run.id)]))
+        for child in client.read_flow_runs(flow_run_filter=children):
+            if child.state and not child.state.is_final():
+                client.set_flow_run_state(child.id, Cancelling())
+
+
+def tag_of(run) -> str:
+    """By which the runs that a run started are found."""
+    return f"of {run}"

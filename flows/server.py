@@ -1,0 +1,114 @@
+"""A whole site on one machine: ``python -m flows.server``, or ``make server``.
+
+A Prefect server on loopback (SQLite), the keeper, a CPU agent and an agent for each GPU, under supervisord, which
+starts again what ends and stops all with Ctrl-C or SIGTERM. The deployments of prefect.yaml are made, too.
+Everything lies in ``TUNELINE_HOME``; logs under ``server/``.
+
+To be reached from other hosts it needs a host name and a password: ``--host 0.0.0.0`` is refused without
+``PREFECT_SERVER_API_AUTH_STRING``. The database is another one with ``PREFECT_API_DATABASE_CONNECTION_URL``.
+"""
+
+import argparse
+import configparser
+import ipaddress
+import os
+import sys
+from pathlib import Path
+
+from models.errors import UserError, program
+from models.storage import writing
+from pipelines.clone import home, repository
+from pipelines.programs import become
+
+PORT = 4200
+
+
+def refuse_if_open(host: str) -> None:
+    """Raises UserError: the server could be reached from elsewhere, and asks for no password."""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        raise UserError(
+            f"--host {host} can be reached from elsewhere: set PREFECT_SERVER_API_AUTH_STRING to user:password here, "
+            "and PREFECT_API_AUTH_STRING to the same for agents and users."
+        )
+
+
+def gpus() -> list[str]:
+    """What the GPU agents own: one GPU each, or ``none`` on a host without any."""
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())] or ["none"]
+
+
+def programs_of(host: str, port: int, owned: list[str]) -> dict[str, list[str]]:
+    """What runs, by name: arguments of Python."""
+    server = ["-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    agents = {f"gpu-{each.replace(',', '-')}": ["-m", "flows.agent", "--gpus", each] for each in owned}
+    keeper = {"keeper": ["-m", "flows.keeper"], "cpu": ["-m", "flows.agent", "--cpu"]}
+    return {"server": server} | keeper | agents | {"deployments": ["-m", "flows.deployments"]}
+
+
+def write_configuration(folder: Path, programs: dict[str, list[str]]) -> Path:
+    """supervisord's configuration; gives its path."""
+    found = configparser.RawConfigParser()
+    found["supervisord"] = {
+        "nodaemon": "true",
+        "logfile": str(folder / "supervisord.log"),
+        "pidfile": str(folder / "supervisord.pid"),
+        "childlogdir": str(folder),
+        "directory": str(Path.cwd()),
+    }
+    found["unix_http_server"] = {"file": str(folder / "control"), "chmod": "0600"}
+    found["rpcinterface:supervisor"] = {
+        "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
+    }
+    found["supervisorctl"] = {"serverurl": f"unix://{folder / 'control'}"}
+    for name, arguments in programs.items():
+        found[f"program:{name}"] = _program(name, [sys.executable, *arguments], folder)
+    path = folder / "supervisord.conf"
+    with writing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        found.write(file)
+    return path
+
+
+def _program(name: str, command: list[str], folder: Path) -> dict[str, str]:
+    quoted = " ".join(f'"{part}"' for part in command).replace("%", "%%")
+    return {
+        "command": quoted,
+        "autorestart": "unexpected" if name == "deployments" else "true",
+        "startsecs": "0" if name == "deployments" else "1",
+        "startretries": "1000",  # an agent that waits for its GPUs is no reason to give up
+        "stopasgroup": "true",  # the flow of a worker with the worker
+        "killasgroup": "true",
+        "stopwaitsecs": "60",
+        "redirect_stderr": "true",
+        "stdout_logfile": str(folder / f"{name}.log"),
+        "stdout_logfile_maxbytes": "20MB",
+        "stdout_logfile_backups": "2",
+    }
+
+
+@program
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Server, keeper and agents of one machine.")
+    parser.add_argument("--host", default="127.0.0.1", help="where the server listens (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=PORT, help=f"({PORT})")
+    parser.add_argument("--gpus", action="append", help="what one GPU agent owns, such as 0,1; by default one GPU each")
+    arguments = parser.parse_args()
+    refuse_if_open(arguments.host)
+    folder = home() / "server"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    address = f"http://{'127.0.0.1' if arguments.host == '0.0.0.0' else arguments.host}:{arguments.port}"
+    os.environ |= {"PREFECT_API_URL": f"{address}/api", "TUNELINE_REPOSITORY": repository()}
+    os.environ.setdefault("PREFECT_HOME", str(folder / "prefect"))
+    configuration = write_configuration(folder, programs_of(arguments.host, arguments.port, arguments.gpus or gpus()))
+    print(f"{address} · logs · 日志 {folder} · Ctrl-C stops all · 按 Ctrl-C 全部停止", flush=True)
+    print(f"export PREFECT_API_URL={address}/api", flush=True)
+    become("supervisor.supervisord", "--nodaemon", "--configuration", str(configuration))
+
+
+if __name__ == "__main__":
+    main()

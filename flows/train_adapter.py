@@ -1,0 +1,37 @@
+"""Flow train_adapter: train and evaluate one model on a GPU agent, which works on one run at a time."""
+
+import os
+
+from prefect import flow, task
+
+from flows import artifacts, runs
+from models.storage import read_json
+from pipelines import retrain
+from pipelines.clone import Clone
+from pipelines.programs import end_leftovers
+
+
+@flow(name="train-adapter", log_prints=True)
+def train_adapter(ref: str, name: str) -> None:
+    """Train an adapter of what a retraining handed out under ``ref``, and evaluate it; ``base`` is evaluated only."""
+    run = runs.begin()
+    free_the_gpu()
+    clone = retrain.take(run, ref, name)
+    with artifacts.progress(name):
+        retrain.train(clone, name)
+    if name != "base":
+        artifacts.show_losses(name, read_json(artifacts.WEIGHTS / name / "manifest.json")["training"]["history"])
+    give_back(clone)
+    clone.discard()
+
+
+def free_the_gpu() -> None:
+    """End what an earlier run of this agent, or the agent's earlier life, left on its GPUs."""
+    if agent := os.environ.get("TUNELINE_AGENT"):
+        end_leftovers("TUNELINE_AGENT", agent)
+
+
+@task(retries=6, retry_delay_seconds=[10, 30, 60, 300, 900, 1800])
+def give_back(clone: Clone) -> None:
+    """Push what was made. A remote that is full or away for a while is waited for, up to an hour."""
+    retrain.give_back(clone)

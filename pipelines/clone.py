@@ -1,0 +1,151 @@
+"""A clone of its own for every run, so that no run works in the user's workspace or in another's.
+
+A clone is named after its run and stays until the run has ended: whoever takes up a run that died finds its
+checkpoints there. Clones lie in ``TUNELINE_HOME``. Where the repository is a folder of this host they share its DVC
+cache; where it is elsewhere they share one of their own, and everything goes through DVC's remote.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.errors import UserError
+from models.storage import writing_folder
+from pipelines import dvc
+from pipelines.programs import output_of
+
+HOME, REPOSITORY = "TUNELINE_HOME", "TUNELINE_REPOSITORY"
+LINKS = "reflink,hardlink,copy"  # a base of gigabytes is not copied for each run, if the disk can help it
+LOCKS = ("lock", "rwlock", "rwlock.lock")
+
+
+def home() -> Path:
+    """Where this host keeps clones and, for repositories elsewhere, DVC's cache."""
+    return Path(os.environ.get(HOME) or Path.home() / ".cache/tuneline").absolute()
+
+
+def repository() -> str:
+    """What is cloned: ``TUNELINE_REPOSITORY``, a folder or a URL; by default the repository that this runs in.
+
+    Raises:
+        UserError: neither is there.
+    """
+    try:
+        return os.environ.get(REPOSITORY) or output_of("git", "rev-parse", "--show-toplevel")
+    except UserError as error:
+        raise UserError(f"There is no repository to clone ({error}); set {REPOSITORY} to its folder or URL.") from None
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A clone and where it came from."""
+
+    folder: Path
+    origin: str
+
+    def git(self, *arguments: str) -> str:
+        return output_of("git", "-C", str(self.folder), *arguments)
+
+    @property
+    def shares_cache(self) -> bool:
+        """Whether what is made here is in the origin's cache at once."""
+        return Path(self.origin).is_dir()
+
+    @property
+    def has_remote(self) -> bool:
+        return bool(dvc.ask("--cd", str(self.folder), "remote", "list"))
+
+    @property
+    def pull(self) -> tuple[str, ...]:
+        """What `dvc repro` is told, so that it takes from the remote what is there."""
+        return ("--pull",) if self.has_remote else ()
+
+    def take_data(self, *targets: str) -> None:
+        """Put what the shared cache has of these stages, or of all, where stages look for it."""
+        if self.shares_cache:
+            dvc.ask("--cd", str(self.folder), "checkout", "--quiet", "--allow-missing", "--with-deps", *targets)
+
+    def push_data(self, *options: str) -> None:
+        """Bring what was made to DVC's remote.
+
+        Raises:
+            UserError: the remote does not take it, or there is none where it would be needed.
+        """
+        if self.has_remote:
+            dvc.run("--cd", str(self.folder), "push", "--quiet", *options)
+        elif not self.shares_cache:
+            raise UserError(f"{self.origin} names no DVC remote, by which hosts share data; `dvc remote add -d` one.")
+
+    def discard(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def open_clone(run: str, revision: str, origin: str | None = None) -> Clone:
+    """The clone of a run, at a revision; as it was left, if the run began before.
+
+    Args:
+        run: a name for the folder, such as a flow run's id.
+        revision: a branch, tag or commit of the origin, HEAD being its default branch; or a full ``refs/…``, which
+            clones do not bring along.
+
+    Raises:
+        UserError: the repository or the revision is not there.
+    """
+    origin = origin or repository()
+    made = Clone(home() / "runs" / run, origin)
+    if made.folder.is_dir():
+        # Whoever worked here is gone; DVC would wait for what it names, or for another that has its number now.
+        for name in LOCKS:
+            (made.folder / ".dvc/tmp" / name).unlink(missing_ok=True)
+        return made
+    made.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with writing_folder(made.folder) as temporary:
+        _fill(Clone(temporary, origin), revision)
+    return made
+
+
+def _fill(clone: Clone, revision: str) -> None:
+    output_of("git", "clone", "--quiet", "--no-checkout", clone.origin, str(clone.folder))
+    if revision.startswith("refs/"):
+        clone.git("fetch", "--quiet", "origin", revision)
+    clone.git("checkout", "--quiet", "--detach", commit_of(clone, revision))
+    _say_who_commits(clone)
+    if clone.shares_cache:
+        _share_settings(clone)
+    else:
+        dvc.ask("--cd", str(clone.folder), "config", "--local", "cache.dir", str(home() / "cache"))
+    dvc.ask("--cd", str(clone.folder), "config", "--local", "cache.type", LINKS)
+
+
+def commit_of(clone: Clone, revision: str) -> str:
+    """The commit that a revision names: what was fetched last, a branch of the origin, a tag, a commit."""
+    names = ("FETCH_HEAD",) if revision.startswith("refs/") else (f"origin/{revision}", revision)
+    for name in names:
+        try:
+            return clone.git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+        except UserError:
+            continue
+    raise UserError(f"{clone.origin} has no revision {revision!r}.")
+
+
+def _say_who_commits(clone: Clone) -> None:
+    for key, value in (("user.name", "Tuneline"), ("user.email", "tuneline@localhost")):
+        try:
+            clone.git("config", key)
+        except UserError:
+            clone.git("config", key, value)
+
+
+def _share_settings(clone: Clone) -> None:
+    """Take over what a clone does not bring along: cache, settings of this host, remotes beside the repository."""
+    ours, theirs = (Path(folder) / ".dvc/config.local" for folder in (clone.folder, clone.origin))
+    if theirs.is_file():
+        shutil.copyfile(theirs, ours)
+        ours.chmod(0o600)  # it may hold keys
+    local = ("--cd", str(clone.folder), "config", "--local")
+    dvc.ask(*local, "cache.dir", dvc.ask("--cd", clone.origin, "cache", "dir"))
+    for line in dvc.ask("--cd", clone.origin, "config", "--list").splitlines():
+        key, _, value = line.partition("=")
+        if key.startswith("remote.") and key.endswith(".url") and "://" not in value:
+            dvc.ask(*local, key, value)  # a folder named relative to the repository; DVC tells it as a whole path

@@ -1,0 +1,245 @@
+"""A retraining in parts that different machines can do, each in a clone of its own.
+
+One process orchestrates: it prepares the data, hands each model that changed to whoever trains and evaluates it,
+gathers the results, compares, promotes, and commits once, on branch ``tuneline/retrained``. Trainers get what was
+prepared as a commit under ``refs/tuneline/runs/``, and give back what DVC has in its cache or remote.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.errors import UserError
+from models.storage import read_json, sha256_of
+from pipelines import dvc, evidence, promote, registry
+from pipelines.clone import Clone, open_clone
+from pipelines.finetune import SUMMARY, refuse_if_blocked
+from pipelines.programs import output_of
+from stages import params
+
+BRANCH = "tuneline/retrained"
+REF = "refs/tuneline/runs/{run}"
+PREPARED = ("encode", "base", "general")
+ATTEMPTS = 3
+
+
+# The orchestrator ----------------------------------------------------------------------------------
+
+
+def enter(run: str, revision: str = "HEAD") -> Clone:
+    """Go into the run's clone: the branch of earlier retrainings, with what the revision brings.
+
+    Raises:
+        UserError: both changed the same lines of a file.
+    """
+    clone = open_clone(run, revision)
+    os.chdir(clone.folder)
+    if output_of("git", "branch", "--show-current") != BRANCH:
+        wanted = output_of("git", "rev-parse", "HEAD")
+        if output_of("git", "ls-remote", "origin", f"refs/heads/{BRANCH}"):
+            output_of("git", "fetch", "--quiet", "origin", f"{BRANCH}:{BRANCH}")
+            output_of("git", "switch", "--quiet", BRANCH)
+            merge(wanted)
+        else:
+            output_of("git", "switch", "--quiet", "--create", BRANCH)
+    return clone
+
+
+def merge(revision: str) -> None:
+    """Take in another line of commits; what both made, such as dvc.lock, is theirs until DVC has run."""
+    try:
+        output_of("git", "merge", "--quiet", "--no-edit", "-X", "theirs", revision)
+    except UserError as error:
+        output_of("git", "merge", "--abort")
+        raise UserError(f"{revision} and {BRANCH} cannot be merged ({error}); merge them by hand and push.") from None
+
+
+def nothing_changed() -> bool:
+    """Whether `dvc repro` would run nothing. Data that are not checked out are no change."""
+    try:
+        planned = dvc.ask("repro", "--dry", "--allow-missing")
+    except UserError:  # a stage whose inputs are still to be made
+        return False
+    return "Running stage" not in planned
+
+
+def prepare(clone: Clone) -> None:
+    """Collect, check and encode the data, and make or verify the base.
+
+    Raises:
+        DataBlocked: the data checks stopped it.
+        UserError: a stage failed.
+    """
+    params.load()  # a slip of the pen is told before anything runs
+    clone.take_data()
+    started = time.time()
+    try:
+        dvc.run("repro", *clone.pull, *PREPARED)
+    except UserError:
+        refuse_if_blocked(started)
+        raise
+
+
+def pending() -> list[str]:
+    """Names of the models whose training or evaluation must run, the base among them."""
+    return [name for name in params.load().evaluate.models if _would_run(name)]
+
+
+def _would_run(name: str) -> bool:
+    try:
+        return "Running stage" in dvc.ask("repro", "--single-item", "--dry", "--allow-missing", *stages_of(name))
+    except UserError:  # what it evaluates is not there yet
+        return True
+
+
+def stages_of(name: str) -> list[str]:
+    return [f"evaluate@{name}"] if name == "base" else [f"train@{name}", f"evaluate@{name}"]
+
+
+def hand_out(clone: Clone, run: str) -> str:
+    """Offer what was prepared to the trainers; gives the ref of it, which no branch names."""
+    clone.push_data()
+    output_of("git", "add", "--all")
+    tree = output_of("git", "write-tree")
+    output_of("git", "reset", "--quiet")
+    commit = output_of("git", "commit-tree", tree, "-p", "HEAD", "-m", f"Prepared for {run}")
+    output_of("git", "push", "--quiet", "--force", "origin", f"{commit}:{REF.format(run=run)}")
+    return REF.format(run=run)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a retraining came to.
+
+    Attributes:
+        summary: the comparison's short form.
+        decisions: of promotion, by adapter, the best one first.
+        promoted: the version that is live now, if one of them made it.
+        commit: on the branch, or None where nothing was to be committed.
+    """
+
+    summary: str
+    decisions: dict[str, dict]
+    promoted: str | None
+    commit: str | None
+
+
+def publish(clone: Clone, run: str) -> bool:
+    """Push data, branch and versions, and take back what was handed out; False if others pushed in the meantime."""
+    clone.push_data()  # first: a commit must not name what nobody can fetch
+    tags = [f"refs/tags/{tag}:refs/tags/{tag}" for tag in output_of("git", "tag", "--list", "champion*").split()]
+    try:
+        output_of("git", "push", "--quiet", "--atomic", "origin", BRANCH, *tags)
+    except UserError:
+        output_of("git", "fetch", "--quiet", "origin", BRANCH)
+        if output_of("git", "rev-list", "-1", f"HEAD..origin/{BRANCH}"):
+            return False
+        raise
+    ref = REF.format(run=run)
+    if output_of("git", "ls-remote", "origin", ref):
+        output_of("git", "push", "--quiet", "origin", f":{ref}")
+    return True
+
+
+def conclude(clone: Clone, run: str, cause: str, publish: Callable[[Clone, str], bool] = publish) -> Outcome:
+    """Gather what was trained, compare, commit, promote what is better, and bring it all to the origin.
+
+    Args:
+        publish: :func:`publish`, or the same with more patience.
+
+    Raises:
+        UserError: a stage failed, or others changed the branch again and again.
+    """
+    for _ in range(ATTEMPTS):
+        dvc.run("repro", *clone.pull)
+        commit = commit_results(cause)
+        decisions, promoted = promote_the_best()
+        if publish(clone, run):
+            return Outcome(SUMMARY.read_text(encoding="utf-8"), decisions, promoted, commit)
+        merge(
+            f"origin/{BRANCH}"
+        )  # another retraining came first; what it made is taken in, and the rest compared again
+    raise UserError(f"Others changed {BRANCH} {ATTEMPTS} times in between; run it again when they have ended.")
+
+
+def commit_results(cause: str) -> str | None:
+    """Commit dvc.lock and the reports; gives the commit, or None if all is as it was."""
+    output_of("git", "add", "--all")
+    if not output_of("git", "diff", "--cached", "--name-only"):
+        return None
+    output_of("git", "commit", "--quiet", "--message", message(cause))
+    return output_of("git", "rev-parse", "--short", "HEAD")
+
+
+def message(cause: str) -> str:
+    """A commit's message: what caused it, which data, and the figures of each model."""
+    rows = read_json(Path("reports/metrics/data.json"))["data"]
+    data = f"data: {data_hash()} · {rows['train']} rows to train on, {rows['eval']} to evaluate"
+    lines = [f"{name}: {_figures(name)}" for name in params.load().evaluate.models]
+    return "\n".join([f"Retrain: {cause}", "", f"cause: {cause}", data, *lines])
+
+
+def _figures(name: str) -> str:
+    figures = read_json(Path(f"reports/metrics/{name}.json"))
+    return f"loss {figures['loss']:.4f}, probes met {figures['probes_met']:.0%}"
+
+
+def data_hash() -> str:
+    """The first digits of the receipt's hash, which stands for all checked data."""
+    return sha256_of(evidence.CHECKED / "receipt.json")[:8]
+
+
+def promote_the_best() -> tuple[dict[str, dict], str | None]:
+    """Offer the adapters as challengers, the best first, until one is promoted."""
+    decisions: dict[str, dict] = {}
+    champion = registry.champion()
+    live = champion and read_json(champion / "manifest.json")["weights_sha256"]
+    for name in ranked():
+        if read_json(evidence.WEIGHTS / name / "manifest.json")["weights_sha256"] == live:
+            break  # those behind it are no better than the champion
+        decisions[name] = promote.promote(name)
+        if decisions[name]["promote"]:
+            return decisions, decisions[name]["version"]
+    return decisions, None
+
+
+def ranked() -> list[str]:
+    """Adapters by their evaluation loss, the best first."""
+    losses = {name: read_json(Path(f"reports/metrics/{name}.json"))["loss"] for name in params.load().adapters}
+    return sorted(losses, key=losses.get)
+
+
+# A trainer -----------------------------------------------------------------------------------------
+
+
+def take(run: str, ref: str, name: str) -> Clone:
+    """Go into a clone of what was handed out.
+
+    Raises:
+        UserError: there is no such ref, or no such model in it.
+    """
+    if not re.fullmatch(r"refs/tuneline/runs/[\w.-]+", ref):
+        raise UserError(f"{ref!r} is nothing that a retraining hands out.")
+    clone = open_clone(run, ref)
+    os.chdir(clone.folder)
+    if name not in params.load().evaluate.models:
+        raise UserError(f"params.yaml has no model {name!r}; it has {', '.join(params.load().evaluate.models)}.")
+    return clone
+
+
+def train(clone: Clone, name: str) -> None:
+    """Train and evaluate one model in a trainer's clone.
+
+    Raises:
+        UserError: it failed; the lines before say why.
+    """
+    clone.take_data(*stages_of(name))
+    dvc.run("repro", "--single-item", *clone.pull, *stages_of(name))
+
+
+def give_back(clone: Clone) -> None:
+    """Let the orchestrator find what was made. A clone with a cache of its own must tell what was run, too."""
+    clone.push_data(*(() if clone.shares_cache else ("--run-cache",)))
