@@ -1,5 +1,6 @@
 """What a run leaves in Prefect's UI: tables and figures in English and Chinese, and no sample text."""
 
+import contextvars
 import math
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,6 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.context import get_run_context
 
 from models.errors import UserError
 from models.storage import read_json
@@ -57,6 +57,26 @@ def show_decision() -> None:
         create_markdown_artifact(DECISION.read_text(encoding="utf-8"), key="promotion")
 
 
+def show_drift(found: dict, page: Path | None) -> None:
+    """Every feature, how far it moved, and whether that counts."""
+    rows = [
+        {
+            "feature": each["label"],
+            "before": _short(each["reference_mean"]),
+            "now": _short(each["current_mean"]),
+            "p": f"{each['p_value']:.2g}",
+            "distance": f"{each['distance']:.2f}",
+            "drift": "✗" if each["drifted"] else "",
+        }
+        for each in found["columns"]
+    ]
+    sides = "reference · 参照 {reference:,}, new · 新 {current:,}, unreadable · 无法读取 {unreadable:,}".format(
+        **found["rows"]
+    )
+    report = f" · {page}" if page else ""
+    create_table_artifact(rows, key="drift", description=f"{found['verdict']}: {sides}{report}")
+
+
 def show_losses(name: str, history: list[dict]) -> None:
     """The loss curve of a training as a Mermaid chart, which Prefect's UI draws."""
     points = [point for point in history if point["split"] == "eval"] or history
@@ -75,16 +95,15 @@ def progress(name: str, seconds: float = 5.0) -> Iterator[None]:
     ended = threading.Event()
 
     def follow() -> None:
-        with context:
-            shown = 0.0
-            while not ended.wait(seconds):
-                done = share_done(TRAINING / name / "metrics.json")
-                if done > shown:
-                    shown = done
-                    update_progress_artifact(bar, done)
+        shown = 0.0
+        while not ended.wait(seconds):
+            done = share_done(TRAINING / name / "metrics.json")
+            if done > shown:
+                shown = done
+                update_progress_artifact(bar, done)
 
-    context = get_run_context().copy()
-    follower = threading.Thread(target=follow, daemon=True)
+    # A thread of its own knows of no run; this one's context tells it.
+    follower = threading.Thread(target=contextvars.copy_context().run, args=(follow,), daemon=True)
     follower.start()
     try:
         yield

@@ -27,11 +27,13 @@ def finetune_adapters(revision: str = "HEAD", cause: str = "by hand") -> str:
 
 def retrain_all(revision: str, cause: str) -> str:
     """See :func:`finetune_adapters`; flow retrain does the same, when it is time."""
+    run = runs.begin()
     try:
-        return _retrain(retrain.enter(runs.begin(), revision), cause)
+        return _retrain(retrain.enter(run, revision), cause)
     except DataBlocked:
         raise
     except UserError as error:
+        retrain.withdraw(run)
         notify.tell("failed", str(error))
         raise
 

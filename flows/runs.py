@@ -105,10 +105,10 @@ def has_ended(run: FlowRun) -> bool:
     return not state.is_crashed() or time.time() - state.timestamp.timestamp() > FORGIVEN
 
 
-def cancel_children(flow, run: FlowRun, state) -> None:
-    """Let the runs end that a cancelled one had started; a hook of Prefect's."""
+def cancel_children(flow, flow_run: FlowRun, state) -> None:
+    """Let the runs end that a cancelled one had started; a hook, which Prefect calls with these names."""
     with get_client(sync_client=True) as client:
-        children = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag_of(run.id)]))
+        children = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag_of(flow_run.id)]))
         for child in client.read_flow_runs(flow_run_filter=children):
             if child.state and not child.state.is_final():
                 client.set_flow_run_state(child.id, Cancelling())

@@ -7,6 +7,7 @@ cache; where it is elsewhere they share one of their own, and everything goes th
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,9 +63,10 @@ class Clone:
         return ("--pull",) if self.has_remote else ()
 
     def take_data(self, *targets: str) -> None:
-        """Put what the shared cache has of these stages, or of all, where stages look for it."""
+        """Put what the shared cache has of these stages, and of those before them, where others look for it."""
         if self.shares_cache:
-            dvc.ask("--cd", str(self.folder), "checkout", "--quiet", "--allow-missing", "--with-deps", *targets)
+            with suppress(UserError):  # what the cache has lost, DVC makes again when it is needed
+                dvc.ask("--cd", str(self.folder), "checkout", "--quiet", "--allow-missing", "--with-deps", *targets)
 
     def push_data(self, *options: str) -> None:
         """Bring what was made to DVC's remote.

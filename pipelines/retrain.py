@@ -74,7 +74,7 @@ def prepare(clone: Clone) -> None:
         UserError: a stage failed.
     """
     params.load()  # a slip of the pen is told before anything runs
-    clone.take_data()
+    clone.take_data(*PREPARED)
     started = time.time()
     try:
         dvc.run("repro", *clone.pull, *PREPARED)
@@ -138,10 +138,15 @@ def publish(clone: Clone, run: str) -> bool:
         if output_of("git", "rev-list", "-1", f"HEAD..origin/{BRANCH}"):
             return False
         raise
+    withdraw(run)
+    return True
+
+
+def withdraw(run: str) -> None:
+    """Take back what was handed out."""
     ref = REF.format(run=run)
     if output_of("git", "ls-remote", "origin", ref):
         output_of("git", "push", "--quiet", "origin", f":{ref}")
-    return True
 
 
 def conclude(clone: Clone, run: str, cause: str, publish: Callable[[Clone, str], bool] = publish) -> Outcome:
@@ -236,7 +241,7 @@ def train(clone: Clone, name: str) -> None:
     Raises:
         UserError: it failed; the lines before say why.
     """
-    clone.take_data(*stages_of(name))
+    clone.take_data(*PREPARED)
     dvc.run("repro", "--single-item", *clone.pull, *stages_of(name))
 
 

@@ -277,6 +277,16 @@ class Promote(Section):
     guards: Guarded = Guarded()
 
 
+class Monitor(Section):
+    """When new rows are another kind of rows; see :mod:`stages.drift.judge`."""
+
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    effect: Annotated[float, Field(ge=0)] = 0.2
+    topics: Annotated[int, Field(ge=0)] = 4
+    least_rows: Count = 20
+    most_rows: Count = 5000
+
+
 class Params(Section):
     base: Base
     ingest: Ingest
@@ -287,6 +297,7 @@ class Params(Section):
     evaluate: Evaluate
     compare: Compare
     promote: Promote = Promote()
+    monitor: Monitor = Monitor()
 
     @model_validator(mode="after")
     def _sections_agree(self):

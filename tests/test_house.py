@@ -20,7 +20,7 @@ OWNERS = {  # one owner for each big library
     "peft": ["models/adapters.py"],
     "great_expectations": ["stages/validate/"],
     "prefect": ["flows/"],
-    "evidently": ["stages/compare/"],
+    "evidently": ["stages/compare/", "stages/drift/"],
     "dvc": [],
     "dvclive": ["stages/train/"],
     "sentencepiece": ["models/tiny.py", "models/vocabulary.py"],

@@ -1,0 +1,67 @@
+"""Flow monitor_drift: new rows against those that the champion learnt from; drift starts a retraining.
+
+Logged chats are looked at too where ``TUNELINE_CHATS`` names their folder in the agent's environment.
+"""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect import flow, runtime
+
+from flows import artifacts, notify, runs
+from pipelines import monitor, retrain
+from pipelines.clone import Clone
+from stages import params
+
+CHATS = "TUNELINE_CHATS"
+
+
+@flow(name="monitor-drift", log_prints=True)
+def monitor_drift(revision: str = "HEAD", again: bool = False) -> str:
+    """Look for drift, and retrain if there is some.
+
+    Args:
+        again: retrain although the same drift has started a retraining today.
+    """
+    clone = retrain.enter(runs.begin(), revision)
+    clone.take_data("tokenizer")
+    found = monitor.monitor(sources())
+    kept = keep_page(clone)
+    artifacts.show_drift(found, kept)
+    clone.discard()
+    if found["verdict"] != "drift":
+        print(f"{found['verdict']} · 没有漂移" if found["verdict"] == "steady" else found["verdict"])
+        return found["verdict"]
+    cause = f"drift: {', '.join(found['drifted'])}"
+    notify.tell("drift", cause, drifted=found["drifted"], rows=found["rows"])
+    started = start_retraining(revision, cause, again)
+    print(f"{cause} → {started}")
+    return cause
+
+
+def sources() -> list[Path]:
+    """What is new: the raw data of params.yaml, and logged chats if they may be read."""
+    chats = os.environ.get(CHATS)
+    return [Path(params.load().ingest.source), *([Path(chats)] if chats else [])]
+
+
+def keep_page(clone: Clone) -> Path | None:
+    """Put the report where it outlives the clone; gives its path."""
+    if not monitor.PAGE.is_file():
+        return None
+    kept = clone.folder.parent.parent / "reports" / f"drift-{datetime.now(UTC):%Y%m%dT%H%M%S}.html"
+    kept.parent.mkdir(exist_ok=True)
+    return monitor.PAGE.replace(kept)
+
+
+def start_retraining(revision: str, cause: str, again: bool) -> str:
+    """Start one, once a day for a cause; gives its name."""
+    key = f"{cause} {datetime.now(UTC):%Y-%m-%d}" + (f" {runtime.flow_run.id}" if again else "")
+    run = runs.start(
+        "finetune-adapters/finetune-adapters",
+        key=key,
+        name=f"finetune · {cause}"[:200],
+        parameters={"revision": revision, "cause": cause},
+    )
+    return run.name

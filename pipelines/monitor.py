@@ -1,0 +1,75 @@
+"""Are new rows still like those that the champion learnt from? ``python -m pipelines.monitor [FILE…]``.
+
+Without files, the raw data of params.yaml are looked at. Without a champion, the checked data of this workspace stand
+for what it would have learnt from. Exit code 0: steady, or too few rows to tell; 4: drift.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.errors import UserError, program
+from models.storage import read_json
+from pipelines import dvc, registry
+from pipelines.evidence import CHECKED
+from pipelines.programs import run_module
+from stages import params
+
+PAGE, FIGURES = Path("reports/drift.html"), Path("reports/drift.json")
+TOKENIZER = Path("models/weights/tokenizer")
+DRIFTED = 4
+
+
+def monitor(files: Sequence[Path] = ()) -> dict:
+    """Compare; gives what stage drift found.
+
+    Raises:
+        UserError: there is nothing to compare with, or a file cannot be read.
+    """
+    knobs = params.load()
+    current = [str(file) for file in files or (Path(knobs.ingest.source),)]
+    PAGE.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {"reference": learnt_from(Path(scratch)), "tokenizer": TOKENIZER, "page": PAGE, "figures": FIGURES}
+        options = [part for option, path in paths.items() for part in (f"--{option}", str(path))]
+        if run_module("stages.drift", *options, "--current", *current) != 0:
+            raise UserError("Drift could not be looked for; the lines above say why.")
+    return read_json(FIGURES)
+
+
+def learnt_from(scratch: Path) -> Path:
+    """The rows that the live version was trained on, fetched from its commit; else those of this workspace.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if version := registry.live():
+        out = scratch / "checked"
+        try:
+            dvc.ask("get", ".", str(CHECKED), "--rev", registry.versions()[version], "--out", str(out))
+            return out / "train.jsonl"
+        except UserError as error:
+            raise UserError(
+                f"The data of champion {version} are neither in DVC's cache nor remote ({error})."
+            ) from None
+    if not (CHECKED / "train.jsonl").is_file():
+        raise UserError(f"There is no champion and nothing in {CHECKED} to compare with; run `dvc repro validate`.")
+    return CHECKED / "train.jsonl"
+
+
+@program
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare new rows with those that the champion learnt from.")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="raw files or folders of them")
+    found = monitor(parser.parse_args().files)
+    print(f"{found['verdict']}: {', '.join(found['drifted']) or '–'}")
+    if PAGE.is_file():
+        print(PAGE)
+    if found["verdict"] == "drift":
+        sys.exit(DRIFTED)
+
+
+if __name__ == "__main__":
+    main()
