@@ -49,14 +49,30 @@ class Figure:
             value = None if value is None else value.get(key)
         return value
 
+    def written(self, model: Model) -> str:
+        return self.show(self.of(model))
+
 
 def _percent(share: float) -> str:
     return f"{share:.0%}"
 
 
+@dataclass(frozen=True)
+class Rate(Figure):
+    """A rate, written with its interval of 95 %; at ``path`` stands what :func:`stages.figures.rate` gives."""
+
+    def of(self, model: Model) -> float | None:
+        found = super().of(model)
+        return found and found["rate"]
+
+    def written(self, model: Model) -> str:
+        found = super().of(model)
+        return f"{found['rate']:.0%} [{found['low']:.0%}, {found['high']:.0%}]"
+
+
 QUALITY = (
-    Figure("Probes met, single-turn · 单轮探针符合预期", ("probes", "met_single_turn"), _percent, max),
-    Figure("Probes met, multi-turn · 多轮探针符合预期", ("probes", "met_multi_turn"), _percent, max),
+    Rate("Probes met, single-turn · 单轮探针符合预期", ("probes", "rates", "single_turn"), _percent, max),
+    Rate("Probes met, multi-turn · 多轮探针符合预期", ("probes", "rates", "multi_turn"), _percent, max),
     Figure("Probes matched exactly · 探针完全一致", ("probes", "exact_match"), _percent, max),
     Figure("Sampled answers met · 采样回答符合预期", ("probes", "sampled", "met"), _percent, max),
     Figure("Different when sampled · 采样时各不相同", ("probes", "sampled", "distinct"), _percent),
@@ -67,6 +83,9 @@ QUALITY = (
     Figure("ROUGE-L", ("eval", "rouge-l"), "{:.2f}".format, max),
     Figure("BLEU-4", ("eval", "bleu-4"), "{:.2f}".format, max),
     Figure("chrF", ("eval", "chrf"), "{:.2f}".format, max),
+    Figure("Rows near the length limit · 接近长度上限的行", ("eval", "near_limit", "rows"), "{:d}".format),
+    Figure("their loss · 其损失", ("eval", "near_limit", "loss"), "{:.4f}".format, min),
+    Figure("loss of the others · 其余行的损失", ("eval", "far_from_limit", "loss"), "{:.4f}".format, min),
     Figure("Empty answers · 空回答", ("eval", "empty_rate"), _percent, min),
     Figure("Repetition · 重复", ("eval", "repetition"), _percent, min),
     Figure("Length to reference · 与参考的长度比", ("eval", "length_ratio"), "{:.2f}".format),
@@ -88,6 +107,7 @@ RESOURCES = (
     Figure("Time per answer, s · 每个回答用时（秒）", ("generation", "seconds_an_answer"), "{:.2f}".format),
     Figure("Answer tokens/s · 生成速度", ("generation", "tokens_per_second"), "{:.0f}".format),
     Figure("Answers equal to the first's · 与首列相同的回答", ("beside", "equal_answers"), _percent),
+    Figure("Model in memory, GiB · 模型占用内存", ("generation", "model_gib"), "{:.3f}".format, min),
     Figure("Evaluation peak memory, GiB · 评测峰值内存", ("generation", "peak_memory_gib"), "{:.2f}".format),
 )
 
@@ -141,7 +161,7 @@ def _once_more(model: Model) -> dict:
     """
     try:
         return model.figures | {
-            "eval": figures.of_samples(model.task),
+            "eval": figures.of_samples(model.task) | figures.of_lengths(model.task),
             "general": figures.of_samples(model.general),
             "probes": figures.of_probes(model.probes),
         }
@@ -150,11 +170,12 @@ def _once_more(model: Model) -> dict:
 
 
 def _identity(row: dict) -> tuple:
-    return row["id"], row.get("wording")
+    """What was asked and what was expected, not by its id alone: a probe may have been rewritten under it."""
+    return row["id"], row.get("wording"), question_of(row), row["reference"]
 
 
 def _order(row: dict) -> tuple:
-    return row["id"], row.get("wording", 0)
+    return row["id"], row.get("wording", 0), question_of(row)
 
 
 def beside(first: Model, model: Model) -> dict:
@@ -184,8 +205,7 @@ def best_of(figure: Figure, models: list[Model]) -> float | None:
 
 
 def written(figure: Figure, model: Model) -> str:
-    value = figure.of(model)
-    return "–" if value is None else figure.show(value)
+    return "–" if figure.of(model) is None else figure.written(model)
 
 
 def shown(of: Sequence[Figure], models: Sequence[Model]) -> list[Figure]:

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
+from math import isfinite
 
 from rich.console import Console
 from rich.table import Table
@@ -22,8 +23,9 @@ from stages.compare.gather import (
 from stages.compare.text_quality import Verdict, by_descriptor
 
 DIFFERENCE = {
-    "en": "The same rows, paired; bold where the interval of the bootstrap over rows excludes zero",
-    "zh": "同一批行成对比较；对行做自助抽样，区间不含零时加粗",
+    "en": "The same rows, paired, each row counting once (above, losses are over tokens); bold where the interval, "
+    "which the bootstrap over rows and a test of flipped signs both leave open, excludes zero",
+    "zh": "同一批行成对比较，每行计一次（上表的损失按词元平均）；区间由自助抽样与符号翻转检验共同给出，不含零时加粗",
 }
 
 PROBES = " ".join(
@@ -45,6 +47,15 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def lead(models: Sequence[Model]) -> str:
+    """Who stands side by side, on how many rows."""
+    counts = [len(getattr(models[0], what)) for what in ("task", "general", "probes")]
+    return (
+        "Models on the same rows · 各模型在同一批数据上 "
+        "({} of the task · 任务行, {} general · 通用行, {} probes · 探针问法)".format(*counts)
+    )
+
+
 def _figures(figures: Sequence[Figure], models: Sequence[Model]) -> str:
     rows = []
     for figure in shown(figures, models):
@@ -55,12 +66,10 @@ def _figures(figures: Sequence[Figure], models: Sequence[Model]) -> str:
 
 
 def bounds(difference: Difference) -> tuple[str, str]:
-    """A gain as it is written, and its interval."""
+    """A gain as it is written, and its interval; ``–`` where too few rows leave it open."""
     decimals = difference.measure.decimals
-    return (
-        f"{difference.gain:+.{decimals}f}",
-        f"[{difference.low:+.{decimals}f}, {difference.high:+.{decimals}f}]",
-    )
+    low, high = (f"{each:+.{decimals}f}" if isfinite(each) else "–" for each in (difference.low, difference.high))
+    return f"{difference.gain:+.{decimals}f}", f"[{low}, {high}]"
 
 
 def _differences(models: Sequence[Model]) -> str:
@@ -97,7 +106,7 @@ def write_markdown(models: Sequence[Model], verdicts: Sequence[Verdict]) -> str:
     return "\n\n".join(
         [
             "# Comparison · 对比",
-            f"Base model and adapters on the same rows · 基座模型与各适配器：{', '.join(m.name for m in models)}.",
+            f"{lead(models)}: {', '.join(_cell(model.name) for model in models)}.",
             "## Quality · 质量",
             _figures(QUALITY, models),
             "## Is it real? · 差异是否真实",

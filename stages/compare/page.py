@@ -3,6 +3,7 @@
 import html
 import json
 from collections.abc import Iterable, Sequence
+from math import isfinite
 
 from stages.compare.difference import MEASURES, Move, differences, moved_most
 from stages.compare.gather import (
@@ -17,7 +18,7 @@ from stages.compare.gather import (
     shown,
     written,
 )
-from stages.compare.markdown import DIFFERENCE, PROBES, bounds
+from stages.compare.markdown import DIFFERENCE, PROBES, bounds, lead
 from stages.compare.text_quality import Verdict, by_descriptor
 
 CONTENT_MARK = "{plot_divs}"  # where DVC's own plots go in the same page
@@ -149,7 +150,7 @@ def _interval_charts(models: Sequence[Model]) -> str:
         values = [
             {"pair": f"{each.after} − {each.before}", "gain": each.gain, "low": each.low, "high": each.high}
             for each in found
-            if each.measure == measure
+            if each.measure == measure and isfinite(each.low) and isfinite(each.high)
         ]
         if values:
             charts.append(_chart(f"gain_{number}", _interval_chart(values, measure.label)))
@@ -214,7 +215,7 @@ def write_page(models: Sequence[Model], verdicts: Sequence[Verdict], page: str) 
     points = curves(list(models))
     sections = [
         "<h1>Comparison · 对比</h1>",
-        '<p class="lead">Base model and adapters on the same rows · 基座模型与各适配器在同一批数据上</p>',
+        f'<p class="lead">{lead(models)}</p>',
         "<h2>Quality · 质量</h2>",
         _figures(QUALITY, models),
         "<h2>Is it real? · 差异是否真实</h2>",

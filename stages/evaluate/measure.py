@@ -72,6 +72,7 @@ def measure(model: Model, questions: Questions) -> Measured:
             "seconds_an_answer": round(seconds / len(every), 4),
             "seconds": round(time.perf_counter() - started, 2),
             "peak_memory_gib": round(peak_memory_gib(), 3),
+            "model_gib": round(model.model.get_memory_footprint() / 2**30, 4),
         },
     }
     return Measured({"eval": task, "general": general, "probes": probes, "sampled": sampled}, found)

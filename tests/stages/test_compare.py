@@ -13,12 +13,15 @@ from stages.compare.page import write_page
 EVIL = '</script><script>alert("1")</script> | <b> [/x] [bold]'
 
 
+RATE = {"rate": 1.0, "low": 0.68, "high": 1.0, "of": 8}
+
+
 def metrics(loss: float, training: dict | None) -> dict:
     scores = dict.fromkeys(("rouge-1", "rouge-2", "rouge-l", "bleu-4"), 50.0)
     resources = dict.fromkeys(("train_loss", "seconds", "peak_memory_gib", "tokens_per_second", "steps"))
     return {
         "eval": {"loss": loss, "perplexity": 2.0, **scores},
-        "probes": {"exact_match": 0.0, "met_single_turn": 1.0, "met_multi_turn": None},
+        "probes": {"exact_match": 0.0, "rates": {"single_turn": RATE, "multi_turn": None}},
         "generation": {"tokens_per_second": 9.0, "seconds": 1.0, "peak_memory_gib": 1.0},
         "training": {**resources, "trainable_parameters": None, **(training or {})},
     }
@@ -34,7 +37,7 @@ def evaluated(tmp_path):
         scores = dict.fromkeys(("rouge-l", "bleu-4", "chrf"), 50.0)
         rows = [probe | scores | {"id": f"r{i}", "loss": 2.0 + i - (name == "lora") * (i - 1)} for i in range(6)]
         write_rows(tmp_path / f"predictions/{name}/eval.jsonl", rows)
-        write_rows(tmp_path / f"predictions/{name}/general.jsonl", rows[:3])
+        write_rows(tmp_path / f"predictions/{name}/general.jsonl", rows)
         training = {"train_loss": 0.5, "seconds": 3.0} if name == "lora" else None
         figures = metrics(2.0 if name == "base" else 1.0, training)
         (tmp_path / f"predictions/{name}/figures.json").write_text(json.dumps(figures))
@@ -52,6 +55,8 @@ def test_side_by_side_with_the_better_one_marked(evaluated):
     text = write_markdown(models_of(evaluated), [])
     assert "| Evaluation loss · 评测损失 | 2.0000 | **1.0000** |" in text
     assert "| ROUGE-1 | 50.00 | 50.00 |" in text  # equal: none is better
+    assert "100% [68%, 100%]" in text
+    assert "(6 of the task" in text
     assert "旧的回答" in text
     assert "0.50 s" in text
     assert "| Training time, s · 训练用时（秒） | – | 3.0 |" in text
@@ -89,10 +94,26 @@ def test_curves_are_one_flat_table(evaluated):
     ]
 
 
-def test_other_probes_cannot_be_compared(evaluated):
-    write_rows(evaluated / "predictions/lora/probes.jsonl", [{"id": "b"}])
+@pytest.mark.parametrize(
+    "change", [{"id": "b"}, {"messages": [{"role": "user", "content": "别的"}]}, {"reference": "别"}]
+)
+def test_other_probes_cannot_be_compared(evaluated, change):
+    """Nor can one that was rewritten under its old id."""
+    (probe,) = read_jsonl(evaluated / "predictions/base/probes.jsonl")
+    write_rows(evaluated / "predictions/lora/probes.jsonl", [probe | change])
     with pytest.raises(UserError, match="different probes"):
         models_of(evaluated)
+
+
+def test_too_few_rows_have_no_bounds(evaluated):
+    for name in ("base", "lora"):
+        path = evaluated / f"predictions/{name}/eval.jsonl"
+        write_rows(path, read_jsonl(path)[:3])
+    models = models_of(evaluated)
+    assert "[–, –]" in write_markdown(models, [])
+    written = write_page(models, [], (ROOT / "reports/page.html").read_text(encoding="utf-8"))
+    assert "[–, –]" in written
+    assert "Infinity}" not in written
 
 
 # Differences ---------------------------------------------------------------------------------------
@@ -116,6 +137,7 @@ def test_of_revisions_with_other_rows_only_those_of_both_count_in_every_figure(e
     """The adapter was asked two rows fewer, the hardest ones; on the rest it is the base."""
     whole = dict.fromkeys(("rouge-1", "rouge-2"), 50.0)
     whole |= {"exact": False, "empty": False, "repetition": 0.0, "length_ratio": 1.0, "answer_tokens": 1}
+    whole["near_limit"] = False
     for name, count in (("base", 6), ("lora", 4)):
         for kind in ("eval", "general"):
             rows = read_jsonl(evaluated / f"predictions/base/{kind}.jsonl")
