@@ -6,17 +6,22 @@ beat. Exit code 0: promoted, or rolled back; 3: the champion stays.
 """
 
 import argparse
+import json
 import sys
+import tempfile
 from pathlib import Path
 
+import yaml
+
 from models.errors import UserError, program
-from models.storage import read_json, sha256_of, sha256_of_json, write_json
-from pipelines import evidence, registry
-from pipelines.evidence import CHECKED, GENERAL, PREDICTIONS, PROBES, WEIGHTS
+from models.storage import read_json, sha256_of, sha256_of_json, write_json, write_text
+from pipelines import dvc, evidence, registry
+from pipelines.evidence import CHECKED, PREDICTIONS, WEIGHTS
 from pipelines.programs import run_module
 from stages import params
 
 DECISION, REASONS = Path("reports/promotion.json"), Path("reports/promotion.md")
+LOCK = Path("dvc.lock")
 EVIDENCE = Path("models/checkpoints/champion")  # the champion's answers to the rows of today
 TIMES = Path("models/checkpoints/times")  # of each pair, so that what was decided once is decided so again
 NOT_PROMOTED = 3
@@ -32,19 +37,33 @@ def promote(name: str) -> dict:
 
 
 def _promote(name: str) -> dict:
+    refuse_what_changed(name)
     challenger, champion = WEIGHTS / name, registry.champion()
     refuse_what_was_not_evaluated(challenger, PREDICTIONS / name)
     against = ("base", PREDICTIONS / "base")
     if champion is not None:
         refuse_the_champion_itself(challenger, champion)
-        against = (f"champion {registry.live()}", evidence_of_champion(champion))
+        against = (f"champion {registry.named()}", evidence_of_champion(champion, name))
     times = times_of(champion, challenger)
-    decide(against, (name, PREDICTIONS / name), times)
-    decision = read_json(DECISION)
-    if not decision["promote"]:
-        return decision
-    summary = f"Promote {name}: {decision['conditions'][0]['found']}"
-    return decision | {"version": registry.register(challenger, (DECISION, REASONS), summary)}
+    with tempfile.TemporaryDirectory() as scratch:
+        decision = decide(against, (name, PREDICTIONS / name), times, Path(scratch))
+        if not decision["promote"]:
+            show(Path(scratch))
+            return decision
+        summary = f"Promote {name}: {decision['conditions'][0]['found']}"
+        # The reports say that it was promoted; so they come and go with the promotion.
+        version = registry.register(challenger, (DECISION, REASONS), summary, lambda: show(Path(scratch)))
+        return decision | {"version": version}
+
+
+def refuse_what_changed(name: str) -> None:
+    """Raises UserError: data, settings, code or answers are not those that DVC saw when it evaluated."""
+    stages = [f"evaluate@{each}" for each in dict.fromkeys(("base", name))]
+    changed = json.loads(dvc.ask("status", "--json", "--with-deps", *stages) or "{}")
+    if changed:
+        stage, (what, *_) = next(iter(changed.items()))
+        said = what if isinstance(what, str) else ", ".join(f"{key}: {', '.join(of)}" for key, of in what.items())
+        raise UserError(f"Stage {stage} is not up to date ({said}); run `dvc repro`, then promote.")
 
 
 def refuse_what_was_not_evaluated(challenger: Path, predictions: Path) -> None:
@@ -52,31 +71,41 @@ def refuse_what_was_not_evaluated(challenger: Path, predictions: Path) -> None:
     if not (challenger / "manifest.json").is_file():
         raise UserError(f"There is no adapter in {challenger}; run `dvc repro` first.")
     answered = read_json(predictions / "figures.json").get("of", {})
-    manifest = read_json(challenger / "manifest.json")
     lies_there = sha256_of(challenger / "adapter_model.safetensors")
-    if not answered.get("weights_sha256") == manifest["weights_sha256"] == lies_there:
+    if not answered.get("weights_sha256") == weights_of(challenger) == lies_there:
         raise UserError(f"The answers in {predictions} are not those of {challenger}; run `dvc repro` to evaluate it.")
 
 
+def weights_of(adapter: Path) -> str:
+    """The hash of an adapter's weights, as its manifest has it.
+
+    Raises:
+        UserError: the manifest is not one.
+    """
+    manifest = read_json(adapter / "manifest.json")
+    if not isinstance(manifest, dict) or "weights_sha256" not in manifest:
+        raise UserError(f"{adapter / 'manifest.json'} is no adapter's manifest; run `dvc repro` to train it again.")
+    return manifest["weights_sha256"]
+
+
 def refuse_the_champion_itself(challenger: Path, champion: Path) -> None:
-    weights = [read_json(folder / "manifest.json")["weights_sha256"] for folder in (challenger, champion)]
-    if weights[0] == weights[1]:
-        raise UserError(f"{challenger} is the champion already, as {registry.live()}.")
+    """Raises UserError: it is the champion. What a promotion before did not get to push is pushed."""
+    if weights_of(challenger) == weights_of(champion):
+        registry.publish()
+        raise UserError(f"{challenger} is the champion already, as {registry.named()}.")
 
 
-def evidence_of_champion(champion: Path) -> Path:
-    """The champion's predictions on the rows of today; what is there of the same inputs is kept.
+def evidence_of_champion(champion: Path, challenger: str) -> Path:
+    """The champion's predictions on what the challenger was asked; what is there of the same inputs is kept.
 
     Raises:
         UserError: it cannot be evaluated, because it belongs to another base, for example.
     """
     predictions, key = EVIDENCE / "predictions/champion", EVIDENCE / "key.json"
-    knobs = params.load()
-    files = [registry.POINTER, WEIGHTS / "base/base.json", PROBES]
-    files += [folder / "receipt.json" for folder in (CHECKED, GENERAL)]
-    inputs = {str(path): sha256_of(path) for path in files} | {"evaluate": knobs.evaluate.max_new_tokens}
+    inputs = {"champion": weights_of(champion), **asked_of(challenger)}
     if key.is_file() and read_json(key) == inputs and predictions.is_dir():
         return predictions
+    key.unlink(missing_ok=True)
     if evidence.evaluate("champion", champion, EVIDENCE) != 0:
         raise UserError(
             "The champion cannot be evaluated; the lines above say why. If it belongs to another base, retire it: "
@@ -86,11 +115,18 @@ def evidence_of_champion(champion: Path) -> Path:
     return predictions
 
 
+def asked_of(name: str) -> dict:
+    """What the evaluation of an adapter depended on but for the adapter, as dvc.lock has it: data, code, settings."""
+    stage = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"][f"evaluate@{name}"]
+    deps = {each["path"]: each.get("md5") for each in stage["deps"] if each["path"] != str(WEIGHTS / name)}
+    return {"deps": deps, "params": stage.get("params")}
+
+
 def times_of(champion: Path | None, challenger: Path) -> Path:
     """What an answer takes champion and challenger, measured in turn; kept, since times are never twice the same."""
-    manifests = [folder and read_json(folder / "manifest.json")["weights_sha256"] for folder in (champion, challenger)]
+    weights = [folder and weights_of(folder) for folder in (champion, challenger)]
     inputs = [sha256_of(path) for path in (WEIGHTS / "base/base.json", CHECKED / "receipt.json")]
-    found = TIMES / f"{sha256_of_json([manifests, inputs, params.load().evaluate.max_new_tokens])[:16]}.json"
+    found = TIMES / f"{sha256_of_json([weights, inputs, params.load().evaluate.max_new_tokens])[:16]}.json"
     if found.is_file():
         return found
     sides = ("--champion", str(champion)) if champion else ()
@@ -100,14 +136,22 @@ def times_of(champion: Path | None, challenger: Path) -> Path:
     return found
 
 
-def decide(champion: tuple[str, Path], challenger: tuple[str, Path], times: Path) -> None:
+def decide(champion: tuple[str, Path], challenger: tuple[str, Path], times: Path, folder: Path) -> dict:
+    """The decision; it and its reasons go to the folder."""
     sides = {"champion": champion, "challenger": challenger}
-    options = []
+    options = ["--base-predictions", str(PREDICTIONS / "base"), "--times", str(times)]
     for side, (name, predictions) in sides.items():
         options += [f"--{side}", name, f"--{side}-predictions", str(predictions)]
-    options += ["--times", str(times)]
-    if run_module("stages.promote", *options, "--decision", str(DECISION), "--markdown", str(REASONS)) != 0:
+    made = ("--decision", str(folder / DECISION.name), "--markdown", str(folder / REASONS.name))
+    if run_module("stages.promote", *options, *made) != 0:
         raise UserError("No decision was made; the lines above say why.")
+    return read_json(folder / DECISION.name)
+
+
+def show(folder: Path) -> None:
+    """Put a decision among the reports."""
+    for path in (DECISION, REASONS):
+        write_text(path, (folder / path.name).read_text(encoding="utf-8"))
 
 
 def roll_back() -> str:
@@ -123,8 +167,15 @@ def roll_back() -> str:
             before = standing[0] if standing else "the first"
             raise UserError(f"There is no version before {before}; nothing was changed.")
         *_, version, current = standing
-        registry.restore(version, f"Roll back from {current} to {version}")
+        said = f"Roll back from {current} to {version}"
+        registry.restore(version, (DECISION, REASONS), said, lambda: _show_rollback(current, version))
+        registry.publish()
         return version
+
+
+def _show_rollback(current: str, version: str) -> None:
+    write_json(DECISION, {"rolled_back": {"from": current, "to": version}})
+    write_text(REASONS, f"# champion {current} → {version}: rolled back · 已回滚\n")
 
 
 @program

@@ -5,9 +5,10 @@ tag ``champion#live#3`` makes one live. ``dvc artifacts get REPOSITORY champion 
 Where something fails on the way, or the process is killed, files are put back as they were committed.
 """
 
+import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from models.checkpoints import alone
 from models.errors import UserError
 from models.storage import read_json, write_json, writing_folder
 from pipelines import dvc
-from pipelines.programs import output_of
+from pipelines.programs import end_leftovers, output_of
 
 ARTIFACT, STAGE = "champion", "live"
 FOLDER = Path("models/champion")
 POINTER, IGNORED = FOLDER.with_suffix(".dvc"), FOLDER.with_name(".gitignore")
 JOURNAL = Path("models/checkpoints/promotion.json")  # what is being changed
+MARK = "TUNELINE_PROMOTING"  # in the environment of what a promotion starts: the folder
 VERSION = re.compile(rf"{ARTIFACT}@(v(\d+)\.\d+\.\d+)")
 
 
@@ -75,8 +77,17 @@ def _tags(pattern: str) -> Iterator[tuple[str, str]]:
         yield name, commits[-1]
 
 
+def named() -> str:
+    """The version that the pointer of this branch is, or words for one that is none: tags may not have been fetched."""
+    here = output_of("git", "rev-parse", f"HEAD:{POINTER}")
+    for version, commit in reversed(versions().items()):
+        if output_of("git", "ls-tree", "--object-only", commit, "--", str(POINTER)) == here:
+            return version
+    return "without a version here"
+
+
 def champion() -> Path | None:
-    """The champion's folder with the files that its pointer names, or None where there is no pointer.
+    """The champion's folder with the files that its pointer names, or None where this branch has no pointer.
 
     Raises:
         UserError: DVC has them neither in its cache nor in a remote.
@@ -105,56 +116,90 @@ def held() -> Iterator[None]:
     """Hold the champion for this process, once what a killed one left half done is ended.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or the change that was interrupted belongs to another branch.
     """
     with alone(JOURNAL.parent, ARTIFACT, "promoting"):
+        # git and DVC, once started, outlive the process that started them.
+        end_leftovers(MARK, str(Path.cwd()))
         mend()
-        yield
+        os.environ[MARK] = str(Path.cwd())
+        try:
+            yield
+        finally:
+            del os.environ[MARK]
 
 
 def mend() -> None:
     """End a change whose process was killed: what it had not committed is put back, else its tags are set."""
-    if not JOURNAL.is_file():
-        return
-    begun = read_json(JOURNAL)
-    if output_of("git", "diff", "--name-only", begun["head"], "HEAD", "--", str(POINTER)):
-        _tag(begun["version"], begun["message"])
-    else:
-        _put_back()
-    JOURNAL.unlink()
+    if JOURNAL.is_file():
+        begun = read_json(JOURNAL)
+        if _is_here(begun) and output_of("git", "rev-list", f"{begun['head']}..HEAD", "--", str(POINTER)):
+            _tag(begun["version"], begun["message"])
+        else:
+            _put_back(begun["reports"])
+        JOURNAL.unlink()
+    elif output_of("git", "diff", "--name-only", "--diff-filter=AM", "HEAD", "--", str(POINTER)):
+        _put_back(())  # only a promotion writes it, and commits what it writes
 
 
-def register(adapter: Path, reports: Sequence[Path], message: str) -> str:
+def _is_here(begun: dict) -> bool:
+    """Whether the commit that a change began on is a part of this branch.
+
+    Raises:
+        UserError: it is not, but its branch is there.
+    """
+    try:
+        output_of("git", "merge-base", "--is-ancestor", begun["head"], "HEAD")
+        return True
+    except UserError:
+        if begun["branch"] != output_of("git", "branch", "--show-current") and output_of(
+            "git", "for-each-ref", f"refs/heads/{begun['branch']}"
+        ):
+            raise UserError(
+                f"A promotion was interrupted on branch {begun['branch']}; switch to it and run this there first."
+            ) from None
+        return False
+
+
+def register(
+    adapter: Path, reports: Sequence[Path], message: str, write_reports: Callable[[], None] = lambda: None
+) -> str:
     """Make an adapter the champion: DVC takes a copy, a commit names it, tags number it; gives the version.
 
     Args:
-        reports: files to commit with it.
+        reports: files to commit with it, which ``write_reports`` writes; put back if anything fails.
     """
     last = max((int(VERSION.fullmatch(f"{ARTIFACT}@{version}")[2]) for version in versions()), default=0)
     version = f"v{last + 1}.0.0"
-    with _all_or_nothing(version, message):
+    with _all_or_nothing(version, message, reports):
         with writing_folder(FOLDER) as temporary:
             shutil.copytree(adapter, temporary, dirs_exist_ok=True)
         dvc.ask("add", "--quiet", str(FOLDER))
+        write_reports()
         commit((POINTER, IGNORED, *reports), message)
     return version
 
 
-def restore(version: str, message: str) -> None:
-    """Put an older version back in its place."""
-    with _all_or_nothing(version, message):
+def restore(
+    version: str, reports: Sequence[Path], message: str, write_reports: Callable[[], None] = lambda: None
+) -> None:
+    """Put an older version back in its place; see :func:`register`."""
+    with _all_or_nothing(version, message, reports):
         output_of("git", "checkout", f"{ARTIFACT}@{version}", "--", str(POINTER))
         _materialize()
-        commit((POINTER,), message)
+        write_reports()
+        commit((POINTER, *reports), message)
 
 
 @contextmanager
-def _all_or_nothing(version: str, message: str) -> Iterator[None]:
-    """Set the tags behind the block; if it fails, put pointer and folder back as they were committed.
+def _all_or_nothing(version: str, message: str, reports: Sequence[Path]) -> Iterator[None]:
+    """Set the tags behind the block; if it fails, put pointer, folder and reports back as they were committed.
 
     The journal says what was begun, for :func:`mend`.
     """
-    write_json(JOURNAL, {"head": output_of("git", "rev-parse", "HEAD"), "version": version, "message": message})
+    head, branch = (output_of("git", *asked) for asked in (("rev-parse", "HEAD"), ("branch", "--show-current")))
+    begun = {"head": head, "branch": branch, "version": version, "message": message, "reports": list(map(str, reports))}
+    write_json(JOURNAL, begun)
     try:
         yield
     except BaseException:  # a full disk or Ctrl-C no less than what git and DVC refuse
@@ -164,13 +209,13 @@ def _all_or_nothing(version: str, message: str) -> Iterator[None]:
     JOURNAL.unlink()
 
 
-def _put_back() -> None:
-    for path in (POINTER, IGNORED):
-        if output_of("git", "ls-tree", "HEAD", "--", str(path)):
-            output_of("git", "checkout", "HEAD", "--", str(path))
+def _put_back(reports: Iterable[str]) -> None:
+    for path in (str(POINTER), *reports):
+        if output_of("git", "ls-tree", "HEAD", "--", path):
+            output_of("git", "checkout", "HEAD", "--", path)
         else:
-            output_of("git", "rm", "--quiet", "--cached", "--force", "--ignore-unmatch", "--", str(path))
-            path.unlink(missing_ok=True)
+            output_of("git", "rm", "--quiet", "--cached", "--force", "--ignore-unmatch", "--", path)
+            Path(path).unlink(missing_ok=True)
     if POINTER.is_file():
         _materialize()
     else:

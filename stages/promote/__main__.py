@@ -25,7 +25,12 @@ def times(path: Path) -> tuple[float, float]:
 def asked(predictions: Path) -> list[tuple]:
     """What a model answered: which rows, general conversations, and wordings of probes."""
     rows = (row for kind in ("eval", "general", "probes") for row in read_jsonl(predictions / f"{kind}.jsonl"))
-    return [(row["id"], row.get("wording"), row["messages"][-1]["content"]) for row in rows]
+    try:
+        return [(row["id"], row.get("wording"), row["messages"][-1]["content"]) for row in rows]
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise UserError(
+            f"{predictions} holds rows that are no answers; run `dvc repro -f` to evaluate again."
+        ) from None
 
 
 def markdown(decision: Decision, champion: Evidence, challenger: Evidence) -> str:
@@ -50,20 +55,24 @@ def main() -> None:
     for side in ("champion", "challenger"):
         parser.add_argument(f"--{side}", required=True, help="what to call it")
         parser.add_argument(f"--{side}-predictions", type=Path, required=True)
+    parser.add_argument("--base-predictions", type=Path, required=True, help="what has been forgotten, it still knows")
     parser.add_argument("--times", type=Path, required=True, help="what stages.promote.timing wrote of both")
     parser.add_argument("--decision", type=Path, required=True)
     parser.add_argument("--markdown", type=Path, required=True)
     arguments, knobs = parser.parse_args(), params.load().promote
     champion = evidence(arguments.champion, arguments.champion_predictions)
     challenger = evidence(arguments.challenger, arguments.challenger_predictions)
+    if not challenger.rows:
+        raise UserError("There are no evaluation rows, so nothing could be better; raise validate.eval_share.")
     if asked(arguments.champion_predictions) != asked(arguments.challenger_predictions):
         raise UserError(
             f"{champion.name} and {challenger.name} were evaluated on different rows; run `dvc repro`, then promote."
         )
     try:
+        base = read_json(arguments.base_predictions / figures.FILE)["general"]["loss"]
         guards = Guards(**knobs.guards.model_dump())
-        decision = decide(champion, challenger, times(arguments.times), knobs.metric, knobs.margin, guards)
-    except KeyError as error:
+        decision = decide(champion, challenger, base, times(arguments.times), knobs.metric, knobs.margin, guards)
+    except (KeyError, TypeError) as error:
         raise UserError(f"The answers have no {error}: run `dvc repro` to evaluate again, then promote.") from None
     names = {"champion": champion.name, "challenger": challenger.name}
     write_text(arguments.markdown, markdown(decision, champion, challenger))

@@ -34,7 +34,7 @@ class Guards:
     """What must not get worse by more than this.
 
     Attributes:
-        forgetting: rise of the loss on general conversations.
+        forgetting: rise of the loss on general conversations above the base's, however many champions lie between.
         empty_rate: share of empty answers, altogether.
         probes: fall of the rate of probes met.
         latency: factor of the time an answer takes.
@@ -61,8 +61,8 @@ class Decision:
 
     promote: bool
     gain: float
-    low: float
-    high: float
+    low: float | None  # None: so few rows leave it open
+    high: float | None
     needed: float
     conditions: list[dict]
 
@@ -78,6 +78,7 @@ def gain_of(champion: Evidence, challenger: Evidence, measure: Measure) -> tuple
 def decide(
     champion: Evidence,
     challenger: Evidence,
+    base_loss: float,
     seconds: tuple[float, float],
     metric: str,
     margin: float,
@@ -86,22 +87,25 @@ def decide(
     """Decide from the evidence alone.
 
     Args:
+        base_loss: the base's on general conversations.
         seconds: what an answer takes the champion and the challenger, measured in turn.
         margin: share of the champion's mean by which the gain's lower bound must exceed zero.
     """
     measure = MEASURES[metric]
     gain, low, high = gain_of(champion, challenger, measure)
     needed = margin * abs(float(np.mean([row[measure.key] for row in champion.rows])))
-    found = f"{gain:+.4f} [{low:+.4f}, {high:+.4f}] > {needed:.4f}"
+    shown = ", ".join(f"{each:+.4f}" if np.isfinite(each) else "–" for each in (low, high))
+    found = f"{gain:+.4f} [{shown}] > {needed:.4f}"
     conditions = [
         _condition("gain · 提升", low > needed, f"{metric}: {found}"),
-        *_guarded(champion, challenger, guards),
+        *_guarded(champion, challenger, base_loss, guards),
         _in_time(*seconds, guards.latency),
     ]
-    return Decision(all(each["met"] for each in conditions), gain, low, high, needed, conditions)
+    bounds = (each if np.isfinite(each) else None for each in (low, high))
+    return Decision(all(each["met"] for each in conditions), gain, *bounds, needed, conditions)
 
 
-def _guarded(champion: Evidence, challenger: Evidence, guards: Guards) -> list[dict]:
+def _guarded(champion: Evidence, challenger: Evidence, base_loss: float, guards: Guards) -> list[dict]:
     def both(*path: str) -> tuple[float, float]:
         values = []
         for each in (champion, challenger):
@@ -111,14 +115,14 @@ def _guarded(champion: Evidence, challenger: Evidence, guards: Guards) -> list[d
             values.append(value)
         return values[0], values[1]
 
-    old_loss, new_loss = both("general", "loss")
+    new_loss = both("general", "loss")[1]
     old_rate, new_rate = both("probes", "rates", "all", "rate")
     empty = both("eval", "empty_rate")[1]
     return [
         _condition(
             "forgetting · 遗忘",
-            new_loss - old_loss <= guards.forgetting,
-            f"{old_loss:.4f} → {new_loss:.4f}, + {guards.forgetting} allowed · 允许",
+            new_loss - base_loss <= guards.forgetting,
+            f"base · 基座 {base_loss:.4f} → {new_loss:.4f}, + {guards.forgetting} allowed · 允许",
         ),
         _condition("empty answers · 空回答", empty <= guards.empty_rate, f"{empty:.2%} ≤ {guards.empty_rate:.2%}"),
         _condition(

@@ -1,11 +1,13 @@
 """Promotion in a real git and DVC repository: versions, what they hold, and the way back."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from given import ROOT, write_rows
 
@@ -68,6 +70,8 @@ def repository(tmp_path, monkeypatch):
     evaluated("lora", 1.0)
     seconds = {"champion": 0.5, "challenger": 0.5}
     write_json(tmp_path / "times.json", {"seconds_an_answer": seconds})
+    # Nothing here was made by DVC's stages; tests/integration/test_pipeline.py promotes what was.
+    monkeypatch.setattr(promote, "refuse_what_changed", lambda _: None)
     # These adapters are no models that could be timed; tests/stages/test_promote_timing.py times real ones.
     monkeypatch.setattr(promote, "times_of", lambda *_: tmp_path / "times.json")
     return tmp_path
@@ -171,6 +175,70 @@ def test_killed_on_the_way_the_next_one_ends_it(repository, hook, stays):
     assert not registry.JOURNAL.exists()
 
 
+def interrupted(repository) -> None:
+    """As a kill leaves it behind the first version: journal, pointer and folder of a second one, not committed."""
+    registry.register(trained("lora", "first"), (), "first")
+    begun = {"head": git("rev-parse", "HEAD"), "branch": git("branch", "--show-current")}
+    trained("champion", "second")
+    shutil.rmtree(registry.FOLDER)
+    (promote.WEIGHTS / "champion").rename(registry.FOLDER)
+    dvc.ask("add", "--quiet", str(registry.FOLDER))
+    write_json(registry.JOURNAL, begun | {"version": "v2.0.0", "message": "second", "reports": []})
+
+
+def test_on_another_branch_an_interrupted_promotion_is_not_ended(repository):
+    start = git("rev-parse", "HEAD")
+    interrupted(repository)
+    git("checkout", "--quiet", "--force", "-b", "old", start)
+    with pytest.raises(UserError, match="interrupted on branch ma"), registry.held():
+        pass
+    git("checkout", "--quiet", "--force", "-")
+    with registry.held():
+        assert list(registry.versions()) == ["v1.0.0"]
+        assert champion_said() == "first"
+
+
+def test_a_journal_of_a_history_that_is_gone_blocks_nothing(repository):
+    interrupted(repository)
+    begun = json.loads(registry.JOURNAL.read_text())
+    write_json(registry.JOURNAL, begun | {"head": "0" * 40, "branch": "gone"})
+    with registry.held():
+        assert champion_said() == "first"
+
+
+def test_what_an_orphan_wrote_into_the_pointer_is_put_back(repository):
+    interrupted(repository)
+    registry.JOURNAL.unlink()
+    with registry.held():
+        assert champion_said() == "first"
+        assert git("status", "--porcelain", "--", str(registry.POINTER)) == ""
+
+
+def test_programs_of_a_killed_promotion_are_ended_before_the_next(repository):
+    os.environ[registry.MARK] = str(Path.cwd())
+    orphan = subprocess.Popen(["sleep", "60"])
+    del os.environ[registry.MARK]
+    with registry.held():
+        assert not psutil.pid_exists(orphan.pid)
+
+
+def test_what_was_promoted_and_not_pushed_is_pushed_by_the_next(repository, tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+    promote.promote("lora")
+    dvc.ask("remote", "add", "--default", "store", str(store))
+    with pytest.raises(UserError, match=r"the champion already, as v1\.0\.0"):
+        promote.promote("lora")
+    assert len([path for path in store.rglob("*") if path.is_file()]) == 3  # two files and their folder
+
+
+def test_a_rollback_says_so_in_the_reports(repository):
+    for content in ("first", "second"):
+        registry.register(trained("lora", content), (), content)
+    promote.roll_back()
+    assert json.loads(promote.DECISION.read_text()) == {"rolled_back": {"from": "v2.0.0", "to": "v1.0.0"}}
+    assert git("status", "--porcelain", "--", "reports") == ""
+
+
 def test_two_promotions_at_a_time_are_refused(repository):
     with registry.held():
         other = subprocess.run([sys.executable, "-m", "pipelines.promote", "lora"], capture_output=True, text=True)
@@ -187,6 +255,7 @@ def test_the_first_promotion_that_fails_leaves_no_champion(repository):
         promote.promote("lora")
     assert not registry.FOLDER.exists()
     assert not registry.POINTER.exists()
+    assert not promote.REASONS.exists()  # which would say that it was promoted
 
 
 def test_a_champion_that_is_not_checked_out_is_fetched_and_a_retired_one_is_none(repository, monkeypatch):
@@ -195,7 +264,7 @@ def test_a_champion_that_is_not_checked_out_is_fetched_and_a_retired_one_is_none
     evaluated("lora", 2.9)
     asked = []
 
-    def answered(folder):
+    def answered(folder, challenger):
         asked.append(folder)
         return promote.PREDICTIONS / "best"
 
@@ -238,6 +307,20 @@ def test_answers_of_another_version_are_one_sentence(repository, capfd):
     said = capfd.readouterr().err
     assert "run `dvc repro` to evaluate again" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("content", ["[]", '{"a": 1}', "{"])
+def test_a_manifest_that_is_none_is_one_sentence(repository, content):
+    (promote.WEIGHTS / "lora/manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json is"):
+        promote.promote("lora")
+
+
+def test_rows_that_are_no_answers_are_one_sentence(repository, capfd):
+    write_rows(promote.PREDICTIONS / "lora/eval.jsonl", [{"id": "x"}])
+    with pytest.raises(UserError, match="No decision was made"):
+        promote.promote("lora")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_one_sentence_without_git_or_adapter(repository, tmp_path_factory, monkeypatch):

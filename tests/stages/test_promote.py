@@ -7,6 +7,7 @@ from stages.promote.decide import Evidence, Guards, decide
 
 GUARDS = Guards(forgetting=0.1, empty_rate=0.02, probes=0.1, latency=1.5)
 MARGIN = 0.05
+BASE = 2.0  # the base's loss on general conversations
 ALIKE = (0.5, 0.5)  # seconds of an answer
 
 
@@ -35,7 +36,7 @@ def test_another_seed_is_no_better_in_95_of_100_trials(rows):
     draw = np.random.default_rng(rows)
     difficulty = draw.lognormal(-1, 0.8, rows)
     trials = [
-        decide(trained(draw, difficulty), trained(draw, difficulty), ALIKE, "loss", MARGIN, GUARDS).promote
+        decide(trained(draw, difficulty), trained(draw, difficulty), BASE, ALIKE, "loss", MARGIN, GUARDS).promote
         for _ in range(100)
     ]
     assert sum(trials) <= 5
@@ -45,7 +46,7 @@ def test_what_is_really_better_is_promoted():
     draw = np.random.default_rng(1)
     difficulty = draw.lognormal(-1, 0.8, 200)
     trials = [
-        decide(trained(draw, difficulty), trained(draw, difficulty, -0.2), ALIKE, "loss", MARGIN, GUARDS).promote
+        decide(trained(draw, difficulty), trained(draw, difficulty, -0.2), BASE, ALIKE, "loss", MARGIN, GUARDS).promote
         for _ in range(50)
     ]
     assert sum(trials) >= 48
@@ -62,8 +63,8 @@ def test_what_is_really_better_is_promoted():
 def test_a_broken_guard_stops_the_best_gain(change, broken):
     old = Evidence("old", [{"loss": 1.0 + i / 10} for i in range(20)], metrics())
     new = Evidence("new", [{"loss": 0.2 + i / 20} for i in range(20)], metrics())
-    assert decide(old, new, ALIKE, "loss", MARGIN, GUARDS).promote
-    decision = decide(old, replace(new, figures=metrics(**change)), ALIKE, "loss", MARGIN, GUARDS)
+    assert decide(old, new, BASE, ALIKE, "loss", MARGIN, GUARDS).promote
+    decision = decide(old, replace(new, figures=metrics(**change)), BASE, ALIKE, "loss", MARGIN, GUARDS)
     assert not decision.promote
     assert [each["condition"] for each in decision.conditions if not each["met"]] == [broken]
 
@@ -71,21 +72,23 @@ def test_a_broken_guard_stops_the_best_gain(change, broken):
 def test_a_challenger_that_takes_too_long_is_not_promoted():
     old = Evidence("old", [{"loss": 1.0 + i / 10} for i in range(20)], metrics())
     new = Evidence("new", [{"loss": 0.2 + i / 20} for i in range(20)], metrics())
-    assert decide(old, new, (0.5, 0.75), "loss", MARGIN, GUARDS).promote
-    decision = decide(old, new, (0.5, 0.76), "loss", MARGIN, GUARDS)
+    assert decide(old, new, BASE, (0.5, 0.75), "loss", MARGIN, GUARDS).promote
+    decision = decide(old, new, BASE, (0.5, 0.76), "loss", MARGIN, GUARDS)
     assert [each["condition"] for each in decision.conditions if not each["met"]] == ["latency · 延迟"]
 
 
 def test_more_is_better_for_scores_and_less_for_losses():
     low = Evidence("low", [{"loss": 1.0 + i / 9, "rouge-l": 20.0 + i} for i in range(10)], metrics())
     high = Evidence("high", [{"loss": 3.0 + i / 9, "rouge-l": 60.0 + i} for i in range(10)], metrics())
-    assert decide(low, high, ALIKE, "rouge-l", MARGIN, GUARDS).promote
-    assert not decide(low, high, ALIKE, "loss", MARGIN, GUARDS).promote
-    assert decide(high, low, ALIKE, "loss", MARGIN, GUARDS).promote
+    assert decide(low, high, BASE, ALIKE, "rouge-l", MARGIN, GUARDS).promote
+    assert not decide(low, high, BASE, ALIKE, "loss", MARGIN, GUARDS).promote
+    assert decide(high, low, BASE, ALIKE, "loss", MARGIN, GUARDS).promote
 
 
 def test_the_same_evidence_gives_the_same_decision():
     draw = np.random.default_rng(3)
     difficulty = draw.lognormal(-1, 0.8, 60)
     old, new = trained(draw, difficulty), trained(draw, difficulty, -0.1)
-    assert decide(old, new, ALIKE, "loss", MARGIN, GUARDS) == decide(old, new, ALIKE, "loss", MARGIN, GUARDS)
+    assert decide(old, new, BASE, ALIKE, "loss", MARGIN, GUARDS) == decide(
+        old, new, BASE, ALIKE, "loss", MARGIN, GUARDS
+    )
