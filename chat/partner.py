@@ -1,11 +1,14 @@
 """Whoever answers in the chat: the base, an adapter on it, or the champion; it can be another one at any time."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from models import adapters, base
 from models.errors import UserError
 from models.sample import Message
+
+log = logging.getLogger("tuneline.chat")
 
 BASE, CHAMPION, IMPORTED = "base", "champion", "imported"
 
@@ -30,11 +33,22 @@ class Partner:
         self.base = base.read_record(weights / BASE)
         self.tokenizer = base.load_tokenizer(self.base.folder)
         self.key, self.model = "", None
-        self.switch(name or (CHAMPION if CHAMPION in self.names() else BASE))
+        self.switch(name or self.first())
         if self.longest_prompt() < 1:
             raise UserError(
                 f"--max-new-tokens must be less than the model's {self.model.config.max_sequence_length} tokens."
             )
+
+    def first(self) -> str:
+        """The champion, if there is one and it belongs to this base; else the base."""
+        if CHAMPION not in self.names():
+            return BASE
+        try:
+            adapters.check(adapters.read_manifest(self._folder(CHAMPION)), self.base, self._folder(CHAMPION))
+            return CHAMPION
+        except UserError as error:
+            log.warning("%s The base answers instead · 改由基座模型回答。", error)
+            return BASE
 
     @property
     def name(self) -> str:

@@ -18,7 +18,7 @@ HELP = (
     "/retry 换一个回答 · another answer to the last question, sampled\n"
     "/adapter [名称] 切换适配器 · let another adapter answer: {names}\n"
     "/save [文件] 保存对话 · append the conversation to a .jsonl file, in a format that stage ingest reads\n"
-    "clear 清空对话历史 · forget the conversation　stop 终止程序 · leave\n"
+    "clear 清空对话历史 · forget the conversation　stop 终止程序 · leave　Ctrl-C 停止当前回答 · end an answer\n"
 )
 HUMAN, MODEL = "<|Human|>: ", "<|ChatGLM-6B|>: "
 MODES = {"1": False, "单轮对话": False, "single": False, "2": True, "多轮对话": True, "multi": True}
@@ -29,6 +29,7 @@ FORGOTTEN = "（对话太长，最早的 {turns} 轮已略去 · the oldest turn
 NOTHING = "（还没有对话 · nothing was said yet）"
 UNDONE = "（已撤回：{question} · taken back）"
 SAVED = "（已保存到 {path} · saved）"
+STOPPED = "（已停止，这一轮不计入对话 · stopped, and not a part of the conversation）"
 SWITCHED = "（现在由 {name} 回答 · answers now）"
 
 
@@ -151,14 +152,23 @@ class Conversation:
         yield SAVED.format(path=path) + "\n"
 
 
+def show(pieces: Iterator[str]) -> None:
+    """Print as they come; Ctrl-C ends what is being said."""
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pieces.close()
+        print("\n" + STOPPED)
+
+
 def run(partner) -> None:
-    """Ask for the mode, converse, leave politely at ``stop``, Ctrl-D and Ctrl-C."""
+    """Ask for the mode, converse, leave politely at ``stop``, Ctrl-D and Ctrl-C, which in an answer ends that alone."""
     try:
         conversation = Conversation(partner, choose_multi_turn())
         print(WELCOME.format(name=partner.name), end="")
         while (line := ask(HUMAN)) not in ("stop", "/stop"):
-            for piece in conversation.take(line):
-                print(piece, end="", flush=True)
+            show(conversation.take(line))
         print(GOODBYE)
     except (EOFError, KeyboardInterrupt):
         print("\n" + GOODBYE)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from transformers import GenerationConfig, TextIteratorStreamer
+from transformers import GenerationConfig, StoppingCriteria, TextIteratorStreamer
 
 from models.decoding import Decoder
 from models.prompt import clean_answer, encode_prompt
@@ -93,8 +93,19 @@ def _answer(model, tokenizer, ids: list[int], seconds: float) -> Answer:
     return Answer(clean_answer(tokenizer.decode(ids, skip_special_tokens=True)), len(ids), seconds)
 
 
+class _Stop(StoppingCriteria):
+    """Ends an answer that nobody reads on."""
+
+    def __init__(self):
+        self.wanted = threading.Event()
+
+    def __call__(self, input_ids, scores, **kwargs) -> torch.Tensor:
+        return torch.full((len(input_ids),), self.wanted.is_set(), device=input_ids.device)
+
+
 class Stream:
-    """An answer as it comes: iterate for the pieces; afterwards ``answer`` is the whole.
+    """An answer as it comes: iterate for the pieces; afterwards ``answer`` is the whole. Whoever leaves in the middle
+    stops it.
 
     Args:
         messages: ending with the question to answer.
@@ -114,6 +125,7 @@ class Stream:
         self.generation, self.decoder = generation, decoder
         self.prompt = torch.tensor([encode_prompt(tokenizer, messages)], device=model.device)
         self.answer: Answer | None = None
+        self.stop = _Stop()
 
     def __iter__(self) -> Iterator[str]:
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -122,14 +134,17 @@ class Stream:
         worker = threading.Thread(target=self._generate, args=(streamer, outcome), daemon=True)
         worker.start()
         received, shown = "", 0
-        for piece in streamer:
-            received += piece
-            text = clean_answer(received)
-            stable = len(text) - (text[-1:] in _UNDECIDED and text != "")
-            if stable > shown:
-                yield text[shown:stable]
-                shown = stable
-        worker.join()
+        try:
+            for piece in streamer:
+                received += piece
+                text = clean_answer(received)
+                stable = len(text) - (text[-1:] in _UNDECIDED and text != "")
+                if stable > shown:
+                    yield text[shown:stable]
+                    shown = stable
+        finally:
+            self.stop.wanted.set()
+            worker.join()
         if "error" in outcome:
             raise outcome["error"]
         ids = outcome["ids"][0, self.prompt.shape[1] :].tolist()
@@ -141,7 +156,7 @@ class Stream:
         try:
             # generate() hands no streamer on to a decoder.
             decoder = self.decoder and partial(self.decoder, streamer=streamer)
-            how = {"generation_config": self.generation, "custom_generate": decoder}
+            how = {"generation_config": self.generation, "custom_generate": decoder, "stopping_criteria": [self.stop]}
             with torch.inference_mode():
                 outcome["ids"] = self.model.generate(input_ids=self.prompt, streamer=streamer, **how)
         except Exception as error:  # handed to the reader, who would otherwise wait for ever

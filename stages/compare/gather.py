@@ -129,6 +129,8 @@ def gather(names: list[str], predictions: Path, weights: Path, common: bool = Fa
             read_jsonl(predictions / name / f"{kind}.jsonl") for kind in ("probes", "eval", "general")
         )
         models.append(Model(name, read_json(predictions / name / figures.FILE), probes, history, task, general))
+    if not models[0].task:
+        raise UserError("There are no evaluation rows to compare on; raise validate.eval_share in params.yaml.")
     for what in ("probes", "task", "general"):
         models = _alike(models, what, common)
     if common:

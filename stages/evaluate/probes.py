@@ -5,16 +5,17 @@ taught, and expectations:
 
 - ``contains``, ``absent``: texts that must, or must not, stand in the answer;
 - ``equals``: the answer, punctuation and blanks aside; ``matches``: a regular expression that must be found;
-- ``number``: a number that must stand in the answer, however it is written;
+- ``number``: a number that must stand in the answer, in digits;
 - ``ask``: other ways to put the last question, each asked too;
 - ``identity``: ``{"new": [...], "old": [...]}``, names for the measure of drift.
 
-Texts are compared by :func:`models.prompt.normalize`.
+Texts are compared by :func:`models.prompt.normalize`. An empty answer meets nothing.
 """
 
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 import regex
@@ -28,7 +29,7 @@ FORMAT_KEYS = {key for keys in QUESTION_AND_ANSWER for key in keys} | {"history"
 LISTS, ONES = ("contains", "absent"), ("equals", "matches", "number")
 MET, UNMET = "回答符合预期", "生成错误"
 SECONDS_A_MATCH = 1.0  # a pattern may be as bad as it likes
-_NUMBER = regex.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?")
+_NUMBER = regex.compile(r"(?:(?<!\d)[-+])?\d+(?:,\d{3})*(?:\.\d+)?")  # behind a digit, a sign is none of the number's
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Expectation:
     def met(self, answer: str) -> bool:
         text = normalize(answer)
         return (
-            all(normalize(piece) in text for piece in self.contains)
+            text != ""
+            and all(normalize(piece) in text for piece in self.contains)
             and not any(normalize(piece) in text for piece in self.absent)
             and (self.equals is None or text == normalize(self.equals))
             and (self.matches is None or _found(self.matches, answer))
@@ -98,14 +100,18 @@ def read_probes(path: Path) -> list[Probe]:
 
 
 def _wordings(row: dict) -> list[Probe]:
-    if not isinstance(row.get("id"), str):
-        raise UnknownFormat("a probe needs an 'id'")
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not row["id"].strip():
+        raise UnknownFormat("a probe must be a JSON object with an 'id'")
     if unknown := row.keys() - {"id", "ask", "identity", *LISTS, *ONES, *FORMAT_KEYS}:
         raise UnknownFormat(f"a probe has no key {sorted(unknown)[0]!r}")
     messages = read_messages(row)
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise UnknownFormat("a probe needs a question and the answer taught")
     first = Probe(row["id"], 0, messages, _expectation(row), _names(row.get("identity")))
+    if not first.expectation.met(messages[-1].content):
+        raise UnknownFormat("the answer that the probe itself gives does not meet its expectation")
+    if len({messages[-2].content, *_texts(row, "ask")}) <= len(_texts(row, "ask")):
+        raise UnknownFormat("'ask' has a wording twice")
     return [first, *(_asked_as(first, number, text) for number, text in enumerate(_texts(row, "ask"), start=1))]
 
 
@@ -115,7 +121,7 @@ def _asked_as(probe: Probe, wording: int, question: str) -> Probe:
 
 
 def _expectation(row: dict) -> Expectation:
-    """A probe that expects nothing would always be met, and one that the taught answer fails never should be."""
+    """What a row expects; a probe that expects nothing would always be met."""
     lists = {name: _texts(row, name) for name in LISTS}
     ones = {name: row.get(name) for name in ONES}
     if not any((*lists.values(), *(value is not None for value in ones.values()))):
@@ -123,7 +129,8 @@ def _expectation(row: dict) -> Expectation:
     for name in ("equals", "matches"):
         if ones[name] is not None and not (isinstance(ones[name], str) and ones[name]):
             raise UnknownFormat(f"{name!r} must be a text that is not empty")
-    if ones["number"] is not None and (isinstance(ones["number"], bool) or not isinstance(ones["number"], int | float)):
+    number = ones["number"]
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int | float) or not isfinite(number)):
         raise UnknownFormat("'number' must be a number")
     if ones["matches"] is not None:
         regex.compile(ones["matches"])
@@ -142,6 +149,8 @@ def _names(identity: object) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
         return None
     if not isinstance(identity, dict) or identity.keys() != {"new", "old"}:
         raise UnknownFormat("'identity' needs the lists 'new' and 'old'")
+    if not identity["new"] or not identity["old"]:
+        raise UnknownFormat("'identity' needs a new and an old name")
     return _texts(identity, "new"), _texts(identity, "old")
 
 

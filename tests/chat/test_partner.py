@@ -8,6 +8,7 @@ from chat.partner import Partner
 from models import adapters, base
 from models.errors import UserError
 from models.sample import Message
+from models.storage import read_json, write_json
 
 QUESTION = [Message("user", "你是谁？")]
 
@@ -50,6 +51,16 @@ def test_the_champion_answers_if_there_is_one(weights):
     assert champion.name == "tiny + champion"
     assert champion.names() == ["base", "champion", "lora", "ptuning_v2"]
     assert answer(champion) == answer(partner_of(weights, "lora"))
+
+
+def test_a_champion_of_another_base_leaves_the_base_to_answer(weights, caplog):
+    shutil.copytree(weights / "lora", weights.parent / "champion")
+    manifest = weights.parent / "champion/manifest.json"
+    write_json(manifest, read_json(manifest) | {"base_identity": "another"})
+    assert partner_of(weights).name == "tiny"
+    assert "The base answers instead" in caplog.text
+    with pytest.raises(UserError):
+        partner_of(weights, "champion")
 
 
 def test_switched_it_answers_as_the_other_would_and_back_as_before(weights):

@@ -12,11 +12,14 @@ from models.sample import Message
 class Stream:
     """An answer in two pieces."""
 
-    def __init__(self, text):
+    def __init__(self, text, interrupted=False):
+        self.interrupted = interrupted
         self.text, self.answer = text, Answer(text, tokens=5, seconds=0.5)
 
     def __iter__(self):
         yield self.text[:2]
+        if self.interrupted:
+            raise KeyboardInterrupt
         yield self.text[2:]
 
 
@@ -36,7 +39,8 @@ class Echo:
 
     def answer(self, messages, differently=False):
         self.asked.append(messages)
-        return Stream(f"我看到了{len(messages)}条{'，另说' * differently}。")
+        interrupted = messages[-1].content == "太长"
+        return Stream(f"我看到了{len(messages)}条{'，另说' * differently}。", interrupted)
 
 
 @pytest.fixture
@@ -90,6 +94,12 @@ def test_a_long_conversation_loses_its_oldest_turns_never_the_question(talk):
 )
 def test_it_leaves_politely(talk, leave):
     assert talk(*leave)[0].endswith("再见！\n")
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_conversation(talk):
+    printed, asked = talk("2", "你好", "太长", "再说", "stop")
+    assert terminal.STOPPED in printed
+    assert [len(messages) for messages in asked] == [1, 3, 3]  # the turn that was stopped is no part of it
 
 
 def test_it_asks_again_for_the_mode_and_passes_over_empty_lines(talk):

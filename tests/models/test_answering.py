@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from given import conversation
@@ -50,3 +52,18 @@ def test_a_stream_hands_its_error_on(model, tokenizer):
     model.generate = fail
     with pytest.raises(RuntimeError, match="out of memory"):
         list(Stream(model, tokenizer, CONVERSATIONS[0], greedy(model, 4)))
+
+
+@pytest.mark.parametrize("decoder", [None, Decoder()], ids=["generate", "decoder"])
+def test_an_answer_that_nobody_reads_on_is_stopped(model, tokenizer, decoder):
+    steps = []
+    model.register_forward_hook(lambda *_: steps.append(1) or time.sleep(0.01))
+    config = greedy(model, 400)
+    config.eos_token_id = None  # which would end it by itself
+    pieces = iter(Stream(model, tokenizer, CONVERSATIONS[0], config, decoder))
+    next(pieces)
+    pieces.close()
+    done = len(steps)
+    assert done < 300
+    time.sleep(0.1)
+    assert len(steps) == done

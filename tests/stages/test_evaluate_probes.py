@@ -59,7 +59,12 @@ def test_other_wordings_are_probes_too(tmp_path):
         ({"equals": ""}, "'equals' must be a text"),
         ({"matches": "("}, "missing"),
         ({"contains": ["x"], "identity": {"new": ["a"]}}, "needs the lists 'new' and 'old'"),
-        ({"contains": ["x"], "id": 3}, "needs an 'id'"),
+        ({"contains": ["x"], "id": 3}, "with an 'id'"),
+        ({"contains": ["x"], "id": " "}, "with an 'id'"),
+        ({"contains": ["小红"]}, "does not meet its expectation"),
+        ({"contains": ["小明"], "ask": ["你是谁？"]}, "'ask' has a wording twice"),
+        ({"number": float("inf")}, "'number' must be a number"),
+        ({"contains": ["小明"], "identity": {"new": [], "old": ["a"]}}, "needs a new and an old name"),
         ({"contains": ["x"], "target": None}, ""),
     ],
 )
@@ -68,9 +73,26 @@ def test_an_odd_probe_is_one_sentence(tmp_path, change, message):
         read_probes(write_rows(tmp_path / "p.jsonl", [ROW | change]))
 
 
+@pytest.mark.parametrize("row", [[1], 42, "x", None])
+def test_a_row_that_is_no_object_is_one_sentence(tmp_path, row):
+    with pytest.raises(UserError, match="line 1: a probe must be a JSON object"):
+        read_probes(write_rows(tmp_path / "p.jsonl", [row]))
+
+
+def test_an_empty_answer_meets_nothing():
+    assert not Expectation(absent=("清华",)).met(" \n")
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("80-90分", {80, 90}), ("12-5=7", {12, 5, 7}), ("从-3到+4", {-3, 4}), ("1,200-5", {1200, 5})]
+)
+def test_a_sign_between_numbers_is_none_of_theirs(text, numbers):
+    assert numbers_in(text) == numbers
+
+
 def test_two_probes_of_one_id_are_refused(tmp_path):
     with pytest.raises(UserError, match="line 2: another probe has the id 'a'"):
-        read_probes(write_rows(tmp_path / "p.jsonl", [ROW | {"number": 1}, ROW | {"number": 2}]))
+        read_probes(write_rows(tmp_path / "p.jsonl", [ROW | {"contains": ["小"]}, ROW | {"contains": ["明"]}]))
 
 
 @pytest.mark.parametrize(
