@@ -18,7 +18,7 @@ from stages import params
     name="finetune-adapters",
     flow_run_name="finetune · {cause}",
     log_prints=True,
-    on_cancellation=[runs.cancel_children],
+    on_cancellation=[runs.clear_up],
 )
 def finetune_adapters(revision: str = "HEAD", cause: str = "by hand") -> str:
     """Retrain what the revision changed, whatever the reason; gives what came of it in a sentence."""

@@ -33,6 +33,7 @@ from models.errors import program
 TICK = 5.0  # seconds between two rounds
 SILENCE = 80.0  # seconds without a sign; they come every 30
 STARTING = 90.0  # seconds that a worker may take from taking a run to its first sign
+REST = 15.0  # seconds between a crash and the next attempt: a worker may still hold the place of the first
 RECENT = 86_400.0  # seconds: what crashed before is history
 SIGN = "prefect.flow-run.heartbeat"
 
@@ -61,10 +62,11 @@ class Keeper:
             seconds: for which the server could be heard since the last round.
         """
         alive = self.runs(StateType.RUNNING, StateType.CANCELLING, StateType.PENDING)
-        self.listen(alive, seconds)
+        crashed = self.runs(StateType.CRASHED)
+        self.listen([*alive, *crashed], seconds)
         for run in alive:
             self.bury_if_dead(run)
-        for run in self.runs(StateType.CRASHED):
+        for run in crashed:
             self.take_up(run)
         self.drop_missed_ticks(self.runs(StateType.SCHEDULED))
 
@@ -104,10 +106,15 @@ class Keeper:
                 self.set(run, Crashed(message=f"No sign of life for {silent:.0f} s: its process or host is gone."))
 
     def take_up(self, run: FlowRun) -> None:
-        """Schedule a run again that crashed, unless it has crashed too often."""
-        if time.time() - run.state.timestamp.timestamp() > RECENT:
+        """Schedule a run again that crashed, unless it was to end anyway, or has crashed too often."""
+        too_late = time.time() - run.state.timestamp.timestamp() > RECENT
+        if too_late or self.seen[run.id].silent < REST:
             return
-        crashes = Counter(state.type for state in self.client.read_flow_run_states(run.id))[StateType.CRASHED]
+        states = sorted(self.client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
+        if len(states) > 1 and states[-2].type == StateType.CANCELLING:
+            self.set(run, Cancelled(message="It was to be cancelled, and died of it."))
+            return
+        crashes = Counter(state.type for state in states)[StateType.CRASHED]
         if crashes <= restarts():
             self.set(run, AwaitingRetry(message=f"Taken up again, {crashes} of at most {restarts()} times."))
 

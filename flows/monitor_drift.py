@@ -17,7 +17,7 @@ from stages import params
 CHATS = "TUNELINE_CHATS"
 
 
-@flow(name="monitor-drift", log_prints=True)
+@flow(name="monitor-drift", flow_run_name="monitor drift", log_prints=True, on_cancellation=[runs.clear_up])
 def monitor_drift(revision: str = "HEAD", again: bool = False) -> str:
     """Look for drift, and retrain if there is some.
 

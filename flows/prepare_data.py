@@ -8,7 +8,7 @@ from pipelines import retrain
 from pipelines.clone import Clone
 
 
-@flow(name="prepare-data", flow_run_name="prepare data · {revision}", log_prints=True)
+@flow(name="prepare-data", flow_run_name="prepare data · {revision}", log_prints=True, on_cancellation=[runs.clear_up])
 def prepare_data(revision: str = "HEAD") -> str:
     """Check what the revision brings; gives the first digits of the data's hash."""
     clone = retrain.enter(runs.begin(), revision)

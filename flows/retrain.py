@@ -6,7 +6,7 @@ from flows import runs
 from flows.finetune_adapters import retrain_all
 
 
-@flow(name="retrain", log_prints=True, on_cancellation=[runs.cancel_children])
+@flow(name="retrain", flow_run_name="retrain · schedule", log_prints=True, on_cancellation=[runs.clear_up])
 def retrain(revision: str = "HEAD") -> str:
     """Retrain if code, settings or data differ from those of the last time."""
     return retrain_all(revision, "schedule")

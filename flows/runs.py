@@ -15,6 +15,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling
 
 from models.errors import UserError
+from pipelines import retrain
 from pipelines.programs import end_leftovers
 
 OURS = "tuneline"  # the tag of every deployment
@@ -105,13 +106,14 @@ def has_ended(run: FlowRun) -> bool:
     return not state.is_crashed() or time.time() - state.timestamp.timestamp() > FORGIVEN
 
 
-def cancel_children(flow, flow_run: FlowRun, state) -> None:
-    """Let the runs end that a cancelled one had started; a hook, which Prefect calls with these names."""
+def clear_up(flow, flow_run: FlowRun, state) -> None:
+    """Let the runs end that a cancelled one had started, and remove its clone; a hook, called with these names."""
     with get_client(sync_client=True) as client:
         children = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag_of(flow_run.id)]))
         for child in client.read_flow_runs(flow_run_filter=children):
             if child.state and not child.state.is_final():
                 client.set_flow_run_state(child.id, Cancelling())
+    retrain.abandon(str(flow_run.id))
 
 
 def tag_of(run) -> str:

@@ -11,7 +11,7 @@ from pipelines.clone import Clone
 from pipelines.programs import end_leftovers
 
 
-@flow(name="train-adapter", log_prints=True)
+@flow(name="train-adapter", log_prints=True, on_cancellation=[runs.clear_up])
 def train_adapter(ref: str, name: str) -> None:
     """Train an adapter of what a retraining handed out under ``ref``, and evaluate it; ``base`` is evaluated only."""
     run = runs.begin()

@@ -107,6 +107,14 @@ def open_clone(run: str, revision: str, origin: str | None = None) -> Clone:
     return made
 
 
+def left_of(run: str) -> Clone | None:
+    """The clone of a run, if this host has it."""
+    folder = home() / "runs" / run
+    return (
+        Clone(folder, output_of("git", "-C", str(folder), "remote", "get-url", "origin")) if folder.is_dir() else None
+    )
+
+
 def _fill(clone: Clone, revision: str) -> None:
     output_of("git", "clone", "--quiet", "--no-checkout", clone.origin, str(clone.folder))
     if revision.startswith("refs/"):

@@ -101,12 +101,16 @@ def _started_with(process: psutil.Process, variable: str) -> str | None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end this process as an exception would, so that what it started is ended too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python takes signals in the main thread alone
+    """Let SIGTERM end this process as an exception would, so that what it started is ended too.
+
+    Whoever has made it an exception of its own, as Prefect has in a flow, keeps it.
+    """
+    # Python takes signals in the main thread alone.
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -9,13 +9,14 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import UserError
 from models.storage import read_json, sha256_of
 from pipelines import dvc, evidence, promote, registry
-from pipelines.clone import Clone, open_clone
+from pipelines.clone import Clone, left_of, open_clone
 from pipelines.finetune import SUMMARY, refuse_if_blocked
 from pipelines.programs import output_of
 from stages import params
@@ -58,12 +59,22 @@ def merge(revision: str) -> None:
 
 
 def nothing_changed() -> bool:
-    """Whether `dvc repro` would run nothing. Data that are not checked out are no change."""
+    """Whether `dvc repro` would make nothing new. Data that are not checked out are no change."""
     try:
         planned = dvc.ask("repro", "--dry", "--allow-missing")
     except UserError:  # a stage whose inputs are still to be made
         return False
-    return "Running stage" not in planned
+    would_run = set(re.findall(r"Running stage '([^']+)'", planned))
+    # It reads whole folders, which differ while what lies in them is not checked out.
+    return would_run <= {"compare"} and not brought_anything()
+
+
+def brought_anything() -> bool:
+    """Whether the revision has what earlier retrainings had not."""
+    try:
+        return bool(output_of("git", "diff", "--name-only", f"origin/{BRANCH}", "HEAD"))
+    except UserError:  # there was no retraining yet
+        return True
 
 
 def prepare(clone: Clone) -> None:
@@ -215,6 +226,18 @@ def ranked() -> list[str]:
     """Adapters by their evaluation loss, the best first."""
     losses = {name: read_json(Path(f"reports/metrics/{name}.json"))["loss"] for name in params.load().adapters}
     return sorted(losses, key=losses.get)
+
+
+def abandon(run: str) -> None:
+    """Remove what is left of a run that will not go on: its clone, and what it handed out."""
+    clone = left_of(run)
+    if clone is None:
+        return
+    ref = REF.format(run=run)
+    with suppress(UserError):  # the origin may be away; what stays there is in nobody's way
+        if clone.git("ls-remote", "origin", ref):
+            clone.git("push", "--quiet", "origin", f":{ref}")
+    clone.discard()
 
 
 # A trainer -----------------------------------------------------------------------------------------

@@ -1,0 +1,277 @@
+"""A whole site: a Prefect server, its keeper, agents; what they do, and what is left when something dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from given import ROOT, write_rows
+from project import PATH, Project
+
+pytestmark = pytest.mark.integration
+
+LONG = 400.0  # seconds that anything may take here
+WORKER, TRAINING = "prefect worker start", "stages.train --adapter"
+
+
+class Site:
+    """Server, keeper, and agents over a project of their own, as separate programs."""
+
+    def __init__(self, folder: Path, database: str | None = None):
+        self.folder, self.running = folder, {}
+        self.project = Project(folder / "project")
+        make_small(self.project)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.api = f"http://127.0.0.1:{port}/api"
+        self.environment = {
+            **os.environ,
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_API_URL": self.api,
+            "TUNELINE_HOME": str(folder / "home"),
+            "TUNELINE_REPOSITORY": str(self.project.folder),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PATH": PATH,
+        }
+        if database:
+            self.environment["PREFECT_API_DATABASE_CONNECTION_URL"] = database
+        self.programs = {
+            "server": ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)),
+            "keeper": ("flows.keeper",),
+            "cpu": ("flows.agent", "--cpu"),
+            "gpu": ("flows.agent", "--gpus", "none"),
+        }
+
+    def start(self, *names: str) -> None:
+        for name in names:
+            with (self.folder / f"{name}.log").open("a") as log:
+                # flows sets Prefect's settings for whoever imports it; the server itself is told by its environment.
+                settings = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", **LEASES}
+                self.running[name] = subprocess.Popen(
+                    [sys.executable, "-m", *self.programs[name]],
+                    cwd=ROOT,
+                    env=settings | self.environment,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+
+    def deploy(self) -> None:
+        done = subprocess.run([sys.executable, "-m", "flows.deployments"], cwd=ROOT, env=self.environment, check=False)
+        assert done.returncode == 0
+
+    def power_loss(self, *names: str) -> None:
+        """Kill programs with -9 and everything that they started, whatever session it is in, all at once."""
+        roots = [psutil.Process(self.running.pop(name).pid) for name in names]
+        every = [*roots, *(child for root in roots for child in root.children(recursive=True))]
+        for process in every:
+            process.kill()
+        psutil.wait_procs(every, timeout=10)
+
+    def stop(self, *names: str) -> None:
+        for name in names or tuple(self.running):
+            process = self.running.pop(name)
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+    def ask(self, method: str, path: str, body: dict | None = None):
+        import httpx
+
+        answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=30)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def run(self, deployment: str, **parameters) -> str:
+        """Start a run; gives its id."""
+        found = self.ask("GET", f"/deployments/name/{deployment}/{deployment}")
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return self.ask("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
+
+    def state(self, run: str) -> str:
+        return self.ask("GET", f"/flow_runs/{run}")["state"]["name"]
+
+    def ended(self, run: str) -> str:
+        until(lambda: self.state(run) in ("Completed", "Failed", "Cancelled"), f"run {run} to end", LONG)
+        return self.state(run)
+
+    def children(self, run: str) -> list[dict]:
+        return self.ask("POST", "/flow_runs/filter", {"flow_runs": {"tags": {"all_": [f"of {run}"]}}})
+
+    def artifacts(self) -> set[str]:
+        return {each["key"] for each in self.ask("POST", "/artifacts/filter", {})}
+
+    def processes(self, said: str) -> list[psutil.Process]:
+        """Those of this site whose command line says something."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                home = process.environ().get("TUNELINE_HOME")
+                if home == self.environment["TUNELINE_HOME"] and said in " ".join(process.cmdline()):
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def set_epochs(self, epochs: int) -> None:
+        self.project.edit_params(lambda params: params["adapters"]["lora"].update(epochs=epochs))
+        self.project.commit(f"{epochs} epochs")
+
+    def git(self, *arguments: str) -> str:
+        return self.project.run("git", *arguments).stdout.strip()
+
+
+LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
+
+
+def make_small(project: Project) -> None:
+    """One adapter, few probes, short answers: the orchestration is what is tested."""
+
+    def shrink(params: dict) -> None:
+        params["adapters"] = {"lora": params["adapters"]["lora"]}
+        params["base"]["tiny"].update(steps=30)
+        params["evaluate"].update(max_new_tokens=8, samples=0)
+
+    project.edit_params(shrink)
+    probes = project.folder / "data/demo/probes.jsonl"
+    write_rows(probes, [json.loads(line) for line in probes.read_text(encoding="utf-8").splitlines()[:3]])
+    general = project.folder / "data/demo/general/conversations.jsonl"
+    write_rows(general, [json.loads(line) for line in general.read_text(encoding="utf-8").splitlines()[:60]])
+    project.run("git", "config", "user.name", "test")
+    project.run("git", "config", "user.email", "test@localhost")
+    project.commit("small")
+
+
+def until(condition, what: str, seconds: float = 120.0):
+    """Wait until something holds; gives it."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.5)
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    made = Site(tmp_path_factory.mktemp("site"))
+    try:
+        made.start("server", "keeper", "cpu", "gpu")
+        made.deploy()
+        yield made
+    finally:
+        for log in made.folder.glob("*.log"):
+            print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}")
+        if made.running:
+            made.power_loss(*made.running)
+
+
+def training_of(site: Site) -> psutil.Process:
+    """The training, once it has a checkpoint to go on from."""
+    runs = site.folder / "home/runs"
+    until(lambda: list(runs.glob("*/models/checkpoints/lora.*/checkpoint-*/progress.json")), "a checkpoint", 200)
+    return until(lambda: site.processes(TRAINING), "the training", 5)[0]
+
+
+def test_a_retraining_on_agents_ends_as_one_commit_and_a_champion(site):
+    before = site.git("status", "--porcelain")
+    run = site.run("finetune-adapters", cause="test")
+    assert site.ended(run) == "Completed"
+    names = sorted(child["name"] for child in site.children(run))
+    assert [name.split(" · ")[0] for name in names] == ["evaluate base", "finetune lora"]
+    assert names[1].endswith("rank 16")
+    log = site.git("log", "--format=%s", "tuneline/retrained").splitlines()
+    assert sum(line.startswith("Retrain: test") for line in log) == 1
+    assert log[0].startswith("Promote lora")
+    assert "lora: loss" in site.git("log", "--grep=Retrain: test", "--format=%b", "tuneline/retrained")
+    assert "champion@v1.0.0" in site.git("tag")
+    assert site.git("status", "--porcelain") == before  # nobody worked in the user's workspace
+    assert site.git("for-each-ref", "refs/tuneline") == ""
+    assert not any((site.folder / "home/runs").iterdir())
+    assert {"data-checks", "comparison", "promotion", "training-lora", "loss-lora"} <= site.artifacts()
+
+
+def test_where_nothing_changed_it_ends_within_15_seconds(site):
+    started = time.monotonic()
+    run = site.run("retrain")
+    until(lambda: site.state(run) == "Completed", "the retraining to find nothing", 30)
+    assert time.monotonic() - started < 15
+    assert site.children(run) == []
+
+
+def test_data_that_are_blocked_fail_with_their_reasons_and_cost_no_training(site):
+    limit = lambda share: lambda params: params["validate"]["checks"]["few_quarantined"].update(limit=share)  # noqa: E731
+    site.project.edit_params(limit(0.01))
+    site.project.commit("strict")
+    run = site.run("finetune-adapters", cause="dirty")
+    assert site.ended(run) == "Failed"
+    assert "The data checks stopped it" in site.ask("GET", f"/flow_runs/{run}")["state"]["message"]
+    assert site.children(run) == []
+    site.project.edit_params(limit(0.2))
+    site.project.commit("lenient again")
+
+
+def test_a_run_cancelled_in_the_ui_frees_the_gpu_within_30_seconds(site):
+    site.set_epochs(30)
+    run = site.run("finetune-adapters", cause="cancelled")
+    training_of(site)
+    site.ask("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    until(lambda: not site.processes(TRAINING), "the training to end", 30)
+    until(lambda: site.state(run) == "Cancelled", "the run to be cancelled", 60)
+    until(lambda: all(child["state"]["type"] in ("CANCELLED", "COMPLETED") for child in site.children(run)), "children")
+    until(lambda: not any((site.folder / "home/runs").iterdir()), "the clones to be removed", 30)
+    assert site.git("for-each-ref", "refs/tuneline") == ""
+
+
+def test_a_host_that_loses_power_and_a_server_that_restarts_cost_nothing(site, tmp_path):
+    """Both agents die with all that they do, in the middle of a training; then the server is away for a while."""
+    site.set_epochs(4)
+    run = site.run("finetune-adapters", cause="power")
+    training_of(site)
+    site.power_loss("cpu", "gpu")
+    assert not site.processes(TRAINING)
+    died = time.monotonic()
+    site.stop("server")
+    time.sleep(5)
+    site.start("server", "cpu", "gpu")
+    until(lambda: (site.folder / "keeper.log").read_text().count("No sign of life") >= 2, "it to be noticed", 180)
+    assert time.monotonic() - died < 150  # two minutes, and the half in which the server was away
+    assert site.ended(run) == "Completed"
+    lora = next(child for child in site.children(run) if "lora" in child["name"])
+    assert lora["run_count"] == 2
+    assert "going on from" in (site.folder / "gpu.log").read_text()
+    other = tmp_path / "undisturbed"
+    subprocess.run(["git", "clone", "-q", "-b", "tuneline/retrained", site.project.folder, other], check=True)
+    (other / "dvc.lock").unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", "-q", "train@lora"], cwd=other, env=site.environment, check=False
+    )
+    assert done.returncode == 0
+    locks = [
+        yaml.safe_load(text)
+        for text in (site.git("show", "tuneline/retrained:dvc.lock"), (other / "dvc.lock").read_text())
+    ]
+    weights = [
+        next(out["md5"] for out in lock["stages"]["train@lora"]["outs"] if out["path"] == "models/weights/lora")
+        for lock in locks
+    ]
+    files = [weights_in(site.project.folder, weights[0]), weights_in(other, weights[1])]
+    assert files[0] == files[1]
+
+
+def weights_in(project: Path, md5: str) -> str:
+    """The hash of the adapter's weights, in a folder that DVC's cache has."""
+    listed = project / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    return next(each["md5"] for each in json.loads(listed.read_text()) if each["relpath"].endswith(".safetensors"))
+
+
+def test_no_run_is_left_running(site):
+    states = {run["state"]["type"] for run in site.ask("POST", "/flow_runs/filter", {})}
+    assert states <= {"COMPLETED", "FAILED", "CANCELLED", "SCHEDULED"}
