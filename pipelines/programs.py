@@ -48,7 +48,8 @@ def output_of(*command: str) -> str:
         raise UserError(f"`{command[0]}` is not installed here.") from None
     if run.returncode != 0:
         said = (run.stderr.strip() or run.stdout.strip() or "no output").splitlines()[-1]
-        raise UserError(f"`{' '.join(command[:3])}` failed: {said}")
+        name = command[2:5] if command[:2] == (sys.executable, "-m") else command[:3]
+        raise UserError(f"`{' '.join(name)}` failed: {said}")
     return run.stdout.strip()
 
 
@@ -79,6 +80,7 @@ def end_leftovers(variable: str, value: str, patience: float = 10.0) -> int:
     What a killed program had started lives on without it; the environment, which all of them inherit, tells whose
     they are. Gives how many there were.
     """
+    psutil.process_iter.cache_clear()  # a process that it remembers may have given its number to another
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = [each for each in psutil.process_iter() if each.pid not in own and _started_with(each, variable) == value]
     for process in found:

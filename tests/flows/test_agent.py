@@ -1,0 +1,76 @@
+"""Agents: whose GPUs are whose, and what one that died left behind."""
+
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+from given import ROOT
+
+from flows import agent
+from models.errors import UserError
+from pipelines.programs import end_leftovers
+
+
+@pytest.mark.parametrize(
+    ("said", "gpus"), [("0", ("0",)), ("0, 1", ("0", "1")), ("none", ()), ("GPU-ab-12", ("GPU-ab-12",))]
+)
+def test_gpus_are_named_by_number_or_id(said, gpus):
+    assert agent.gpus_of(said) == gpus
+
+
+@pytest.mark.parametrize("said", ["", "0,0", "a", "0;1", "-1", "../x"])
+def test_other_names_are_refused(said):
+    with pytest.raises(UserError, match="names no GPUs"):
+        agent.gpus_of(said)
+
+
+def test_a_gpu_has_one_owner_for_as_long_as_that_lives(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNELINE_HOME", str(tmp_path))
+    code = "from flows.agent import own; own(['gpu 0']); print('owned', flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "owned\n"
+    with pytest.raises(UserError, match="Another agent on this host owns gpu 0"):
+        agent.own(["gpu 1", "gpu 0"])
+    holder.kill()
+    holder.wait()
+    agent.own(["gpu 0"])
+
+
+def test_leftovers_are_ended_even_deaf_ones_and_others_are_not():
+    marked = {**os.environ, "TUNELINE_TEST_MARK": "mine"}
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
+    mine = subprocess.Popen([sys.executable, "-c", deaf], env=marked, stdout=subprocess.PIPE, text=True)
+    assert mine.stdout.readline() == "deaf\n"
+    other = subprocess.Popen(["sleep", "60"], env=marked | {"TUNELINE_TEST_MARK": "another's"})
+    try:
+        assert end_leftovers("TUNELINE_TEST_MARK", "mine", patience=0.5) == 1
+        assert not psutil.pid_exists(mine.pid)
+        assert other.poll() is None
+    finally:
+        other.kill()
+
+
+def test_whoever_looks_for_leftovers_does_not_end_itself_or_its_parents():
+    code = "from pipelines.programs import end_leftovers as e; print(e('TUNELINE_TEST_MARK', 'x'))"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    marked = {**os.environ, "TUNELINE_TEST_MARK": "x"}
+    done = subprocess.run([sys.executable, "-c", outer], cwd=ROOT, env=marked, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "said"), [("", "names no server"), ("http://127.0.0.1:9/api", "No Prefect server answers at")]
+)
+def test_without_a_server_it_ends_with_a_sentence(tmp_path, address, said):
+    code = "from flows import agent; agent.PATIENCE = 1; agent.main()"
+    environment = {**os.environ, "TUNELINE_HOME": str(tmp_path), "PREFECT_API_URL": address}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--gpus", "none"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
