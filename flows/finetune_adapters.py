@@ -88,7 +88,3 @@ def title(name: str, data: str, knobs: params.Params) -> str:
 def publish(clone: Clone, run: str) -> bool:
     """Push results, branch and versions. What is away for a while is waited for."""
     return retrain.publish(clone, run)
-
-
-if __name__ == "__main__":
-    finetune_adapters()

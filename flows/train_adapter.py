@@ -5,6 +5,7 @@ import os
 from prefect import flow, task
 
 from flows import artifacts, runs
+from models.errors import UserError
 from models.storage import read_json
 from pipelines import retrain
 from pipelines.clone import Clone
@@ -18,11 +19,22 @@ def train_adapter(ref: str, name: str) -> None:
     free_the_gpu()
     clone = retrain.take(run, ref, name)
     with artifacts.progress(name):
-        retrain.train(clone, name)
+        train(clone, name)
     if name != "base":
         artifacts.show_losses(name, read_json(artifacts.WEIGHTS / name / "manifest.json")["training"]["history"])
     give_back(clone)
     clone.discard()
+
+
+def train(clone: Clone, name: str) -> None:
+    """Train, and go on from the last checkpoint as often as the training is killed, up to the number of restarts."""
+    for left in reversed(range(runs.restarts() + 1)):
+        try:
+            return retrain.train(clone, name)
+        except UserError:
+            if not left or not retrain.was_killed(name):
+                raise
+            print("The training was killed; it goes on from its last checkpoint · 训练被杀死，从最后的检查点继续")
 
 
 def free_the_gpu() -> None:

@@ -40,12 +40,28 @@ def alone(parent: Path, name: str, doing: str = "training") -> Iterator[None]:
         UserError: another process is doing this with it.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    with (parent / f".{name}.lock").open("w") as lock:
+    with _lock_of(parent, name).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"Another process is {doing} {name!r} here; wait for it, or end it.") from None
-        yield
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        try:
+            yield
+        finally:
+            lock.truncate(0)
+
+
+def was_killed(parent: Path, name: str) -> bool:
+    """Whether whoever held this last ended without a chance to say so, as kill -9 or a lack of memory end it."""
+    lock = _lock_of(parent, name)
+    return lock.is_file() and lock.stat().st_size > 0
+
+
+def _lock_of(parent: Path, name: str) -> Path:
+    return parent / f".{name}.lock"
 
 
 def last_whole(folder: Path) -> Path | None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from models import checkpoints
 from models.errors import UserError
 from models.storage import read_json, sha256_of
 from pipelines import dvc, evidence, promote, registry
@@ -266,6 +267,11 @@ def train(clone: Clone, name: str) -> None:
     """
     clone.take_data(*PREPARED)
     dvc.run("repro", "--single-item", *clone.pull, *stages_of(name))
+
+
+def was_killed(name: str) -> bool:
+    """Whether the training of this clone ended without saying why; it can go on from its last checkpoint."""
+    return checkpoints.was_killed(Path("models/checkpoints"), name)
 
 
 def give_back(clone: Clone) -> None:

@@ -71,7 +71,7 @@ class Site:
 
     def power_loss(self, *names: str) -> None:
         """Kill programs with -9 and everything that they started, whatever session it is in, all at once."""
-        roots = [psutil.Process(self.running.pop(name).pid) for name in names]
+        roots = [psutil.Process(pid) for name in names if psutil.pid_exists(pid := self.running.pop(name).pid)]
         every = [*roots, *(child for root in roots for child in root.children(recursive=True))]
         for process in every:
             process.kill()
@@ -228,6 +228,23 @@ def test_a_run_cancelled_in_the_ui_frees_the_gpu_within_30_seconds(site):
     until(lambda: all(child["state"]["type"] in ("CANCELLED", "COMPLETED") for child in site.children(run)), "children")
     until(lambda: not any((site.folder / "home/runs").iterdir()), "the clones to be removed", 30)
     assert site.git("for-each-ref", "refs/tuneline") == ""
+
+
+def test_a_training_and_a_flow_that_are_killed_go_on_by_themselves(site):
+    """First the training alone dies, then the flow that had started it again; its worker lives on."""
+    site.set_epochs(12)
+    run = site.run("finetune-adapters", cause="killed")
+    first = training_of(site)
+    first.kill()
+    until(lambda: "The training was killed" in (site.folder / "gpu.log").read_text(), "it to be noticed", 60)
+    second = until(lambda: [each for each in site.processes(TRAINING) if each.pid != first.pid], "another", 60)[0]
+    flows = [each for each in second.parents() if "prefect.flow_engine" in " ".join(each.cmdline())]
+    flows[0].kill()
+    assert site.ended(run) == "Completed"
+    lora = next(child for child in site.children(run) if "lora" in child["name"])
+    assert lora["run_count"] == 2
+    assert "going on from" in (site.folder / "gpu.log").read_text()
+    assert not site.processes(TRAINING)
 
 
 def test_a_host_that_loses_power_and_a_server_that_restarts_cost_nothing(site, tmp_path):

@@ -186,3 +186,16 @@ def test_two_trainings_of_one_adapter_exclude_each_other(tmp_path):
             pass
     with checkpoints.alone(tmp_path, "lora"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("ending", "killed"), [("", False), ("raise SystemExit(1)", False), ("os.kill(os.getpid(), 9)", True)]
+)
+def test_whoever_was_killed_is_known_by_the_lock(tmp_path, ending, killed):
+    code = "import os, sys; from pathlib import Path; from models.checkpoints import alone\n"
+    code += f"with alone(Path(sys.argv[1]), 'a'):\n    pass; {ending}"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    assert checkpoints.was_killed(tmp_path, "a") == killed
+    with checkpoints.alone(tmp_path, "a"):
+        pass
+    assert not checkpoints.was_killed(tmp_path, "a")
