@@ -30,7 +30,8 @@ def train(clone: Clone, name: str) -> None:
     """Train, and go on from the last checkpoint as often as the training is killed, up to the number of restarts."""
     for left in reversed(range(runs.restarts() + 1)):
         try:
-            return retrain.train(clone, name)
+            retrain.train(clone, name)
+            break
         except UserError:
             if not left or not retrain.was_killed(name):
                 raise
