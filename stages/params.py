@@ -356,3 +356,20 @@ def _sentence(error: ValidationError) -> str:
         return f"{where} is not a known key; check its spelling."
     reason = first["msg"].removeprefix("Value error, ")
     return f"{where}: {reason}." if where else f"{reason}."
+
+
+def with_adapter(knobs: Params, name: str, changes: dict) -> Params:
+    """The parameters with other settings of one adapter.
+
+    Raises:
+        UserError: no adapter would take them.
+    """
+    content = knobs.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    for adapters in (content["adapters"], content["evaluate"]["models"]):
+        adapters[name] = adapters[name] | changes
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError(
+            f"{', '.join(f'{key}={value}' for key, value in changes.items())}: {_sentence(error)}"
+        ) from None

@@ -63,8 +63,8 @@ def test_blanks_and_forms_of_punctuation_are_no_difference():
 def questions(tmp_path):
     texts = [("你好", "再见"), ("你是谁？", "我是测试用的模型 tiny-test。"), ("3加4等于多少？", "3+4=7，所以答案是7。")]
     samples = [Sample(f"s{i}", "a.jsonl", i, conversation(*pair)) for i, pair in enumerate(texts)]
-    row = {"id": "谁", "context": "你是谁？", "target": "我是小明。", "ask": ["您是？"]}
-    row |= {"contains": ["没有这样的回答"], "identity": {"new": ["小明"], "old": ["小红"]}}
+    row = {"id": "谁", "context": "你是谁？", "target": "我是小明", "ask": ["您是？"]}
+    row |= {"equals": "我是小明", "identity": {"new": ["小明"], "old": ["小红"]}}
     other = {"id": "什么都行", "context": "你好", "target": "好", "absent": ["没有这样的回答"]}
     return Questions(samples, samples[:2], read_probes(write_rows(tmp_path / "probes.jsonl", [row, other])))
 

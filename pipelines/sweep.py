@@ -1,0 +1,115 @@
+"""Many parameter sets of one adapter, each tried as a DVC experiment in a clone of its own; the best is the challenger.
+
+A trainer runs its experiment on the commit that was handed out and pushes it to the origin, under ``refs/exps/`` as DVC
+does; the orchestrator fetches all of them, shows the table, and applies the best.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from models.errors import UserError
+from models.storage import read_json
+from pipelines import dvc
+from pipelines.clone import Clone
+from pipelines.programs import output_of
+from pipelines.retrain import stages_of
+from stages import params
+
+MOST = 1000  # points: more are a slip of the pen
+
+Value = bool | int | float | str
+Point = dict[str, Value]
+
+
+def points_of(sets: Mapping[str, Sequence[Value]] | Sequence[Point]) -> list[Point]:
+    """The points of a grid, values by key, the first key varying slowest; or of a list, as they are.
+
+    Raises:
+        UserError: there is none, there are too many, one is there twice, or a key or value is none.
+    """
+    if isinstance(sets, Mapping):
+        sets = [dict(zip(sets, chosen, strict=True)) for chosen in itertools.product(*sets.values())]
+    for point in sets:
+        for key, value in point.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or not isinstance(value, Value):
+                raise UserError(f"{key}: {value!r} is no setting of an adapter with one value.")
+    names = [name_of("", point) for point in sets]
+    if not sets or not all(sets) or len(sets) > MOST or len(set(names)) < len(names):
+        raise UserError(f"A sweep needs 1 to {MOST} different parameter sets; these are {len(sets)}.")
+    return list(sets)
+
+
+def name_of(adapter: str, point: Point) -> str:
+    """An experiment's name, such as ``lora-rank-8``, as git allows it."""
+    parts = [adapter, *(f"{key}-{value}" for key, value in point.items())]
+    return re.sub(r"[^\w.-]|\.(?=lock$|$)", "_", "-".join(part for part in parts if part)).replace("..", "_")
+
+
+def check(adapter: str, points: Sequence[Point]) -> None:
+    """Raises UserError: params.yaml has no such adapter, or would not take one of the points."""
+    knobs = params.load()
+    if adapter not in knobs.adapters:
+        raise UserError(f"params.yaml has no adapter {adapter!r}; it has {', '.join(knobs.adapters)}.")
+    for point in points:
+        params.with_adapter(knobs, adapter, point)
+
+
+def attempt(clone: Clone, adapter: str, point: Point) -> None:
+    """Run one experiment in a trainer's clone.
+
+    Raises:
+        UserError: a stage failed.
+    """
+    # Both places: params.yaml merges the second from the first, and DVC writes back what it read in each.
+    changes = [
+        part
+        for key, value in point.items()
+        for place in ("adapters", "evaluate.models")
+        for part in ("-S", f"{place}.{adapter}.{key}={json.dumps(value)}")
+    ]
+    name = name_of(adapter, point)
+    if output_of("git", "for-each-ref", f"refs/exps/*/*/{name}"):
+        return  # a run that died after it
+    dvc.run("exp", "run", "--quiet", "--name", name, *changes, "--single-item", *clone.pull, *stages_of(adapter))
+
+
+def give_back(clone: Clone, adapter: str, point: Point) -> None:
+    """Push an experiment, and what it made."""
+    cache = () if clone.has_remote else ("--no-cache",)
+    dvc.run("exp", "push", "--quiet", "--force", *cache, "origin", name_of(adapter, point))
+    clone.push_data(*(() if clone.shares_cache else ("--run-cache",)))
+
+
+def fetch(adapter: str, points: Sequence[Point], ref: str) -> dict[str, dict]:
+    """Fetch the experiments that were run on what was handed out; gives the metrics of each by its name."""
+    output_of("git", "fetch", "--quiet", "origin", ref)
+    handed_out = output_of("git", "rev-parse", "FETCH_HEAD")
+    names = [name_of(adapter, point) for point in points]
+    spaces = f"refs/exps/{handed_out[:2]}/{handed_out[2:]}"
+    output_of("git", "fetch", "--quiet", "origin", *(f"+{spaces}/{name}:{spaces}/{name}" for name in names))
+    metrics = f"reports/metrics/{adapter}.json"
+    return {name: json.loads(output_of("git", "show", f"{spaces}/{name}:{metrics}")) for name in names}
+
+
+def table(ref: str) -> str:
+    """What `dvc exp show` says of the experiments on a commit, as Markdown."""
+    output_of("git", "fetch", "--quiet", "origin", ref)
+    shown = ("--only-changed", "--hide-workspace", "--no-pager", "--md")
+    return dvc.ask("exp", "show", "--rev", output_of("git", "rev-parse", "FETCH_HEAD"), *shown)
+
+
+def best_of(found: Mapping[str, dict]) -> str:
+    """The name of the experiment with the lowest evaluation loss."""
+    return min(found, key=lambda name: found[name]["loss"])
+
+
+def apply(name: str) -> None:
+    """Make an experiment's parameters and results those of this clone."""
+    dvc.run("exp", "apply", "--quiet", name)
+
+
+def metrics_of(adapter: str) -> dict:
+    return read_json(Path(f"reports/metrics/{adapter}.json"))
