@@ -54,7 +54,11 @@ def show_comparison(names: list[str]) -> None:
 def show_decision() -> None:
     """Why an adapter was promoted, or was not."""
     if DECISION.is_file():
-        create_markdown_artifact(DECISION.read_text(encoding="utf-8"), key="promotion")
+        show_text("promotion", DECISION.read_text(encoding="utf-8"))
+
+
+def show_text(key: str, markdown: str) -> None:
+    create_markdown_artifact(markdown, key=key)
 
 
 def show_drift(found: dict, page: Path | None) -> None:

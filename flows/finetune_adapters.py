@@ -46,6 +46,11 @@ def _retrain(clone: Clone, cause: str) -> str:
         return "nothing changed"
     prepare(clone)
     train_on_agents(run, retrain.hand_out(clone, run))
+    return finish(clone, run, cause)
+
+
+def finish(clone: Clone, run: str, cause: str) -> str:
+    """Compare, commit, promote what is better, and show what came of it; gives that in a sentence."""
     outcome = retrain.conclude(clone, run, cause, publish)
     artifacts.show_comparison(list(params.load().evaluate.models))
     artifacts.show_decision()

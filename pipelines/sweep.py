@@ -8,10 +8,8 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from models.errors import UserError
-from models.storage import read_json
 from pipelines import dvc
 from pipelines.clone import Clone
 from pipelines.programs import output_of
@@ -109,7 +107,3 @@ def best_of(found: Mapping[str, dict]) -> str:
 def apply(name: str) -> None:
     """Make an experiment's parameters and results those of this clone."""
     dvc.run("exp", "apply", "--quiet", name)
-
-
-def metrics_of(adapter: str) -> dict:
-    return read_json(Path(f"reports/metrics/{adapter}.json"))

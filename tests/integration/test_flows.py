@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -204,6 +205,23 @@ def test_where_nothing_changed_it_ends_within_15_seconds(site):
     until(lambda: site.state(run) == "Completed", "the retraining to find nothing", 30)
     assert time.monotonic() - started < 15
     assert site.children(run) == []
+
+
+def test_a_sweep_tries_every_set_on_the_agent_and_retrains_with_the_best(site):
+    run = site.run("sweep", adapter="lora", sets={"rank": [4, 8]})
+    assert site.ended(run) == "Completed"
+    tries = sorted(
+        (child for child in site.children(run) if child["name"].startswith("try")),
+        key=lambda child: child["start_time"],
+    )
+    assert {child["name"] for child in tries} == {"try lora-rank-4", "try lora-rank-8"}
+    between = datetime.fromisoformat(tries[1]["start_time"]) - datetime.fromisoformat(tries[0]["end_time"])
+    assert between.total_seconds() < 10  # the agent is kept busy
+    message = site.git("log", "--format=%B", "--grep=the best of 2", "tuneline/retrained")
+    assert "sweep: lora-rank-" in message
+    settings = yaml.safe_load(site.git("show", "tuneline/retrained:params.yaml"))["adapters"]["lora"]
+    assert f"lora-rank-{settings['rank']}," in message
+    assert "sweep" in site.artifacts()
 
 
 def test_data_that_are_blocked_fail_with_their_reasons_and_cost_no_training(site):

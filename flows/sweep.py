@@ -1,0 +1,84 @@
+"""Flow sweep: parameter sets of one adapter, spread over the GPU agents; the best becomes the challenger.
+
+Each set is a run of flow try_parameters, which waits in the GPU pool's queue until an agent is free.
+"""
+
+from prefect import flow, task
+
+from flows import artifacts, notify, runs
+from flows.finetune_adapters import finish, train_on_agents
+from flows.prepare_data import prepare
+from flows.train_adapter import free_the_gpu
+from models.errors import DataBlocked, UserError
+from pipelines import retrain
+from pipelines import sweep as experiments
+from pipelines.clone import Clone
+from stages import params
+
+Value = bool | int | float | str
+
+
+@flow(name="sweep", flow_run_name="sweep · {adapter}", log_prints=True, on_cancellation=[runs.clear_up])
+def sweep(adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], revision: str = "HEAD") -> str:
+    """Try a grid (values by setting) or a list of sets, and retrain with the best.
+
+    Args:
+        adapter: its key under ``adapters:`` in params.yaml.
+        sets: such as ``{"rank": [8, 16], "learning_rate": [0.001, 0.003]}``.
+    """
+    run = runs.begin()
+    try:
+        points = experiments.points_of(sets)
+        clone = retrain.enter(run, revision)
+        experiments.check(adapter, points)
+        prepare(clone)
+        best = attempt_all(clone, run, adapter, points)
+        experiments.apply(best)
+        train_on_agents(run, retrain.hand_out(clone, run))
+        return finish(clone, run, f"sweep: {best}, the best of {len(points)}")
+    except DataBlocked:
+        raise
+    except UserError as error:
+        retrain.withdraw(run)
+        notify.tell("failed", str(error))
+        raise
+
+
+def attempt_all(clone: Clone, run: str, adapter: str, points: list[experiments.Point]) -> str:
+    """Have every set tried on an agent; gives the best one's name."""
+    ref = retrain.hand_out(clone, run)
+    queue = f"gpus-{params.load().train.devices}"
+    started = [
+        runs.start(
+            "try-parameters/try-parameters",
+            key=f"{run} {experiments.name_of(adapter, point)}",
+            name=f"try {experiments.name_of(adapter, point)}",
+            parameters={"ref": ref, "adapter": adapter, "point": point},
+            queue=queue,
+        )
+        for point in points
+    ]
+    runs.wait(started, lambda child: print(f"{child.name}: {child.state_name}"))
+    found = experiments.fetch(adapter, points, ref)
+    artifacts.show_text("sweep", experiments.table(ref))
+    best = experiments.best_of(found)
+    print(f"{best}: loss {found[best]['loss']:.4f}, the lowest of {len(found)} · 最低")
+    return best
+
+
+@flow(name="try-parameters", log_prints=True, on_cancellation=[runs.clear_up])
+def try_parameters(ref: str, adapter: str, point: dict[str, Value]) -> None:
+    """Train and evaluate an adapter with other settings, of what a sweep handed out."""
+    run = runs.begin()
+    free_the_gpu()
+    clone = retrain.take(run, ref, adapter)
+    with artifacts.progress(adapter):
+        experiments.attempt(clone, adapter, point)
+    give_back(clone, adapter, point)
+    clone.discard()
+
+
+@task(retries=6, retry_delay_seconds=[10, 30, 60, 300, 900, 1800])
+def give_back(clone: Clone, adapter: str, point: dict) -> None:
+    """Push what was made. What is away for a while is waited for."""
+    experiments.give_back(clone, adapter, point)

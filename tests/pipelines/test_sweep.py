@@ -1,0 +1,41 @@
+"""Parameter sets: what a grid unfolds to, what is refused, and names that git takes."""
+
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.errors import UserError
+from pipelines import sweep
+from stages import params
+
+VALUES = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=12))
+
+
+def test_a_grid_unfolds_with_its_first_key_slowest():
+    assert sweep.points_of({"rank": [8, 16], "alpha": [32]}) == [{"rank": 8, "alpha": 32}, {"rank": 16, "alpha": 32}]
+    assert sweep.points_of([{"rank": 8}, {"alpha": 4.0}]) == [{"rank": 8}, {"alpha": 4.0}]
+
+
+@pytest.mark.parametrize(
+    "sets", [{}, [], [{}], {"rank": []}, {"rank": [8, 8]}, {"rank": list(range(1001))}, {"../x": [1]}, {"rank": [[8]]}]
+)
+def test_odd_sets_are_refused(sets):
+    with pytest.raises(UserError):
+        sweep.points_of(sets)
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True), VALUES, min_size=1, max_size=3))
+def test_a_name_is_one_that_git_takes(point):
+    name = sweep.name_of("lora", point)
+    assert subprocess.run(["git", "check-ref-format", f"refs/exps/a/{name}"]).returncode == 0
+    assert "/" not in name
+
+
+def test_points_that_no_adapter_takes_are_refused_before_anything_runs():
+    sweep.check("lora", [{"rank": 4}])
+    for adapter, point in (("other", {"rank": 4}), ("lora", {"rank": -1}), ("lora", {"rnak": 4})):
+        with pytest.raises(UserError):
+            sweep.check(adapter, [point])
+    assert params.with_adapter(params.load(), "lora", {"rank": 4}).adapters["lora"].rank == 4
