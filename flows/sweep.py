@@ -5,11 +5,10 @@ Each set is a run of flow try_parameters, which waits in the GPU pool's queue un
 
 from prefect import flow, task
 
-from flows import artifacts, notify, runs
-from flows.finetune_adapters import finish, train_on_agents
+from flows import artifacts, runs
+from flows.finetune_adapters import failures_told, finish, train_on_agents
 from flows.prepare_data import prepare
 from flows.train_adapter import free_the_gpu
-from models.errors import DataBlocked, UserError
 from pipelines import retrain
 from pipelines import sweep as experiments
 from pipelines.clone import Clone
@@ -27,7 +26,7 @@ def sweep(adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], r
         sets: such as ``{"rank": [8, 16], "learning_rate": [0.001, 0.003]}``.
     """
     run = runs.begin()
-    try:
+    with failures_told(run):
         points = experiments.points_of(sets)
         clone = retrain.enter(run, revision)
         experiments.check(adapter, points)
@@ -36,12 +35,6 @@ def sweep(adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], r
         experiments.apply(best)
         train_on_agents(run, retrain.hand_out(clone, run))
         return finish(clone, run, f"sweep: {best}, the best of {len(points)}")
-    except DataBlocked:
-        raise
-    except UserError as error:
-        retrain.withdraw(run)
-        notify.tell("failed", str(error))
-        raise
 
 
 def attempt_all(clone: Clone, run: str, adapter: str, points: list[experiments.Point]) -> str:

@@ -1,184 +1,24 @@
 """A whole site: a Prefect server, its keeper, agents; what they do, and what is left when something dies."""
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
-from given import ROOT, write_rows
-from project import PATH, Project
+from sites import TRAINING, Site, until
 
 pytestmark = pytest.mark.integration
-
-LONG = 400.0  # seconds that anything may take here
-WORKER, TRAINING = "prefect worker start", "stages.train --adapter"
-
-
-class Site:
-    """Server, keeper, and agents over a project of their own, as separate programs."""
-
-    def __init__(self, folder: Path, database: str | None = None):
-        self.folder, self.running = folder, {}
-        self.project = Project(folder / "project")
-        make_small(self.project)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.api = f"http://127.0.0.1:{port}/api"
-        self.environment = {
-            **os.environ,
-            "PREFECT_HOME": str(folder / "prefect"),
-            "PREFECT_API_URL": self.api,
-            "TUNELINE_HOME": str(folder / "home"),
-            "TUNELINE_REPOSITORY": str(self.project.folder),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "PATH": PATH,
-        }
-        if database:
-            self.environment["PREFECT_API_DATABASE_CONNECTION_URL"] = database
-        self.programs = {
-            "server": ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)),
-            "keeper": ("flows.keeper",),
-            "cpu": ("flows.agent", "--cpu"),
-            "gpu": ("flows.agent", "--gpus", "none"),
-        }
-
-    def start(self, *names: str) -> None:
-        for name in names:
-            with (self.folder / f"{name}.log").open("a") as log:
-                # flows sets Prefect's settings for whoever imports it; the server itself is told by its environment.
-                settings = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", **LEASES}
-                self.running[name] = subprocess.Popen(
-                    [sys.executable, "-m", *self.programs[name]],
-                    cwd=ROOT,
-                    env=settings | self.environment,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-
-    def deploy(self) -> None:
-        done = subprocess.run([sys.executable, "-m", "flows.deployments"], cwd=ROOT, env=self.environment, check=False)
-        assert done.returncode == 0
-
-    def power_loss(self, *names: str) -> None:
-        """Kill programs with -9 and everything that they started, whatever session it is in, all at once."""
-        roots = [psutil.Process(pid) for name in names if psutil.pid_exists(pid := self.running.pop(name).pid)]
-        every = [*roots, *(child for root in roots for child in root.children(recursive=True))]
-        for process in every:
-            process.kill()
-        psutil.wait_procs(every, timeout=10)
-
-    def stop(self, *names: str) -> None:
-        for name in names or tuple(self.running):
-            process = self.running.pop(name)
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-
-    def ask(self, method: str, path: str, body: dict | None = None):
-        import httpx
-
-        answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=30)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
-
-    def run(self, deployment: str, **parameters) -> str:
-        """Start a run; gives its id."""
-        found = self.ask("GET", f"/deployments/name/{deployment}/{deployment}")
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-        return self.ask("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
-
-    def state(self, run: str) -> str:
-        return self.ask("GET", f"/flow_runs/{run}")["state"]["name"]
-
-    def ended(self, run: str) -> str:
-        until(lambda: self.state(run) in ("Completed", "Failed", "Cancelled"), f"run {run} to end", LONG)
-        return self.state(run)
-
-    def children(self, run: str) -> list[dict]:
-        return self.ask("POST", "/flow_runs/filter", {"flow_runs": {"tags": {"all_": [f"of {run}"]}}})
-
-    def artifacts(self) -> set[str]:
-        return {each["key"] for each in self.ask("POST", "/artifacts/filter", {})}
-
-    def processes(self, said: str) -> list[psutil.Process]:
-        """Those of this site whose command line says something."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                home = process.environ().get("TUNELINE_HOME")
-                if home == self.environment["TUNELINE_HOME"] and said in " ".join(process.cmdline()):
-                    found.append(process)
-            except (psutil.Error, OSError):
-                continue
-        return found
-
-    def set_epochs(self, epochs: int) -> None:
-        self.project.edit_params(lambda params: params["adapters"]["lora"].update(epochs=epochs))
-        self.project.commit(f"{epochs} epochs")
-
-    def git(self, *arguments: str) -> str:
-        return self.project.run("git", *arguments).stdout.strip()
-
-
-LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
-
-
-def make_small(project: Project) -> None:
-    """One adapter, few probes, short answers: the orchestration is what is tested."""
-
-    def shrink(params: dict) -> None:
-        params["adapters"] = {"lora": params["adapters"]["lora"]}
-        params["base"]["tiny"].update(steps=30)
-        params["evaluate"].update(max_new_tokens=8, samples=0)
-
-    project.edit_params(shrink)
-    probes = project.folder / "data/demo/probes.jsonl"
-    write_rows(probes, [json.loads(line) for line in probes.read_text(encoding="utf-8").splitlines()[:3]])
-    general = project.folder / "data/demo/general/conversations.jsonl"
-    write_rows(general, [json.loads(line) for line in general.read_text(encoding="utf-8").splitlines()[:60]])
-    project.run("git", "config", "user.name", "test")
-    project.run("git", "config", "user.email", "test@localhost")
-    project.commit("small")
-
-
-def until(condition, what: str, seconds: float = 120.0):
-    """Wait until something holds; gives it."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.5)
-    return found
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     made = Site(tmp_path_factory.mktemp("site"))
-    try:
-        made.start("server", "keeper", "cpu", "gpu")
-        made.deploy()
+    with made.open():
         yield made
-    finally:
-        for log in made.folder.glob("*.log"):
-            print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}")
-        if made.running:
-            made.power_loss(*made.running)
-
-
-def training_of(site: Site) -> psutil.Process:
-    """The training, once it has a checkpoint to go on from."""
-    runs = site.folder / "home/runs"
-    until(lambda: list(runs.glob("*/models/checkpoints/lora.*/checkpoint-*/progress.json")), "a checkpoint", 200)
-    return until(lambda: site.processes(TRAINING), "the training", 5)[0]
 
 
 def test_a_retraining_on_agents_ends_as_one_commit_and_a_champion(site):
@@ -239,7 +79,7 @@ def test_data_that_are_blocked_fail_with_their_reasons_and_cost_no_training(site
 def test_a_run_cancelled_in_the_ui_frees_the_gpu_within_30_seconds(site):
     site.set_epochs(30)
     run = site.run("finetune-adapters", cause="cancelled")
-    training_of(site)
+    site.training()
     site.ask("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
     until(lambda: not site.processes(TRAINING), "the training to end", 30)
     until(lambda: site.state(run) == "Cancelled", "the run to be cancelled", 60)
@@ -252,7 +92,7 @@ def test_a_training_and_a_flow_that_are_killed_go_on_by_themselves(site):
     """First the training alone dies, then the flow that had started it again; its worker lives on."""
     site.set_epochs(7)
     run = site.run("finetune-adapters", cause="killed")
-    first = training_of(site)
+    first = site.training()
     first.kill()
     until(lambda: "The training was killed" in (site.folder / "gpu.log").read_text(), "it to be noticed", 60)
     second = until(lambda: [each for each in site.processes(TRAINING) if each.pid != first.pid], "another", 60)[0]
@@ -269,7 +109,7 @@ def test_a_host_that_loses_power_and_a_server_that_restarts_cost_nothing(site, t
     """Both agents die with all that they do, in the middle of a training; then the server is away for a while."""
     site.set_epochs(4)
     run = site.run("finetune-adapters", cause="power")
-    training_of(site)
+    site.training()
     site.power_loss("cpu", "gpu")
     assert not site.processes(TRAINING)
     died = time.monotonic()

@@ -1,0 +1,102 @@
+"""Several hosts: nothing is shared but a git repository, a DVC remote and the server, which has a real PostgreSQL."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from sites import Site
+
+pytestmark = pytest.mark.integration
+
+
+class Postgres:
+    """A PostgreSQL of this test's own, from Debian's package; root lets user ``postgres`` run it, as it must."""
+
+    def __init__(self):
+        if not shutil.which("initdb") or not shutil.which("pg_ctl"):
+            pytest.skip("needs PostgreSQL's initdb and pg_ctl on PATH (Debian's postgresql)")
+        self.folder = Path(tempfile.mkdtemp())
+        self.user = ("runuser", "-u", "postgres", "--") if os.geteuid() == 0 else ()
+        if self.user:
+            shutil.chown(self.folder, "postgres", "postgres")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.call("initdb", "--pgdata", f"{self.folder}/data", "--auth", "trust", "--username", "tuneline")
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+asyncpg://tuneline@127.0.0.1:{self.port}/postgres"
+
+    def call(self, *command: str) -> None:
+        subprocess.run([*self.user, *command], check=True, stdout=subprocess.DEVNULL, cwd=self.folder)
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1"
+        log = f"{self.folder}/log"
+        self.call("pg_ctl", "--pgdata", f"{self.folder}/data", "--wait", "--log", log, "--options", options, "start")
+
+    def stop(self) -> None:
+        self.call("pg_ctl", "--pgdata", f"{self.folder}/data", "--mode", "immediate", "stop")
+
+
+@pytest.fixture
+def database():
+    made = Postgres()
+    yield made
+    made.stop()
+    shutil.rmtree(made.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def site(tmp_path, database):
+    """Server and keeper, a CPU agent and a GPU agent with homes of their own; the repository is bare."""
+    secret = "team:a password"
+    made = Site(
+        tmp_path,
+        PREFECT_API_DATABASE_CONNECTION_URL=database.url,
+        PREFECT_SERVER_API_AUTH_STRING=secret,
+        PREFECT_API_AUTH_STRING=secret,
+        TUNELINE_REPOSITORY=f"file://{tmp_path}/origin.git",
+    )
+    made.project.run("dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
+    made.set_epochs(3)
+    made.project.run("git", "clone", "--quiet", "--bare", ".", str(tmp_path / "origin.git"))
+    made.own = {name: {"TUNELINE_HOME": str(tmp_path / f"home-{name}")} for name in ("cpu", "gpu")}
+    with made.open():
+        yield made
+
+
+def test_hosts_that_share_a_remote_and_a_server_whose_database_is_gone_for_a_minute(site, database, tmp_path):
+    import httpx
+
+    assert httpx.post(f"{site.api}/flow_runs/filter", json={}).status_code == 401
+    run = site.run("finetune-adapters", cause="hosts")
+    site.training()
+    database.stop()
+    time.sleep(60)
+    database.start()
+    assert site.ended(run) == "Completed"
+    assert "No sign of life" not in (site.folder / "keeper.log").read_text()
+    assert all(child["run_count"] == 1 for child in site.children(run))
+    shared = {site.folder / "home-cpu/cache", site.folder / "home-gpu/cache"}
+    assert all(path.is_dir() for path in shared)
+    elsewhere = tmp_path / "elsewhere"
+    site.project.run(
+        "git", "clone", "--quiet", "-b", "tuneline/retrained", str(tmp_path / "origin.git"), str(elsewhere)
+    )
+    for target in ("train@lora", "models/champion.dvc"):
+        done = subprocess.run(["dvc", "pull", "--quiet", target], cwd=elsewhere, env=site.environment, check=False)
+        assert done.returncode == 0, target
+    weights = [
+        elsewhere / folder / "adapter_model.safetensors" for folder in ("models/weights/lora", "models/champion")
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    for log in site.folder.glob("*.log"):
+        assert "a password" not in log.read_text(errors="replace"), log.name
