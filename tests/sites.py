@@ -136,7 +136,7 @@ class Site:
 
     @contextmanager
     def open(self) -> Iterator["Site"]:
-        """Server, keeper and agents with all deployments; what they logged is shown, which pytest prints of failures."""
+        """Server, keeper and agents with all deployments; pytest prints what they logged if a test fails."""
         try:
             self.start(*self.programs)
             self.deploy()

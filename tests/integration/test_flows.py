@@ -147,6 +147,24 @@ def weights_in(project: Path, md5: str) -> str:
     return next(each["md5"] for each in json.loads(listed.read_text()) if each["relpath"].endswith(".safetensors"))
 
 
+def test_of_the_ticks_that_nobody_served_one_is_enough(site):
+    site.stop("cpu")
+    retrain = site.ask("GET", "/deployments/name/retrain/retrain")["id"]
+    (schedule,) = site.ask(
+        "POST", f"/deployments/{retrain}/schedules", [{"active": True, "schedule": {"interval": 10}}]
+    )
+
+    def states() -> list[str]:
+        ticks = {"flow_runs": {"deployment_id": {"any_": [retrain]}, "name": {"like_": ""}}}
+        runs = [run for run in site.ask("POST", "/flow_runs/filter", ticks) if run["auto_scheduled"]]
+        return [run["state"]["name"] for run in runs]
+
+    until(lambda: states().count("Cancelled") >= 3, "missed ticks to be dropped", 120)
+    assert states().count("Late") <= 2  # the latest, and one that has just become late
+    site.ask("DELETE", f"/deployments/{retrain}/schedules/{schedule['id']}")
+    site.start("cpu")
+
+
 def test_no_run_is_left_running(site):
     states = {run["state"]["type"] for run in site.ask("POST", "/flow_runs/filter", {})}
     assert states <= {"COMPLETED", "FAILED", "CANCELLED", "SCHEDULED"}
