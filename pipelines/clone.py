@@ -48,6 +48,13 @@ class Clone:
     def git(self, *arguments: str) -> str:
         return output_of("git", "-C", str(self.folder), *arguments)
 
+    def setting(self, key: str) -> str | None:
+        """One of git's settings, or None."""
+        try:
+            return self.git("config", key)
+        except UserError:
+            return None
+
     @property
     def shares_cache(self) -> bool:
         """Whether what is made here is in the origin's cache at once."""
@@ -141,9 +148,7 @@ def commit_of(clone: Clone, revision: str) -> str:
 
 def _say_who_commits(clone: Clone) -> None:
     for key, value in (("user.name", "Tuneline"), ("user.email", "tuneline@localhost")):
-        try:
-            clone.git("config", key)
-        except UserError:
+        if clone.setting(key) is None:
             clone.git("config", key, value)
 
 

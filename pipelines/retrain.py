@@ -25,6 +25,7 @@ from stages import params
 BRANCH = "tuneline/retrained"
 REF = "refs/tuneline/runs/{run}"
 PREPARED = ("encode", "base", "general")
+ENTERED = "tuneline.entered"  # in the clone's settings: the commit that was taken in
 ATTEMPTS = 3
 
 
@@ -38,15 +39,19 @@ def enter(run: str, revision: str = "HEAD") -> Clone:
         UserError: both changed the same lines of a file.
     """
     clone = open_clone(run, revision)
+    if clone.setting(ENTERED) is None and clone.git("branch", "--show-current"):  # it died on the way in
+        clone.discard()
+        clone = open_clone(run, revision)
     os.chdir(clone.folder)
-    if output_of("git", "branch", "--show-current") != BRANCH:
-        wanted = output_of("git", "rev-parse", "HEAD")
-        if output_of("git", "ls-remote", "origin", f"refs/heads/{BRANCH}"):
-            output_of("git", "fetch", "--quiet", "origin", f"{BRANCH}:{BRANCH}")
-            output_of("git", "switch", "--quiet", BRANCH)
+    if clone.setting(ENTERED) is None:
+        wanted = clone.git("rev-parse", "HEAD")
+        if clone.git("ls-remote", "origin", f"refs/heads/{BRANCH}"):
+            clone.git("fetch", "--quiet", "origin", f"{BRANCH}:{BRANCH}")
+            clone.git("switch", "--quiet", BRANCH)
             merge(wanted)
         else:
-            output_of("git", "switch", "--quiet", "--create", BRANCH)
+            clone.git("switch", "--quiet", "--create", BRANCH)
+        clone.git("config", ENTERED, wanted)
     return clone
 
 

@@ -141,6 +141,17 @@ def test_the_branch_takes_in_what_the_revision_brings_and_on_both_sides_it_wins(
     assert retrain.brought_anything()
 
 
+def test_a_run_that_died_on_its_way_in_enters_again_and_one_that_is_in_stays_with_its_commit(origin, monkeypatch):
+    clone = entered(monkeypatch, "one")
+    clone.git("config", "--unset", retrain.ENTERED)
+    commit(origin, "a", "newer")
+    monkeypatch.chdir(origin)
+    assert (entered(monkeypatch, "one").folder / "a").read_text() == "newer"
+    commit(origin, "a", "newest")
+    monkeypatch.chdir(origin)
+    assert (entered(monkeypatch, "one").folder / "a").read_text() == "newer"
+
+
 def test_a_branch_that_cannot_be_merged_is_one_sentence(origin, monkeypatch):
     clone = entered(monkeypatch, "one")
     git(clone.folder, "rm", "--quiet", "a")
