@@ -11,15 +11,17 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelling
 
 from models.errors import UserError
 from pipelines import retrain
+from pipelines.clone import clones
 from pipelines.programs import end_leftovers
 
 OURS = "tuneline"  # the tag of every deployment
 POLL = 3.0  # seconds
+KEPT = 7 * 86_400.0  # seconds that the clone of a failed run is kept
 FORGIVEN = 300.0  # seconds for which a crashed run may wait for the keeper to take it up again
 
 
@@ -35,7 +37,29 @@ def begin() -> str:
     """
     run = str(runtime.flow_run.id)
     end_leftovers("PREFECT__FLOW_RUN_ID", run)
+    clear_old(run)
     return run
+
+
+def clear_old(own: str) -> None:
+    """Remove clones of runs that will not go on. Who was cancelled may not have come to remove its own."""
+    with get_client(sync_client=True) as client:
+        for run, age in clones():
+            if run != own and _is_over(client, run, age):
+                retrain.abandon(run)
+
+
+def _is_over(client, run: str, age: float) -> bool:
+    try:
+        state = client.read_flow_run(UUID(run)).state
+    except ObjectNotFound:
+        return True
+    except ValueError:  # no run's name: somebody put it there
+        return False
+    if state is None or not state.is_final():
+        return False
+    # What failed or crashed may be tried again by hand, and then goes on from its checkpoints.
+    return state.type in (StateType.COMPLETED, StateType.CANCELLED) or age > KEPT
 
 
 def start(deployment: str, key: str, name: str, parameters: dict, queue: str | None = None) -> FlowRun:

@@ -7,6 +7,7 @@ cache; where it is elsewhere they share one of their own, and everything goes th
 
 import os
 import shutil
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,12 @@ def open_clone(run: str, revision: str, origin: str | None = None) -> Clone:
     with writing_folder(made.folder) as temporary:
         _fill(Clone(temporary, origin), revision)
     return made
+
+
+def clones() -> list[tuple[str, float]]:
+    """The runs whose clones this host has, each with the seconds since its clone was made."""
+    folders = [path for path in (home() / "runs").glob("*") if path.is_dir() and not path.name.startswith(".")]
+    return [(path.name, time.time() - path.stat().st_mtime) for path in folders]
 
 
 def left_of(run: str) -> Clone | None:
