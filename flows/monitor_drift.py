@@ -56,12 +56,12 @@ def keep_page(clone: Clone) -> Path | None:
 
 
 def start_retraining(revision: str, cause: str, again: bool) -> str:
-    """Start one, once a day for a cause; gives its name."""
-    key = f"{cause} {datetime.now(UTC):%Y-%m-%d}" + (f" {runtime.flow_run.id}" if again else "")
+    """Start one for this drift, unless one was started today, whatever came of it; gives its name."""
     run = runs.start(
         "finetune-adapters/finetune-adapters",
-        key=key,
+        key=f"drift {datetime.now(UTC):%Y-%m-%d}" + (f" {runtime.flow_run.id}" if again else ""),
         name=f"finetune · {cause}"[:200],
         parameters={"revision": revision, "cause": cause},
+        once=True,
     )
     return run.name

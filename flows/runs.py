@@ -62,18 +62,18 @@ def _is_over(client, run: str, age: float) -> bool:
     return state.type in (StateType.COMPLETED, StateType.CANCELLED) or age > KEPT
 
 
-def start(deployment: str, key: str, name: str, parameters: dict, queue: str | None = None) -> FlowRun:
+def start(
+    deployment: str, key: str, name: str, parameters: dict, queue: str | None = None, once: bool = False
+) -> FlowRun:
     """Have an agent do something; whoever asks again under the same key gets the same run, unless that failed.
 
     Args:
         deployment: ``flow/name``.
         queue: work queue of the deployment's pool.
+        once: give the same run even if it failed.
     """
     parent = runtime.flow_run.id
-    run = None
     for attempt in itertools.count():
-        if run is not None and not _failed(run):
-            break
         run = run_deployment(
             deployment,
             parameters=parameters,
@@ -83,6 +83,8 @@ def start(deployment: str, key: str, name: str, parameters: dict, queue: str | N
             work_queue_name=queue,
             tags=[OURS, *([tag_of(parent)] if parent else [])],
         )
+        if once or not _failed(run):
+            break
     return run
 
 
