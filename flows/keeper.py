@@ -3,7 +3,8 @@
 Prefect's workers report a flow whose process died, and nobody reports a worker or a host that died; nor does Prefect
 start any of them again. The keeper does: a run that gives no sign of life is declared crashed, and one that crashed is
 scheduled again, so often as ``TUNELINE_RESTARTS`` says. It goes by its own steady clock and by whether signs change,
-not by the times in them: clocks of hosts differ and jump. While the server is away, nobody is declared dead.
+not by the times in them: clocks of hosts differ and jump. While the server is away, and for a while behind it, nobody
+is declared dead.
 """
 
 import logging
@@ -32,6 +33,8 @@ from models.errors import program
 
 TICK = 5.0  # seconds between two rounds
 SILENCE = 80.0  # seconds without a sign; they come every 30
+AFTER_AN_OUTAGE = 120.0  # seconds more: a server whose database was away drops signs, and takes a while to go on
+OUTAGE = 15.0  # seconds for which a server may be slow to answer before that counts as away
 STARTING = 90.0  # seconds that a worker may take from taking a run to its first sign
 REST = 15.0  # seconds between a crash and the next attempt: a worker may still hold the place of the first
 RECENT = 86_400.0  # seconds: what crashed before is history
@@ -88,6 +91,11 @@ class Keeper:
                 self.seen[run].silent += seconds
         self.seen = {run: seen for run, seen in self.seen.items() if run in signs}
 
+    def forgive(self) -> None:
+        """The server could not be heard: whatever silence there was is nobody's fault."""
+        for seen in self.seen.values():
+            seen.silent = -AFTER_AN_OUTAGE
+
     def sign_of(self, run: FlowRun) -> str:
         """Its state and its last heartbeat: something that changes while it lives."""
         wanted = {"event": {"name": [SIGN]}, "any_resource": {"id": [f"prefect.flow-run.{run.id}"]}}
@@ -138,12 +146,16 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     wait_for_server()
     with get_client(sync_client=True) as client:
-        keeper, heard = Keeper(client), time.monotonic()
+        keeper, heard, away = Keeper(client), time.monotonic(), 0.0
         while True:
             try:
                 keeper.round(min(time.monotonic() - heard, 2 * TICK))
+                away = 0.0
             except (httpx.HTTPError, PrefectHTTPStatusError) as error:
                 log.warning("The server does not answer (%s); nobody is declared dead.", type(error).__name__)
+                away += TICK
+                if away >= OUTAGE:
+                    keeper.forgive()
             heard = time.monotonic()
             time.sleep(TICK)
 

@@ -88,7 +88,11 @@ class Site:
 
         secret = self.environment.get("PREFECT_API_AUTH_STRING")
         auth = tuple(secret.split(":")) if secret else None
-        answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=30, auth=auth)
+        for _ in range(10):
+            answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=30, auth=auth)
+            if answer.status_code != 503:  # SQLite was busy; Prefect's own client asks again, too
+                break
+            time.sleep(1)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
