@@ -14,6 +14,9 @@ SETTINGS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the least that it takes; the keeper listens
     "PREFECT_WORKER_QUERY_SECONDS": "3",
+    # A server that restarts, or whose database is away, is waited for: pauses double, four minutes in all.
+    "PREFECT_CLIENT_MAX_RETRIES": "7",
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
     # In memory, a server that restarts would forget who holds a place, and never give it back.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
 }

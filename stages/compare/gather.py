@@ -70,6 +70,15 @@ class Rate(Figure):
         return f"{found['rate']:.0%} [{found['low']:.0%}, {found['high']:.0%}]"
 
 
+@dataclass(frozen=True)
+class NearLimit(Figure):
+    """A figure that tells something only where rows are near the length limit."""
+
+    def of(self, model: Model) -> float | None:
+        near = model.figures["eval"].get("near_limit")
+        return super().of(model) if near and near["rows"] else None
+
+
 QUALITY = (
     Rate("Probes met, single-turn · 单轮探针符合预期", ("probes", "rates", "single_turn"), _percent, max),
     Rate("Probes met, multi-turn · 多轮探针符合预期", ("probes", "rates", "multi_turn"), _percent, max),
@@ -83,9 +92,9 @@ QUALITY = (
     Figure("ROUGE-L", ("eval", "rouge-l"), "{:.2f}".format, max),
     Figure("BLEU-4", ("eval", "bleu-4"), "{:.2f}".format, max),
     Figure("chrF", ("eval", "chrf"), "{:.2f}".format, max),
-    Figure("Rows near the length limit · 接近长度上限的行", ("eval", "near_limit", "rows"), "{:d}".format),
-    Figure("their loss · 其损失", ("eval", "near_limit", "loss"), "{:.4f}".format, min),
-    Figure("loss of the others · 其余行的损失", ("eval", "far_from_limit", "loss"), "{:.4f}".format, min),
+    NearLimit("Rows near the length limit · 接近长度上限的行", ("eval", "near_limit", "rows"), "{:d}".format),
+    NearLimit("their loss · 其损失", ("eval", "near_limit", "loss"), "{:.4f}".format, min),
+    NearLimit("loss of the others · 其余行的损失", ("eval", "far_from_limit", "loss"), "{:.4f}".format, min),
     Figure("Empty answers · 空回答", ("eval", "empty_rate"), _percent, min),
     Figure("Repetition · 重复", ("eval", "repetition"), _percent, min),
     Figure("Length to reference · 与参考的长度比", ("eval", "length_ratio"), "{:.2f}".format),

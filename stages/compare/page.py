@@ -79,12 +79,21 @@ def _table(corner: str, kind: str, models: Sequence[Model], body: Sequence[str])
     )
 
 
+def _two_lines(text: str) -> str:
+    """A value over its interval, if it has one: columns stay narrow enough for a phone."""
+    value, bracket, interval = text.partition(" [")
+    return f"{value}<br><small>[{interval}</small>" if bracket else value
+
+
 def _figures(figures: Sequence[Figure], models: Sequence[Model]) -> str:
     body = []
     for figure in shown(figures, models):
         best = best_of(figure, models)
         kinds = ["number best" if best is not None and figure.of(model) == best else "number" for model in models]
-        cells = [f'<td class="{kind}">{written(figure, model)}</td>' for kind, model in zip(kinds, models, strict=True)]
+        cells = [
+            f'<td class="{kind}">{_two_lines(written(figure, model))}</td>'
+            for kind, model in zip(kinds, models, strict=True)
+        ]
         body.append(f"<tr><th>{figure.label}</th>{''.join(cells)}</tr>")
     return _table("", "number", models, body)
 
