@@ -78,8 +78,9 @@ def main() -> None:
     gpus = () if arguments.cpu else arguments.gpus
     name = f"{socket.gethostname()}-{'cpu' if arguments.cpu else 'gpu-' + ('-'.join(gpus) or 'none')}"
     own([f"gpu {each}" for each in gpus] or [name])
-    end_leftovers("TUNELINE_AGENT", name)
-    os.environ |= {"TUNELINE_AGENT": name, "PYTHONPATH": str(Path.cwd())}
+    mark = f"{home()} {name}"  # another site on this host may have an agent of this name
+    end_leftovers("TUNELINE_AGENT", mark)
+    os.environ |= {"TUNELINE_AGENT": mark, "PYTHONPATH": str(Path.cwd())}
     if not arguments.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     wait_for_server()
