@@ -88,9 +88,14 @@ class Site:
 
         secret = self.environment.get("PREFECT_API_AUTH_STRING")
         auth = tuple(secret.split(":")) if secret else None
-        for _ in range(10):
-            answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=30, auth=auth)
-            if answer.status_code != 503:  # SQLite was busy; Prefect's own client asks again, too
+        until = time.monotonic() + 60
+        while True:
+            try:
+                answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=30, auth=auth)
+            except httpx.TransportError:  # the server restarts
+                answer = None
+            # 503: SQLite was busy. Prefect's own client asks again in both cases, too.
+            if time.monotonic() > until or (answer is not None and answer.status_code != 503):
                 break
             time.sleep(1)
         answer.raise_for_status()
