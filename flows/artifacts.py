@@ -4,15 +4,18 @@ import contextvars
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import UUID
 
+import httpx
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.exceptions import PrefectHTTPStatusError
 
 from models.errors import UserError
 from models.storage import read_json
@@ -82,7 +85,7 @@ def show_drift(found: dict, page: Path | None) -> None:
 
 
 def show_losses(name: str, history: list[dict]) -> None:
-    """The loss curve of a training as a Mermaid chart, which Prefect's UI draws."""
+    """The evaluation losses of a training, at 20 of its steps at most."""
     points = [point for point in history if point["split"] == "eval"] or history
     points = points[:: math.ceil(len(points) / 20)] if points else []
     steps, losses = ([point[key] for point in points] for key in ("step", "loss"))
@@ -104,17 +107,23 @@ def progress(name: str, seconds: float = 5.0) -> Iterator[None]:
             done = share_done(TRAINING / name / "metrics.json")
             if done > shown:
                 shown = done
-                update_progress_artifact(bar, done)
+                _move(bar, done)
 
     # A thread of its own knows of no run; this one's context tells it.
     follower = threading.Thread(target=contextvars.copy_context().run, args=(follow,), daemon=True)
     follower.start()
     try:
         yield
-        update_progress_artifact(bar, 100.0)
+        _move(bar, 100.0)
     finally:
         ended.set()
         follower.join()
+
+
+def _move(bar: UUID, percent: float) -> None:
+    """Set a bar; a server that does not answer is no reason to end a training."""
+    with suppress(httpx.HTTPError, PrefectHTTPStatusError):
+        update_progress_artifact(bar, percent)
 
 
 def share_done(metrics: Path) -> float:

@@ -64,7 +64,8 @@ def finish(clone: Clone, run: str, cause: str) -> str:
     """Compare, commit, promote what is better, and show what came of it; gives that in a sentence."""
     outcome = retrain.conclude(clone, run, cause, publish)
     artifacts.show_comparison(list(params.load().evaluate.models))
-    artifacts.show_decision()
+    if outcome.decisions:
+        artifacts.show_decision()
     if outcome.promoted:
         notify.tell("promoted", f"champion {outcome.promoted}", version=outcome.promoted, cause=cause)
     clone.discard()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
+import httpx
 from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
@@ -118,7 +119,7 @@ def _read(ids: Sequence[UUID]) -> list[FlowRun]:
         for each in ids:
             try:
                 found.append(client.read_flow_run(each))
-            except (OSError, PrefectHTTPStatusError) as error:  # the server restarts, or its database is gone
+            except (httpx.HTTPError, PrefectHTTPStatusError) as error:  # the server restarts, or its database is gone
                 print(f"The server does not answer ({type(error).__name__}); waiting for it.")
                 return found
     return found

@@ -181,9 +181,7 @@ def conclude(clone: Clone, run: str, cause: str, publish: Callable[[Clone, str],
         decisions, promoted = promote_the_best()
         if publish(clone, run):
             return Outcome(SUMMARY.read_text(encoding="utf-8"), decisions, promoted, commit)
-        merge(
-            f"origin/{BRANCH}"
-        )  # another retraining came first; what it made is taken in, and the rest compared again
+        merge(f"origin/{BRANCH}")  # another retraining came first: take in what it made, and compare again
     raise UserError(f"Others changed {BRANCH} {ATTEMPTS} times in between; run it again when they have ended.")
 
 
