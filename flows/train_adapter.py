@@ -35,6 +35,7 @@ def train(clone: Clone, name: str) -> None:
         except UserError:
             if not left or not retrain.was_killed(name):
                 raise
+            free_the_gpu()  # had its shell died alone, it would still be there
             print("The training was killed; it goes on from its last checkpoint · 训练被杀死，从最后的检查点继续")
 
 

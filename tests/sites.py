@@ -16,7 +16,7 @@ from given import ROOT, write_rows
 from project import PATH, Project
 
 LONG = 400.0  # seconds that anything may take here
-WORKER, TRAINING = "prefect worker start", "stages.train --adapter"
+TRAINING = "stages.train"
 
 
 class Site:
@@ -120,14 +120,12 @@ class Site:
     def artifacts(self) -> set[str]:
         return {each["key"] for each in self.ask("POST", "/artifacts/filter", {})}
 
-    def processes(self, said: str) -> list[psutil.Process]:
-        """Those of this site whose command line says something."""
+    def processes(self, module: str) -> list[psutil.Process]:
+        """Those of this site that are ``python -m module``; DVC's shell, which may stand above one, is none."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("TUNELINE_TEST_SITE") == str(self.folder) and said in " ".join(
-                    process.cmdline()
-                ):
+                if process.environ().get("TUNELINE_TEST_SITE") == str(self.folder) and module in process.cmdline():
                     found.append(process)
             except (psutil.Error, OSError):
                 continue
