@@ -10,6 +10,7 @@ from uuid import UUID
 
 import httpx
 from prefect.artifacts import (
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -19,8 +20,9 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from models.errors import UserError
 from models.storage import read_json
+from pipelines.retrain import BRANCH, Outcome
 
-CHECKS, DECISION = Path("reports/data_checks.json"), Path("reports/promotion.md")
+CHECKS = Path("reports/data_checks.json")
 METRICS, TRAINING, WEIGHTS = Path("reports/metrics"), Path("reports/training"), Path("models/weights")
 FIGURES = ("loss", "perplexity", "rouge-l", "bleu-4", "probes_met", "new_name", "general_loss", "training_seconds")
 
@@ -54,10 +56,32 @@ def show_comparison(names: list[str]) -> None:
     create_table_artifact(rows, key="comparison", description="Base and adapters · 基座与适配器")
 
 
-def show_decision() -> None:
-    """Why an adapter was promoted, or was not."""
-    if DECISION.is_file():
-        show_text("promotion", DECISION.read_text(encoding="utf-8"))
+def show_outcome(outcome: Outcome, address: str) -> None:
+    """Which adapters were promoted or not and why, and where the results lie.
+
+    Args:
+        address: of the repository.
+    """
+    version = f"champion {outcome.promoted}" if outcome.promoted else "the champion stays · 擂主不变"
+    where = f"{BRANCH}, commit {outcome.commit or 'as it was'} · `{address}`"
+    parts = [f"## {version}", where, *(_decision(name, each) for name, each in outcome.decisions.items())]
+    if outcome.promoted:
+        parts.append(f"```\ndvc artifacts get {address} champion --rev champion@{outcome.promoted}\n```")
+    show_text("promotion", "\n\n".join(parts))
+    if outcome.commit and address.startswith("https://"):
+        create_link_artifact(
+            f"{address.removesuffix('.git')}/commit/{outcome.commit}",
+            link_text=f"{version} · {BRANCH}",
+            key="retrained",
+        )
+
+
+def _decision(name: str, decision: dict) -> str:
+    title = "promoted · 晋级" if decision["promote"] else "not promoted · 未晋级"
+    rows = [
+        f"| {'✓' if each['met'] else '✗'} {each['condition']} | {each['found']} |" for each in decision["conditions"]
+    ]
+    return "\n".join([f"### {name}: {title}", "", "| condition · 条件 | found · 结果 |", "|---|---|", *rows])
 
 
 def show_text(key: str, markdown: str) -> None:

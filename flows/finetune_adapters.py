@@ -6,14 +6,15 @@ what is really better.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
-from prefect import flow, runtime, task
+from prefect import flow, runtime
 
 from flows import artifacts, notify, runs
 from flows.prepare_data import prepare
 from models.errors import DataBlocked, UserError
 from pipelines import retrain
-from pipelines.clone import Clone
+from pipelines.clone import Clone, RemoteAway
 from stages import params
 
 
@@ -51,21 +52,22 @@ def failures_told(run: str) -> Iterator[None]:
 
 def _retrain(clone: Clone, cause: str) -> str:
     run = str(runtime.flow_run.id)
-    if retrain.nothing_changed():
+    # Whoever was killed behind its push has still to tell of it.
+    if retrain.nothing_changed() and not retrain.new_champion(clone):
         print("Nothing changed · 没有变化")
         clone.discard()
         return "nothing changed"
     prepare(clone)
-    train_on_agents(run, retrain.hand_out(clone, run))
+    train_on_agents(run, runs.patiently(retrain.hand_out, clone, run))
     return finish(clone, run, cause)
 
 
 def finish(clone: Clone, run: str, cause: str) -> str:
     """Compare, commit, promote what is better, and show what came of it; gives that in a sentence."""
-    outcome = retrain.conclude(clone, run, cause, publish)
+    repro = partial(runs.patiently, Clone.repro, wait_for=RemoteAway)
+    outcome = retrain.conclude(clone, run, cause, repro, partial(runs.patiently, retrain.publish))
     artifacts.show_comparison(list(params.load().evaluate.models))
-    if outcome.decisions:
-        artifacts.show_decision()
+    artifacts.show_outcome(outcome, clone.address)
     if outcome.promoted:
         notify.tell("promoted", f"champion {outcome.promoted}", version=outcome.promoted, cause=cause)
     clone.discard()
@@ -99,9 +101,3 @@ def title(name: str, data: str, knobs: params.Params) -> str:
     if adapter.method == "ptuning_v2":
         size = f"{adapter.prefix_tokens} prefix tokens"
     return f"finetune {name} · data {data[:4]} · {size}"
-
-
-@task(retries=6, retry_delay_seconds=[10, 30, 60, 300, 900, 1800])
-def publish(clone: Clone, run: str) -> bool:
-    """Push results, branch and versions. What is away for a while is waited for."""
-    return retrain.publish(clone, run)

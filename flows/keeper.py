@@ -37,8 +37,10 @@ AFTER_AN_OUTAGE = 120.0  # seconds more: a server whose database was away drops 
 OUTAGE = 15.0  # seconds for which a server may be slow to answer before that counts as away
 STARTING = 90.0  # seconds that a worker may take from taking a run to its first sign
 REST = 15.0  # seconds between a crash and the next attempt: a worker may still hold the place of the first
-RECENT = 86_400.0  # seconds: what crashed before is history
+RECENT = 86_400.0  # seconds: what had crashed before, when the keeper began, is history
 SIGN = "prefect.flow-run.heartbeat"
+# Prefect looks at events of the past alone, by the server's clock; a host's may be ahead.
+AT_ANY_TIME = {"since": "1970-01-01T00:00:00Z", "until": "9999-01-01T00:00:00Z"}
 
 log = logging.getLogger("tuneline.keeper")
 
@@ -53,10 +55,11 @@ class Seen:
 
 @dataclass
 class Keeper:
-    """What it knows between two rounds: of each run, its last sign."""
+    """What it knows between two rounds: of each run, its last sign; and which are history."""
 
     client: SyncPrefectClient
     seen: dict[UUID, Seen] = field(default_factory=dict)
+    history: set[UUID] | None = None
 
     def round(self, seconds: float) -> None:
         """Look at every run once.
@@ -66,6 +69,9 @@ class Keeper:
         """
         alive = self.runs(StateType.RUNNING, StateType.CANCELLING, StateType.PENDING)
         crashed = self.runs(StateType.CRASHED)
+        if self.history is None:
+            self.history = {run.id for run in crashed if time.time() - run.state.timestamp.timestamp() > RECENT}
+        self.history -= {run.id for run in alive}  # somebody took it up by hand
         self.listen([*alive, *crashed], seconds)
         for run in alive:
             self.bury_if_dead(run)
@@ -97,10 +103,10 @@ class Keeper:
             seen.silent = -AFTER_AN_OUTAGE
 
     def sign_of(self, run: FlowRun) -> str:
-        """Its state and its last heartbeat: something that changes while it lives."""
+        """Its state and the number of its heartbeats: what changes while it lives, whatever its clock shows."""
         wanted = {"event": {"name": [SIGN]}, "any_resource": {"id": [f"prefect.flow-run.{run.id}"]}}
-        found = self.client.request("POST", "/events/filter", json={"filter": wanted, "limit": 1}).json()["events"]
-        return f"{run.state_id} {found[0]['id'] if found else None}"
+        body = {"filter": wanted | {"occurred": AT_ANY_TIME}, "limit": 1}
+        return f"{run.state_id} {self.client.request('POST', '/events/filter', json=body).json()['total']}"
 
     def bury_if_dead(self, run: FlowRun) -> None:
         silent = self.seen[run.id].silent
@@ -115,14 +121,13 @@ class Keeper:
 
     def take_up(self, run: FlowRun) -> None:
         """Schedule a run again that crashed, unless it was to end anyway, or has crashed too often."""
-        too_late = time.time() - run.state.timestamp.timestamp() > RECENT
-        if too_late or self.seen[run.id].silent < REST:
+        if run.id in self.history or self.seen[run.id].silent < REST:
             return
-        states = sorted(self.client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
-        if len(states) > 1 and states[-2].type == StateType.CANCELLING:
+        times = Counter(state.type for state in self.client.read_flow_run_states(run.id))
+        if times[StateType.CANCELLING] > times[StateType.CANCELLED]:
             self.set(run, Cancelled(message="It was to be cancelled, and died of it."))
             return
-        crashes = Counter(state.type for state in states)[StateType.CRASHED]
+        crashes = times[StateType.CRASHED]
         if crashes <= restarts():
             self.set(run, AwaitingRetry(message=f"Taken up again, {crashes} of at most {restarts()} times."))
 

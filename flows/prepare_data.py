@@ -5,7 +5,7 @@ from prefect import flow
 from flows import artifacts, notify, runs
 from models.errors import DataBlocked
 from pipelines import retrain
-from pipelines.clone import Clone
+from pipelines.clone import Clone, RemoteAway
 
 
 @flow(name="prepare-data", flow_run_name="prepare data · {revision}", log_prints=True, on_cancellation=[runs.clear_up])
@@ -13,7 +13,7 @@ def prepare_data(revision: str = "HEAD") -> str:
     """Check what the revision brings; gives the first digits of the data's hash."""
     clone = retrain.enter(runs.begin(), revision)
     prepare(clone)
-    clone.push_data()
+    runs.patiently(clone.push_data, wait_for=RemoteAway)
     found = retrain.data_hash()
     clone.discard()
     return found
@@ -26,7 +26,7 @@ def prepare(clone: Clone) -> None:
         DataBlocked: the checks stopped it; whoever listens has been told.
     """
     try:
-        retrain.prepare(clone)
+        runs.patiently(retrain.prepare, clone, wait_for=RemoteAway)
     except DataBlocked as blocked:
         artifacts.show_checks()
         notify.tell("blocked", str(blocked))

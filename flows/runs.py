@@ -22,6 +22,7 @@ from pipelines.programs import end_leftovers
 
 OURS = "tuneline"  # the tag of every deployment
 POLL = 3.0  # seconds
+PAUSES = (10, 30, 60, 300, 900, 1800)  # seconds between attempts while something elsewhere is away: an hour in all
 KEPT = 7 * 86_400.0  # seconds that the clone of a failed run is kept
 FORGIVEN = 300.0  # seconds for which a crashed run may wait for the keeper to take it up again
 
@@ -99,14 +100,15 @@ def wait(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] | None = 
     Raises:
         UserError: one failed, was cancelled, or died more often than it is started again.
     """
-    names = {run.id: (run.name, None) for run in runs}
-    while names:
-        for run in _read(list(names)):
-            if run.state_name != names[run.id][1] and on_change:
+    shown: dict[UUID, str | None] = dict.fromkeys(run.id for run in runs)
+    crashed: dict[UUID, float] = {}
+    while shown:
+        for run in _read(list(shown)):
+            if run.state_name != shown[run.id] and on_change:
                 on_change(run)
-            names[run.id] = (run.name, run.state_name)
-            if has_ended(run):
-                del names[run.id]
+            shown[run.id] = run.state_name
+            if _has_ended(run, crashed):
+                del shown[run.id]
                 if run.state.type != StateType.COMPLETED:
                     said = run.state.message or "its log says why"
                     raise UserError(f"Run {run.name!r} ended as {run.state.name}: {said}")
@@ -125,12 +127,34 @@ def _read(ids: Sequence[UUID]) -> list[FlowRun]:
     return found
 
 
-def has_ended(run: FlowRun) -> bool:
-    """Whether nothing will come of a run any more. One that crashed may be taken up again."""
-    state = run.state
-    if state is None or not state.is_final():
-        return False
-    return not state.is_crashed() or time.time() - state.timestamp.timestamp() > FORGIVEN
+def _has_ended(run: FlowRun, crashed: dict[UUID, float]) -> bool:
+    """Whether nothing will come of a run any more. One that crashed may be taken up again.
+
+    Args:
+        crashed: since when which run is, by this host's steady clock; clocks that show the time of day jump.
+    """
+    if run.state is not None and run.state.is_crashed():
+        return time.monotonic() - crashed.setdefault(run.id, time.monotonic()) > FORGIVEN
+    crashed.pop(run.id, None)
+    return run.state is not None and run.state.is_final()
+
+
+def patiently(step: Callable, *arguments, wait_for: type[UserError] = UserError):
+    """Do a step; while something elsewhere is away, such as DVC's remote, do it again after ever longer pauses.
+
+    Args:
+        wait_for: what the step raises then.
+
+    Raises:
+        UserError: it is still away after an hour.
+    """
+    for pause in PAUSES:
+        try:
+            return step(*arguments)
+        except wait_for as error:
+            print(f"{error} Trying again in {pause} s · {pause} 秒后重试")
+            time.sleep(pause)
+    return step(*arguments)
 
 
 def clear_up(flow, flow_run: FlowRun, state) -> None:

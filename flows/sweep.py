@@ -3,7 +3,7 @@
 Each set is a run of flow try_parameters, which waits in the GPU pool's queue until an agent is free.
 """
 
-from prefect import flow, task
+from prefect import flow
 
 from flows import artifacts, runs
 from flows.finetune_adapters import failures_told, finish, train_on_agents
@@ -33,13 +33,13 @@ def sweep(adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], r
         prepare(clone)
         best = attempt_all(clone, run, adapter, points)
         experiments.apply(best)
-        train_on_agents(run, retrain.hand_out(clone, run))
+        train_on_agents(run, runs.patiently(retrain.hand_out, clone, run))
         return finish(clone, run, f"sweep: {best}, the best of {len(points)}")
 
 
 def attempt_all(clone: Clone, run: str, adapter: str, points: list[experiments.Point]) -> str:
     """Have every set tried on an agent; gives the best one's name."""
-    ref = retrain.hand_out(clone, run)
+    ref = runs.patiently(retrain.hand_out, clone, run)
     queue = f"gpus-{params.load().train.devices}"
     started = [
         runs.start(
@@ -67,11 +67,5 @@ def try_parameters(ref: str, adapter: str, point: dict[str, Value]) -> None:
     clone = retrain.take(run, ref, adapter)
     with artifacts.progress(adapter):
         experiments.attempt(clone, adapter, point)
-    give_back(clone, adapter, point)
+    runs.patiently(experiments.give_back, clone, adapter, point)
     clone.discard()
-
-
-@task(retries=6, retry_delay_seconds=[10, 30, 60, 300, 900, 1800])
-def give_back(clone: Clone, adapter: str, point: dict) -> None:
-    """Push what was made. What is away for a while is waited for."""
-    experiments.give_back(clone, adapter, point)

@@ -2,13 +2,13 @@
 
 import os
 
-from prefect import flow, task
+from prefect import flow
 
 from flows import artifacts, runs
 from models.errors import UserError
 from models.storage import read_json
 from pipelines import retrain
-from pipelines.clone import Clone
+from pipelines.clone import Clone, RemoteAway
 from pipelines.programs import end_leftovers
 
 
@@ -19,10 +19,10 @@ def train_adapter(ref: str, name: str) -> None:
     free_the_gpu()
     clone = retrain.take(run, ref, name)
     with artifacts.progress(name):
-        train(clone, name)
+        runs.patiently(train, clone, name, wait_for=RemoteAway)
     if name != "base":
         artifacts.show_losses(name, read_json(artifacts.WEIGHTS / name / "manifest.json")["training"]["history"])
-    give_back(clone)
+    runs.patiently(retrain.give_back, clone)
     clone.discard()
 
 
@@ -32,7 +32,7 @@ def train(clone: Clone, name: str) -> None:
         try:
             retrain.train(clone, name)
             break
-        except UserError:
+        except UserError:  # of a remote that is away, too: nothing was killed then
             if not left or not retrain.was_killed(name):
                 raise
             free_the_gpu()  # had its shell died alone, it would still be there
@@ -43,9 +43,3 @@ def free_the_gpu() -> None:
     """End what an earlier run of this agent, or the agent's earlier life, left on its GPUs."""
     if agent := os.environ.get("TUNELINE_AGENT"):
         end_leftovers("TUNELINE_AGENT", agent)
-
-
-@task(retries=6, retry_delay_seconds=[10, 30, 60, 300, 900, 1800])
-def give_back(clone: Clone) -> None:
-    """Push what was made. A remote that is full or away for a while is waited for, up to an hour."""
-    retrain.give_back(clone)

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from models.errors import UserError
 from models.storage import writing_folder
@@ -39,12 +40,22 @@ def repository() -> str:
         raise UserError(f"There is no repository to clone ({error}); set {REPOSITORY} to its folder or URL.") from None
 
 
+class RemoteAway(UserError):
+    """DVC's remote does not take data, or does not give them; it may later."""
+
+
 @dataclass(frozen=True)
 class Clone:
     """A clone and where it came from."""
 
     folder: Path
     origin: str
+
+    @property
+    def address(self) -> str:
+        """The origin as it may be shown: without a user's name and password, if its URL has them."""
+        parts = urlsplit(self.origin)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.password else self.origin
 
     def git(self, *arguments: str) -> str:
         return output_of("git", "-C", str(self.folder), *arguments)
@@ -65,9 +76,23 @@ class Clone:
     def has_remote(self) -> bool:
         return bool(dvc.ask("--cd", str(self.folder), "remote", "list"))
 
+    def repro(self, *arguments: str) -> None:
+        """Run ``dvc repro``, which takes from the remote what is there; for the clone that this process is in.
+
+        Raises:
+            RemoteAway: it failed, and the remote does not answer either.
+            UserError: a stage failed.
+        """
+        try:
+            dvc.run("repro", *self.pull, *arguments)
+        except UserError:
+            if self.has_remote:
+                self.push_data()
+            raise
+
     @property
     def pull(self) -> tuple[str, ...]:
-        """What `dvc repro` is told, so that it takes from the remote what is there."""
+        """What `dvc repro` and `dvc exp run` are told, so that they take from the remote what is there."""
         return ("--pull",) if self.has_remote else ()
 
     def take_data(self, *targets: str) -> None:
@@ -80,12 +105,16 @@ class Clone:
         """Bring what was made to DVC's remote.
 
         Raises:
-            UserError: the remote does not take it, or there is none where it would be needed.
+            RemoteAway: it is full or unreachable; what is there is whole, and the rest can be pushed again.
+            UserError: there is none where it would be needed.
         """
         if self.has_remote:
-            dvc.run("--cd", str(self.folder), "push", "--quiet", *options)
+            try:
+                dvc.run("--cd", str(self.folder), "push", "--quiet", *options)
+            except UserError:
+                raise RemoteAway("DVC's remote is full or unreachable; the lines above say more.") from None
         elif not self.shares_cache:
-            raise UserError(f"{self.origin} names no DVC remote, by which hosts share data; `dvc remote add -d` one.")
+            raise UserError(f"{self.address} names no DVC remote, by which hosts share data; `dvc remote add -d` one.")
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -150,7 +179,7 @@ def commit_of(clone: Clone, revision: str) -> str:
             return clone.git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
         except UserError:
             continue
-    raise UserError(f"{clone.origin} has no revision {revision!r}.")
+    raise UserError(f"{clone.address} has no revision {revision!r}.")
 
 
 def _say_who_commits(clone: Clone) -> None:

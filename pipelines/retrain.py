@@ -17,7 +17,7 @@ from models import checkpoints
 from models.errors import UserError
 from models.storage import read_json, sha256_of
 from pipelines import dvc, evidence, promote, registry
-from pipelines.clone import Clone, left_of, open_clone
+from pipelines.clone import Clone, RemoteAway, left_of, open_clone
 from pipelines.finetune import SUMMARY, refuse_if_blocked
 from pipelines.programs import output_of
 from stages import params
@@ -25,7 +25,9 @@ from stages import params
 BRANCH = "tuneline/retrained"
 REF = "refs/tuneline/runs/{run}"
 PREPARED = ("encode", "base", "general")
-ENTERED = "tuneline.entered"  # in the clone's settings: the commit that was taken in
+# In the clone's settings, for whoever goes on in it:
+ENTERED = "tuneline.entered"  # the commit that was taken in
+CHAMPION = "tuneline.champion"  # the version that was live, as others had pushed it
 ATTEMPTS = 3
 
 
@@ -51,6 +53,7 @@ def enter(run: str, revision: str = "HEAD") -> Clone:
             merge(wanted)
         else:
             clone.git("switch", "--quiet", "--create", BRANCH)
+        clone.git("config", CHAMPION, registry.live() or "none")
         clone.git("config", ENTERED, wanted)
     return clone
 
@@ -88,13 +91,16 @@ def prepare(clone: Clone) -> None:
 
     Raises:
         DataBlocked: the data checks stopped it.
+        RemoteAway: what is needed is in DVC's remote, which does not answer.
         UserError: a stage failed.
     """
     params.load()  # a slip of the pen is told before anything runs
     clone.take_data(*PREPARED)
     started = time.time()
     try:
-        dvc.run("repro", *clone.pull, *PREPARED)
+        clone.repro(*PREPARED)
+    except RemoteAway:
+        raise
     except UserError:
         refuse_if_blocked(started)
         raise
@@ -134,8 +140,8 @@ class Outcome:
     Attributes:
         summary: the comparison's short form.
         decisions: of promotion, by adapter, the best one first.
-        promoted: the version that is live now, if one of them made it.
-        commit: on the branch, or None where nothing was to be committed.
+        promoted: the version that this retraining made live, or None.
+        commit: the last on the branch, or None where nothing was to be committed.
     """
 
     summary: str
@@ -166,31 +172,53 @@ def withdraw(run: str) -> None:
         output_of("git", "push", "--quiet", "origin", f":{ref}")
 
 
-def conclude(clone: Clone, run: str, cause: str, publish: Callable[[Clone, str], bool] = publish) -> Outcome:
+def conclude(
+    clone: Clone,
+    run: str,
+    cause: str,
+    repro: Callable[[Clone], None] = Clone.repro,
+    publish: Callable[[Clone, str], bool] = publish,
+) -> Outcome:
     """Gather what was trained, compare, commit, promote what is better, and bring it all to the origin.
 
     Args:
-        publish: :func:`publish`, or the same with more patience.
+        repro, publish: :meth:`Clone.repro` and :func:`publish`, or the same with more patience.
 
     Raises:
         UserError: a stage failed, or others changed the branch again and again.
     """
     for _ in range(ATTEMPTS):
-        dvc.run("repro", *clone.pull)
-        commit = commit_results(cause)
-        decisions, promoted = promote_the_best()
+        repro(clone)
+        commit = commit_results(message(cause))
+        decisions = promote_the_best()
+        commit = commit_results(verdict(decisions)) or commit
         if publish(clone, run):
-            return Outcome(SUMMARY.read_text(encoding="utf-8"), decisions, promoted, commit)
-        merge(f"origin/{BRANCH}")  # another retraining came first: take in what it made, and compare again
+            return Outcome(SUMMARY.read_text(encoding="utf-8"), decisions, new_champion(clone), commit)
+        take_in_others(clone)  # another retraining came first: compare again, with its champion
     raise UserError(f"Others changed {BRANCH} {ATTEMPTS} times in between; run it again when they have ended.")
 
 
-def commit_results(cause: str) -> str | None:
-    """Commit dvc.lock and the reports; gives the commit, or None if all is as it was."""
+def take_in_others(clone: Clone) -> None:
+    """Merge what others have pushed, and give up versions of our own under numbers that theirs may have."""
+    merge(f"origin/{BRANCH}")
+    if tags := output_of("git", "tag", "--list", "champion*").split():
+        output_of("git", "tag", "--delete", *tags)
+    output_of("git", "fetch", "--quiet", "origin", "refs/tags/champion*:refs/tags/champion*")
+    clone.git("config", CHAMPION, registry.live() or "none")
+
+
+def new_champion(clone: Clone) -> str | None:
+    """The version that this retraining made live, be it in an earlier life of its process."""
+    live = registry.live()
+    return None if live == clone.setting(CHAMPION) else live
+
+
+def commit_results(said: str) -> str | None:
+    """Commit dvc.lock and the reports with this message; gives the commit, or None if all is as it was."""
     output_of("git", "add", "--all")
     if not output_of("git", "diff", "--cached", "--name-only"):
         return None
-    output_of("git", "commit", "--quiet", "--message", message(cause))
+    output_of("git", "commit", "--quiet", "--message", said)
     return output_of("git", "rev-parse", "--short", "HEAD")
 
 
@@ -212,8 +240,8 @@ def data_hash() -> str:
     return sha256_of(evidence.CHECKED / "receipt.json")[:8]
 
 
-def promote_the_best() -> tuple[dict[str, dict], str | None]:
-    """Offer the adapters as challengers, the best first, until one is promoted."""
+def promote_the_best() -> dict[str, dict]:
+    """Offer the adapters as challengers, the best first, until one is promoted; gives the decisions by adapter."""
     decisions: dict[str, dict] = {}
     champion = registry.champion()
     live = champion and read_json(champion / "manifest.json")["weights_sha256"]
@@ -222,8 +250,19 @@ def promote_the_best() -> tuple[dict[str, dict], str | None]:
             break  # those behind it are no better than the champion
         decisions[name] = promote.promote(name)
         if decisions[name]["promote"]:
-            return decisions, decisions[name]["version"]
-    return decisions, None
+            break
+    return decisions
+
+
+def verdict(decisions: dict[str, dict]) -> str:
+    """A commit's message: why none of the challengers was promoted."""
+    lines = [f"{name}: {'; '.join(reasons_against(decision))}" for name, decision in decisions.items()]
+    return "\n".join([f"Keep the champion: {', '.join(decisions)} not promoted", "", *lines])
+
+
+def reasons_against(decision: dict) -> list[str]:
+    """The conditions of promotion that a challenger did not meet."""
+    return [f"{each['condition']}: {each['found']}" for each in decision["conditions"] if not each["met"]]
 
 
 def ranked() -> list[str]:
@@ -269,7 +308,7 @@ def train(clone: Clone, name: str) -> None:
         UserError: it failed; the lines before say why.
     """
     clone.take_data(*PREPARED)
-    dvc.run("repro", "--single-item", *clone.pull, *stages_of(name))
+    clone.repro("--single-item", *stages_of(name))
 
 
 def was_killed(name: str) -> bool:

@@ -1,6 +1,7 @@
 """A whole site: a Prefect server, its keeper, agents; what they do, and what is left when something dies."""
 
 import json
+import random
 import subprocess
 import sys
 import time
@@ -9,16 +10,31 @@ from pathlib import Path
 
 import pytest
 import yaml
+from given import write_rows
 from sites import TRAINING, Site, until
 
 pytestmark = pytest.mark.integration
 
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    made = Site(tmp_path_factory.mktemp("site"))
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "chats").mkdir()
+    made = Site(folder, TUNELINE_CHATS=str(folder / "chats"), TUNELINE_COMMAND=f"tee -a {folder / 'told'}")
     with made.open():
         yield made
+
+
+def told(site) -> list[dict]:
+    """What the command of the user's own was told, the events in their order."""
+    text, found = (site.folder / "told").read_text(encoding="utf-8"), []
+    while text:
+        event, end = json.JSONDecoder().raw_decode(text)
+        found.append(event)
+        text = text[end:].lstrip()
+    return found
 
 
 def test_a_retraining_on_agents_ends_as_one_commit_and_a_champion(site):
@@ -37,6 +53,8 @@ def test_a_retraining_on_agents_ends_as_one_commit_and_a_champion(site):
     assert site.git("for-each-ref", "refs/tuneline") == ""
     assert not any((site.folder / "home/runs").iterdir())
     assert {"data-checks", "comparison", "promotion", "training-lora", "loss-lora"} <= site.artifacts()
+    (event,) = told(site)
+    assert (event["event"], event["version"], event["cause"]) == ("promoted", "v1.0.0", "test")
 
 
 def test_where_nothing_changed_it_ends_at_once(site):
@@ -63,6 +81,35 @@ def test_a_sweep_tries_every_set_on_the_agent_and_retrains_with_the_best(site):
     settings = yaml.safe_load(site.git("show", "tuneline/retrained:params.yaml"))["adapters"]["lora"]
     assert f"lora-rank-{settings['rank']}," in message
     assert "sweep" in site.artifacts()
+    # What was decided stands on the branch, be it for or against.
+    last = site.git("log", "-1", "--format=%B", "tuneline/retrained")
+    assert last.startswith(("Promote lora", "Keep the champion: lora not promoted"))
+
+
+def advertisement(draw: random.Random) -> dict:
+    """A row of another kind than the demo's: attributes of clothes, and a long text that praises them."""
+    kind, stuff, style = map(draw.choice, ("裙衫裤衣鞋", "麻棉绒纱丝", "雅洁潮萌酷"))
+    praise = "".join(draw.sample(["版型显瘦，", "穿着舒适，", "面料透气，", "细节精致，", "百搭时尚，"], 4))
+    answer = f"这款{stuff}{kind}{praise}尽显{style}的气质，" * 3
+    return {"context": f"类型#{kind}*材质#{stuff}*风格#{style}", "target": answer}
+
+
+def test_drift_starts_one_retraining_a_day_and_says_why(site):
+    drifts = {"flow_runs": {"name": {"like_": "finetune · drift"}}}
+    steady = site.run("monitor-drift")
+    assert site.ended(steady) == "Completed"
+    assert site.ask("POST", "/flow_runs/filter", drifts) == []
+    draw = random.Random(0)
+    write_rows(site.folder / "chats/logged.jsonl", [advertisement(draw) for _ in range(200)])
+    for _ in range(2):
+        assert site.ended(site.run("monitor-drift")) == "Completed"
+    (started,) = site.ask("POST", "/flow_runs/filter", drifts)
+    assert "answer_characters" in started["parameters"]["cause"]
+    assert site.ended(started["id"]) == "Completed"
+    assert [event["event"] for event in told(site)].count("drift") == 2
+    assert "drift" in site.artifacts()
+    assert len(list((site.folder / "home/reports").glob("drift-*.html"))) == 3
+    (site.folder / "chats/logged.jsonl").unlink()
 
 
 def test_data_that_are_blocked_fail_with_their_reasons_and_cost_no_training(site):
@@ -73,17 +120,23 @@ def test_data_that_are_blocked_fail_with_their_reasons_and_cost_no_training(site
     assert site.ended(run) == "Failed"
     assert "The data checks stopped it" in site.ask("GET", f"/flow_runs/{run}")["state"]["message"]
     assert site.children(run) == []
+    assert told(site)[-1]["event"] == "blocked"
     site.project.edit_params(limit(0.2))
     site.project.commit("lenient again")
+
+
+def cancel(site, run: str) -> None:
+    """As the UI does it; the GPU must be free within 30 s."""
+    site.ask("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    until(lambda: not site.processes(TRAINING), "the training to end", 30)
+    until(lambda: site.state(run) == "Cancelled", "the run to be cancelled", 60)
 
 
 def test_a_run_cancelled_in_the_ui_frees_the_gpu_within_30_seconds(site):
     site.set_epochs(30)
     run = site.run("finetune-adapters", cause="cancelled")
     site.training()
-    site.ask("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
-    until(lambda: not site.processes(TRAINING), "the training to end", 30)
-    until(lambda: site.state(run) == "Cancelled", "the run to be cancelled", 60)
+    cancel(site, run)
     until(lambda: all(child["state"]["type"] in ("CANCELLED", "COMPLETED") for child in site.children(run)), "children")
 
 
@@ -149,6 +202,36 @@ def weights_in(project: Path, md5: str) -> str:
     """The hash of the adapter's weights, in a folder that DVC's cache has."""
     listed = project / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
     return next(each["md5"] for each in json.loads(listed.read_text()) if each["relpath"].endswith(".safetensors"))
+
+
+def test_a_clock_that_jumps_a_day_ahead_and_back_disturbs_nothing(site):
+    """The agent's, and with it its flow's and training's; longer after each than silence is suffered."""
+    if FAKETIME is None:
+        pytest.skip("needs Debian's faketime, which lets the clock of one program jump")
+    clock = site.folder / "clock"
+    clock.write_text("+0\n")
+    site.stop("gpu")
+    site.own["gpu"] = {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "NO_FAKE_STAT": "1",
+    }
+    site.start("gpu")
+    site.set_epochs(200)
+    run = site.run("finetune-adapters", cause="clock")
+    training = site.training()
+    for jump in ("+1d", "+0"):
+        clock.write_text(f"{jump}\n")
+        time.sleep(95)
+        assert training.is_running()
+    assert {child["state"]["type"] for child in site.children(run)} <= {"RUNNING", "COMPLETED"}
+    assert all(child["run_count"] == 1 for child in site.children(run))
+    cancel(site, run)
+    del site.own["gpu"]
+    site.stop("gpu")
+    site.start("gpu")
 
 
 def test_of_the_ticks_that_nobody_served_one_is_enough(site):

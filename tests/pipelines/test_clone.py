@@ -1,12 +1,16 @@
 """Clones of runs, of real repositories with DVC in them."""
 
+import hashlib
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from models.errors import UserError
-from pipelines import dvc, retrain
-from pipelines.clone import left_of, open_clone
+from pipelines import dvc, registry, retrain
+from pipelines.clone import Clone, RemoteAway, left_of, open_clone
 from pipelines.programs import output_of
 
 
@@ -80,6 +84,78 @@ def test_a_repository_elsewhere_needs_a_remote(origin, tmp_path):
     assert str(tmp_path / "home/cache") in (clone.folder / ".dvc/config.local").read_text()
 
 
+# The remote ----------------------------------------------------------------------------------------
+
+
+def objects(store: Path) -> set[str]:
+    """What a remote holds under the names of whole objects."""
+    found = {path.parent.name + path.name: path for path in store.glob("files/md5/??/*") if len(path.name) == 30}
+    for name, path in found.items():
+        assert hashlib.md5(path.read_bytes()).hexdigest() == name  # none is there by half
+    return set(found)
+
+
+def test_a_remote_that_is_away_is_told_from_a_stage_that_fails(origin, tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    dvc.ask("remote", "add", "--default", "store", str(store))
+    stages = {
+        "good": {"cmd": "cat data.txt data.txt > good", "deps": ["data.txt"], "outs": ["good"]},
+        "bad": {"cmd": "false"},
+    }
+    (origin / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    commit(origin, "a", "2")
+    clone = open_clone("run", "HEAD")
+    monkeypatch.chdir(clone.folder)
+    clone.repro("good")
+    clone.push_data()
+    assert len(objects(store)) == 2
+    with pytest.raises(UserError) as failed:
+        clone.repro("bad")
+    assert not isinstance(failed.value, RemoteAway)
+    store.rename(tmp_path / "unplugged")
+    store.write_text("")  # nothing can lie below it now
+    shutil.rmtree(origin / ".dvc/cache")
+    (clone.folder / "good").unlink()
+    with pytest.raises(RemoteAway):
+        clone.repro("good")
+    store.unlink()
+    (tmp_path / "unplugged").rename(store)
+    clone.repro("good")
+    assert (clone.folder / "good").read_text() == "datadata"
+
+
+def test_a_full_remote_takes_nothing_by_half_and_the_rest_once_there_is_room(origin, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", store], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system (root)")
+    try:
+        dvc.ask("remote", "add", "--default", "store", str(store))
+        (origin / "big").write_bytes(bytes(400_000))
+        dvc.ask("add", "--quiet", "big")
+        commit(origin, "a", "2")
+        clone = open_clone("run", "HEAD")
+        dvc.ask("--cd", str(clone.folder), "checkout", "--quiet")
+        with pytest.raises(RemoteAway):
+            clone.push_data()
+        assert len(objects(store)) < 2
+        subprocess.run(["mount", "-o", "remount,size=4m", store], check=True)
+        clone.push_data()
+        assert len(objects(store)) == 2
+    finally:
+        subprocess.run(["umount", store], check=True)
+
+
+def test_an_address_is_shown_without_its_password():
+    secret = Clone(Path("x"), "https://team:secret@host.example/repo.git")
+    assert secret.address == "https://host.example/repo.git"
+    assert Clone(Path("x"), "ssh://git@host.example/repo").address == "ssh://git@host.example/repo"
+    assert Clone(Path("x"), "/a/folder").address == "/a/folder"
+
+
+# Revisions -----------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("revision", ["nowhere", "refs/tuneline/runs/none"])
 def test_a_revision_that_is_not_there_leaves_no_clone(origin, tmp_path, revision):
     with pytest.raises(UserError):
@@ -127,6 +203,56 @@ def test_two_retrainings_at_a_time_lose_nothing(origin, monkeypatch):
     retrain.merge(f"origin/{retrain.BRANCH}")
     assert retrain.publish(second, "two")
     assert {"one", "two"} <= set(git(origin, "ls-tree", "--name-only", retrain.BRANCH).split())
+
+
+def promoted(name: str) -> str:
+    """Make an adapter of this name the champion of the clone that this process is in; gives the version."""
+    adapter = Path("tmp-adapter")
+    adapter.mkdir(exist_ok=True)
+    (adapter / "weights").write_text(name)
+    return registry.register(adapter, (), f"Promote {name}")
+
+
+def test_of_two_promotions_at_a_time_the_second_meets_the_first_and_takes_the_next_number(origin, monkeypatch):
+    first = entered(monkeypatch, "one")
+    monkeypatch.chdir(origin)
+    second = entered(monkeypatch, "two")
+    for clone in (first, second):
+        monkeypatch.chdir(clone.folder)
+        assert promoted(clone.folder.name) == "v1.0.0"
+        assert retrain.new_champion(clone) == "v1.0.0"
+    monkeypatch.chdir(first.folder)
+    assert retrain.publish(first, "one")
+    monkeypatch.chdir(second.folder)
+    assert not retrain.publish(second, "two")
+    retrain.take_in_others(second)
+    assert registry.live() == "v1.0.0"
+    assert retrain.new_champion(second) is None
+    assert (registry.champion() / "weights").read_text() == "one"
+    assert promoted("two") == "v2.0.0"
+    assert retrain.publish(second, "two")
+    assert retrain.new_champion(second) == "v2.0.0"
+    assert {"champion@v1.0.0", "champion@v2.0.0"} <= set(git(origin, "tag").split())
+
+
+def test_a_version_is_new_to_a_run_that_was_killed_behind_its_promotion(origin, monkeypatch):
+    clone = entered(monkeypatch, "run")
+    promoted("one")
+    assert retrain.publish(clone, "run")
+    monkeypatch.chdir(origin)
+    again = entered(monkeypatch, "run")
+    assert retrain.new_champion(again) == "v1.0.0"
+    monkeypatch.chdir(origin)
+    assert retrain.new_champion(entered(monkeypatch, "next")) is None
+
+
+def test_why_nobody_was_promoted_stands_in_a_commit():
+    conditions = [
+        {"condition": "gain", "found": "0.01", "met": True},
+        {"condition": "forgetting", "found": "0.3 of 0.1", "met": False},
+    ]
+    said = retrain.verdict({"lora": {"promote": False, "conditions": conditions}})
+    assert said == "Keep the champion: lora not promoted\n\nlora: forgetting: 0.3 of 0.1"
 
 
 def test_the_branch_takes_in_what_the_revision_brings_and_on_both_sides_it_wins(origin, monkeypatch):
