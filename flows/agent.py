@@ -4,6 +4,8 @@ With ``--gpus`` it serves pool ``gpu``, one run at a time, and of those the ones
 no other agent on this host can own any of them, and what a run that died left there is ended before the next begins.
 ``--gpus none`` stands in for a GPU on a host without one. With ``--cpu`` it serves pool ``cpu``: orchestration, which
 waits most of the time. It ends with SIGTERM or SIGINT, and what it was doing is done again elsewhere.
+
+Prefect's worker is a process below it: one whose server had been away no longer ends when it is told to (3.8.8).
 """
 
 import argparse
@@ -11,7 +13,9 @@ import fcntl
 import os
 import re
 import socket
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -19,10 +23,11 @@ from prefect.settings import PREFECT_API_URL
 
 from models.errors import UserError, program
 from pipelines.clone import home
-from pipelines.programs import become, end_leftovers
+from pipelines.programs import end_leftovers, run_module
 
 SIDE_BY_SIDE = 8  # orchestrating runs, which wait for others
 PATIENCE = 120.0  # seconds for the server to answer at first
+ENDING = 40.0  # seconds that a worker and what it runs may take to end; a training writes a checkpoint
 
 
 def gpus_of(said: str) -> tuple[str, ...]:
@@ -35,21 +40,23 @@ def gpus_of(said: str) -> tuple[str, ...]:
     return found
 
 
-def own(names: list[str]) -> None:
-    """Hold these, for as long as this process lives, whatever it becomes.
+def own(names: Sequence[str]) -> list[int]:
+    """Hold these for as long as this process lives, or another that gets the open files which this gives.
 
     Raises:
         UserError: another agent of this host holds one.
     """
     folder = home() / "agents"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    locks = []
     for name in names:
-        lock = os.open(folder / f"{name.replace('/', '-')}.lock", os.O_CREAT | os.O_RDWR, 0o600)
-        os.set_inheritable(lock, True)
+        path = folder / f"{socket.gethostname()} {name.replace('/', '-')}.lock"  # hosts may share the folder
+        locks.append(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"Another agent on this host owns {name}; stop it first.") from None
+    return locks
 
 
 def wait_for_server() -> None:
@@ -77,9 +84,10 @@ def main() -> None:
     arguments = parser.parse_args()
     gpus = () if arguments.cpu else arguments.gpus
     name = f"{socket.gethostname()}-{'cpu' if arguments.cpu else 'gpu-' + ('-'.join(gpus) or 'none')}"
-    own([f"gpu {each}" for each in gpus] or [name])
+    own([f"name {name}"])
     mark = f"{home()} {name}"  # another site on this host may have an agent of this name
-    end_leftovers("TUNELINE_AGENT", mark)
+    end_leftovers("TUNELINE_AGENT", mark)  # its worker, had it been killed alone, and what that runs
+    locks = own([f"gpu {each}" for each in gpus])
     os.environ |= {"TUNELINE_AGENT": mark, "PYTHONPATH": str(Path.cwd())}
     if not arguments.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -87,7 +95,8 @@ def main() -> None:
     work = ("--pool", "cpu", "--limit", str(SIDE_BY_SIDE))
     if not arguments.cpu:
         work = ("--pool", "gpu", "--limit", "1", "--work-queue", f"gpus-{max(len(gpus), 1)}")
-    become("prefect", "worker", "start", "--type", "process", "--name", name, *work)
+    worker = ("worker", "start", "--type", "process", "--name", name, *work)
+    sys.exit(run_module("prefect", *worker, patience=ENDING, files=locks))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import os
 import sys
 from pathlib import Path
 
+from flows.agent import ENDING
 from models.errors import UserError, program
 from models.storage import writing
 from pipelines.clone import home, repository
@@ -83,7 +84,7 @@ def _program(name: str, command: list[str], folder: Path) -> dict[str, str]:
         "startretries": "1000",  # an agent that waits for its GPUs is no reason to give up
         "stopasgroup": "true",  # the flow of a worker with the worker
         "killasgroup": "true",
-        "stopwaitsecs": "60",
+        "stopwaitsecs": str(round(ENDING) + 20),
         "redirect_stderr": "true",
         "stdout_logfile": str(folder / f"{name}.log"),
         "stdout_logfile_maxbytes": "20MB",

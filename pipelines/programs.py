@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -17,22 +17,35 @@ from models.errors import UserError
 QUIET = {"DVC_NO_ANALYTICS": "1", "ITERATIVE_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1"}
 
 
-def run_module(name: str, *arguments: str) -> int:
+def run_module(name: str, *arguments: str, patience: float | None = None, files: Sequence[int] = ()) -> int:
     """Run ``python -m name`` with this interpreter, its output going to the terminal; gives its exit code.
 
     It gets a process group of its own, and whatever ends this process, but for SIGKILL, ends that whole
     group: a program killed alone would leave what it started running.
+
+    Args:
+        patience: seconds that the group may take to end when it is told to; None for as long as that takes.
+        files: open files that it gets, such as locks that are to be held for as long as it lives.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     command = [sys.executable, "-m", name, *arguments]
-    process = subprocess.Popen(command, env={**os.environ, **QUIET, "PATH": path}, start_new_session=True)
+    environment = {**os.environ, **QUIET, "PATH": path}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=files)
     try:
         with terminable():
             return process.wait()
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
+            _end(process, patience)
+
+
+def _end(process: subprocess.Popen, patience: float | None) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def output_of(*command: str) -> str:

@@ -40,6 +40,34 @@ def test_a_gpu_has_one_owner_for_as_long_as_that_lives(tmp_path, monkeypatch):
     agent.own(["gpu 0"])
 
 
+def test_a_lock_lives_as_long_as_a_process_that_was_given_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNELINE_HOME", str(tmp_path))
+    locks = agent.own(["gpu 0"])
+    heir = subprocess.Popen(["sleep", "60"], pass_fds=locks)
+    os.close(locks[0])
+    with pytest.raises(UserError, match="owns gpu 0"):
+        agent.own(["gpu 0"])
+    heir.kill()
+    heir.wait()
+    agent.own(["gpu 0"])
+
+
+def test_a_program_that_does_not_end_when_told_is_killed_with_all_that_it_started(tmp_path):
+    """As Prefect's worker, once its server was away; ``python -m`` of a module of the test's own."""
+    ignore = "import signal, subprocess, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    deaf = f"{ignore}subprocess.Popen(['sleep', '60'])\nprint('deaf', flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "deaf.py").write_text(deaf)
+    code = "import sys; from pipelines.programs import run_module; sys.exit(run_module('deaf', patience=0.5))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    outer = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    assert outer.stdout.readline() == "deaf\n"
+    below = psutil.Process(outer.pid).children(recursive=True)
+    assert len(below) == 2
+    outer.terminate()
+    outer.wait(10)
+    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in below)
+
+
 def test_leftovers_are_ended_even_deaf_ones_and_others_are_not():
     marked = {**os.environ, "TUNELINE_TEST_MARK": "mine"}
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"

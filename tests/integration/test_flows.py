@@ -157,6 +157,18 @@ def test_a_training_and_a_flow_that_are_killed_go_on_by_themselves(site):
     assert not site.processes(TRAINING)
 
 
+def test_an_agent_told_to_stop_takes_its_training_with_it_and_the_next_goes_on(site):
+    site.set_epochs(8)
+    run = site.run("finetune-adapters", cause="stopped")
+    site.training()
+    site.stop("gpu")
+    assert not site.processes(TRAINING)
+    site.start("gpu")
+    assert site.ended(run) == "Completed"
+    lora = next(child for child in site.children(run) if "lora" in child["name"])
+    assert lora["run_count"] == 2
+
+
 def test_a_host_that_loses_power_and_a_server_that_restarts_cost_nothing(site, tmp_path):
     """Both agents die with all that they do, in the middle of a training; when that was noticed, the server goes."""
     site.set_epochs(4)
