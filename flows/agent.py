@@ -5,13 +5,14 @@ no other agent on this host can own any of them, and what a run that died left t
 ``--gpus none`` stands in for a GPU on a host without one. With ``--cpu`` it serves pool ``cpu``: orchestration, which
 waits most of the time. It ends with SIGTERM or SIGINT, and what it was doing is done again elsewhere.
 
-Prefect's worker is a process below it: one whose server had been away no longer ends when it is told to (3.8.8).
+Prefect's worker is a process below it, and so is what that runs: whatever ends the agent, but for SIGKILL, ends them.
 """
 
 import argparse
 import fcntl
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -95,6 +96,8 @@ def main() -> None:
     work = ("--pool", "cpu", "--limit", str(SIDE_BY_SIDE))
     if not arguments.cpu:
         work = ("--pool", "gpu", "--limit", "1", "--work-queue", f"gpus-{max(len(gpus), 1)}")
+    # The worker ends by SIGINT, which a job in a shell's background ignores, and its children with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = ("worker", "start", "--type", "process", "--name", name, *work)
     sys.exit(run_module("prefect", *worker, patience=ENDING, files=locks))
 

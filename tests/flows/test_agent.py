@@ -53,7 +53,6 @@ def test_a_lock_lives_as_long_as_a_process_that_was_given_it(tmp_path, monkeypat
 
 
 def test_a_program_that_does_not_end_when_told_is_killed_with_all_that_it_started(tmp_path):
-    """As Prefect's worker, once its server was away; ``python -m`` of a module of the test's own."""
     ignore = "import signal, subprocess, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     deaf = f"{ignore}subprocess.Popen(['sleep', '60'])\nprint('deaf', flush=True)\ntime.sleep(60)\n"
     (tmp_path / "deaf.py").write_text(deaf)
