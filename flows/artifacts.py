@@ -10,6 +10,7 @@ from uuid import UUID
 
 import httpx
 from prefect.artifacts import (
+    create_image_artifact,
     create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
@@ -18,6 +19,7 @@ from prefect.artifacts import (
 )
 from prefect.exceptions import PrefectHTTPStatusError
 
+from flows import curve
 from models.errors import UserError
 from models.storage import read_json
 from pipelines.retrain import BRANCH, Outcome
@@ -109,14 +111,10 @@ def show_drift(found: dict, page: Path | None) -> None:
 
 
 def show_losses(name: str, history: list[dict]) -> None:
-    """The evaluation losses of a training, at 20 of its steps at most."""
-    points = [point for point in history if point["split"] == "eval"] or history
-    points = points[:: math.ceil(len(points) / 20)] if points else []
-    steps, losses = ([point[key] for point in points] for key in ("step", "loss"))
-    table = "\n".join(f"| {step} | {loss:.4f} |" for step, loss in zip(steps, losses, strict=True))
-    create_markdown_artifact(
-        f"### {name}\n\n| step · 步 | evaluation loss · 评测损失 |\n|---:|---:|\n{table}\n", key=f"loss-{_key(name)}"
-    )
+    """The losses of a training, as a picture."""
+    points = [point for point in history if math.isfinite(point["loss"])]
+    if points:
+        create_image_artifact(curve.data_url(name, points), key=f"loss-{_key(name)}")
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def train_on_agents(run: str, ref: str) -> None:
             key=f"{run} {name}",
             name=title(name, data, knobs),
             parameters={"ref": ref, "name": name},
-            queue=f"gpus-{1 if name == 'base' else knobs.train.devices}",
+            gpus=1 if name == "base" else knobs.train.devices,
         )
         for name in retrain.pending()
     ]

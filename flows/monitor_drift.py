@@ -41,9 +41,10 @@ def monitor_drift(revision: str = "HEAD", again: bool = False) -> str:
 
 
 def sources() -> list[Path]:
-    """What is new: the raw data of params.yaml, and logged chats if they may be read."""
-    chats = os.environ.get(CHATS)
-    return [Path(params.load().ingest.source), *([Path(chats)] if chats else [])]
+    """What is new: the raw data of params.yaml, and logged chats if they may be read, and there are any."""
+    chats = Path(os.environ.get(CHATS) or os.devnull)
+    logged = [chats] if chats.is_dir() and any(chats.iterdir()) else []
+    return [Path(params.load().ingest.source), *logged]
 
 
 def keep_page(clone: Clone) -> Path | None:

@@ -65,13 +65,14 @@ def _is_over(client, run: str, age: float) -> bool:
 
 
 def start(
-    deployment: str, key: str, name: str, parameters: dict, queue: str | None = None, once: bool = False
+    deployment: str, key: str, name: str, parameters: dict, gpus: int | None = None, once: bool = False
 ) -> FlowRun:
     """Have an agent do something; whoever asks again under the same key gets the same run, unless that failed.
 
     Args:
         deployment: ``flow/name``.
-        queue: work queue of the deployment's pool.
+        gpus: how many it needs: process agents that own so many serve a queue of their own, and Kubernetes is asked
+            for them by a job variable, of which other pools take no notice.
         once: give the same run even if it failed.
     """
     parent = runtime.flow_run.id
@@ -82,7 +83,8 @@ def start(
             flow_run_name=name,
             timeout=0,
             idempotency_key=f"{key} {attempt}",
-            work_queue_name=queue,
+            work_queue_name=f"gpus-{gpus}" if gpus else None,
+            job_variables={"gpus": gpus} if gpus else None,
             tags=[OURS, *([tag_of(parent)] if parent else [])],
         )
         if once or not _failed(run):

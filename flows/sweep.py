@@ -40,14 +40,14 @@ def sweep(adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], r
 def attempt_all(clone: Clone, run: str, adapter: str, points: list[experiments.Point]) -> str:
     """Have every set tried on an agent; gives the best one's name."""
     ref = runs.patiently(retrain.hand_out, clone, run)
-    queue = f"gpus-{params.load().train.devices}"
+    gpus = params.load().train.devices
     started = [
         runs.start(
             "try-parameters/try-parameters",
             key=f"{run} {experiments.name_of(adapter, point)}",
             name=f"try {experiments.name_of(adapter, point)}",
             parameters={"ref": ref, "adapter": adapter, "point": point},
-            queue=queue,
+            gpus=gpus,
         )
         for point in points
     ]

@@ -96,8 +96,7 @@ def advertisement(draw: random.Random) -> dict:
 
 def test_drift_starts_one_retraining_a_day_and_says_why(site):
     drifts = {"flow_runs": {"name": {"like_": "finetune · drift"}}}
-    steady = site.run("monitor-drift")
-    assert site.ended(steady) == "Completed"
+    assert site.ended(site.run("monitor-drift")) == "Completed"  # and nobody has chatted yet
     assert site.ask("POST", "/flow_runs/filter", drifts) == []
     draw = random.Random(0)
     write_rows(site.folder / "chats/logged.jsonl", [advertisement(draw) for _ in range(200)])
