@@ -28,7 +28,8 @@ from pipelines.programs import end_leftovers, run_module
 
 SIDE_BY_SIDE = 8  # orchestrating runs, which wait for others
 PATIENCE = 120.0  # seconds for the server to answer at first
-ENDING = 40.0  # seconds that a worker and what it runs may take to end; a training writes a checkpoint
+LETTING_GO = 5.0  # seconds that a worker may take to end
+ENDING = 40.0  # seconds that what it runs may take; a training writes a checkpoint
 
 
 def gpus_of(said: str) -> tuple[str, ...]:
@@ -99,7 +100,12 @@ def main() -> None:
     # The worker ends by SIGINT, which a job in a shell's background ignores, and its children with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = ("worker", "start", "--type", "process", "--name", name, *work)
-    sys.exit(run_module("prefect", *worker, patience=ENDING, files=locks))
+    try:
+        code = run_module("prefect", *worker, patience=LETTING_GO, files=locks)
+    finally:
+        # Told to end, a worker lets go of what it runs, which would go on without it.
+        end_leftovers("TUNELINE_AGENT", mark, patience=ENDING)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,114 @@
+"""What orchestration costs: an idle retraining, a training's surroundings, and the pause between queued runs.
+
+``python -m benchmarks.flows`` asks a site that runs, the server of ``PREFECT_API_URL`` with one CPU and one GPU agent,
+and writes ``benchmarks/results/flows.json``:
+
+- *idle*: from the schedule of ``retrain`` to its end, where nothing changed.
+- *around*: of a run of ``train-adapter``, what was not training or evaluation: DVC, clone, checks, starting Python,
+  loading the base; both as the stages themselves took the time. The run is the last that completed, and its length
+  is that of the repository's settings.
+- *between*: of a sweep of many parameter sets, from the end of one run on the agent to the start of the next, while
+  the others wait. The sweep is cancelled after some.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+from prefect.settings import PREFECT_API_URL
+
+from benchmarks.checkpoint import machine
+from models.storage import read_json, write_json
+
+RESULTS = Path(__file__).parent / "results/flows.json"
+
+
+def ask(path: str, body: dict | None = None) -> dict | list:
+    answer = httpx.request("GET" if body is None else "POST", f"{PREFECT_API_URL.value()}{path}", json=body, timeout=60)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def start(deployment: str, **parameters) -> str:
+    found = ask(f"/deployments/name/{deployment}/{deployment}")
+    body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+    return ask(f"/deployments/{found['id']}/create_flow_run", body)["id"]
+
+
+def ended(run: str) -> dict:
+    while (found := ask(f"/flow_runs/{run}"))["state"]["type"] not in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED"):
+        time.sleep(1)
+    assert found["state"]["type"] == "COMPLETED", found["state"]
+    return found
+
+
+def seconds(earlier: str, later: str) -> float:
+    return round((datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds(), 2)
+
+
+def children(run: str) -> list[dict]:
+    return ask("/flow_runs/filter", {"flow_runs": {"tags": {"all_": [f"of {run}"]}}})
+
+
+def idle(times: int) -> dict:
+    found = [ended(start("retrain")) for _ in range(times)]
+    took = [seconds(run["created"], run["end_time"]) for run in found]
+    return {"seconds": took, "median": statistics.median(took)}
+
+
+def around(repository: Path, adapter: str) -> dict:
+    """Retrain what the repository holds, and take apart the time of the adapter's run and of the whole."""
+    whole = ended(start("finetune-adapters", cause="benchmark"))
+    run = next(each for each in children(whole["id"]) if each["name"].startswith(f"finetune {adapter}"))
+    metrics = read_json(repository / f"reports/metrics/{adapter}.json")
+    of_run = seconds(run["start_time"], run["end_time"])
+    return {
+        "training": metrics["training_seconds"],
+        "evaluation": metrics["seconds"],
+        "run_of_the_adapter": of_run,
+        "around": round(of_run - metrics["training_seconds"] - metrics["seconds"], 2),
+        "whole": seconds(whole["created"], whole["end_time"]),
+    }
+
+
+def between(sets: int, completed: int) -> dict:
+    """Queue a sweep over learning rates; gives the pauses between the first runs that completed."""
+    rates = [round(0.001 + 0.00001 * index, 5) for index in range(sets)]
+    run = start("sweep", adapter="lora", sets={"learning_rate": rates})
+    try:
+        while len(done := [each for each in children(run) if each["state"]["type"] == "COMPLETED"]) <= completed:
+            time.sleep(5)
+        queued = len(children(run))
+    finally:
+        ask(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    done.sort(key=lambda each: each["start_time"])
+    pauses = [seconds(one["end_time"], other["start_time"]) for one, other in itertools.pairwise(done)]
+    lengths = [seconds(each["start_time"], each["end_time"]) for each in done]
+    return {"queued": queued, "pauses": pauses, "longest": max(pauses), "median_run": statistics.median(lengths)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="+", choices=("idle", "around", "between"))
+    parser.add_argument("--repository", type=Path, default=Path(), help="a checkout of the branch with its results")
+    parser.add_argument("--sets", type=int, default=200)
+    parser.add_argument("--completed", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    kept = read_json(arguments.out) if arguments.out.is_file() else {}
+    for part in arguments.parts:
+        kept[part] = {
+            "idle": lambda: idle(5),
+            "around": lambda: around(arguments.repository, "lora"),
+            "between": lambda: between(arguments.sets, arguments.completed),
+        }[part]()
+        print(part, kept[part], flush=True)
+    write_json(arguments.out, kept | {"machine": machine()})
+
+
+if __name__ == "__main__":
+    main()
