@@ -33,11 +33,17 @@ def monitor_drift(revision: str = "HEAD", again: bool = False) -> str:
     if found["verdict"] != "drift":
         print(f"{found['verdict']} · 没有漂移" if found["verdict"] == "steady" else found["verdict"])
         return found["verdict"]
-    cause = f"drift: {', '.join(found['drifted'])}"
+    cause = in_words(found["drifted"])
     notify.tell("drift", cause, drifted=found["drifted"], rows=found["rows"])
     started = start_retraining(revision, cause, again)
     print(f"{cause} → {started}")
     return cause
+
+
+def in_words(drifted: list[str], named: int = 2) -> str:
+    """The cause as run and commit are called by it: the first features, and how many more."""
+    more = f" and {len(drifted) - named} more" if len(drifted) > named else ""
+    return f"drift: {', '.join(drifted[:named])}{more}"
 
 
 def sources() -> list[Path]:
@@ -61,7 +67,7 @@ def start_retraining(revision: str, cause: str, again: bool) -> str:
     run = runs.start(
         "finetune-adapters/finetune-adapters",
         key=f"drift {datetime.now(UTC):%Y-%m-%d}" + (f" {runtime.flow_run.id}" if again else ""),
-        name=f"finetune · {cause}"[:200],
+        name=f"finetune · {cause}",
         parameters={"revision": revision, "cause": cause},
         once=True,
     )

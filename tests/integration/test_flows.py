@@ -103,7 +103,7 @@ def test_drift_starts_one_retraining_a_day_and_says_why(site):
     for _ in range(2):
         assert site.ended(site.run("monitor-drift")) == "Completed"
     (started,) = site.ask("POST", "/flow_runs/filter", drifts)
-    assert "answer_characters" in started["parameters"]["cause"]
+    assert started["parameters"]["cause"].startswith("drift: Answer, characters · 回答字数")
     assert site.ended(started["id"]) == "Completed"
     assert [event["event"] for event in told(site)].count("drift") == 2
     assert "drift" in site.artifacts()
