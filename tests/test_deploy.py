@@ -1,0 +1,59 @@
+"""What stands in deploy: whole, closed to others by default, and without a secret."""
+
+import json
+import re
+
+import pytest
+import yaml
+from given import ROOT
+
+from flows import SETTINGS
+
+DEPLOY = ROOT / "deploy"
+POOLS = sorted((DEPLOY / "pools").glob("*.json"))
+PLACEHOLDER = re.compile(r"{{ (\w+) }}")
+
+
+@pytest.fixture(scope="module")
+def services() -> dict:
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))["services"]
+
+
+@pytest.mark.parametrize("path", POOLS, ids=lambda path: path.stem)
+def test_every_placeholder_of_a_pool_is_one_of_its_variables(path):
+    pool = json.loads(path.read_text(encoding="utf-8"))
+    used = set(PLACEHOLDER.findall(json.dumps(pool["job_configuration"])))
+    assert used == set(pool["variables"]["properties"])
+    for name, variable in pool["variables"]["properties"].items():
+        assert "password" not in json.dumps(variable.get("default", "")).lower(), name
+
+
+def test_a_run_in_kubernetes_gets_the_gpus_that_it_is_started_with():
+    (path,) = (path for path in POOLS if path.stem == "kubernetes")
+    pool = json.loads(path.read_text(encoding="utf-8"))
+    (container,) = pool["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpus }}"
+    # The keeper starts a run again; a cluster that did it, too, would have it twice.
+    assert pool["variables"]["properties"]["backoff_limit"]["default"] == 0
+
+
+def test_the_server_of_the_compose_file_is_on_loopback_with_a_password(services):
+    server = services["server"]
+    assert server["ports"] == ["${TUNELINE_LISTEN:-127.0.0.1}:4200:4200"]
+    assert server["environment"]["PREFECT_SERVER_API_AUTH_STRING"].startswith("${TUNELINE_LOGIN:?")
+    assert "ports" not in services["database"]
+    name = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+    assert server["environment"][name] == SETTINGS[name]
+    assert server["environment"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+
+
+def test_every_service_asks_for_what_its_environment_needs(services):
+    example = (DEPLOY / "example.env").read_text(encoding="utf-8")
+    required = set(re.findall(r"\${(\w+):\?", (DEPLOY / "compose.yaml").read_text(encoding="utf-8")))
+    for name in required:
+        assert re.search(rf"^{name}=$", example, re.MULTILINE), f"{name} is to be named there, and left empty"
+
+
+def test_no_secret_goes_into_the_image():
+    left_out = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {".dvc/config.local", "**/.env", ".git", "conversation.jsonl"} <= set(left_out)
