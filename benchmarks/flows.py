@@ -4,15 +4,15 @@
 and writes ``benchmarks/results/flows.json``:
 
 - *idle*: from the schedule of ``retrain`` to its end, where nothing changed.
-- *around*: of a run of ``train-adapter``, what was not training or evaluation: DVC, clone, checks, starting Python,
-  loading the base; both as the stages themselves took the time. The run is the last that completed, and its length
-  is that of the repository's settings.
+- *around*: of a run of ``train-adapter``, what was not training as the stage itself took its time: clone, DVC, checks,
+  starting Python, loading the base, and the evaluation. How long it trains is for the repository's settings to say.
 - *between*: of a sweep of many parameter sets, from the end of one run on the agent to the start of the next, while
   the others wait. The sweep is cancelled after some.
 """
 
 import argparse
 import itertools
+import json
 import statistics
 import time
 from datetime import datetime
@@ -23,6 +23,8 @@ from prefect.settings import PREFECT_API_URL
 
 from benchmarks.checkpoint import machine
 from models.storage import read_json, write_json
+from pipelines.programs import output_of
+from pipelines.retrain import BRANCH
 
 RESULTS = Path(__file__).parent / "results/flows.json"
 
@@ -61,18 +63,13 @@ def idle(times: int) -> dict:
 
 
 def around(repository: Path, adapter: str) -> dict:
-    """Retrain what the repository holds, and take apart the time of the adapter's run and of the whole."""
+    """Retrain what the repository holds, and take apart the time of the adapter's run."""
     whole = ended(start("finetune-adapters", cause="benchmark"))
     run = next(each for each in children(whole["id"]) if each["name"].startswith(f"finetune {adapter}"))
-    metrics = read_json(repository / f"reports/metrics/{adapter}.json")
-    of_run = seconds(run["start_time"], run["end_time"])
-    return {
-        "training": metrics["training_seconds"],
-        "evaluation": metrics["seconds"],
-        "run_of_the_adapter": of_run,
-        "around": round(of_run - metrics["training_seconds"] - metrics["seconds"], 2),
-        "whole": seconds(whole["created"], whole["end_time"]),
-    }
+    metrics = output_of("git", "-C", str(repository), "show", f"{BRANCH}:reports/metrics/{adapter}.json")
+    training, took = json.loads(metrics)["training_seconds"], seconds(run["start_time"], run["end_time"])
+    figures = {"training": training, "run": took, "around": round(took - training, 2)}
+    return figures | {"whole": seconds(whole["created"], whole["end_time"])}
 
 
 def between(sets: int, completed: int) -> dict:
@@ -94,7 +91,7 @@ def between(sets: int, completed: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=("idle", "around", "between"))
-    parser.add_argument("--repository", type=Path, default=Path(), help="a checkout of the branch with its results")
+    parser.add_argument("--repository", type=Path, default=Path(), help="what the agents clone")
     parser.add_argument("--sets", type=int, default=200)
     parser.add_argument("--completed", type=int, default=10)
     parser.add_argument("--out", type=Path, default=RESULTS)

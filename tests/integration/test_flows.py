@@ -66,6 +66,15 @@ def test_where_nothing_changed_it_ends_at_once(site):
     assert site.children(run) == []
 
 
+def test_of_two_retrainings_started_at_once_one_waits_and_finds_nothing_to_do(site):
+    site.set_epochs(2)
+    runs = [site.run("finetune-adapters", cause=cause) for cause in ("one", "other")]
+    assert [site.ended(run) for run in runs] == ["Completed", "Completed"]
+    assert sum(bool(site.children(run)) for run in runs) == 1
+    log = site.git("log", "--format=%s", "tuneline/retrained").splitlines()
+    assert sum(line in ("Retrain: one", "Retrain: other") for line in log) == 1
+
+
 def test_a_sweep_tries_every_set_on_the_agent_and_retrains_with_the_best(site):
     run = site.run("sweep", adapter="lora", sets={"rank": [4, 8]})
     assert site.ended(run) == "Completed"

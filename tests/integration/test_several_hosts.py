@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sites import Site
+from sites import Site, until
 
 pytestmark = pytest.mark.integration
 
@@ -46,7 +46,7 @@ class Postgres:
         self.call("pg_ctl", "--pgdata", f"{self.folder}/data", "--mode", "immediate", "stop")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def database():
     made = Postgres()
     yield made
@@ -54,21 +54,21 @@ def database():
     shutil.rmtree(made.folder, ignore_errors=True)
 
 
-@pytest.fixture
-def site(tmp_path, database):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, database):
     """Server and keeper, a CPU agent and a GPU agent with homes of their own; the repository is bare."""
-    secret = "team:a password"
+    secret, folder = "team:a password", tmp_path_factory.mktemp("hosts")
     made = Site(
-        tmp_path,
+        folder,
         PREFECT_API_DATABASE_CONNECTION_URL=database.url,
         PREFECT_SERVER_API_AUTH_STRING=secret,
         PREFECT_API_AUTH_STRING=secret,
-        TUNELINE_REPOSITORY=f"file://{tmp_path}/origin.git",
+        TUNELINE_REPOSITORY=f"file://{folder}/origin.git",
     )
-    made.project.run("dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
+    made.project.run("dvc", "remote", "add", "--default", "store", str(folder / "store"))
     made.set_epochs(3)
-    made.project.run("git", "clone", "--quiet", "--bare", ".", str(tmp_path / "origin.git"))
-    made.own = {name: {"TUNELINE_HOME": str(tmp_path / f"home-{name}")} for name in ("cpu", "gpu")}
+    made.project.run("git", "clone", "--quiet", "--bare", ".", str(folder / "origin.git"))
+    made.own = {name: {"TUNELINE_HOME": str(folder / f"home-{name}")} for name in ("cpu", "gpu")}
     with made.open():
         yield made
 
@@ -87,10 +87,8 @@ def test_hosts_that_share_a_remote_and_a_server_whose_database_is_gone_for_a_min
     assert all(child["run_count"] <= 2 for child in site.children(run))
     shared = {site.folder / "home-cpu/cache", site.folder / "home-gpu/cache"}
     assert all(path.is_dir() for path in shared)
-    elsewhere = tmp_path / "elsewhere"
-    site.project.run(
-        "git", "clone", "--quiet", "-b", "tuneline/retrained", str(tmp_path / "origin.git"), str(elsewhere)
-    )
+    elsewhere, origin = tmp_path / "elsewhere", site.folder / "origin.git"
+    site.project.run("git", "clone", "--quiet", "-b", "tuneline/retrained", str(origin), str(elsewhere))
     for target in ("train@lora", "models/champion.dvc"):
         done = subprocess.run(["dvc", "pull", "--quiet", target], cwd=elsewhere, env=site.environment, check=False)
         assert done.returncode == 0, target
@@ -98,5 +96,23 @@ def test_hosts_that_share_a_remote_and_a_server_whose_database_is_gone_for_a_min
         elsewhere / folder / "adapter_model.safetensors" for folder in ("models/weights/lora", "models/champion")
     ]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_remote_that_is_away_when_the_training_ends_is_waited_for(site):
+    store, unplugged = site.folder / "store", site.folder / "unplugged"
+    site.set_epochs(4)
+    site.project.run("git", "push", "--quiet", str(site.folder / "origin.git"), "HEAD")
+    run = site.run("finetune-adapters", cause="remote")
+    site.training()
+    store.rename(unplugged)
+    store.write_text("")  # so that DVC cannot make the folder anew
+    until(lambda: "Trying again in" in (site.folder / "gpu.log").read_text(), "the remote to be missed", 200)
+    store.unlink()
+    unplugged.rename(store)
+    assert site.ended(run) == "Completed"
+    assert all(child["run_count"] == 1 for child in site.children(run))
+
+
+def test_no_log_names_the_password(site):
     for log in site.folder.glob("*.log"):
         assert "a password" not in log.read_text(errors="replace"), log.name
