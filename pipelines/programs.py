@@ -52,7 +52,7 @@ def output_of(*command: str) -> str:
     """Run a program to its end; gives what it wrote, without blanks around.
 
     Raises:
-        UserError: it is not there, or failed; with its last line.
+        UserError: it is not there, or failed; with what it said was fatal, or its last line.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
@@ -60,7 +60,8 @@ def output_of(*command: str) -> str:
     except FileNotFoundError:
         raise UserError(f"`{command[0]}` is not installed here.") from None
     if run.returncode != 0:
-        said = (run.stderr.strip() or run.stdout.strip() or "no output").splitlines()[-1]
+        lines = (run.stderr.strip() or run.stdout.strip() or "no output").splitlines()
+        said = next((line for line in lines if line.startswith("fatal: ")), lines[-1])
         name = command[2:5] if command[:2] == (sys.executable, "-m") else command[:3]
         raise UserError(f"`{' '.join(name)}` failed: {said}")
     return run.stdout.strip()
