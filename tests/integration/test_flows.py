@@ -137,6 +137,7 @@ def cancel(site, run: str) -> None:
     site.ask("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
     until(lambda: not site.processes(TRAINING), "the training to end", 30)
     until(lambda: site.state(run) == "Cancelled", "the run to be cancelled", 60)
+    until(lambda: all(child["state"]["type"] in ("CANCELLED", "COMPLETED") for child in site.children(run)), "children")
 
 
 def test_a_run_cancelled_in_the_ui_frees_the_gpu_within_30_seconds(site):
@@ -144,7 +145,6 @@ def test_a_run_cancelled_in_the_ui_frees_the_gpu_within_30_seconds(site):
     run = site.run("finetune-adapters", cause="cancelled")
     site.training()
     cancel(site, run)
-    until(lambda: all(child["state"]["type"] in ("CANCELLED", "COMPLETED") for child in site.children(run)), "children")
 
 
 def test_a_training_and_a_flow_that_are_killed_go_on_by_themselves(site):
