@@ -26,34 +26,40 @@ from pipelines.retrain import BRANCH, Outcome
 
 CHECKS = Path("reports/data_checks.json")
 METRICS, TRAINING, WEIGHTS = Path("reports/metrics"), Path("reports/training"), Path("models/weights")
-FIGURES = ("loss", "perplexity", "rouge-l", "bleu-4", "probes_met", "new_name", "general_loss", "training_seconds")
+FIGURES = {
+    "loss": "evaluation loss · 评测损失",
+    "perplexity": "perplexity · 困惑度",
+    "rouge-l": "ROUGE-L",
+    "bleu-4": "BLEU-4",
+    "probes_met": "probes met · 探针符合率",
+    "new_name": "new name · 新名字",
+    "general_loss": "loss on general text · 通用文本损失",
+    "training_seconds": "training, seconds · 训练秒数",
+}
 
 
 def show_checks() -> None:
     """The data checks that some row failed, and the books; places and values stay in the report."""
     checks = read_json(CHECKS)
-    books = checks["books"]
-    rows = [
-        {"check": each["check"], "severity": each["severity"], "rows": each["rows"], "share": f"{each['share']:.1%}"}
-        for each in checks["rows"]
-        if each["rows"]
-    ]
-    rows += [
-        {"check": each["check"], "severity": each["severity"], "rows": "all", "share": str(each["seen"])}
-        for each in checks["data"]
-        if not each["passed"]
-    ]
+    rows = [_check(each, each["rows"], f"{each['share']:.1%}") for each in checks["rows"] if each["rows"]]
+    rows += [_check(each, "–", each["seen"]) for each in checks["data"] if not each["passed"]]
     sides = "{rows_in:,} = train · 训练 {train:,} + eval · 评测 {eval:,} + quarantined · 隔离 {quarantined:,}".format(
-        **books
+        **checks["books"]
     )
     create_table_artifact(rows, key="data-checks", description=f"{checks['verdict']}: {sides}")
+
+
+def _check(check: dict, rows: int | str, share: float | str) -> dict:
+    found = f"{check['meaning']['en']} · {check['meaning']['zh']}"
+    return {"check · 检查": check["check"], "found · 结果": found, "rows · 行": rows, "share · 占比": share}
 
 
 def show_comparison(names: list[str]) -> None:
     """Figures of each model, side by side."""
     found = {name: read_json(METRICS / f"{name}.json") for name in names}
     rows = [
-        {"figure": figure} | {name: _short(values.get(figure)) for name, values in found.items()} for figure in FIGURES
+        {"figure · 指标": label} | {name: _short(values.get(figure)) for name, values in found.items()}
+        for figure, label in FIGURES.items()
     ]
     create_table_artifact(rows, key="comparison", description="Base and adapters · 基座与适配器")
 
@@ -94,12 +100,12 @@ def show_drift(found: dict, page: Path | None) -> None:
     """Every feature, how far it moved, and whether that counts."""
     rows = [
         {
-            "feature": each["label"],
-            "before": _short(each["reference_mean"]),
-            "now": _short(each["current_mean"]),
+            "feature · 特征": each["label"],
+            "before · 此前": _short(each["reference_mean"]),
+            "now · 现在": _short(each["current_mean"]),
             "p": f"{each['p_value']:.2g}",
-            "distance": f"{each['distance']:.2f}",
-            "drift": "✗" if each["drifted"] else "",
+            "distance · 距离": f"{each['distance']:.2f}",
+            "drift · 漂移": "✗" if each["drifted"] else "",
         }
         for each in found["columns"]
     ]
