@@ -71,12 +71,12 @@ def show_outcome(outcome: Outcome, address: str) -> None:
         address: of the repository.
     """
     version = f"champion {outcome.promoted}" if outcome.promoted else "the champion stays · 擂主不变"
-    where = f"{BRANCH}, commit {outcome.commit or 'as it was'} · `{address}`"
+    where = f"{BRANCH}, commit {outcome.commit} · `{address}`"
     parts = [f"## {version}", where, *(_decision(name, each) for name, each in outcome.decisions.items())]
     if outcome.promoted:
         parts.append(f"```\ndvc artifacts get {address} champion --rev champion@{outcome.promoted}\n```")
     show_text("promotion", "\n\n".join(parts))
-    if outcome.commit and address.startswith("https://"):
+    if address.startswith("https://"):
         create_link_artifact(
             f"{address.removesuffix('.git')}/commit/{outcome.commit}",
             link_text=f"{version} · {BRANCH}",

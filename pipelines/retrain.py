@@ -18,7 +18,7 @@ from models.errors import UserError
 from models.storage import read_json, sha256_of
 from pipelines import dvc, evidence, promote, registry
 from pipelines.clone import Clone, RemoteAway, left_of, open_clone
-from pipelines.finetune import SUMMARY, refuse_if_blocked
+from pipelines.finetune import refuse_if_blocked
 from pipelines.programs import output_of
 from stages import params
 
@@ -138,16 +138,14 @@ class Outcome:
     """What a retraining came to.
 
     Attributes:
-        summary: the comparison's short form.
         decisions: of promotion, by adapter, the best one first.
         promoted: the version that this retraining made live, or None.
-        commit: the last on the branch, or None where nothing was to be committed.
+        commit: the branch's last.
     """
 
-    summary: str
     decisions: dict[str, dict]
     promoted: str | None
-    commit: str | None
+    commit: str
 
 
 def publish(clone: Clone, run: str) -> bool:
@@ -189,11 +187,11 @@ def conclude(
     """
     for _ in range(ATTEMPTS):
         repro(clone)
-        commit = commit_results(message(cause))
+        commit_results(message(cause))
         decisions = promote_the_best()
-        commit = commit_results(verdict(decisions)) or commit
+        commit_results(verdict(decisions))
         if publish(clone, run):
-            return Outcome(SUMMARY.read_text(encoding="utf-8"), decisions, new_champion(clone), commit)
+            return Outcome(decisions, new_champion(clone), output_of("git", "rev-parse", "--short", "HEAD"))
         take_in_others(clone)  # another retraining came first: compare again, with its champion
     raise UserError(f"Others changed {BRANCH} {ATTEMPTS} times in between; run it again when they have ended.")
 
@@ -213,13 +211,11 @@ def new_champion(clone: Clone) -> str | None:
     return None if live == clone.setting(CHAMPION) else live
 
 
-def commit_results(said: str) -> str | None:
-    """Commit dvc.lock and the reports with this message; gives the commit, or None if all is as it was."""
+def commit_results(said: str) -> None:
+    """Commit dvc.lock and the reports with this message, if anything changed."""
     output_of("git", "add", "--all")
-    if not output_of("git", "diff", "--cached", "--name-only"):
-        return None
-    output_of("git", "commit", "--quiet", "--message", said)
-    return output_of("git", "rev-parse", "--short", "HEAD")
+    if output_of("git", "diff", "--cached", "--name-only"):
+        output_of("git", "commit", "--quiet", "--message", said)
 
 
 def message(cause: str) -> str:
