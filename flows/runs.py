@@ -9,7 +9,7 @@ from uuid import UUID
 import httpx
 from prefect import runtime
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
@@ -22,6 +22,7 @@ from pipelines.programs import end_leftovers
 
 OURS = "tuneline"  # the tag of every deployment
 POLL = 3.0  # seconds
+AT_ONCE = 200  # runs that the server tells of in one answer
 PAUSES = (10, 30, 60, 300, 900, 1800)  # seconds between attempts while something elsewhere is away: an hour in all
 KEPT = 7 * 86_400.0  # seconds that the clone of a failed run is kept
 FORGIVEN = 300.0  # seconds for which a crashed run may wait for the keeper to take it up again
@@ -100,7 +101,7 @@ def wait(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] | None = 
     """Wait until all runs have ended well. A server that is away for a while is waited for.
 
     Raises:
-        UserError: one failed, was cancelled, or died more often than it is started again.
+        UserError: one failed, was cancelled or deleted, or died more often than it is started again.
     """
     shown: dict[UUID, str | None] = dict.fromkeys(run.id for run in runs)
     crashed: dict[UUID, float] = {}
@@ -118,14 +119,18 @@ def wait(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] | None = 
 
 
 def _read(ids: Sequence[UUID]) -> list[FlowRun]:
-    found = []
-    with get_client(sync_client=True) as client:
-        for each in ids:
-            try:
-                found.append(client.read_flow_run(each))
-            except (httpx.HTTPError, PrefectHTTPStatusError) as error:  # the server restarts, or its database is gone
-                print(f"The server does not answer ({type(error).__name__}); waiting for it.")
-                return found
+    """Runs by their ids; none of them, while the server does not answer."""
+    found: list[FlowRun] = []
+    try:
+        with get_client(sync_client=True) as client:
+            for first in range(0, len(ids), AT_ONCE):
+                wanted = FlowRunFilter(id=FlowRunFilterId(any_=list(ids[first : first + AT_ONCE])))
+                found += client.read_flow_runs(flow_run_filter=wanted, limit=AT_ONCE)
+    except (httpx.HTTPError, PrefectHTTPStatusError) as error:  # the server restarts, or its database is gone
+        print(f"The server does not answer ({type(error).__name__}); waiting for it.")
+        return []
+    if gone := set(ids) - {run.id for run in found}:
+        raise UserError(f"Runs that were waited for were deleted: {', '.join(map(str, gone))}.")
     return found
 
 
@@ -161,11 +166,15 @@ def patiently(step: Callable, *arguments, wait_for: type[UserError] = UserError)
 
 def clear_up(flow, flow_run: FlowRun, state) -> None:
     """Let the runs end that a cancelled one had started, and remove its clone; a hook, called with these names."""
+    children = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag_of(flow_run.id)]))
     with get_client(sync_client=True) as client:
-        children = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag_of(flow_run.id)]))
-        for child in client.read_flow_runs(flow_run_filter=children):
-            if child.state and not child.state.is_final():
-                client.set_flow_run_state(child.id, Cancelling())
+        for first in itertools.count(0, AT_ONCE):
+            some = client.read_flow_runs(flow_run_filter=children, limit=AT_ONCE, offset=first)
+            for child in some:
+                if child.state and not child.state.is_final():
+                    client.set_flow_run_state(child.id, Cancelling())
+            if len(some) < AT_ONCE:
+                break
     retrain.abandon(str(flow_run.id))
 
 

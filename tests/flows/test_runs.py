@@ -1,0 +1,77 @@
+"""Runs that wait for others: what ends the waiting, and by which clock."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from prefect.client.schemas.objects import FlowRun, State, StateType
+
+from flows import runs
+from models.errors import UserError
+
+
+def run_in(kind: StateType, **more) -> FlowRun:
+    return FlowRun(flow_id=uuid4(), name="a run", state=State(type=kind, **more), state_name=kind.value.title())
+
+
+def completed(run: FlowRun) -> FlowRun:
+    return run.model_copy(update={"state": State(type=StateType.COMPLETED), "state_name": "Completed"})
+
+
+@pytest.fixture
+def steady(monkeypatch):
+    """A steady clock that the test moves."""
+    now = [1000.0]
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(runs.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    return now
+
+
+def answers(monkeypatch, *rounds: list[FlowRun]) -> None:
+    """What the server says, round for round; the last again and again."""
+    left = list(rounds)
+    monkeypatch.setattr(runs, "_read", lambda ids: left.pop(0) if len(left) > 1 else left[0])
+
+
+def test_a_crashed_run_may_be_taken_up_again_however_old_its_state_looks(steady, monkeypatch):
+    run = run_in(StateType.CRASHED, timestamp=datetime.now(UTC) - timedelta(days=2))
+    answers(monkeypatch, [run], [run], [completed(run)])
+    runs.wait([run])
+
+
+def test_one_that_stays_crashed_is_given_up(steady, monkeypatch):
+    run = run_in(StateType.CRASHED, message="its host is gone")
+    answers(monkeypatch, [run])
+    with pytest.raises(UserError, match="its host is gone"):
+        runs.wait([run])
+    assert steady[0] - 1000 > runs.FORGIVEN
+
+
+def test_while_the_server_is_away_nothing_is_decided(steady, monkeypatch):
+    run = run_in(StateType.RUNNING)
+    answers(monkeypatch, [run], [], [], [completed(run)])
+    seen = []
+    runs.wait([run], lambda changed: seen.append(changed.state_name))
+    assert seen == ["Running", "Completed"]
+
+
+def test_a_step_is_tried_again_while_something_is_away_and_not_for_ever(steady, capsys):
+    class Away(UserError):
+        pass
+
+    tried = []
+
+    def step(word: str) -> str:
+        tried.append(word)
+        if len(tried) < 3:
+            raise Away("The remote is away.")
+        return word
+
+    assert runs.patiently(step, "pushed", wait_for=Away) == "pushed"
+    assert steady[0] - 1000 == sum(runs.PAUSES[:2])
+    assert "Trying again in 10 s" in capsys.readouterr().out
+    tried.clear()
+    with pytest.raises(UserError, match="another"):
+        runs.patiently(lambda: (_ for _ in ()).throw(UserError("another")), wait_for=Away)
+    with pytest.raises(Away):
+        runs.patiently(lambda: (_ for _ in ()).throw(Away("still")), wait_for=Away)
