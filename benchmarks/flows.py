@@ -104,7 +104,7 @@ def main() -> None:
             "between": lambda: between(arguments.sets, arguments.completed),
         }[part]()
         print(part, kept[part], flush=True)
-    write_json(arguments.out, kept | {"machine": machine()})
+        write_json(arguments.out, kept | {"machine": machine()})
 
 
 if __name__ == "__main__":
