@@ -86,9 +86,13 @@ class Clone:
         try:
             dvc.run("repro", *self.pull, *arguments)
         except UserError:
-            if self.has_remote:
-                self.push_data()
+            self.refuse_if_away()
             raise
+
+    def refuse_if_away(self) -> None:
+        """Raises RemoteAway: there is a remote, and it does not take what this clone has."""
+        if self.has_remote:
+            self.push_data()
 
     @property
     def pull(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from models import checkpoints
 from models.errors import UserError
 from models.storage import read_json, sha256_of
 from pipelines import dvc, evidence, promote, registry
-from pipelines.clone import Clone, RemoteAway, left_of, open_clone
+from pipelines.clone import Clone, left_of, open_clone
 from pipelines.finetune import refuse_if_blocked
 from pipelines.programs import output_of
 from stages import params
@@ -98,11 +98,10 @@ def prepare(clone: Clone) -> None:
     clone.take_data(*PREPARED)
     started = time.time()
     try:
-        clone.repro(*PREPARED)
-    except RemoteAway:
-        raise
+        dvc.run("repro", *clone.pull, *PREPARED)
     except UserError:
         refuse_if_blocked(started)
+        clone.refuse_if_away()
         raise
 
 
