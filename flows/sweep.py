@@ -9,7 +9,7 @@ from flows import artifacts, runs
 from flows.finetune_adapters import failures_told, finish, train_on_agents
 from flows.prepare_data import prepare
 from flows.train_adapter import free_the_gpu
-from pipelines import retrain
+from pipelines import retrain, trainer
 from pipelines import sweep as experiments
 from pipelines.clone import Clone
 from stages import params
@@ -64,7 +64,7 @@ def try_parameters(ref: str, adapter: str, point: dict[str, Value]) -> None:
     """Train and evaluate an adapter with other settings, of what a sweep handed out."""
     run = runs.begin()
     free_the_gpu()
-    clone = retrain.take(run, ref, adapter)
+    clone = trainer.take(run, ref, adapter)
     with artifacts.progress(adapter):
         experiments.attempt(clone, adapter, point)
     runs.patiently(experiments.give_back, clone, adapter, point)

@@ -7,7 +7,7 @@ from prefect import flow
 from flows import artifacts, runs
 from models.errors import UserError
 from models.storage import read_json
-from pipelines import retrain
+from pipelines import trainer
 from pipelines.clone import Clone, RemoteAway
 from pipelines.programs import end_leftovers
 
@@ -17,12 +17,12 @@ def train_adapter(ref: str, name: str) -> None:
     """Train an adapter of what a retraining handed out under ``ref``, and evaluate it; ``base`` is evaluated only."""
     run = runs.begin()
     free_the_gpu()
-    clone = retrain.take(run, ref, name)
+    clone = trainer.take(run, ref, name)
     with artifacts.progress(name):
         runs.patiently(train, clone, name, wait_for=RemoteAway)
     if name != "base":
         artifacts.show_losses(name, read_json(artifacts.WEIGHTS / name / "manifest.json")["training"]["history"])
-    runs.patiently(retrain.give_back, clone)
+    runs.patiently(trainer.give_back, clone)
     clone.discard()
 
 
@@ -30,10 +30,10 @@ def train(clone: Clone, name: str) -> None:
     """Train, and go on from the last checkpoint as often as the training is killed, up to the number of restarts."""
     for left in reversed(range(runs.restarts() + 1)):
         try:
-            retrain.train(clone, name)
+            trainer.train(clone, name)
             break
         except UserError:  # of a remote that is away, too: nothing was killed then
-            if not left or not retrain.was_killed(name):
+            if not left or not trainer.was_killed(name):
                 raise
             free_the_gpu()  # had its shell died alone, it would still be there
             print("The training was killed; it goes on from its last checkpoint · 训练被杀死，从最后的检查点继续")

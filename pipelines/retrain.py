@@ -1,8 +1,8 @@
 """A retraining in parts that different machines can do, each in a clone of its own.
 
 One process orchestrates: it prepares the data, hands each model that changed to whoever trains and evaluates it,
-gathers the results, compares, promotes, and commits once, on branch ``tuneline/retrained``. Trainers get what was
-prepared as a commit under ``refs/tuneline/runs/``, and give back what DVC has in its cache or remote.
+gathers the results, compares, promotes, and commits once, on branch ``tuneline/retrained``. That process is here; what
+those do to whom it hands out is in :mod:`pipelines.trainer`.
 """
 
 import os
@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from models import checkpoints
 from models.errors import UserError
 from models.storage import read_json, sha256_of
 from pipelines import dvc, evidence, promote, registry
@@ -29,9 +28,6 @@ PREPARED = ("encode", "base", "general")
 ENTERED = "tuneline.entered"  # the commit that was taken in
 CHAMPION = "tuneline.champion"  # the version that was live, as others had pushed it
 ATTEMPTS = 3
-
-
-# The orchestrator ----------------------------------------------------------------------------------
 
 
 def enter(run: str, revision: str = "HEAD") -> Clone:
@@ -276,41 +272,3 @@ def abandon(run: str) -> None:
         if clone.git("ls-remote", "origin", ref):
             clone.git("push", "--quiet", "origin", f":{ref}")
     clone.discard()
-
-
-# A trainer -----------------------------------------------------------------------------------------
-
-
-def take(run: str, ref: str, name: str) -> Clone:
-    """Go into a clone of what was handed out.
-
-    Raises:
-        UserError: there is no such ref, or no such model in it.
-    """
-    if not re.fullmatch(r"refs/tuneline/runs/[\w.-]+", ref):
-        raise UserError(f"{ref!r} is nothing that a retraining hands out.")
-    clone = open_clone(run, ref)
-    os.chdir(clone.folder)
-    if name not in params.load().evaluate.models:
-        raise UserError(f"params.yaml has no model {name!r}; it has {', '.join(params.load().evaluate.models)}.")
-    return clone
-
-
-def train(clone: Clone, name: str) -> None:
-    """Train and evaluate one model in a trainer's clone.
-
-    Raises:
-        UserError: it failed; the lines before say why.
-    """
-    clone.take_data(*PREPARED)
-    clone.repro("--single-item", *stages_of(name))
-
-
-def was_killed(name: str) -> bool:
-    """Whether the training of this clone ended without saying why; it can go on from its last checkpoint."""
-    return checkpoints.was_killed(Path("models/checkpoints"), name)
-
-
-def give_back(clone: Clone) -> None:
-    """Let the orchestrator find what was made. A clone with a cache of its own must tell what was run, too."""
-    clone.push_data(*(() if clone.shares_cache else ("--run-cache",)))

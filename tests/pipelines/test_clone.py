@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from models.errors import UserError
-from pipelines import dvc, registry, retrain
+from pipelines import dvc, registry, retrain, trainer
 from pipelines.clone import Clone, RemoteAway, left_of, open_clone
 from pipelines.programs import output_of
 
@@ -166,7 +166,7 @@ def test_a_revision_that_is_not_there_leaves_no_clone(origin, tmp_path, revision
 @pytest.mark.parametrize("ref", ["main", "refs/heads/main", "refs/tuneline/runs/../../heads/main", "--upload-pack=x"])
 def test_a_trainer_takes_nothing_but_what_was_handed_out(origin, ref):
     with pytest.raises(UserError, match="nothing that a retraining hands out"):
-        retrain.take("run", ref, "lora")
+        trainer.take("run", ref, "lora")
 
 
 # The branch ----------------------------------------------------------------------------------------
