@@ -83,13 +83,15 @@ def finish(process: subprocess.Popen) -> str:
     return out
 
 
+def last_begun(folder: Path) -> int:
+    """The step of the last checkpoint, whole or not."""
+    return max((int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")), default=0)
+
+
 def wait_for(folder: Path, process: subprocess.Popen, count: int) -> None:
-    """Until so many checkpoints were begun, whole or not, counting those that were pruned."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        steps = [int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")]
-        if steps and max(steps) >= count:
-            return
+    """Until so many checkpoints were begun, counting those that were pruned, and one of this process at least."""
+    deadline, before = time.monotonic() + 60, last_begun(folder)
+    while time.monotonic() < deadline and process.poll() is None and last_begun(folder) < max(count, before + 1):
         time.sleep(0.002)
 
 
