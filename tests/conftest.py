@@ -2,7 +2,8 @@ import os
 import shutil
 from pathlib import Path
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch: figures are recorded, and bytes repeat, on the CPU
+# Before torch. Figures are recorded, and bytes repeat, on the CPU; a GPU is for the tests that need one.
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("TUNELINE_TEST_GPU", "")
 
 import pytest
 import torch

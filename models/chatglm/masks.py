@@ -5,7 +5,7 @@ answer sees the context and what precedes it.
 """
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 from models.chatglm.configuration_chatglm import ChatGLMConfig
 
@@ -105,25 +105,24 @@ def seen_intervals(block_position: torch.Tensor, segment_ids: torch.Tensor) -> t
 def prefix_lm_block_mask(block_position: torch.Tensor, past_length: int, segment_ids: torch.Tensor) -> BlockMask:
     """:func:`prefix_lm_mask` for FlexAttention, which leaves out blocks of 128 × 128 where nothing is seen.
 
-    Where blocks fit into the lengths, those that are seen follow from the intervals of the first and the last
-    query of a block; without a past they follow one another. Elsewhere every pair of tokens is looked at.
+    Those that are seen follow from the intervals of the first and the last query of a block; without a past they
+    follow one another, for queries and for keys. All of them are looked at token by token: with whole blocks in a
+    list of their own, as ``create_block_mask`` makes it, those that are left would not follow one another.
 
     Args:
         block_position, segment_ids: (B, L); padding is a segment of its own.
     """
-    batch, length = segment_ids.shape
-    first, behind = seen_intervals(block_position, segment_ids)
-    first, behind = first + past_length, behind + past_length
+    length = segment_ids.shape[-1]
+    first, behind = (each + past_length for each in seen_intervals(block_position, segment_ids))
 
     def sees(row, head, query, key):
         inside = (key >= first[row, query]) & (key < behind[row, query])
         return inside | (key < past_length) if past_length else inside
 
-    if past_length % BLOCK or length % BLOCK:
-        return create_block_mask(sees, batch, None, length, past_length + length, device=segment_ids.device)
     begin = torch.arange(0, past_length + length, BLOCK, device=segment_ids.device)
-    first_of_block, behind_of_block = first.view(batch, -1, BLOCK), behind.view(batch, -1, BLOCK)
-    seen = (first_of_block[:, :, :1] < begin + BLOCK) & (begin < behind_of_block[:, :, -1:])
+    starts = torch.arange(0, length, BLOCK, device=segment_ids.device)
+    first_of_block, behind_of_block = first[:, starts], behind[:, (starts + BLOCK - 1).clamp(max=length - 1)]
+    seen = (first_of_block[:, :, None] < begin + BLOCK) & (begin < behind_of_block[:, :, None])
     seen = (seen | (begin < past_length))[:, None].int()
     return BlockMask.from_kv_blocks(
         seen.sum(dim=-1).int(),
