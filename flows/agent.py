@@ -86,7 +86,7 @@ def main() -> None:
     arguments = parser.parse_args()
     gpus = () if arguments.cpu else arguments.gpus
     name = f"{socket.gethostname()}-{'cpu' if arguments.cpu else 'gpu-' + ('-'.join(gpus) or 'none')}"
-    own([f"name {name}"])
+    own([f"the name {name}"])
     mark = f"{home()} {name}"  # another site on this host may have an agent of this name
     end_leftovers("TUNELINE_AGENT", mark)  # its worker, had it been killed alone, and what that runs
     locks = own([f"gpu {each}" for each in gpus])

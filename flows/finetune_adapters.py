@@ -4,15 +4,12 @@ It prepares the data, has each model that changed trained and evaluated on a GPU
 what is really better.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from functools import partial
 
 from prefect import flow, runtime
 
 from flows import artifacts, notify, runs
 from flows.prepare_data import prepare
-from models.errors import DataBlocked, UserError
 from pipelines import retrain
 from pipelines.clone import Clone, RemoteAway
 from stages import params
@@ -32,22 +29,8 @@ def finetune_adapters(revision: str = "HEAD", cause: str = "by hand") -> str:
 def retrain_all(revision: str, cause: str) -> str:
     """See :func:`finetune_adapters`; flow retrain does the same, when it is time."""
     run = runs.begin()
-    with failures_told(run):
+    with runs.failures_told(run):
         return _retrain(retrain.enter(run, revision), cause)
-
-
-@contextmanager
-def failures_told(run: str) -> Iterator[None]:
-    """Tell whoever listens why a run failed, and take back what it had handed out. Of blocked data they know."""
-    try:
-        yield
-    except DataBlocked:
-        raise
-    except UserError as error:
-        with suppress(UserError):  # it may have failed before there was a clone
-            retrain.withdraw(run)
-        notify.tell("failed", str(error))
-        raise
 
 
 def _retrain(clone: Clone, cause: str) -> str:

@@ -2,9 +2,9 @@
 
 Prefect's workers report a flow whose process died, and nobody reports a worker or a host that died; nor does Prefect
 start any of them again. The keeper does: a run that gives no sign of life is declared crashed, and one that crashed is
-scheduled again, so often as ``TUNELINE_RESTARTS`` says. It goes by its own steady clock and by whether signs change,
-not by the times in them: clocks of hosts differ and jump. While the server is away, and for a while behind it, nobody
-is declared dead.
+scheduled again, so often as ``TUNELINE_RESTARTS`` says; then it has failed, which is told as by :mod:`flows.notify`.
+The keeper goes by its own steady clock and by whether signs change, not by the times in them: clocks of hosts differ
+and jump. While the server is away, and for a while behind it, nobody is declared dead.
 """
 
 import logging
@@ -25,8 +25,9 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import AwaitingRetry, Cancelled, Crashed
+from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 
+from flows import notify
 from flows.agent import wait_for_server
 from flows.runs import OURS, restarts
 from models.errors import program
@@ -120,7 +121,7 @@ class Keeper:
                 self.set(run, Crashed(message=f"No sign of life for {silent:.0f} s: its process or host is gone."))
 
     def take_up(self, run: FlowRun) -> None:
-        """Schedule a run again that crashed, unless it was to end anyway, or has crashed too often."""
+        """Schedule a run again that crashed; one that was to end anyway has ended, one that crashed too often failed."""
         if run.id in self.history or self.seen[run.id].silent < REST:
             return
         times = Counter(state.type for state in self.client.read_flow_run_states(run.id))
@@ -130,6 +131,10 @@ class Keeper:
         crashes = times[StateType.CRASHED]
         if crashes <= restarts():
             self.set(run, AwaitingRetry(message=f"Taken up again, {crashes} of at most {restarts()} times."))
+        else:
+            said = f"It died {crashes} times, the last time so: {run.state.message or 'unknown'}"
+            self.set(run, Failed(message=said))
+            notify.tell("failed", said, run=run.name, link=notify.link_of(run.id))
 
     def drop_missed_ticks(self, scheduled: Iterable[FlowRun]) -> None:
         """Of ticks of a schedule that nobody served, one is enough: the latest."""
@@ -142,7 +147,7 @@ class Keeper:
             served.add(run.deployment_id)
 
     def set(self, run: FlowRun, state) -> None:
-        self.client.set_flow_run_state(run.id, state)
+        self.client.set_flow_run_state(run.id, state, force=state.is_failed())  # no rule leads from crashed to failed
         log.info("%s: %s: %s", run.name, state.name, state.message)
 
 

@@ -24,7 +24,12 @@ def monitor_drift(revision: str = "HEAD", again: bool = False) -> str:
     Args:
         again: retrain although the same drift has started a retraining today.
     """
-    clone = retrain.enter(runs.begin(), revision)
+    run = runs.begin()
+    with runs.failures_told(run):
+        return _monitor(retrain.enter(run, revision), revision, again)
+
+
+def _monitor(clone: Clone, revision: str, again: bool) -> str:
     clone.take_data("tokenizer")
     found = monitor.monitor(sources())
     kept = keep_page(clone)
@@ -48,9 +53,13 @@ def in_words(drifted: list[str], named: int = 2) -> str:
 
 def sources() -> list[Path]:
     """What is new: the raw data of params.yaml, and logged chats if they may be read, and there are any."""
-    chats = Path(os.environ.get(CHATS) or os.devnull)
-    logged = [chats] if chats.is_dir() and any(chats.iterdir()) else []
-    return [Path(params.load().ingest.source), *logged]
+    found = [Path(params.load().ingest.source)]
+    if chats := os.environ.get(CHATS):
+        if Path(chats).is_dir() and not any(Path(chats).iterdir()):
+            print(f"{chats} holds no chats yet · 还没有对话")
+        else:
+            found.append(Path(chats))
+    return found
 
 
 def keep_page(clone: Clone) -> Path | None:

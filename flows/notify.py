@@ -7,6 +7,7 @@ the environment of the agents and nowhere else: no data file and no setting unde
 import json
 import os
 import shlex
+from uuid import UUID
 
 import httpx
 from prefect import runtime
@@ -24,9 +25,10 @@ def tell(event: str, text: str, **more) -> None:
 
     Args:
         event: one of :data:`EVENTS`.
-        more: values for JSON. No sample text: whoever listens may keep it.
+        more: values for JSON, also such as replace what is said here of the run that calls. No sample text: whoever
+            listens may keep it.
     """
-    body = {"event": event, "text": text, "run": runtime.flow_run.name, "link": _link(), **more}
+    body = {"event": event, "text": text, "run": runtime.flow_run.name, "link": link_of(runtime.flow_run.id), **more}
     if address := os.environ.get("TUNELINE_WEBHOOK"):
         try:
             httpx.post(address, json=body, timeout=SECONDS).raise_for_status()
@@ -39,6 +41,7 @@ def tell(event: str, text: str, **more) -> None:
             print(f"The command was not told that {event}: {error}")
 
 
-def _link() -> str | None:
-    run, ui = runtime.flow_run.id, PREFECT_UI_URL.value()
+def link_of(run: UUID | str | None) -> str | None:
+    """Where Prefect's UI shows a run."""
+    ui = PREFECT_UI_URL.value()
     return f"{ui}/runs/flow-run/{run}" if run and ui else None

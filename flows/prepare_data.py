@@ -11,12 +11,14 @@ from pipelines.clone import Clone, RemoteAway
 @flow(name="prepare-data", flow_run_name="prepare data · {revision}", log_prints=True, on_cancellation=[runs.clear_up])
 def prepare_data(revision: str = "HEAD") -> str:
     """Check what the revision brings; gives the first digits of the data's hash."""
-    clone = retrain.enter(runs.begin(), revision)
-    prepare(clone)
-    runs.patiently(clone.push_data, wait_for=RemoteAway)
-    found = retrain.data_hash()
-    clone.discard()
-    return found
+    run = runs.begin()
+    with runs.failures_told(run):
+        clone = retrain.enter(run, revision)
+        prepare(clone)
+        runs.patiently(clone.push_data, wait_for=RemoteAway)
+        found = retrain.data_hash()
+        clone.discard()
+        return found
 
 
 def prepare(clone: Clone) -> None:

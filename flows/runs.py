@@ -3,7 +3,8 @@
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from uuid import UUID
 
 import httpx
@@ -15,7 +16,8 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelling
 
-from models.errors import UserError
+from flows import notify
+from models.errors import DataBlocked, UserError
 from pipelines import retrain
 from pipelines.clone import clones
 from pipelines.programs import end_leftovers
@@ -42,6 +44,21 @@ def begin() -> str:
     end_leftovers("PREFECT__FLOW_RUN_ID", run)
     clear_old(run)
     return run
+
+
+@contextmanager
+def failures_told(run: str) -> Iterator[None]:
+    """Tell whoever listens why a run failed, and take back what it had handed out. Of blocked data they know."""
+    try:
+        yield
+    except DataBlocked:
+        raise
+    except Exception as error:
+        with suppress(UserError):  # it may have failed before there was a clone
+            retrain.withdraw(run)
+        # What nobody foresaw may quote a sample; the run's log has it.
+        notify.tell("failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}; see its log")
+        raise
 
 
 def clear_old(own: str) -> None:

@@ -6,7 +6,7 @@ Each set is a run of flow try_parameters, which waits in the GPU pool's queue un
 from prefect import flow
 
 from flows import artifacts, runs
-from flows.finetune_adapters import failures_told, finish, train_on_agents
+from flows.finetune_adapters import finish, train_on_agents
 from flows.prepare_data import prepare
 from flows.train_adapter import free_the_gpu
 from pipelines import retrain, trainer
@@ -26,7 +26,7 @@ def sweep(adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], r
         sets: such as ``{"rank": [8, 16], "learning_rate": [0.001, 0.003]}``.
     """
     run = runs.begin()
-    with failures_told(run):
+    with runs.failures_told(run):
         points = experiments.points_of(sets)
         clone = retrain.enter(run, revision)
         experiments.check(adapter, points)

@@ -53,9 +53,10 @@ class Clone:
 
     @property
     def address(self) -> str:
-        """The origin as it may be shown: without a user's name and password, if its URL has them."""
+        """The origin as it may be shown: without a password, or a token in the place of a user's name."""
         parts = urlsplit(self.origin)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.password else self.origin
+        secret = parts.password or (parts.username and parts.scheme in ("http", "https"))
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if secret else self.origin
 
     def git(self, *arguments: str) -> str:
         return output_of("git", "-C", str(self.folder), *arguments)

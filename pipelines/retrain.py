@@ -184,7 +184,8 @@ def conclude(
         repro(clone)
         commit_results(message(cause))
         decisions = promote_the_best()
-        commit_results(verdict(decisions))
+        if not any(decision["promote"] for decision in decisions.values()):
+            commit_results(verdict(decisions))
         if publish(clone, run):
             return Outcome(decisions, new_champion(clone), output_of("git", "rev-parse", "--short", "HEAD"))
         take_in_others(clone)  # another retraining came first: compare again, with its champion
@@ -192,12 +193,15 @@ def conclude(
 
 
 def take_in_others(clone: Clone) -> None:
-    """Merge what others have pushed, and give up versions of our own under numbers that theirs may have."""
-    merge(f"origin/{BRANCH}")
+    """Give up versions of our own under numbers that others' may have, and merge what they have pushed.
+
+    In this order: killed in between, it cannot push, and comes here again.
+    """
     if tags := output_of("git", "tag", "--list", "champion*").split():
         output_of("git", "tag", "--delete", *tags)
     output_of("git", "fetch", "--quiet", "origin", "refs/tags/champion*:refs/tags/champion*")
     clone.git("config", CHAMPION, registry.live() or "none")
+    merge(f"origin/{BRANCH}")
 
 
 def new_champion(clone: Clone) -> str | None:

@@ -146,9 +146,9 @@ def test_a_full_remote_takes_nothing_by_half_and_the_rest_once_there_is_room(ori
         subprocess.run(["umount", store], check=True)
 
 
-def test_an_address_is_shown_without_its_password():
-    secret = Clone(Path("x"), "https://team:secret@host.example/repo.git")
-    assert secret.address == "https://host.example/repo.git"
+@pytest.mark.parametrize("secret", ["team:secret", "secret"])
+def test_an_address_is_shown_without_its_secret(secret):
+    assert Clone(Path("x"), f"https://{secret}@host.example/repo.git").address == "https://host.example/repo.git"
     assert Clone(Path("x"), "ssh://git@host.example/repo").address == "ssh://git@host.example/repo"
     assert Clone(Path("x"), "/a/folder").address == "/a/folder"
 
