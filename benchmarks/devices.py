@@ -51,6 +51,8 @@ from models.training import devices
 
 EVERYWHERE = {"rank": 16, "alpha": 32, "target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]}
 UPDATE = 8  # rows
+FEW = {"num_layers": 4, "vocab_size": 16_384}
+FEW |= {f"{name}_token_id": 16_380 + number for number, name in enumerate(("bos", "eos", "mask", "gmask"))}
 WARM_UP, STEPS = 2, 6
 ANSWER_TOKENS, CURVE_STEPS = 64, 24
 QUARTER = 2176  # tokens of a row that holds a quarter of ROW, in whole blocks of attention
@@ -67,7 +69,7 @@ class Run:
         row: tokens of a packed row; ``sample``: of a sample in it.
         steps: updates; ``timed``: whether their times are the figures, but for the first two, or else their losses.
         learnable: whether the samples follow a rule, by which the loss can fall.
-        checkpoints: where to keep them, at each fourth of the way.
+        checkpoints: where to keep them, ``saved`` times on the way.
     """
 
     method: str
@@ -83,6 +85,7 @@ class Run:
     sharded: bool = False
     learning_rate: float = 1e-4
     checkpoints: str | None = None
+    saved: int = 4
 
     @property
     def tokens(self) -> int:
@@ -133,7 +136,7 @@ def settings(run: Run) -> training.Settings:
         gradient_checkpointing=run.checkpointing,
         autocast="bfloat16" if run.method == "full" else "float32",
         sharded=run.sharded,
-        evaluations=4,
+        evaluations=run.saved,
         logs=2 if run.timed else run.steps,
     )
 
@@ -172,8 +175,8 @@ class Bench:
 
     @cached_property
     def few_layers(self) -> Path:
-        """The same with four layers, of which all weights may be trained on one device."""
-        make_checkpoint(self.folder / "few_layers", self.small, num_layers=2 if self.small else 4)
+        """The same with four layers and fewer tokens, so that all weights fit on one device, and often on a disk."""
+        make_checkpoint(self.folder / "few_layers", self.small, **SMALL if self.small else FEW)
         return self.folder / "few_layers"
 
     def sized(self, run: Run) -> Run:
@@ -280,7 +283,7 @@ def killed(bench: Bench) -> Iterator[tuple[str, dict]]:
 def resumed(bench: Bench) -> Iterator[tuple[str, dict]]:
     """How a training of all weights goes on, with half as many devices, that SIGTERM stopped."""
     count, folder = numbers_of_devices()[-1], bench.folder / "resumed"
-    run = replace(learning(bench, count), method="full", sharded=True, learning_rate=1e-4)
+    run = replace(learning(bench, count), method="full", sharded=True, learning_rate=1e-4, saved=2)
     figures = bench.of(run, bench.few_layers)
     yield "unbroken", figures
     unbroken = figures["losses"]

@@ -121,7 +121,7 @@ class Keeper:
                 self.set(run, Crashed(message=f"No sign of life for {silent:.0f} s: its process or host is gone."))
 
     def take_up(self, run: FlowRun) -> None:
-        """Schedule a run again that crashed; one that was to end anyway has ended, one that crashed too often failed."""
+        """Schedule a run again that crashed; one that was to end has ended, one that crashed too often failed."""
         if run.id in self.history or self.seen[run.id].silent < REST:
             return
         times = Counter(state.type for state in self.client.read_flow_run_states(run.id))
