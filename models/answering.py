@@ -58,6 +58,7 @@ def answer_all(
     batch_size: int,
     decoder: Decoder | None = None,
     seed: int | None = None,
+    to_the_full: bool = False,
 ) -> Iterator[tuple[int, Answer]]:
     """Answers in left-padded batches of similar length: greedy, or sampled where there is a seed.
 
@@ -65,6 +66,7 @@ def answer_all(
         conversations: each ending with the question to answer.
         seed: every batch begins with it, so that what is asked before changes no answer.
         decoder: for the model as it is now; by default transformers' own loop.
+        to_the_full: every answer has ``max_new_tokens``, wherever the model would end it: for its speed.
 
     Yields:
         Index of the conversation and its answer, batch by batch.
@@ -80,6 +82,7 @@ def answer_all(
             if seed is not None:
                 torch.manual_seed(seed)
             generation = (greedy if seed is None else sampled)(model, max_new_tokens)
+            generation.min_new_tokens = max_new_tokens if to_the_full else None
             how = {"generation_config": generation, "custom_generate": decoder}
             generated = model.generate(**batch, **how)
         seconds = (time.perf_counter() - started) / len(chosen)

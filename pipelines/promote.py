@@ -24,6 +24,7 @@ DECISION, REASONS = Path("reports/promotion.json"), Path("reports/promotion.md")
 LOCK = Path("dvc.lock")
 EVIDENCE = Path("models/checkpoints/champion")  # the champion's answers to the rows of today
 TIMES = Path("models/checkpoints/times")  # of each pair, so that what was decided once is decided so again
+TIMING = Path("stages/promote/timing.py")
 NOT_PROMOTED = 3
 
 
@@ -125,7 +126,7 @@ def asked_of(name: str) -> dict:
 def times_of(champion: Path | None, challenger: Path) -> Path:
     """What an answer takes champion and challenger, measured in turn; kept, since times are never twice the same."""
     weights = [folder and weights_of(folder) for folder in (champion, challenger)]
-    inputs = [sha256_of(path) for path in (WEIGHTS / "base/base.json", CHECKED / "receipt.json")]
+    inputs = [sha256_of(path) for path in (WEIGHTS / "base/base.json", CHECKED / "receipt.json", TIMING)]
     found = TIMES / f"{sha256_of_json([weights, inputs, params.load().evaluate.max_new_tokens])[:16]}.json"
     if found.is_file():
         return found

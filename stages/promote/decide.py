@@ -37,7 +37,7 @@ class Guards:
         forgetting: rise of the loss on general conversations above the base's, however many champions lie between.
         empty_rate: share of empty answers, altogether.
         probes: fall of the rate of probes met.
-        latency: factor of the time an answer takes.
+        latency: factor of the time that an answer of the same length takes.
     """
 
     forgetting: float

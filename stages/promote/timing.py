@@ -3,7 +3,7 @@
 Times of different moments are times of different machines: another card, another load beside it. So both answer the
 same rows in one process, in turn, champion, challenger, challenger, champion: what drifts at a steady pace hits both
 alike. One model is loaded at a time, since there may be no memory for two. Of each row the shorter time counts, as
-the one that less disturbed.
+the one that was less disturbed. All answers have the same number of tokens: who was taught to say more is not slower.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from models.storage import read_jsonl, write_json
 from stages import params
 
 ROWS = 16  # spread over the evaluation rows
+TOKENS = 64  # of an answer, or evaluate.max_new_tokens if that is less
 ORDER = ("champion", "challenger", "challenger", "champion")
 
 
@@ -28,23 +29,28 @@ def spread(rows: Sequence, count: int = ROWS) -> list:
     return [rows[number * len(rows) // count] for number in range(count)] if len(rows) > count else list(rows)
 
 
-def seconds_of(model, tokenizer, conversations: Sequence[Sequence[Message]], max_new_tokens: int) -> list[float]:
-    """Seconds of each answer, asked one at a time, as in a chat."""
+def seconds_of(model, tokenizer, conversations: Sequence[Sequence[Message]], tokens: int) -> list[float]:
+    """Seconds of each answer, of so many tokens, asked one at a time, as in a chat."""
     decoder = Decoder()
+
+    def answers_to(asked) -> dict:
+        return dict(answer_all(model, tokenizer, asked, tokens, 1, decoder, to_the_full=True))
+
     # What is compiled, recorded or brought into caches by the first answers is not what an answer costs.
-    list(answer_all(model, tokenizer, conversations[:2], max_new_tokens, 1, decoder))
-    answers = dict(answer_all(model, tokenizer, conversations, max_new_tokens, 1, decoder))
+    answers_to(conversations[:2])
+    answers = answers_to(conversations)
     return [answers[number].seconds for number in range(len(conversations))]
 
 
 def in_turn(folders: dict[str, Path | None], found: base.Base, questions: Sequence, knobs: params.Params) -> dict:
     """Mean seconds of an answer for each side; a side without a folder is the base itself."""
+    length = min(TOKENS, knobs.evaluate.max_new_tokens)
     tokenizer = base.load_tokenizer(found.folder)
     rounds: dict[str, list[list[float]]] = {side: [] for side in folders}
     for side in ORDER:
         folder = folders[side]
         model = base.load_model(found, knobs.base.dtype) if folder is None else adapters.load(folder, found)
-        rounds[side].append(seconds_of(model, tokenizer, questions, knobs.evaluate.max_new_tokens))
+        rounds[side].append(seconds_of(model, tokenizer, questions, length))
         del model
         gc.collect()  # its memory is needed for the next
     best = {side: [min(each) for each in zip(*times, strict=True)] for side, times in rounds.items()}

@@ -2,6 +2,7 @@
 
 import time
 
+import torch
 from given import SETTINGS, conversation, manifest_of
 
 from models import adapters, base
@@ -33,3 +34,16 @@ def test_who_takes_longer_is_found_though_the_machine_is_busy_at_times(base_fold
     seconds = timing.in_turn({"champion": None, "challenger": tmp_path / "lora"}, found, questions, knobs)
     assert next(waits, None) is None
     assert seconds["challenger"] > seconds["champion"] + 0.04
+
+
+def test_who_says_more_is_not_slower(tokenizer, model):
+    """Every answer goes to its full length, also where the model would say nothing at all."""
+    steps = []
+    model.register_forward_pre_hook(lambda *_: steps.append(1))
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[model.config.eos_token_id] = 1e-6  # whatever comes, this or nothing
+    questions = [conversation("你是谁？")] * 3
+    seconds = timing.seconds_of(model, tokenizer, questions, 8)
+    assert len(seconds) == 3
+    assert len(steps) >= 5 * 8 - 5  # two to warm up, three to be timed
