@@ -1,0 +1,92 @@
+"""The keeper against a real server: whom it takes for dead, and when it gives a run up."""
+
+import json
+from uuid import uuid4
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Crashed, Running
+from sites import Site, until
+
+from flows.keeper import REST, SIGN, SILENCE, Keeper
+from flows.runs import OURS
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    site = Site(tmp_path_factory.mktemp("site"))
+    try:
+        site.start("server")
+        with SyncPrefectClient(site.api) as client:
+            until(lambda: client.api_healthcheck() is None, "the server")
+            yield client
+    finally:
+        site.power_loss(*site.running)
+
+
+@pytest.fixture
+def run(client) -> FlowRun:
+    """A run that somebody has begun."""
+    flow = client.request("POST", "/flows/", json={"name": "kept"}).json()["id"]
+    body = {"name": str(uuid4()), "flow_id": flow, "tags": [OURS]}
+    deployment = client.request("POST", "/deployments/", json=body).json()["id"]
+    body = {"name": "finetune lora", "tags": [OURS], "state": {"type": "PENDING"}}
+    made = client.request("POST", f"/deployments/{deployment}/create_flow_run", json=body).json()["id"]
+    client.set_flow_run_state(made, Running(), force=True)
+    yield client.read_flow_run(made)
+    client.delete_flow_run(made)
+
+
+def state(client, run: FlowRun) -> StateType:
+    return client.read_flow_run(run.id).state.type
+
+
+def beat(client, keeper: Keeper, run: FlowRun, occurred: str) -> None:
+    """A sign of life, dated by the clock of the run's host."""
+    before = keeper.sign_of(run)
+    event = {"id": str(uuid4()), "occurred": occurred, "event": SIGN, "payload": {}}
+    event["resource"] = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
+    client.request("POST", "/events", json=[event])
+    until(lambda: keeper.sign_of(run) != before, "the event", 30)
+
+
+@pytest.mark.parametrize("occurred", ["2090-01-01T00:00:00Z", "2001-01-01T00:00:00Z"], ids=["ahead", "behind"])
+def test_a_sign_counts_whatever_the_clock_of_its_host_shows(client, run, occurred):
+    keeper = Keeper(client)
+    keeper.round(0)
+    keeper.round(SILENCE - 1)
+    beat(client, keeper, run, occurred)
+    keeper.round(5)
+    keeper.round(SILENCE - 1)
+    assert state(client, run) == StateType.RUNNING
+    keeper.round(5)
+    assert state(client, run) == StateType.CRASHED
+
+
+def test_a_run_that_dies_too_often_has_failed_and_is_told_once(client, run, monkeypatch, tmp_path):
+    told = tmp_path / "told"
+    monkeypatch.setenv("TUNELINE_RESTARTS", "2")
+    monkeypatch.setenv("TUNELINE_COMMAND", f"tee --append {told}")
+    monkeypatch.delenv("TUNELINE_WEBHOOK", raising=False)
+    keeper = Keeper(client)
+    for _ in range(2):
+        client.set_flow_run_state(run.id, Crashed(message="power loss"), force=True)
+        keeper.round(0)
+        keeper.round(REST - 1)
+        assert state(client, run) == StateType.CRASHED  # a worker may still hold its place
+        keeper.round(2)
+        assert state(client, run) == StateType.SCHEDULED
+        client.set_flow_run_state(run.id, Running(), force=True)
+    client.set_flow_run_state(run.id, Crashed(message="power loss"), force=True)
+    keeper.round(0)
+    for _ in range(3):
+        keeper.round(REST + 1)
+    assert state(client, run) == StateType.FAILED
+    (line,) = told.read_text(encoding="utf-8").splitlines()
+    found = json.loads(line)
+    assert (found["event"], found["run"]) == ("failed", "finetune lora")
+    assert "3 times" in found["text"]
+    assert "power loss" in found["text"]
