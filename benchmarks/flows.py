@@ -1,11 +1,13 @@
 """What orchestration costs: an idle retraining, a training's surroundings, and the pause between queued runs.
 
-``python -m benchmarks.flows`` asks a site that runs, the server of ``PREFECT_API_URL`` with one CPU and one GPU agent,
-and writes ``benchmarks/results/flows.json``:
+``python -m benchmarks.flows prepare --repository FOLDER`` makes what is measured: a clone of this project with LoRA
+alone, which trains for some ten minutes on two cores (``--epochs``). ``TUNELINE_REPOSITORY=FOLDER python -m
+flows.server`` starts a site on it, with one CPU and one GPU agent. The other parts ask the server of
+``PREFECT_API_URL``, best in this order, and write ``benchmarks/results/flows.json``:
 
-- *idle*: from the schedule of ``retrain`` to its end, where nothing changed.
 - *around*: of a run of ``train-adapter``, what was not training as the stage itself took its time: clone, DVC, checks,
-  starting Python, loading the base, and the evaluation. How long it trains is for the repository's settings to say.
+  starting Python, loading the base, and the evaluation.
+- *idle*: from the schedule of ``retrain`` to its end, where nothing changed.
 - *between*: of a sweep of many parameter sets, from the end of one run on the agent to the start of the next, while
   the others wait. The sweep is cancelled after some.
 """
@@ -19,14 +21,26 @@ from datetime import datetime
 from pathlib import Path
 
 import httpx
+import yaml
 from prefect.settings import PREFECT_API_URL
 
-from benchmarks.checkpoint import machine
-from models.storage import read_json, write_json
+from benchmarks.checkpoint import ROOT, machine
+from models.storage import read_json, write_json, write_text
 from pipelines.programs import output_of
 from pipelines.retrain import BRANCH
 
 RESULTS = Path(__file__).parent / "results/flows.json"
+
+
+def prepare(folder: Path, epochs: int) -> None:
+    """Clone this project and set it so that orchestration is what is seen: one adapter, short answers."""
+    output_of("git", "clone", "--quiet", str(ROOT), str(folder))
+    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    params["adapters"] = {"lora": params["adapters"]["lora"] | {"epochs": epochs}}
+    params["base"]["tiny"]["steps"] = 30
+    params["evaluate"] |= {"max_new_tokens": 8, "samples": 0}
+    write_text(folder / "params.yaml", yaml.safe_dump(params, allow_unicode=True, sort_keys=False))
+    output_of("git", "-C", str(folder), "commit", "--quiet", "--all", "--message", f"{epochs} epochs, to be measured")
 
 
 def ask(path: str, body: dict | None = None) -> dict | list:
@@ -90,21 +104,25 @@ def between(sets: int, completed: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="+", choices=("idle", "around", "between"))
-    parser.add_argument("--repository", type=Path, default=Path(), help="what the agents clone")
+    parser.add_argument("parts", nargs="+", choices=("prepare", "around", "idle", "between"))
+    parser.add_argument("--repository", type=Path, required=True, help="what the agents clone")
+    parser.add_argument("--epochs", type=int, default=155, help="of the training that is measured")
     parser.add_argument("--sets", type=int, default=200)
     parser.add_argument("--completed", type=int, default=10)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    if "prepare" in arguments.parts:
+        prepare(arguments.repository, arguments.epochs)
+    measures = {
+        "around": lambda: around(arguments.repository, "lora"),
+        "idle": lambda: idle(5),
+        "between": lambda: between(arguments.sets, arguments.completed),
+    }
     kept = read_json(arguments.out) if arguments.out.is_file() else {}
-    for part in arguments.parts:
-        kept[part] = {
-            "idle": lambda: idle(5),
-            "around": lambda: around(arguments.repository, "lora"),
-            "between": lambda: between(arguments.sets, arguments.completed),
-        }[part]()
+    for part in (each for each in arguments.parts if each in measures):
+        kept[part] = measures[part]() | {"machine": machine()}
         print(part, kept[part], flush=True)
-        write_json(arguments.out, kept | {"machine": machine()})
+        write_json(arguments.out, kept)
 
 
 if __name__ == "__main__":
