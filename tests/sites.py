@@ -83,6 +83,12 @@ class Site:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
 
+    def restart_with(self, environment: dict[str, str]) -> None:
+        """All programs anew, with this besides in their environment."""
+        self.stop()
+        self.own = dict.fromkeys(self.programs, environment)
+        self.start(*self.programs)
+
     def ask(self, method: str, path: str, body: dict | None = None):
         import httpx
 

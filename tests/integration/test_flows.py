@@ -224,15 +224,13 @@ def weights_in(project: Path, md5: str) -> str:
 
 
 def test_a_clock_that_jumps_a_day_ahead_and_back_disturbs_nothing(site):
-    """The agent's, and with it its flow's and training's; longer after each than silence is suffered."""
+    """Of the whole host: server, keeper, agents, flows and training; longer each time than silence is suffered."""
     clock, library = site.folder / "clock", site.folder / "clock.so"
     if shutil.which("cc") is None:
-        pytest.skip("needs a C compiler, for a clock that one program sees")
+        pytest.skip("needs a C compiler, for a clock that these programs alone see")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, ROOT / "tests/clock.c", "-ldl"], check=True)
     clock.write_text("0")
-    site.stop("gpu")
-    site.own["gpu"] = {"LD_PRELOAD": str(library), "TUNELINE_TEST_CLOCK": str(clock)}
-    site.start("gpu")
+    site.restart_with({"LD_PRELOAD": str(library), "TUNELINE_TEST_CLOCK": str(clock)})
     site.set_epochs(200)
     run = site.run("finetune-adapters", cause="clock")
     training = site.training()
@@ -243,9 +241,7 @@ def test_a_clock_that_jumps_a_day_ahead_and_back_disturbs_nothing(site):
     assert {child["state"]["type"] for child in site.children(run)} <= {"RUNNING", "COMPLETED"}
     assert all(child["run_count"] == 1 for child in site.children(run))
     cancel(site, run)
-    del site.own["gpu"]
-    site.stop("gpu")
-    site.start("gpu")
+    site.restart_with({})
 
 
 def test_of_the_ticks_that_nobody_served_one_is_enough(site):
