@@ -34,7 +34,7 @@ ENDING = 40.0  # seconds that what it runs may take; a training writes a checkpo
 
 def gpus_of(said: str) -> tuple[str, ...]:
     """GPUs as the user names them: numbers or UUIDs, a comma between them; none for the CPU."""
-    found = tuple(part.strip() for part in said.split(","))
+    found = tuple(re.sub(r"^0+(?=\d)", "", part.strip()) for part in said.split(","))
     if said == "none":
         return ()
     if len(set(found)) < len(found) or not all(re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", part) for part in found):

@@ -11,7 +11,7 @@ from prefect import flow, runtime
 from flows import artifacts, notify, runs
 from flows.prepare_data import prepare
 from pipelines import retrain
-from pipelines.clone import Clone, RemoteAway
+from pipelines.clone import Clone
 from stages import params
 
 
@@ -47,7 +47,7 @@ def _retrain(clone: Clone, cause: str) -> str:
 
 def finish(clone: Clone, run: str, cause: str) -> str:
     """Compare, commit, promote what is better, and show what came of it; gives that in a sentence."""
-    repro = partial(runs.patiently, Clone.repro, wait_for=RemoteAway)
+    repro = partial(runs.patiently, Clone.repro)
     outcome = retrain.conclude(clone, run, cause, repro, partial(runs.patiently, retrain.publish))
     artifacts.show_comparison(list(params.load().evaluate.models))
     artifacts.show_outcome(outcome, clone.address)

@@ -29,7 +29,7 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 
 from flows import notify
 from flows.agent import wait_for_server
-from flows.runs import OURS, restarts
+from flows.runs import OURS, end_children, restarts
 from models.errors import program
 
 TICK = 5.0  # seconds between two rounds
@@ -134,6 +134,7 @@ class Keeper:
         else:
             said = f"It died {crashes} times, the last time so: {run.state.message or 'unknown'}"
             self.set(run, Failed(message=said))
+            end_children(self.client, run.id)
             notify.tell("failed", said, run=run.name, link=notify.link_of(run.id))
 
     def drop_missed_ticks(self, scheduled: Iterable[FlowRun]) -> None:

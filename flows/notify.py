@@ -32,12 +32,12 @@ def tell(event: str, text: str, **more) -> None:
     if address := os.environ.get("TUNELINE_WEBHOOK"):
         try:
             httpx.post(address, json=body, timeout=SECONDS).raise_for_status()
-        except httpx.HTTPError as error:  # its text would show the address, which may hold a key
+        except (httpx.HTTPError, httpx.InvalidURL) as error:  # its text would show the address, which may hold a key
             print(f"The webhook was not told that {event}: {type(error).__name__}.")
-    if command := os.environ.get("TUNELINE_COMMAND"):
+    if command := os.environ.get("TUNELINE_COMMAND", "").strip():
         try:
             feed(json.dumps(body, ensure_ascii=False), SECONDS, *shlex.split(command))
-        except UserError as error:
+        except (UserError, ValueError) as error:  # the second for a quotation mark without another
             print(f"The command was not told that {event}: {error}")
 
 

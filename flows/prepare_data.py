@@ -5,7 +5,7 @@ from prefect import flow
 from flows import artifacts, notify, runs
 from models.errors import DataBlocked
 from pipelines import retrain
-from pipelines.clone import Clone, RemoteAway
+from pipelines.clone import Clone
 
 
 @flow(name="prepare-data", flow_run_name="prepare data · {revision}", log_prints=True, on_cancellation=[runs.clear_up])
@@ -15,7 +15,7 @@ def prepare_data(revision: str = "HEAD") -> str:
     with runs.failures_told(run):
         clone = retrain.enter(run, revision)
         prepare(clone)
-        runs.patiently(clone.push_data, wait_for=RemoteAway)
+        runs.patiently(clone.push_data)
         found = retrain.data_hash()
         clone.discard()
         return found
@@ -28,7 +28,7 @@ def prepare(clone: Clone) -> None:
         DataBlocked: the checks stopped it; whoever listens has been told.
     """
     try:
-        runs.patiently(retrain.prepare, clone, wait_for=RemoteAway)
+        runs.patiently(retrain.prepare, clone)
     except DataBlocked as blocked:
         artifacts.show_checks()
         notify.tell("blocked", str(blocked))

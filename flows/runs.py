@@ -9,7 +9,7 @@ from uuid import UUID
 
 import httpx
 from prefect import runtime
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
@@ -19,7 +19,7 @@ from prefect.states import Cancelling
 from flows import notify
 from models.errors import DataBlocked, UserError
 from pipelines import retrain
-from pipelines.clone import clones
+from pipelines.clone import RemoteAway, clones
 from pipelines.programs import end_leftovers
 
 OURS = "tuneline"  # the tag of every deployment
@@ -31,8 +31,15 @@ FORGIVEN = 300.0  # seconds for which a crashed run may wait for the keeper to t
 
 
 def restarts() -> int:
-    """How many times a run that died is started again."""
-    return int(os.environ.get("TUNELINE_RESTARTS", "3"))
+    """How many times a run that died is started again.
+
+    Raises:
+        UserError: the environment says no number.
+    """
+    said = os.environ.get("TUNELINE_RESTARTS", "3")
+    if not said.isdecimal():
+        raise UserError(f"TUNELINE_RESTARTS is {said!r}; write a number, such as 3.")
+    return int(said)
 
 
 def begin() -> str:
@@ -48,7 +55,10 @@ def begin() -> str:
 
 @contextmanager
 def failures_told(run: str) -> Iterator[None]:
-    """Tell whoever listens why a run failed, and take back what it had handed out. Of blocked data they know."""
+    """Tell whoever listens why a run failed, end what it had started, and take back what it had handed out.
+
+    Of blocked data they know, and nothing was started.
+    """
     try:
         yield
     except DataBlocked:
@@ -56,6 +66,8 @@ def failures_told(run: str) -> Iterator[None]:
     except Exception as error:
         with suppress(UserError):  # it may have failed before there was a clone
             retrain.withdraw(run)
+        with get_client(sync_client=True) as client:
+            end_children(client, run)
         # What nobody foresaw may quote a sample; the run's log has it.
         notify.tell("failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}; see its log")
         raise
@@ -72,8 +84,8 @@ def clear_old(own: str) -> None:
 def _is_over(client, run: str, age: float) -> bool:
     try:
         state = client.read_flow_run(UUID(run)).state
-    except ObjectNotFound:
-        return True
+    except ObjectNotFound:  # deleted, or of another server that shares this folder
+        return age > KEPT
     except ValueError:  # no run's name: somebody put it there
         return False
     if state is None or not state.is_final():
@@ -115,10 +127,22 @@ def _failed(run: FlowRun) -> bool:
 
 
 def wait(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] | None = None) -> None:
-    """Wait until all runs have ended well. A server that is away for a while is waited for.
+    """Wait until all runs have ended well.
 
     Raises:
         UserError: one failed, was cancelled or deleted, or died more often than it is started again.
+    """
+    for run in ended(runs, on_change):
+        if not run.state.is_completed():
+            said = run.state.message or "its log says why"
+            raise UserError(f"Run {run.name!r} ended as {run.state.name}: {said}")
+
+
+def ended(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] | None = None) -> Iterator[FlowRun]:
+    """The runs, each as it ends, well or not. A server that is away for a while is waited for.
+
+    Raises:
+        UserError: one was deleted.
     """
     shown: dict[UUID, str | None] = dict.fromkeys(run.id for run in runs)
     crashed: dict[UUID, float] = {}
@@ -129,9 +153,7 @@ def wait(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] | None = 
             shown[run.id] = run.state_name
             if _has_ended(run, crashed):
                 del shown[run.id]
-                if run.state.type != StateType.COMPLETED:
-                    said = run.state.message or "its log says why"
-                    raise UserError(f"Run {run.name!r} ended as {run.state.name}: {said}")
+                yield run
         time.sleep(POLL)
 
 
@@ -163,19 +185,17 @@ def _has_ended(run: FlowRun, crashed: dict[UUID, float]) -> bool:
     return run.state is not None and run.state.is_final()
 
 
-def patiently(step: Callable, *arguments, wait_for: type[UserError] = UserError):
-    """Do a step; while something elsewhere is away, such as DVC's remote, do it again after ever longer pauses.
-
-    Args:
-        wait_for: what the step raises then.
+def patiently(step: Callable, *arguments):
+    """Do a step; while what it needs elsewhere is away, do it again after ever longer pauses.
 
     Raises:
-        UserError: it is still away after an hour.
+        RemoteAway: it is still away after an hour.
+        UserError: what the step raises else.
     """
     for pause in PAUSES:
         try:
             return step(*arguments)
-        except wait_for as error:
+        except RemoteAway as error:
             print(f"{error} Trying again in {pause} s · {pause} 秒后重试")
             time.sleep(pause)
     return step(*arguments)
@@ -183,16 +203,21 @@ def patiently(step: Callable, *arguments, wait_for: type[UserError] = UserError)
 
 def clear_up(flow, flow_run: FlowRun, state) -> None:
     """Let the runs end that a cancelled one had started, and remove its clone; a hook, called with these names."""
-    children = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag_of(flow_run.id)]))
     with get_client(sync_client=True) as client:
-        for first in itertools.count(0, AT_ONCE):
-            some = client.read_flow_runs(flow_run_filter=children, limit=AT_ONCE, offset=first)
-            for child in some:
-                if child.state and not child.state.is_final():
-                    client.set_flow_run_state(child.id, Cancelling())
-            if len(some) < AT_ONCE:
-                break
+        end_children(client, flow_run.id)
     retrain.abandon(str(flow_run.id))
+
+
+def end_children(client: SyncPrefectClient, run: UUID | str) -> None:
+    """Let the runs end that a run had started and that are not over."""
+    children = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag_of(run)]))
+    for first in itertools.count(0, AT_ONCE):
+        some = client.read_flow_runs(flow_run_filter=children, limit=AT_ONCE, offset=first)
+        for child in some:
+            if child.state and not child.state.is_final():
+                client.set_flow_run_state(child.id, Cancelling())
+        if len(some) < AT_ONCE:
+            break
 
 
 def tag_of(run) -> str:

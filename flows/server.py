@@ -12,10 +12,11 @@ import argparse
 import configparser
 import ipaddress
 import os
+import socket
 import sys
 from pathlib import Path
 
-from flows.agent import ENDING
+from flows.agent import ENDING, gpus_of
 from models.errors import UserError, program
 from models.storage import writing
 from pipelines.clone import home, repository
@@ -35,6 +36,23 @@ def refuse_if_open(host: str) -> None:
             f"--host {host} can be reached from elsewhere: set PREFECT_SERVER_API_AUTH_STRING to user:password here, "
             "and PREFECT_API_AUTH_STRING to the same for agents and users."
         )
+
+
+def refuse_if_taken(host: str, port: int) -> None:
+    """Raises UserError: something listens there already, which agents would take for this server."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return
+    except OSError as error:
+        raise UserError(
+            f"The server cannot listen on {host}, port {port} ({error.strerror}); stop what does, or choose --port."
+        ) from None
+
+
+def owned(said: str) -> str:
+    """What one GPU agent owns, as its user names it. Raises UserError: it names no GPUs."""
+    gpus_of(said)
+    return said
 
 
 def gpus() -> list[str]:
@@ -97,14 +115,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Server, keeper and agents of one machine.")
     parser.add_argument("--host", default="127.0.0.1", help="where the server listens (127.0.0.1)")
     parser.add_argument("--port", type=int, default=PORT, help=f"({PORT})")
-    parser.add_argument("--gpus", action="append", help="what one GPU agent owns, such as 0,1; by default one GPU each")
+    parser.add_argument(
+        "--gpus", action="append", type=owned, help="what one GPU agent owns, such as 0,1; by default one GPU each"
+    )
     arguments = parser.parse_args()
     refuse_if_open(arguments.host)
+    refuse_if_taken(arguments.host, arguments.port)
     folder = home() / "server"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    address = f"http://{'127.0.0.1' if arguments.host == '0.0.0.0' else arguments.host}:{arguments.port}"
+    host = {"0.0.0.0": "127.0.0.1"}.get(arguments.host, arguments.host)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}"
     os.environ |= {"PREFECT_API_URL": f"{address}/api", "TUNELINE_REPOSITORY": repository()}
     os.environ.setdefault("PREFECT_HOME", str(folder / "prefect"))
+    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
     configuration = write_configuration(folder, programs_of(arguments.host, arguments.port, arguments.gpus or gpus()))
     print(f"{address} · logs · 日志 {folder} · Ctrl-C stops all · 按 Ctrl-C 全部停止", flush=True)
     print(f"export PREFECT_API_URL={address}/api", flush=True)

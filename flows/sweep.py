@@ -9,6 +9,7 @@ from flows import artifacts, runs
 from flows.finetune_adapters import finish, train_on_agents
 from flows.prepare_data import prepare
 from flows.train_adapter import free_the_gpu
+from models.errors import UserError
 from pipelines import retrain, trainer
 from pipelines import sweep as experiments
 from pipelines.clone import Clone
@@ -31,14 +32,14 @@ def sweep(adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], r
         clone = retrain.enter(run, revision)
         experiments.check(adapter, points)
         prepare(clone)
-        best = attempt_all(clone, run, adapter, points)
-        experiments.apply(best)
+        best = experiments.chosen(clone) or attempt_all(clone, run, adapter, points)
+        experiments.apply(clone, best)
         train_on_agents(run, runs.patiently(retrain.hand_out, clone, run))
         return finish(clone, run, f"sweep: {best}, the best of {len(points)}")
 
 
 def attempt_all(clone: Clone, run: str, adapter: str, points: list[experiments.Point]) -> str:
-    """Have every set tried on an agent; gives the best one's name."""
+    """Have every set tried on an agent; gives the best one's name. Those that fail, such as diverge, are left out."""
     ref = runs.patiently(retrain.hand_out, clone, run)
     gpus = params.load().train.devices
     started = [
@@ -51,8 +52,12 @@ def attempt_all(clone: Clone, run: str, adapter: str, points: list[experiments.P
         )
         for point in points
     ]
-    runs.wait(started, lambda child: print(f"{child.name}: {child.state_name}"))
-    found = experiments.fetch(adapter, points, ref)
+    changed = lambda child: print(f"{child.name}: {child.state_name}")  # noqa: E731
+    well = {child.id for child in runs.ended(started, changed) if child.state.is_completed()}
+    tried = [point for child, point in zip(started, points, strict=True) if child.id in well]
+    if not tried:
+        raise UserError("Not one set of the sweep could be tried; the runs of flow try-parameters say why.")
+    found = experiments.fetch(adapter, tried, ref)
     artifacts.show_text("sweep", experiments.table(ref))
     best = experiments.best_of(found)
     print(f"{best}: loss {found[best]['loss']:.4f}, the lowest of {len(found)} · 最低")

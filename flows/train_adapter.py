@@ -8,7 +8,7 @@ from flows import artifacts, runs
 from models.errors import UserError
 from models.storage import read_json
 from pipelines import trainer
-from pipelines.clone import Clone, RemoteAway
+from pipelines.clone import Clone
 from pipelines.programs import end_leftovers
 
 
@@ -19,7 +19,7 @@ def train_adapter(ref: str, name: str) -> None:
     free_the_gpu()
     clone = trainer.take(run, ref, name)
     with artifacts.progress(name):
-        runs.patiently(train, clone, name, wait_for=RemoteAway)
+        runs.patiently(train, clone, name)
     if name != "base":
         artifacts.show_losses(name, read_json(artifacts.WEIGHTS / name / "manifest.json")["training"]["history"])
     runs.patiently(trainer.give_back, clone)

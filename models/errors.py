@@ -7,8 +7,10 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 log = logging.getLogger("tuneline")
+LAST_WORDS = "TUNELINE_LAST_WORDS"  # a file for the sentence that a program ends with, beside standard error
 
 
 class UserError(Exception):
@@ -49,6 +51,8 @@ def program(main):
         except UserError as error:
             _let_others_speak_first(error)
             print(f"error: {error}", file=sys.stderr)
+            if path := os.environ.get(LAST_WORDS):
+                Path(path).write_text(str(error), encoding="utf-8")
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -85,7 +85,7 @@ class Clone:
             UserError: a stage failed.
         """
         try:
-            dvc.run("repro", *self.pull, *arguments)
+            dvc.tell("repro", *self.pull, *arguments)
         except UserError:
             self.refuse_if_away()
             raise
@@ -120,6 +120,26 @@ class Clone:
                 raise RemoteAway("DVC's remote is full or unreachable; the lines above say more.") from None
         elif not self.shares_cache:
             raise UserError(f"{self.address} names no DVC remote, by which hosts share data; `dvc remote add -d` one.")
+
+    def push(self, *what: str) -> None:
+        """Push to the origin.
+
+        Raises:
+            RemoteAway: it does not answer.
+            UserError: it answers, and does not take this.
+        """
+        try:
+            self.git("push", "--quiet", *what)
+        except UserError:
+            self.refuse_if_origin_is_away()
+            raise
+
+    def refuse_if_origin_is_away(self) -> None:
+        """Raises RemoteAway: the origin does not answer."""
+        try:
+            self.git("ls-remote", "--heads", "origin")
+        except UserError as error:
+            raise RemoteAway(f"{self.address} does not answer ({error}).") from None
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

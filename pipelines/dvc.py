@@ -1,8 +1,11 @@
 """The only place that starts dvc."""
 
+import os
 import sys
+import tempfile
+from pathlib import Path
 
-from models.errors import UserError
+from models.errors import LAST_WORDS, UserError
 from pipelines.programs import output_of, run_module
 
 
@@ -14,6 +17,19 @@ def run(*arguments: str) -> None:
     """
     if run_module("dvc", *arguments) != 0:
         raise UserError(f"`dvc {' '.join(arguments)}` stopped; the lines above say where and why.")
+
+
+def tell(*arguments: str) -> None:
+    """:func:`run`, but its error is what the stage said last. Not for stages of raw data, which may quote them."""
+    with tempfile.NamedTemporaryFile(prefix="tuneline-") as words:
+        os.environ[LAST_WORDS] = words.name
+        try:
+            run(*arguments)
+        except UserError as error:
+            said = Path(words.name).read_text(encoding="utf-8").strip()
+            raise UserError(said or str(error)) from None
+        finally:
+            del os.environ[LAST_WORDS]
 
 
 def ask(*arguments: str) -> str:

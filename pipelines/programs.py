@@ -48,20 +48,22 @@ def _end(process: subprocess.Popen, patience: float | None) -> None:
         process.wait()
 
 
-def output_of(*command: str) -> str:
-    """Run a program to its end; gives what it wrote, without blanks around.
+def output_of(*command: str, **environment: str) -> str:
+    """Run a program to its end, with this besides in its environment; gives what it wrote, without blanks around.
 
     Raises:
-        UserError: it is not there, or failed; with what it said was fatal, or its last line.
+        UserError: it is not there, or failed; with what it said was rejected or fatal, or its last line.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
-        run = subprocess.run(command, env={**os.environ, **QUIET, "PATH": path}, capture_output=True, text=True)
+        run = subprocess.run(
+            command, env={**os.environ, **QUIET, "PATH": path, **environment}, capture_output=True, text=True
+        )
     except FileNotFoundError:
         raise UserError(f"`{command[0]}` is not installed here.") from None
     if run.returncode != 0:
         lines = (run.stderr.strip() or run.stdout.strip() or "no output").splitlines()
-        said = next((line for line in lines if line.startswith("fatal: ")), lines[-1])
+        said = next((line.strip() for mark in ("rejected]", "fatal: ") for line in lines if mark in line), lines[-1])
         name = command[2:5] if command[:2] == (sys.executable, "-m") else command[:3]
         raise UserError(f"`{' '.join(name)}` failed: {said}")
     return run.stdout.strip()
@@ -75,8 +77,8 @@ def feed(text: str, seconds: float, *command: str) -> None:
     """
     try:
         subprocess.run(command, input=text, text=True, timeout=seconds, check=True, capture_output=True)
-    except FileNotFoundError:
-        raise UserError(f"`{command[0]}` is not installed here.") from None
+    except OSError as error:
+        raise UserError(f"`{command[0]}` cannot be run here ({error.strerror}).") from None
     except subprocess.TimeoutExpired:
         raise UserError(f"`{command[0]}` did not end within {seconds:.0f} s.") from None
     except subprocess.CalledProcessError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from models.errors import UserError
 from models.storage import read_json, sha256_of
 from pipelines import dvc, evidence, promote, registry
-from pipelines.clone import Clone, left_of, open_clone
+from pipelines.clone import Clone, RemoteAway, left_of, open_clone
 from pipelines.finetune import refuse_if_blocked
 from pipelines.programs import output_of
 from stages import params
@@ -118,13 +118,18 @@ def stages_of(name: str) -> list[str]:
 
 
 def hand_out(clone: Clone, run: str) -> str:
-    """Offer what was prepared to the trainers; gives the ref of it, which no branch names."""
+    """Offer what was prepared to the trainers; gives the ref of it, which no branch names.
+
+    The commit is the same for the same content: experiments are found by it, and whoever is taken up again offers anew.
+    """
     clone.push_data()
     output_of("git", "add", "--all")
     tree = output_of("git", "write-tree")
     output_of("git", "reset", "--quiet")
-    commit = output_of("git", "commit-tree", tree, "-p", "HEAD", "-m", f"Prepared for {run}")
-    output_of("git", "push", "--quiet", "--force", "origin", f"{commit}:{REF.format(run=run)}")
+    date = output_of("git", "show", "--no-patch", "--format=%cI", "HEAD")
+    dates = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+    commit = output_of("git", "commit-tree", tree, "-p", "HEAD", "-m", f"Prepared for {run}", **dates)
+    clone.push("--force", "origin", f"{commit}:{REF.format(run=run)}")
     return REF.format(run=run)
 
 
@@ -144,18 +149,36 @@ class Outcome:
 
 
 def publish(clone: Clone, run: str) -> bool:
-    """Push data, branch and versions, and take back what was handed out; False if others pushed in the meantime."""
+    """Push data, branch and versions, and take back what was handed out; False if others pushed in the meantime.
+
+    Raises:
+        RemoteAway: DVC's remote or the origin.
+        UserError: the origin answers, and does not take it.
+    """
     clone.push_data()  # first: a commit must not name what nobody can fetch
     tags = [f"refs/tags/{tag}:refs/tags/{tag}" for tag in output_of("git", "tag", "--list", "champion*").split()]
     try:
-        output_of("git", "push", "--quiet", "--atomic", "origin", BRANCH, *tags)
+        clone.push("--atomic", "origin", BRANCH, *tags)
+    except RemoteAway:
+        raise
     except UserError:
-        output_of("git", "fetch", "--quiet", "origin", BRANCH)
-        if output_of("git", "rev-list", "-1", f"HEAD..origin/{BRANCH}"):
+        if others_came_first():
             return False
         raise
     withdraw(run)
     return True
+
+
+def others_came_first() -> bool:
+    """Whether the origin has commits on the branch that are not ours, or other versions under our numbers."""
+    there = dict(reversed(line.split()) for line in output_of("git", "ls-remote", "origin").splitlines())
+    ours = output_of("git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/tags/champion*")
+    if any(there.get(ref, commit) != commit for commit, ref in map(str.split, ours.splitlines())):
+        return True
+    if f"refs/heads/{BRANCH}" not in there:
+        return False
+    output_of("git", "fetch", "--quiet", "origin", BRANCH)
+    return bool(output_of("git", "rev-list", "-1", f"HEAD..origin/{BRANCH}"))
 
 
 def withdraw(run: str) -> None:
@@ -200,8 +223,12 @@ def take_in_others(clone: Clone) -> None:
     if tags := output_of("git", "tag", "--list", "champion*").split():
         output_of("git", "tag", "--delete", *tags)
     output_of("git", "fetch", "--quiet", "origin", "refs/tags/champion*:refs/tags/champion*")
-    clone.git("config", CHAMPION, registry.live() or "none")
-    merge(f"origin/{BRANCH}")
+    live = registry.live()
+    clone.git("config", CHAMPION, live or "none")
+    if output_of("git", "for-each-ref", f"refs/remotes/origin/{BRANCH}"):
+        merge(f"origin/{BRANCH}")
+    if live:  # it may have been promoted elsewhere than on the branch
+        merge(f"{registry.ARTIFACT}@{live}")
 
 
 def new_champion(clone: Clone) -> str | None:

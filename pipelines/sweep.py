@@ -6,6 +6,7 @@ does; the orchestrator fetches all of them, shows the table, and applies the bes
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +18,7 @@ from pipelines.retrain import stages_of
 from stages import params
 
 MOST = 1000  # points: more are a slip of the pen
+CHOSEN = "tuneline.chosen"  # in the clone's settings: the best experiment, once it is known
 
 Value = bool | int | float | str
 Point = dict[str, Value]
@@ -28,8 +30,10 @@ def points_of(sets: Mapping[str, Sequence[Value]] | Sequence[Point]) -> list[Poi
     Raises:
         UserError: there is none, there are too many, one is there twice, or a key or value is none.
     """
-    if isinstance(sets, Mapping):
+    if isinstance(sets, Mapping) and math.prod(map(len, sets.values())) <= MOST:
         sets = [dict(zip(sets, chosen, strict=True)) for chosen in itertools.product(*sets.values())]
+    elif isinstance(sets, Mapping):
+        raise UserError(f"A sweep needs 1 to {MOST} different parameter sets; this grid has more.")
     for point in sets:
         for key, value in point.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or not isinstance(value, Value):
@@ -71,13 +75,22 @@ def attempt(clone: Clone, adapter: str, point: Point) -> None:
     name = name_of(adapter, point)
     if output_of("git", "for-each-ref", f"refs/exps/*/*/{name}"):
         return  # a run that died after it
-    dvc.run("exp", "run", "--quiet", "--name", name, *changes, "--single-item", *clone.pull, *stages_of(adapter))
+    dvc.tell("exp", "run", "--quiet", "--name", name, *changes, "--single-item", *clone.pull, *stages_of(adapter))
 
 
 def give_back(clone: Clone, adapter: str, point: Point) -> None:
-    """Push an experiment, and what it made."""
+    """Push an experiment, and what it made.
+
+    Raises:
+        RemoteAway: DVC's remote or the origin.
+    """
     cache = () if clone.has_remote else ("--no-cache",)
-    dvc.run("exp", "push", "--quiet", "--force", *cache, "origin", name_of(adapter, point))
+    try:
+        dvc.run("exp", "push", "--quiet", "--force", *cache, "origin", name_of(adapter, point))
+    except UserError:
+        clone.refuse_if_origin_is_away()
+        clone.refuse_if_away()
+        raise
     clone.push_data(*(() if clone.shares_cache else ("--run-cache",)))
 
 
@@ -104,6 +117,12 @@ def best_of(found: Mapping[str, dict]) -> str:
     return min(found, key=lambda name: found[name]["loss"])
 
 
-def apply(name: str) -> None:
+def chosen(clone: Clone) -> str | None:
+    """The best experiment, if an earlier life of this run had come so far."""
+    return clone.setting(CHOSEN)
+
+
+def apply(clone: Clone, name: str) -> None:
     """Make an experiment's parameters and results those of this clone."""
+    clone.git("config", CHOSEN, name)
     dvc.run("exp", "apply", "--quiet", name)

@@ -20,7 +20,7 @@ def test_gpus_are_named_by_number_or_id(said, gpus):
     assert agent.gpus_of(said) == gpus
 
 
-@pytest.mark.parametrize("said", ["", "0,0", "a", "0;1", "-1", "../x"])
+@pytest.mark.parametrize("said", ["", "0,0", "0,00", "a", "0;1", "-1", "../x"])
 def test_other_names_are_refused(said):
     with pytest.raises(UserError, match="names no GPUs"):
         agent.gpus_of(said)

@@ -44,7 +44,7 @@ def test_a_webhook_and_a_command_are_told(listener, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "told it").read_text(encoding="utf-8")) == told
 
 
-@pytest.mark.parametrize("command", ["no-such-program", "false", "sleep 5"])
+@pytest.mark.parametrize("command", ["no-such-program", "false", "sleep 5", "/etc/passwd", "a 'b"])
 def test_what_cannot_be_told_stops_nothing_and_shows_no_secret(listener, monkeypatch, capsys, command):
     listener.status = 500
     monkeypatch.setattr(notify, "SECONDS", 0.5)
@@ -53,6 +53,15 @@ def test_what_cannot_be_told_stops_nothing_and_shows_no_secret(listener, monkeyp
     notify.tell("failed", "because")
     said = capsys.readouterr().out
     assert said.count("was not told that failed") == 2
+    assert "secret" not in said
+
+
+def test_an_address_that_is_none_stops_nothing(monkeypatch, capsys):
+    monkeypatch.setenv("TUNELINE_WEBHOOK", "http://host:secret/x")
+    monkeypatch.setenv("TUNELINE_COMMAND", " ")
+    notify.tell("failed", "because")
+    said = capsys.readouterr().out
+    assert said.count("was not told that failed") == 1
     assert "secret" not in said
 
 

@@ -8,6 +8,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 
 from flows import runs
 from models.errors import UserError
+from pipelines.clone import RemoteAway
 
 
 def run_in(kind: StateType, **more) -> FlowRun:
@@ -56,7 +57,7 @@ def test_while_the_server_is_away_nothing_is_decided(steady, monkeypatch):
 
 
 def test_a_step_is_tried_again_while_something_is_away_and_not_for_ever(steady, capsys):
-    class Away(UserError):
+    class Away(RemoteAway):
         pass
 
     tried = []
@@ -67,11 +68,11 @@ def test_a_step_is_tried_again_while_something_is_away_and_not_for_ever(steady, 
             raise Away("The remote is away.")
         return word
 
-    assert runs.patiently(step, "pushed", wait_for=Away) == "pushed"
+    assert runs.patiently(step, "pushed") == "pushed"
     assert steady[0] - 1000 == sum(runs.PAUSES[:2])
     assert "Trying again in 10 s" in capsys.readouterr().out
     tried.clear()
     with pytest.raises(UserError, match="another"):
-        runs.patiently(lambda: (_ for _ in ()).throw(UserError("another")), wait_for=Away)
+        runs.patiently(lambda: (_ for _ in ()).throw(UserError("another")))
     with pytest.raises(Away):
-        runs.patiently(lambda: (_ for _ in ()).throw(Away("still")), wait_for=Away)
+        runs.patiently(lambda: (_ for _ in ()).throw(Away("still")))

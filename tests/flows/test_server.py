@@ -1,6 +1,7 @@
 """The server of one machine: closed to others unless it asks for a password, and what supervisord is told."""
 
 import configparser
+import socket
 
 import pytest
 
@@ -21,6 +22,15 @@ def test_a_server_that_others_reach_needs_a_password(host, monkeypatch):
 def test_loopback_needs_none(host, monkeypatch):
     monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
     server.refuse_if_open(host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_where_something_listens_no_server_is_started(host):
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port}"):
+            server.refuse_if_taken(host, port)
+    server.refuse_if_taken(host, port)
 
 
 def test_supervisord_runs_server_keeper_and_an_agent_for_each_gpu(tmp_path, monkeypatch):

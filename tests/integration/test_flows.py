@@ -75,16 +75,23 @@ def test_of_two_retrainings_started_at_once_one_waits_and_finds_nothing_to_do(si
 
 
 def test_a_sweep_tries_every_set_on_the_agent_and_retrains_with_the_best(site):
-    run = site.run("sweep", adapter="lora", sets={"rank": [4, 8]})
+    """One set diverges, and is left out. The orchestrator is killed meanwhile, and finds what was tried in between."""
+    run = site.run("sweep", adapter="lora", sets=[{"learning_rate": 1e6}, {"rank": 4}, {"rank": 8}])
+    until(lambda: site.processes(TRAINING), "the first set to be tried", 200)
+    for process in site.processes("-m"):
+        if process.environ().get("PREFECT__FLOW_RUN_ID") == run:
+            process.kill()
     assert site.ended(run) == "Completed"
+    diverged = [each for each in site.children(run) if "learning_rate" in each["name"]]
+    assert all("Training diverged" in each["state"]["message"] for each in diverged)
     tries = sorted(
-        (child for child in site.children(run) if child["name"].startswith("try")),
+        (child for child in site.children(run) if child["name"].startswith("try lora-rank")),
         key=lambda child: child["start_time"],
     )
     assert {child["name"] for child in tries} == {"try lora-rank-4", "try lora-rank-8"}
     between = datetime.fromisoformat(tries[1]["start_time"]) - datetime.fromisoformat(tries[0]["end_time"])
     assert between.total_seconds() < 30  # the agent is kept busy: 10 s on a machine of its own
-    message = site.git("log", "--format=%B", "--grep=the best of 2", "tuneline/retrained")
+    message = site.git("log", "--format=%B", "--grep=the best of 3", "tuneline/retrained")
     assert "sweep: lora-rank-" in message
     settings = yaml.safe_load(site.git("show", "tuneline/retrained:params.yaml"))["adapters"]["lora"]
     assert f"lora-rank-{settings['rank']}," in message
@@ -247,9 +254,7 @@ def test_a_clock_that_jumps_a_day_ahead_and_back_disturbs_nothing(site):
 def test_of_the_ticks_that_nobody_served_one_is_enough(site):
     site.stop("cpu")
     retrain = site.ask("GET", "/deployments/name/retrain/retrain")["id"]
-    (schedule,) = site.ask(
-        "POST", f"/deployments/{retrain}/schedules", [{"active": True, "schedule": {"interval": 10}}]
-    )
+    site.ask("POST", f"/deployments/{retrain}/schedules", [{"active": True, "schedule": {"interval": 10}}])
 
     def states() -> list[str]:
         ticks = {"flow_runs": {"deployment_id": {"any_": [retrain]}, "name": {"like_": ""}}}
@@ -258,6 +263,10 @@ def test_of_the_ticks_that_nobody_served_one_is_enough(site):
 
     until(lambda: states().count("Cancelled") >= 3, "missed ticks to be dropped", 120)
     assert states().count("Late") <= 2  # the latest, and one that has just become late
+    site.deploy()  # as whenever a site starts; what was switched on stays on
+    found = site.ask("GET", f"/deployments/{retrain}")["schedules"]
+    assert sorted((each["active"], "interval" in each["schedule"]) for each in found) == [(False, False), (True, True)]
+    schedule = next(each for each in found if each["active"])
     site.ask("DELETE", f"/deployments/{retrain}/schedules/{schedule['id']}")
     site.start("cpu")
 

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,41 @@ def test_what_is_handed_out_is_taken_back_and_touches_no_branch(origin, monkeypa
     retrain.abandon("run")
     assert git(origin, "for-each-ref", "refs/tuneline") == ""
     assert not clone.folder.exists()
+
+
+def test_what_is_handed_out_again_is_the_same_commit(origin, monkeypatch):
+    """By which a sweep finds what was tried before its orchestrator was killed."""
+    clone = entered(monkeypatch, "run")
+    (clone.folder / "prepared").write_text("x")
+    first = git(origin, "rev-parse", retrain.hand_out(clone, "run"))
+    time.sleep(1.1)  # git counts seconds
+    assert git(origin, "rev-parse", retrain.hand_out(clone, "run")) == first
+
+
+def test_a_push_that_is_refused_is_told_with_its_reason_and_an_origin_that_is_away_as_such(origin, monkeypatch):
+    clone = entered(monkeypatch, "run")
+    commit(clone.folder, "b", "result")
+    git(origin, "switch", "--quiet", "--create", retrain.BRANCH)
+    with pytest.raises(UserError, match=r"rejected.*checked out") as told:
+        retrain.publish(clone, "run")
+    assert not isinstance(told.value, RemoteAway)
+    origin.rename(origin.with_name("elsewhere"))
+    with pytest.raises(RemoteAway, match="does not answer"):
+        clone.push("origin", retrain.BRANCH)
+
+
+def test_a_version_that_was_promoted_by_hand_meanwhile_is_met_like_another_retraining(origin, monkeypatch):
+    clone = entered(monkeypatch, "run")
+    assert promoted("ours") == "v1.0.0"
+    monkeypatch.chdir(origin)
+    assert promoted("by hand") == "v1.0.0"
+    monkeypatch.chdir(clone.folder)
+    assert not retrain.publish(clone, "run")
+    retrain.take_in_others(clone)
+    assert (registry.champion() / "weights").read_text() == "by hand"
+    assert promoted("ours") == "v2.0.0"
+    assert retrain.publish(clone, "run")
+    assert retrain.new_champion(clone) == "v2.0.0"
 
 
 def test_two_retrainings_at_a_time_lose_nothing(origin, monkeypatch):

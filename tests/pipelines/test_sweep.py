@@ -26,6 +26,11 @@ def test_odd_sets_are_refused(sets):
         sweep.points_of(sets)
 
 
+def test_a_grid_too_large_for_memory_is_refused():
+    with pytest.raises(UserError, match="more"):
+        sweep.points_of({name: list(range(10_000)) for name in "abcdef"})
+
+
 @given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True), VALUES, min_size=1, max_size=3))
 def test_a_name_is_one_that_git_takes(point):
     name = sweep.name_of("lora", point)
