@@ -134,8 +134,8 @@ class Keeper:
         else:
             said = f"It died {crashes} times, the last time so: {run.state.message or 'unknown'}"
             self.set(run, Failed(message=said))
-            end_children(self.client, run.id)
             notify.tell("failed", said, run=run.name, link=notify.link_of(run.id))
+            end_children(self.client, run.id)
 
     def drop_missed_ticks(self, scheduled: Iterable[FlowRun]) -> None:
         """Of ticks of a schedule that nobody served, one is enough: the latest."""

@@ -66,7 +66,8 @@ def failures_told(run: str) -> Iterator[None]:
     except Exception as error:
         with suppress(UserError):  # it may have failed before there was a clone
             retrain.withdraw(run)
-        with get_client(sync_client=True) as client:
+        # A server that is away must not hide what went wrong.
+        with suppress(httpx.HTTPError, PrefectHTTPStatusError), get_client(sync_client=True) as client:
             end_children(client, run)
         # What nobody foresaw may quote a sample; the run's log has it.
         notify.tell("failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}; see its log")
