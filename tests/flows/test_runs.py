@@ -3,11 +3,12 @@
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
 from flows import runs
-from models.errors import UserError
+from models.errors import DataBlocked, UserError
 from pipelines.clone import RemoteAway
 
 
@@ -76,3 +77,20 @@ def test_a_step_is_tried_again_while_something_is_away_and_not_for_ever(steady, 
         runs.patiently(lambda: (_ for _ in ()).throw(UserError("another")))
     with pytest.raises(Away):
         runs.patiently(lambda: (_ for _ in ()).throw(Away("still")))
+
+
+def test_why_a_run_failed_is_told_although_the_server_is_away(monkeypatch):
+    def away(**_):
+        raise httpx.ConnectError("refused")
+
+    told = []
+    monkeypatch.setattr(runs, "get_client", away)
+    monkeypatch.setattr(runs.retrain, "withdraw", lambda run: (_ for _ in ()).throw(UserError("no clone")))
+    monkeypatch.setattr(runs.notify, "tell", lambda *said: told.append(said))
+    for error, text in ((UserError("because"), "because"), (ValueError("a sample"), "ValueError; see its log")):
+        with pytest.raises(type(error), match=str(error)), runs.failures_told("run"):
+            raise error
+        assert told.pop() == ("failed", text)
+    with pytest.raises(DataBlocked), runs.failures_told("run"):
+        raise DataBlocked("dirty")
+    assert told == []
