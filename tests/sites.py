@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -138,10 +138,16 @@ class Site:
         return found
 
     def training(self) -> psutil.Process:
-        """The training, once it has a checkpoint to go on from."""
-        checkpoint = "runs/*/models/checkpoints/lora.*/checkpoint-*/progress.json"
-        until(lambda: list(self.folder.glob(f"home*/{checkpoint}")), "a checkpoint", 200)
-        return until(lambda: self.processes(TRAINING), "the training", 5)[0]
+        """The training, once it has a checkpoint to go on from; other clones may have some, too."""
+
+        def under_way() -> psutil.Process | None:
+            for process in self.processes(TRAINING):
+                with suppress(psutil.Error, OSError):
+                    if list(Path(process.cwd()).glob("models/checkpoints/lora.*/checkpoint-*/progress.json")):
+                        return process
+            return None
+
+        return until(under_way, "a training with a checkpoint", 200)
 
     def set_epochs(self, epochs: int) -> None:
         self.project.edit_params(lambda params: params["adapters"]["lora"].update(epochs=epochs))
