@@ -33,7 +33,7 @@ def sweep(adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], r
         experiments.check(adapter, points)
         prepare(clone)
         best = experiments.chosen(clone) or attempt_all(clone, run, adapter, points)
-        experiments.apply(clone, adapter, best)
+        experiments.apply(clone, best)
         train_on_agents(run, runs.patiently(retrain.hand_out, clone, run))
         return finish(clone, run, f"sweep: {best}, the best of {len(points)}")
 

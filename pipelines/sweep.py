@@ -122,12 +122,11 @@ def chosen(clone: Clone) -> str | None:
     return clone.setting(CHOSEN)
 
 
-def apply(clone: Clone, adapter: str, name: str) -> None:
-    """Make an experiment's parameters and results those of this clone; doing it again changes nothing.
+def apply(clone: Clone, name: str) -> None:
+    """Make an experiment's parameters those of this clone, by which DVC's run cache knows its results.
 
     `dvc exp apply` would fail where other models than this adapter have not been trained yet.
     """
     clone.git("config", CHOSEN, name)
     ref = clone.git("for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}")
-    clone.git("restore", "--source", ref, "--worktree", "--", ".")
-    clone.take_data(*stages_of(adapter))
+    clone.git("restore", "--source", ref, "--worktree", "--", "params.yaml")
