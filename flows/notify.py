@@ -1,7 +1,7 @@
 """Tell the outside what happened: an HTTP address of the user's own, or a program.
 
 ``TUNELINE_WEBHOOK`` gets a POST of a small JSON, ``TUNELINE_COMMAND`` the same on its standard input. Both stand in
-the environment of the agents and nowhere else: no data file and no setting under version control can name them.
+the environment of agents and keeper and nowhere else: no data file and no setting under version control can name them.
 """
 
 import json

@@ -8,7 +8,8 @@ cache; where it is elsewhere they share one of their own, and everything goes th
 import os
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -128,18 +129,20 @@ class Clone:
             RemoteAway: it does not answer.
             UserError: it answers, and does not take this.
         """
-        try:
+        with self.needing_origin():
             self.git("push", "--quiet", *what)
-        except UserError:
-            self.refuse_if_origin_is_away()
-            raise
 
-    def refuse_if_origin_is_away(self) -> None:
-        """Raises RemoteAway: the origin does not answer."""
+    @contextmanager
+    def needing_origin(self) -> Iterator[None]:
+        """Raises RemoteAway in place of what failed inside: the origin does not answer."""
         try:
-            self.git("ls-remote", "--heads", "origin")
-        except UserError as error:
-            raise RemoteAway(f"{self.address} does not answer ({error}).") from None
+            yield
+        except UserError:
+            try:
+                self.git("ls-remote", "--heads", "origin")
+            except UserError as error:
+                raise RemoteAway(f"{self.address} does not answer ({error}).") from None
+            raise
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

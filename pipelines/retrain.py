@@ -16,7 +16,7 @@ from pathlib import Path
 from models.errors import UserError
 from models.storage import read_json, sha256_of
 from pipelines import dvc, evidence, promote, registry
-from pipelines.clone import Clone, RemoteAway, left_of, open_clone
+from pipelines.clone import Clone, left_of, open_clone
 from pipelines.finetune import refuse_if_blocked
 from pipelines.programs import output_of
 from stages import params
@@ -157,15 +157,14 @@ def publish(clone: Clone, run: str) -> bool:
     """
     clone.push_data()  # first: a commit must not name what nobody can fetch
     tags = [f"refs/tags/{tag}:refs/tags/{tag}" for tag in output_of("git", "tag", "--list", "champion*").split()]
-    try:
-        clone.push("--atomic", "origin", BRANCH, *tags)
-    except RemoteAway:
-        raise
-    except UserError:
-        if others_came_first():
-            return False
-        raise
-    withdraw(run)
+    with clone.needing_origin():
+        try:
+            output_of("git", "push", "--quiet", "--atomic", "origin", BRANCH, *tags)
+        except UserError:
+            if others_came_first():
+                return False
+            raise
+        withdraw(run)
     return True
 
 

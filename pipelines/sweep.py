@@ -86,9 +86,9 @@ def give_back(clone: Clone, adapter: str, point: Point) -> None:
     """
     cache = () if clone.has_remote else ("--no-cache",)
     try:
-        dvc.run("exp", "push", "--quiet", "--force", *cache, "origin", name_of(adapter, point))
+        with clone.needing_origin():
+            dvc.run("exp", "push", "--quiet", "--force", *cache, "origin", name_of(adapter, point))
     except UserError:
-        clone.refuse_if_origin_is_away()
         clone.refuse_if_away()
         raise
     clone.push_data(*(() if clone.shares_cache else ("--run-cache",)))

@@ -9,6 +9,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Crashed, Running
 from sites import Site, until
 
+from flows.deployments import switch_on, switched_on
 from flows.keeper import REST, SIGN, SILENCE, Keeper
 from flows.runs import OURS
 
@@ -64,6 +65,22 @@ def test_a_sign_counts_whatever_the_clock_of_its_host_shows(client, run, occurre
     assert state(client, run) == StateType.RUNNING
     keeper.round(5)
     assert state(client, run) == StateType.CRASHED
+
+
+def test_a_schedule_that_was_switched_on_is_switched_on_again(client):
+    """As behind `prefect deploy`, which makes the schedules of prefect.yaml anew, and off."""
+    flow = client.request("POST", "/flows/", json={"name": "scheduled"}).json()["id"]
+    schedules = [{"schedule": {"cron": "0 3 * * *", "timezone": "Asia/Shanghai"}, "active": True}]
+    body = {"name": "scheduled", "flow_id": flow, "tags": [OURS], "schedules": schedules}
+    client.request("POST", "/deployments/", json=body)
+    before = switched_on(client)
+    schedules[0]["active"] = False
+    deployment = client.request("POST", "/deployments/", json=body).json()["id"]
+    assert switched_on(client)["scheduled"] == []
+    switch_on(client, before)
+    (schedule,) = client.read_deployment(deployment).schedules
+    assert schedule.active
+    assert schedule.schedule.cron == "0 3 * * *"
 
 
 def test_a_run_that_dies_too_often_has_failed_and_is_told_once(client, run, monkeypatch, tmp_path):
