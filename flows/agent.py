@@ -34,6 +34,7 @@ ENDING = 40.0  # seconds that what it runs may take; a training writes a checkpo
 
 def gpus_of(said: str) -> tuple[str, ...]:
     """GPUs as the user names them: numbers or UUIDs, a comma between them; none for the CPU."""
+    # 00 is GPU 0, too.
     found = tuple(re.sub(r"^0+(?=\d)", "", part.strip()) for part in said.split(","))
     if said == "none":
         return ()

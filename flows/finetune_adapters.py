@@ -72,7 +72,7 @@ def train_on_agents(run: str, ref: str) -> None:
         )
         for name in retrain.pending()
     ]
-    runs.wait(started, lambda child: print(f"{child.name}: {child.state_name}"))
+    runs.wait(started)
 
 
 def title(name: str, data: str, knobs: params.Params) -> str:

@@ -127,7 +127,12 @@ def _failed(run: FlowRun) -> bool:
     return run.state is not None and run.state.type in (StateType.FAILED, StateType.CANCELLED)
 
 
-def wait(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] | None = None) -> None:
+def say(run: FlowRun) -> None:
+    """Print what has become of a run."""
+    print(f"{run.name}: {run.state_name}")
+
+
+def wait(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] = say) -> None:
     """Wait until all runs have ended well.
 
     Raises:
@@ -139,7 +144,7 @@ def wait(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] | None = 
             raise UserError(f"Run {run.name!r} ended as {run.state.name}: {said}")
 
 
-def ended(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] | None = None) -> Iterator[FlowRun]:
+def ended(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] = say) -> Iterator[FlowRun]:
     """The runs, each as it ends, well or not. A server that is away for a while is waited for.
 
     Raises:
@@ -149,7 +154,7 @@ def ended(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] | None =
     crashed: dict[UUID, float] = {}
     while shown:
         for run in _read(list(shown)):
-            if run.state_name != shown[run.id] and on_change:
+            if run.state_name != shown[run.id]:
                 on_change(run)
             shown[run.id] = run.state_name
             if _has_ended(run, crashed):

@@ -52,8 +52,7 @@ def attempt_all(clone: Clone, run: str, adapter: str, points: list[experiments.P
         )
         for point in points
     ]
-    changed = lambda child: print(f"{child.name}: {child.state_name}")  # noqa: E731
-    well = {child.id for child in runs.ended(started, changed) if child.state.is_completed()}
+    well = {child.id for child in runs.ended(started) if child.state.is_completed()}
     tried = [point for child, point in zip(started, points, strict=True) if child.id in well]
     if not tried:
         raise UserError("Not one set of the sweep could be tried; the runs of flow try-parameters say why.")

@@ -7,10 +7,11 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger("tuneline")
-LAST_WORDS = "TUNELINE_LAST_WORDS"  # a file for the sentence that a program ends with, beside standard error
+LAST_WORDS = "TUNELINE_LAST_WORDS"  # an empty file for the sentence that a program ends with, beside standard error
 
 
 class UserError(Exception):
@@ -50,9 +51,7 @@ def program(main):
             return main(*args, **kwargs)
         except UserError as error:
             _let_others_speak_first(error)
-            print(f"error: {error}", file=sys.stderr)
-            if path := os.environ.get(LAST_WORDS):
-                Path(path).write_text(str(error), encoding="utf-8")
+            _say(str(error))
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -63,11 +62,20 @@ def program(main):
             sys.exit(1)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            print(f"error: {where}{error.strerror or error}; check the path, its rights and the disk.", file=sys.stderr)
+            _say(f"{where}{error.strerror or error}; check the path, its rights and the disk.")
             log.debug("where it happened:", exc_info=True)
             sys.exit(1)
 
     return run
+
+
+def _say(sentence: str) -> None:
+    """Of several programs that end, as the processes of a training do, the first knows why."""
+    print(f"error: {sentence}", file=sys.stderr)
+    if path := os.environ.get(LAST_WORDS):
+        with suppress(OSError):  # whoever wanted to know may be gone
+            if Path(path).stat().st_size == 0:
+                Path(path).write_text(sentence, encoding="utf-8")
 
 
 def _let_others_speak_first(error: UserError) -> None:

@@ -20,7 +20,7 @@ def run(*arguments: str) -> None:
 
 
 def tell(*arguments: str) -> None:
-    """:func:`run`, but its error is what the stage said last. Not for stages of raw data, which may quote them."""
+    """:func:`run`, but its error is what the stage ended with. Not for stages of raw data, which may quote them."""
     with tempfile.NamedTemporaryFile(prefix="tuneline-") as words:
         os.environ[LAST_WORDS] = words.name
         try:

@@ -54,3 +54,31 @@ def test_a_failure_is_one_sentence(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="dvc repro nowhere"):
         dvc.run("repro", "nowhere")
+
+
+SAYING = """\
+from models.errors import UserError, program
+import subprocess, sys
+
+@program
+def main():
+    if len(sys.argv) == 1:
+        raise UserError("Training diverged: the loss of step 3 is nan.")
+    subprocess.run([sys.executable, __file__], check=False)
+    raise UserError("A process of the training ended.")
+
+main()
+"""
+
+
+def test_the_error_is_what_the_stage_ended_with_and_of_several_processes_the_first(tmp_path, monkeypatch, capfd):
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / "say.py").write_text(SAYING)
+    (tmp_path / "dvc.yaml").write_text(f"stages:\n  train:\n    cmd: {sys.executable} say.py for-another\n")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^Training diverged: the loss of step 3 is nan\.$"):
+        dvc.tell("repro")
+    with pytest.raises(UserError, match="dvc repro nowhere"):  # where no stage of ours spoke
+        dvc.tell("repro", "nowhere")
+    assert "A process of the training ended." in capfd.readouterr().err
