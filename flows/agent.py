@@ -11,17 +11,16 @@ Prefect's worker is a process below it, and so is what that runs: whatever ends 
 import argparse
 import fcntl
 import os
-import re
 import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 from prefect.settings import PREFECT_API_URL
 
+from flows import gpus
 from models.errors import UserError, program
 from pipelines.clone import home
 from pipelines.programs import end_leftovers, run_module
@@ -32,34 +31,19 @@ LETTING_GO = 5.0  # seconds that a worker may take to end
 ENDING = 40.0  # seconds that what it runs may take; a training writes a checkpoint
 
 
-def gpus_of(said: str) -> tuple[str, ...]:
-    """GPUs as the user names them: numbers or UUIDs, a comma between them; none for the CPU."""
-    # 00 is GPU 0, too.
-    found = tuple(re.sub(r"^0+(?=\d)", "", part.strip()) for part in said.split(","))
-    if said == "none":
-        return ()
-    if len(set(found)) < len(found) or not all(re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", part) for part in found):
-        raise UserError(f"--gpus: {said!r} names no GPUs; write 0, or 0,1, or none.")
-    return found
-
-
-def own(names: Sequence[str]) -> list[int]:
-    """Hold these for as long as this process lives, or another that gets the open files which this gives.
+def serve_alone(name: str) -> None:
+    """Be the agent of this name for as long as this process lives.
 
     Raises:
-        UserError: another agent of this host holds one.
+        UserError: another agent of this host and home is.
     """
     folder = home() / "agents"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    locks = []
-    for name in names:
-        path = folder / f"{socket.gethostname()} {name.replace('/', '-')}.lock"  # hosts may share the folder
-        locks.append(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        try:
-            fcntl.flock(locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Another agent on this host owns {name}; stop it first.") from None
-    return locks
+    lock = os.open(folder / f"{name}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"Another agent on this host is {name}; stop it first.") from None
 
 
 def wait_for_server() -> None:
@@ -82,22 +66,23 @@ def wait_for_server() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve flows on this host.")
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--gpus", type=gpus_of, help="those that it owns: 0, or 0,1, or none for the CPU in their place")
+    kind.add_argument("--gpus", help="those that it owns: 0, or 0,1, or none for the CPU in their place")
     kind.add_argument("--cpu", action="store_true", help="serve what needs no GPU")
     arguments = parser.parse_args()
-    gpus = () if arguments.cpu else arguments.gpus
-    name = f"{socket.gethostname()}-{'cpu' if arguments.cpu else 'gpu-' + ('-'.join(gpus) or 'none')}"
-    own([f"the name {name}"])
+    owned = [] if arguments.cpu else gpus.chosen(arguments.gpus, gpus.present())
+    names = "-".join(gpu.name for gpu in owned) or gpus.NONE
+    name = f"{socket.gethostname()}-{'cpu' if arguments.cpu else f'gpu-{names}'}"
+    serve_alone(name)
     mark = f"{home()} {name}"  # another site on this host may have an agent of this name
     end_leftovers("TUNELINE_AGENT", mark)  # its worker, had it been killed alone, and what that runs
-    locks = own([f"gpu {each}" for each in gpus])
+    locks = gpus.own(owned)
     os.environ |= {"TUNELINE_AGENT": mark, "PYTHONPATH": str(Path.cwd())}
     if not arguments.cpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        os.environ[gpus.VISIBLE] = ",".join(gpu.uuid for gpu in owned)
     wait_for_server()
     work = ("--pool", "cpu", "--limit", str(SIDE_BY_SIDE))
     if not arguments.cpu:
-        work = ("--pool", "gpu", "--limit", "1", "--work-queue", f"gpus-{max(len(gpus), 1)}")
+        work = ("--pool", "gpu", "--limit", "1", "--work-queue", f"gpus-{max(len(owned), 1)}")
     # The worker ends by SIGINT, which a job in a shell's background ignores, and its children with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = ("worker", "start", "--type", "process", "--name", name, *work)

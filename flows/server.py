@@ -14,9 +14,11 @@ import ipaddress
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from flows.agent import ENDING, gpus_of
+from flows import gpus
+from flows.agent import ENDING
 from models.errors import UserError, program
 from models.storage import writing
 from pipelines.clone import home, repository
@@ -49,17 +51,26 @@ def refuse_if_taken(host: str, port: int) -> None:
         ) from None
 
 
-def owned(said: str) -> str:
-    """What one GPU agent owns, as its user names it. Raises UserError: it names no GPUs."""
-    gpus_of(said)
-    return said
+def agents_of(said: Sequence[str] | None) -> list[str]:
+    """What each GPU agent owns, as its user named it, or one GPU each.
+
+    Raises:
+        UserError: this host has no such GPU, or two agents would own the same.
+    """
+    if said is None:
+        return gpus.one_each()
+    there = gpus.present()
+    owned = [name for each in said for name in ([gpu.name for gpu in gpus.chosen(each, there)] or [gpus.NONE])]
+    if len(set(owned)) < len(owned):
+        raise UserError(f"Of {' and '.join(said)} two agents would own the same; name each GPU once.")
+    return list(said)
 
 
-def gpus() -> list[str]:
-    """What the GPU agents own: one GPU each, or ``none`` on a host without any."""
-    import torch
-
-    return [str(number) for number in range(torch.cuda.device_count())] or ["none"]
+def refuse_if_variable(*folders: Path) -> None:
+    """Raises UserError: supervisord would take part of a path for a variable; it expands names of log files twice."""
+    for folder in folders:
+        if "%" in str(folder):
+            raise UserError(f"The path {folder} holds a %, which supervisord takes for a variable; choose another.")
 
 
 def programs_of(host: str, port: int, owned: list[str]) -> dict[str, list[str]]:
@@ -94,9 +105,8 @@ def write_configuration(folder: Path, programs: dict[str, list[str]]) -> Path:
 
 
 def _program(name: str, command: list[str], folder: Path) -> dict[str, str]:
-    quoted = " ".join(f'"{part}"' for part in command).replace("%", "%%")
     return {
-        "command": quoted,
+        "command": " ".join(f'"{part}"' for part in command),
         "autorestart": "unexpected" if name == "deployments" else "true",
         "startsecs": "0" if name == "deployments" else "1",
         "startretries": "1000",  # an agent that waits for its GPUs is no reason to give up
@@ -115,13 +125,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Server, keeper and agents of one machine.")
     parser.add_argument("--host", default="127.0.0.1", help="where the server listens (127.0.0.1)")
     parser.add_argument("--port", type=int, default=PORT, help=f"({PORT})")
-    parser.add_argument(
-        "--gpus", action="append", type=owned, help="what one GPU agent owns, such as 0,1; by default one GPU each"
-    )
+    parser.add_argument("--gpus", action="append", help="what one GPU agent owns, such as 0,1; by default one GPU each")
     arguments = parser.parse_args()
+    owned = agents_of(arguments.gpus)
     refuse_if_open(arguments.host)
     refuse_if_taken(arguments.host, arguments.port)
     folder = home() / "server"
+    refuse_if_variable(folder, Path.cwd(), Path(sys.executable))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     host = {"0.0.0.0": "127.0.0.1"}.get(arguments.host, arguments.host)
     address = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}"
@@ -129,7 +139,7 @@ def main() -> None:
     os.environ.setdefault("PREFECT_HOME", str(folder / "prefect"))
     if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
-    configuration = write_configuration(folder, programs_of(arguments.host, arguments.port, arguments.gpus or gpus()))
+    configuration = write_configuration(folder, programs_of(arguments.host, arguments.port, owned))
     print(f"{address} · logs · 日志 {folder} · Ctrl-C stops all · 按 Ctrl-C 全部停止", flush=True)
     print(f"export PREFECT_API_URL={address}/api", flush=True)
     become("supervisor.supervisord", "--nodaemon", "--configuration", str(configuration))

@@ -1,9 +1,10 @@
 """How long champion and challenger take for an answer: ``python -m stages.promote.timing``.
 
 Times of different moments are times of different machines: another card, another load beside it. So both answer the
-same rows in one process, in turn, champion, challenger, challenger, champion: what drifts at a steady pace hits both
-alike. One model is loaded at a time, since there may be no memory for two. Of each row the shorter time counts, as
-the one that was less disturbed. All answers have the same number of tokens: who was taught to say more is not slower.
+same rows in one process, in turn, champion, challenger, champion, challenger. What else runs only ever makes a round
+longer, so the turns go on until the quickest round of each side is confirmed by another that is about as quick; and of
+each row the shortest time counts. One model is loaded at a time, since there may be no memory for two. All answers
+have the same number of tokens: who was taught to say more is not slower.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from stages import params
 
 ROWS = 16  # spread over the evaluation rows
 TOKENS = 64  # of an answer, or evaluate.max_new_tokens if that is less
-ORDER = ("champion", "challenger", "challenger", "champion")
+CONFIRMED = 1.1  # the second quickest round of a side takes at most so many times as long as the quickest
+ROUNDS = 6  # of each side, at most: a machine that never rests is not waited for
 
 
 def spread(rows: Sequence, count: int = ROWS) -> list:
@@ -47,14 +49,26 @@ def in_turn(folders: dict[str, Path | None], found: base.Base, questions: Sequen
     length = min(TOKENS, knobs.evaluate.max_new_tokens)
     tokenizer = base.load_tokenizer(found.folder)
     rounds: dict[str, list[list[float]]] = {side: [] for side in folders}
-    for side in ORDER:
-        folder = folders[side]
-        model = base.load_model(found, knobs.base.dtype) if folder is None else adapters.load(folder, found)
-        rounds[side].append(seconds_of(model, tokenizer, questions, length))
-        del model
-        gc.collect()  # its memory is needed for the next
+    for _ in range(ROUNDS):
+        for side, folder in folders.items():
+            model = base.load_model(found, knobs.base.dtype) if folder is None else adapters.load(folder, found)
+            rounds[side].append(seconds_of(model, tokenizer, questions, length))
+            del model
+            gc.collect()  # its memory is needed for the next
+        if all(map(confirmed, rounds.values())):
+            break
     best = {side: [min(each) for each in zip(*times, strict=True)] for side, times in rounds.items()}
     return {side: round(sum(times) / len(times), 6) for side, times in best.items()}
+
+
+def confirmed(rounds: Sequence[Sequence[float]]) -> bool:
+    """Whether two rounds of a side took about as long, and none was quicker.
+
+    Args:
+        rounds: of each, the seconds of its rows.
+    """
+    quickest = sorted(map(sum, rounds))[:2]
+    return len(quickest) == 2 and quickest[1] <= CONFIRMED * quickest[0]
 
 
 @program

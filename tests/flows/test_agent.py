@@ -13,43 +13,12 @@ from models.errors import UserError
 from pipelines.programs import end_leftovers
 
 
-@pytest.mark.parametrize(
-    ("said", "gpus"), [("0", ("0",)), ("0, 1", ("0", "1")), ("none", ()), ("GPU-ab-12", ("GPU-ab-12",))]
-)
-def test_gpus_are_named_by_number_or_id(said, gpus):
-    assert agent.gpus_of(said) == gpus
-
-
-@pytest.mark.parametrize("said", ["", "0,0", "0,00", "a", "0;1", "-1", "../x"])
-def test_other_names_are_refused(said):
-    with pytest.raises(UserError, match="names no GPUs"):
-        agent.gpus_of(said)
-
-
-def test_a_gpu_has_one_owner_for_as_long_as_that_lives(tmp_path, monkeypatch):
+def test_of_one_name_there_is_one_agent(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_HOME", str(tmp_path))
-    code = "from flows.agent import own; own(['gpu 0']); print('owned', flush=True); input()"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout.readline() == "owned\n"
-    with pytest.raises(UserError, match="Another agent on this host owns gpu 0"):
-        agent.own(["gpu 1", "gpu 0"])
-    holder.kill()
-    holder.wait()
-    agent.own(["gpu 0"])
-
-
-def test_a_lock_lives_as_long_as_a_process_that_was_given_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("TUNELINE_HOME", str(tmp_path))
-    locks = agent.own(["gpu 0"])
-    heir = subprocess.Popen(["sleep", "60"], pass_fds=locks)
-    os.close(locks[0])
-    with pytest.raises(UserError, match="owns gpu 0"):
-        agent.own(["gpu 0"])
-    heir.kill()
-    heir.wait()
-    agent.own(["gpu 0"])
+    agent.serve_alone("host-cpu")
+    with pytest.raises(UserError, match="Another agent on this host is host-cpu"):
+        agent.serve_alone("host-cpu")
+    agent.serve_alone("host-gpu-0")
 
 
 def test_a_program_that_does_not_end_when_told_is_killed_with_all_that_it_started(tmp_path):

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from flows import server
+from flows import gpus, server
 from models.errors import UserError
 
 
@@ -43,3 +43,20 @@ def test_supervisord_runs_server_keeper_and_an_agent_for_each_gpu(tmp_path, monk
     assert '"--gpus" "1,2"' in found["program:gpu-1-2"]["command"]
     assert all(found[f"program:{name}"]["killasgroup"] == "true" for name in names)
     assert "secret" not in path.read_text(encoding="utf-8")
+
+
+def test_a_path_that_supervisord_would_expand_is_refused(tmp_path):
+    with pytest.raises(UserError, match="100%"):
+        server.refuse_if_variable(tmp_path, tmp_path / "100%")
+    server.refuse_if_variable(tmp_path)
+
+
+def test_two_agents_never_own_the_same_gpu(monkeypatch):
+    there = [gpus.Gpu("0", "GPU-aa"), gpus.Gpu("1", "GPU-bb")]
+    monkeypatch.setattr(gpus, "present", lambda: there)
+    assert server.agents_of(["0", "1"]) == ["0", "1"]
+    for said in (["0", "GPU-aa"], ["0,1", "1"], ["none", "none"]):
+        with pytest.raises(UserError, match="two agents"):
+            server.agents_of(said)
+    with pytest.raises(UserError, match="it has 0, 1"):
+        server.agents_of(["2"])

@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 import torch
 from given import SETTINGS, conversation, manifest_of
 
@@ -15,12 +16,9 @@ def test_rows_are_spread_from_the_first_to_the_last():
     assert timing.spread(range(160)) == list(range(0, 160, 10))
 
 
-def test_who_takes_longer_is_found_though_the_machine_is_busy_at_times(base_folder, tmp_path, monkeypatch):
-    found = base.read_record(base_folder)
-    model = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
-    adapters.save(model, tmp_path / "lora", manifest_of(found))
-    questions = [conversation("你是谁？"), conversation("请以“夕阳”造句。"), conversation("3加4等于多少？")]
-    waits = iter([0.0, 0.01, 0.01, 0.05])  # seconds a token: the last round is disturbed, and the champion's
+def turns(monkeypatch, found, waits):
+    """Let each turn's model wait so long before each token, champion and challenger in turn."""
+    waits = iter(waits)
 
     def turn(*_, load=base.load_model):
         model, wait = load(found, "float32"), next(waits)
@@ -29,11 +27,42 @@ def test_who_takes_longer_is_found_though_the_machine_is_busy_at_times(base_fold
 
     monkeypatch.setattr(base, "load_model", turn)
     monkeypatch.setattr(adapters, "load_model", turn)
+    return waits
+
+
+@pytest.fixture
+def seconds_in_turn(base_folder, tmp_path):
+    """Times champion (the base) and challenger (a LoRA on it)."""
+    found = base.read_record(base_folder)
+    model = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
+    adapters.save(model, tmp_path / "lora", manifest_of(found))
+    questions = [conversation("你是谁？"), conversation("请以“夕阳”造句。"), conversation("3加4等于多少？")]
     knobs = params.load()
     knobs = knobs.model_copy(update={"evaluate": knobs.evaluate.model_copy(update={"max_new_tokens": 8})})
-    seconds = timing.in_turn({"champion": None, "challenger": tmp_path / "lora"}, found, questions, knobs)
+    return found, lambda: timing.in_turn({"champion": None, "challenger": tmp_path / "lora"}, found, questions, knobs)
+
+
+def test_who_takes_longer_is_found(seconds_in_turn, monkeypatch):
+    found, timed = seconds_in_turn
+    waits = turns(monkeypatch, found, [0.02, 0.1, 0.02, 0.1])
+    seconds = timed()
     assert next(waits, None) is None
-    assert seconds["challenger"] > seconds["champion"] + 0.04
+    assert seconds["challenger"] > seconds["champion"] + 0.4
+
+
+def test_a_machine_that_is_busy_for_a_while_is_waited_for(seconds_in_turn, monkeypatch):
+    """The load comes behind the champion's first turn, and goes before its third."""
+    found, timed = seconds_in_turn
+    waits = turns(monkeypatch, found, [0.02, 0.1, 0.1, 0.1, 0.02, 0.02, 0.02, 0.02])
+    seconds = timed()
+    assert next(waits, None) is None
+    assert seconds["challenger"] < 1.5 * seconds["champion"]
+
+
+def test_the_quickest_round_needs_another_like_it():
+    assert timing.confirmed([[1.0, 1.0], [3.0, 3.0], [1.1, 1.05]])
+    assert not timing.confirmed([[1.0, 1.0]])
+    assert not timing.confirmed([[1.0, 1.0], [1.2, 1.2]])
 
 
 def test_who_says_more_is_not_slower(tokenizer, model):

@@ -1,0 +1,121 @@
+"""The GPUs of this host, as NVIDIA's driver knows them, and who owns which.
+
+They are called by their numbers in nvidia-smi, or by their UUIDs. CUDA by itself counts the fastest first, so what a
+process is to see is always told by UUID.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pynvml
+
+from models.errors import UserError
+
+NONE = "none"  # the CPU in the place of a GPU
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class Gpu(NamedTuple):
+    """A GPU, or an instance of one that MIG has split.
+
+    Attributes:
+        name: its number in nvidia-smi; of an instance its UUID.
+    """
+
+    name: str
+    uuid: str
+
+
+def present() -> list[Gpu]:
+    """What programs on this host can use; of a GPU that is split, its instances."""
+    with _driver() as there:
+        return [gpu for number in range(pynvml.nvmlDeviceGetCount() if there else 0) for gpu in _parts_of(number)]
+
+
+@contextmanager
+def _driver() -> Iterator[bool]:
+    """NVIDIA's library; False where there is none."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _parts_of(number: int) -> list[Gpu]:
+    card = pynvml.nvmlDeviceGetHandleByIndex(number)
+    try:
+        is_split = pynvml.nvmlDeviceGetMigMode(card)[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+    except pynvml.NVMLError:  # it cannot be
+        is_split = False
+    if not is_split:
+        return [Gpu(str(number), pynvml.nvmlDeviceGetUUID(card))]
+    found = []
+    for place in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+        try:
+            uuid = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place))
+        except pynvml.NVMLError:  # an empty place
+            continue
+        found.append(Gpu(uuid, uuid))
+    return found
+
+
+def chosen(said: str, there: Sequence[Gpu]) -> list[Gpu]:
+    """GPUs as a user names them: numbers, UUIDs or their beginnings, a comma between them; ``none`` for none.
+
+    Raises:
+        UserError: this host has no such GPU, or one is named twice.
+    """
+    if said.strip() == NONE:
+        return []
+    found = [_named(part.strip(), there) for part in said.split(",")]
+    if len(set(found)) < len(found):
+        raise UserError(f"{said!r} names a GPU twice; name each once.")
+    return found
+
+
+def _named(part: str, there: Sequence[Gpu]) -> Gpu:
+    number = re.sub(r"^0+(?=\d)", "", part)  # 00 is GPU 0, too
+    begins = part if re.match(r"(GPU|MIG)-\w", part) else None
+    found = [gpu for gpu in there if number == gpu.name or (begins and gpu.uuid.startswith(begins))]
+    if not there:
+        raise UserError(f"{part!r} names no GPU: this host has none; {NONE} lets its CPU stand in for one.")
+    if len(found) != 1:
+        names = ", ".join(gpu.name for gpu in there)
+        raise UserError(f"{part!r} names no GPU of this host, or several; it has {names}.")
+    return found[0]
+
+
+def one_each() -> list[str]:
+    """What agents own where nobody says it: one GPU each of those that may be seen here, or ``none``."""
+    there = present()
+    visible = os.environ.get(VISIBLE)
+    return [gpu.name for gpu in (there if visible is None else chosen(visible or NONE, there))] or [NONE]
+
+
+def own(gpus: Sequence[Gpu]) -> list[int]:
+    """Hold these for as long as this process lives, or another that gets the open files which this gives.
+
+    A name among Linux's abstract sockets is one for the whole host, whoever's home it is, and free again at once when
+    the last process that holds it has ended. Containers have names of their own, and GPUs from who runs them.
+
+    Raises:
+        UserError: another agent of this host holds one.
+    """
+    held = []
+    for gpu in gpus:
+        name = socket.socket(socket.AF_UNIX)
+        try:
+            name.bind(f"\0tuneline {gpu.uuid}")
+        except OSError:
+            raise UserError(f"Another agent on this host owns GPU {gpu.name}; stop it first.") from None
+        held.append(name.detach())
+    return held

@@ -1,0 +1,136 @@
+"""GPUs: what the driver has, how users name them, and that each has one owner on a host."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from given import ROOT
+
+from flows import gpus
+from models.errors import UserError
+
+THERE = [
+    gpus.Gpu("0", "GPU-aaaa1111-0000"),
+    gpus.Gpu("1", "GPU-aaaa2222-0000"),
+    gpus.Gpu("MIG-cccc1111-0000", "MIG-cccc1111-0000"),
+    gpus.Gpu("MIG-cccc2222-0000", "MIG-cccc2222-0000"),
+]
+OWNING = "from flows import gpus; gpus.own([gpus.Gpu('0', {uuid!r})]); print('owned', flush=True); input()"
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """An environment in which NVIDIA's library says that there are three GPUs."""
+    folder = tmp_path_factory.mktemp("nvml")
+    library = folder / "libnvidia-ml.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, ROOT / "tests/nvml.c"], check=True)
+    return {**os.environ, "LD_LIBRARY_PATH": str(folder), "TUNELINE_HOME": str(folder / "home")}
+
+
+def run(environment, *arguments: str, **more) -> subprocess.CompletedProcess:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env={**environment, **more}, capture_output=True, text=True)
+
+
+def test_what_the_driver_has_is_found_split_or_not(driver):
+    done = run(driver, "-c", "from flows import gpus; print(gpus.present())")
+    assert done.stdout.strip() == str(THERE), done.stderr
+
+
+@pytest.mark.parametrize(("visible", "found"), [(None, ["0", "1"]), ("1", ["1"]), ("", ["none"])])
+def test_by_default_each_gpu_that_may_be_seen_has_an_agent(driver, visible, found):
+    environment = {**driver} if visible is None else {**driver, "CUDA_VISIBLE_DEVICES": visible}
+    if visible is None:
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
+        found = [gpu.name for gpu in THERE]
+    done = run(environment, "-c", "from flows import gpus; print(gpus.one_each())")
+    assert done.stdout.strip() == str(found), done.stderr
+
+
+@pytest.mark.skipif(not os.environ.get("TUNELINE_TEST_GPU"), reason="TUNELINE_TEST_GPU is not set")
+def test_a_real_driver_and_cuda_mean_the_same_gpus():
+    there = gpus.present()
+    for gpu in there:
+        code = "import torch; print(f'GPU-{torch.cuda.get_device_properties(0).uuid}', torch.cuda.device_count())"
+        done = run(os.environ, "-c", code, CUDA_VISIBLE_DEVICES=gpu.uuid)
+        assert done.stdout.split() == [gpu.uuid, "1"], done.stderr
+    assert len(there) == torch.cuda.device_count()
+
+
+@pytest.mark.parametrize(
+    ("said", "places"),
+    [
+        ("0", [0]),
+        ("00", [0]),
+        (" 1, 0", [1, 0]),
+        ("none", []),
+        ("GPU-aaaa2222-0000", [1]),
+        ("GPU-aaaa2", [1]),
+        ("MIG-cccc1111-0000,0", [2, 0]),
+    ],
+)
+def test_gpus_are_named_by_number_or_uuid(said, places):
+    assert gpus.chosen(said, THERE) == [THERE[place] for place in places]
+
+
+@pytest.mark.parametrize("said", ["", "2", "a", "0;1", "-1", "../x", "GPU-aaaa", "GPU-", "MIG-d", "0,", "0,none"])
+def test_what_is_not_there_or_not_clear_is_refused(said):
+    with pytest.raises(UserError, match="names no GPU of this host"):
+        gpus.chosen(said, THERE)
+
+
+@pytest.mark.parametrize("said", ["0,0", "0,00", "0,GPU-aaaa1111-0000"])
+def test_nobody_owns_a_gpu_twice(said):
+    with pytest.raises(UserError, match="twice"):
+        gpus.chosen(said, THERE)
+
+
+def test_a_gpu_has_one_owner_on_a_host_whatever_its_home_for_as_long_as_that_lives(tmp_path):
+    gpu, other = gpus.Gpu("0", f"GPU-{tmp_path}"), gpus.Gpu("1", f"GPU-{tmp_path}-1")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", OWNING.format(uuid=gpu.uuid)],
+        cwd=ROOT,
+        env={**os.environ, "TUNELINE_HOME": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "owned\n"
+    with pytest.raises(UserError, match="Another agent on this host owns GPU 0"):
+        gpus.own([other, gpu])
+    holder.kill()
+    holder.wait()
+    gpus.own([gpu])
+
+
+def test_a_gpu_stays_owned_while_a_process_lives_that_was_given_the_files(tmp_path):
+    gpu = gpus.Gpu("0", f"GPU-{tmp_path}")
+    held = gpus.own([gpu])
+    heir = subprocess.Popen(["sleep", "60"], pass_fds=held)
+    os.close(held[0])
+    with pytest.raises(UserError, match="owns GPU 0"):
+        gpus.own([gpu])
+    heir.kill()
+    heir.wait()
+    gpus.own([gpu])
+
+
+@pytest.mark.parametrize("said", ["1", "01", "GPU-aaaa2222-0000"])
+def test_an_agent_does_not_start_on_a_gpu_that_another_home_s_agent_owns(driver, tmp_path, said):
+    held = gpus.own([THERE[1]])
+    try:
+        done = run(driver, "-m", "flows.agent", "--gpus", said, TUNELINE_HOME=str(tmp_path))
+    finally:
+        os.close(held[0])
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "owns GPU 1" in done.stderr
+
+
+def test_an_agent_on_gpus_that_are_not_there_says_which_are(driver):
+    done = run(driver, "-m", "flows.agent", "--gpus", "7")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "0, 1, MIG-cccc1111-0000, MIG-cccc2222-0000" in done.stderr
