@@ -6,7 +6,7 @@ what is really better.
 
 from functools import partial
 
-from prefect import flow, runtime
+from prefect import runtime
 
 from flows import artifacts, notify, runs
 from flows.prepare_data import prepare
@@ -15,12 +15,7 @@ from pipelines.clone import Clone
 from stages import params
 
 
-@flow(
-    name="finetune-adapters",
-    flow_run_name="finetune · {cause}",
-    log_prints=True,
-    on_cancellation=[runs.clear_up],
-)
+@runs.flow(name="finetune-adapters", flow_run_name="finetune · {cause}")
 def finetune_adapters(revision: str = "HEAD", cause: str = "by hand") -> str:
     """Retrain what the revision changed, whatever the reason; gives what came of it in a sentence."""
     return retrain_all(revision, cause)
@@ -30,7 +25,7 @@ def retrain_all(revision: str, cause: str) -> str:
     """See :func:`finetune_adapters`; flow retrain does the same, when it is time."""
     run = runs.begin()
     with runs.failures_told(run):
-        return _retrain(retrain.enter(run, revision), cause)
+        return _retrain(runs.patiently(retrain.enter, run, revision), cause)
 
 
 def _retrain(clone: Clone, cause: str) -> str:

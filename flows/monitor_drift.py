@@ -7,7 +7,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prefect import flow, runtime
+from prefect import runtime
 
 from flows import artifacts, notify, runs
 from pipelines import monitor, retrain
@@ -17,16 +17,16 @@ from stages import params
 CHATS = "TUNELINE_CHATS"
 
 
-@flow(name="monitor-drift", flow_run_name="monitor drift", log_prints=True, on_cancellation=[runs.clear_up])
+@runs.flow(name="monitor-drift", flow_run_name="monitor drift")
 def monitor_drift(revision: str = "HEAD", again: bool = False) -> str:
     """Look for drift, and retrain if there is some.
 
     Args:
-        again: retrain although the same drift has started a retraining today.
+        again: retrain although drift of the same features has started a retraining today.
     """
     run = runs.begin()
     with runs.failures_told(run):
-        return _monitor(retrain.enter(run, revision), revision, again)
+        return _monitor(runs.patiently(retrain.enter, run, revision), revision, again)
 
 
 def _monitor(clone: Clone, revision: str, again: bool) -> str:
@@ -39,8 +39,9 @@ def _monitor(clone: Clone, revision: str, again: bool) -> str:
         print(f"{found['verdict']} · 没有漂移" if found["verdict"] == "steady" else found["verdict"])
         return found["verdict"]
     cause = in_words(found["drifted"])
-    notify.tell("drift", cause, drifted=found["drifted"], rows=found["rows"])
-    started = start_retraining(revision, cause, again)
+    started, new = start_retraining(revision, found["drifted"], again)
+    if new:
+        notify.tell("drift", cause, drifted=found["drifted"], rows=found["rows"])
     print(f"{cause} → {started}")
     return cause
 
@@ -71,13 +72,13 @@ def keep_page(clone: Clone) -> Path | None:
     return monitor.PAGE.replace(kept)
 
 
-def start_retraining(revision: str, cause: str, again: bool) -> str:
-    """Start one for this drift, unless one was started today, whatever came of it; gives its name."""
+def start_retraining(revision: str, drifted: list[str], again: bool) -> tuple[str, bool]:
+    """Start one for this drift, unless one was started today; gives its name, and whether it is new."""
+    cause = in_words(drifted)
     run = runs.start(
         "finetune-adapters/finetune-adapters",
-        key=f"drift {datetime.now(UTC):%Y-%m-%d}" + (f" {runtime.flow_run.id}" if again else ""),
+        key=f"drift {datetime.now(UTC):%Y-%m-%d} {sorted(drifted)}" + (f" {runtime.flow_run.id}" if again else ""),
         name=f"finetune · {cause}",
         parameters={"revision": revision, "cause": cause},
-        once=True,
     )
-    return run.name
+    return run.name, runs.tag_of(runtime.flow_run.id) in run.tags

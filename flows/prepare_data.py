@@ -1,19 +1,17 @@
 """Flow prepare_data: collect, check and encode the data. Blocked data fail it with their reasons."""
 
-from prefect import flow
-
 from flows import artifacts, notify, runs
 from models.errors import DataBlocked
 from pipelines import retrain
 from pipelines.clone import Clone
 
 
-@flow(name="prepare-data", flow_run_name="prepare data · {revision}", log_prints=True, on_cancellation=[runs.clear_up])
+@runs.flow(name="prepare-data", flow_run_name="prepare data · {revision}")
 def prepare_data(revision: str = "HEAD") -> str:
     """Check what the revision brings; gives the first digits of the data's hash."""
     run = runs.begin()
     with runs.failures_told(run):
-        clone = retrain.enter(run, revision)
+        clone = runs.patiently(retrain.enter, run, revision)
         prepare(clone)
         runs.patiently(clone.push_data)
         found = retrain.data_hash()

@@ -1,12 +1,10 @@
 """Flow retrain: on a schedule, the main job if anything changed, and nothing if not."""
 
-from prefect import flow
-
 from flows import runs
 from flows.finetune_adapters import retrain_all
 
 
-@flow(name="retrain", flow_run_name="retrain · schedule", log_prints=True, on_cancellation=[runs.clear_up])
+@runs.flow(name="retrain", flow_run_name="retrain · schedule")
 def retrain(revision: str = "HEAD") -> str:
     """Retrain if code, settings or data differ from those of the last time."""
     return retrain_all(revision, "schedule")

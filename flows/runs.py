@@ -1,5 +1,6 @@
-"""What runs have in common: who they are, the runs that they start, and how they wait for them."""
+"""What runs have in common: who they are, the runs that they start, how they wait for them, and how they fail."""
 
+import functools
 import itertools
 import os
 import time
@@ -8,13 +9,15 @@ from contextlib import contextmanager, suppress
 from uuid import UUID
 
 import httpx
+import prefect
 from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Cancelling
+from prefect.logging import get_run_logger
+from prefect.states import Cancelling, Failed
 
 from flows import notify
 from models.errors import DataBlocked, UserError
@@ -27,6 +30,7 @@ POLL = 3.0  # seconds
 AT_ONCE = 200  # runs that the server tells of in one answer
 PAUSES = (10, 30, 60, 300, 900, 1800)  # seconds between attempts while something elsewhere is away: an hour in all
 KEPT = 7 * 86_400.0  # seconds that the clone of a failed run is kept
+BAD = (StateType.FAILED, StateType.CANCELLED)
 FORGIVEN = 300.0  # seconds for which a crashed run may wait for the keeper to take it up again
 
 
@@ -40,6 +44,26 @@ def restarts() -> int:
     if not said.isdecimal():
         raise UserError(f"TUNELINE_RESTARTS is {said!r}; write a number, such as 3.")
     return int(said)
+
+
+def flow(**named):
+    """Prefect's ``flow`` as all of ours are: who is cancelled clears up, and who fails for a known reason says it.
+
+    That sentence is the run's state; an exception would put a traceback beside it in the log.
+    """
+
+    def made(function: Callable) -> prefect.Flow:
+        @functools.wraps(function)
+        def said(*arguments, **more):
+            try:
+                return function(*arguments, **more)
+            except UserError as error:
+                get_run_logger().error("%s", error)
+                return Failed(message=str(error))
+
+        return prefect.flow(log_prints=True, on_cancellation=[clear_up], **named)(said)
+
+    return made
 
 
 def begin() -> str:
@@ -95,19 +119,19 @@ def _is_over(client, run: str, age: float) -> bool:
     return state.type in (StateType.COMPLETED, StateType.CANCELLED) or age > KEPT
 
 
-def start(
-    deployment: str, key: str, name: str, parameters: dict, gpus: int | None = None, once: bool = False
-) -> FlowRun:
-    """Have an agent do something; whoever asks again under the same key gets the same run, unless that failed.
+def start(deployment: str, key: str, name: str, parameters: dict, gpus: int | None = None) -> FlowRun:
+    """Have an agent do something; whoever asks again under the same key gets the same run.
+
+    If that failed, it is tried once more for each time that the run which asks had failed itself and was tried again:
+    a run that merely died and was taken up has nothing new to offer to one that failed.
 
     Args:
         deployment: ``flow/name``.
         gpus: how many it needs: process agents that own so many serve a queue of their own, and Kubernetes is asked
             for them by a job variable, of which other pools take no notice.
-        once: give the same run even if it failed.
     """
     parent = runtime.flow_run.id
-    for attempt in itertools.count():
+    for attempt in range(_failures(parent) + 1):
         run = run_deployment(
             deployment,
             parameters=parameters,
@@ -118,13 +142,21 @@ def start(
             job_variables={"gpus": gpus} if gpus else None,
             tags=[OURS, *([tag_of(parent)] if parent else [])],
         )
-        if once or not _failed(run):
+        if not _failed(run):
             break
     return run
 
 
+def _failures(run: str | None) -> int:
+    """How often a run has failed, or was cancelled, in its earlier lives."""
+    if run is None:
+        return 0
+    with get_client(sync_client=True) as client:
+        return sum(state.type in BAD for state in client.read_flow_run_states(UUID(str(run))))
+
+
 def _failed(run: FlowRun) -> bool:
-    return run.state is not None and run.state.type in (StateType.FAILED, StateType.CANCELLED)
+    return run.state is not None and run.state.type in BAD
 
 
 def say(run: FlowRun) -> None:
@@ -133,15 +165,18 @@ def say(run: FlowRun) -> None:
 
 
 def wait(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] = say) -> None:
-    """Wait until all runs have ended well.
+    """Wait until all runs have ended. What one does is of use to the next retraining, though another fails.
 
     Raises:
-        UserError: one failed, was cancelled or deleted, or died more often than it is started again.
+        UserError: some failed, were cancelled or deleted, or died more often than they are started again.
     """
-    for run in ended(runs, on_change):
-        if not run.state.is_completed():
-            said = run.state.message or "its log says why"
-            raise UserError(f"Run {run.name!r} ended as {run.state.name}: {said}")
+    bad = [run for run in ended(runs, on_change) if not run.state.is_completed()]
+    if bad:
+        raise UserError(" ".join(_in_words(run) for run in bad))
+
+
+def _in_words(run: FlowRun) -> str:
+    return f"Run {run.name!r} ended as {run.state.name}: {run.state.message or 'its log says why'}"
 
 
 def ended(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] = say) -> Iterator[FlowRun]:

@@ -3,8 +3,6 @@
 Each set is a run of flow try_parameters, which waits in the GPU pool's queue until an agent is free.
 """
 
-from prefect import flow
-
 from flows import artifacts, runs
 from flows.finetune_adapters import finish, train_on_agents
 from flows.prepare_data import prepare
@@ -18,7 +16,7 @@ from stages import params
 Value = bool | int | float | str
 
 
-@flow(name="sweep", flow_run_name="sweep · {adapter}", log_prints=True, on_cancellation=[runs.clear_up])
+@runs.flow(name="sweep", flow_run_name="sweep · {adapter}")
 def sweep(adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], revision: str = "HEAD") -> str:
     """Try a grid (values by setting) or a list of sets, and retrain with the best.
 
@@ -29,7 +27,7 @@ def sweep(adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], r
     run = runs.begin()
     with runs.failures_told(run):
         points = experiments.points_of(sets)
-        clone = retrain.enter(run, revision)
+        clone = runs.patiently(retrain.enter, run, revision)
         experiments.check(adapter, points)
         prepare(clone)
         best = experiments.chosen(clone) or attempt_all(clone, run, adapter, points)
@@ -56,19 +54,19 @@ def attempt_all(clone: Clone, run: str, adapter: str, points: list[experiments.P
     tried = [point for child, point in zip(started, points, strict=True) if child.id in well]
     if not tried:
         raise UserError("Not one set of the sweep could be tried; the runs of flow try-parameters say why.")
-    found = experiments.fetch(adapter, tried, ref)
-    artifacts.show_text("sweep", experiments.table(ref))
+    found = runs.patiently(experiments.fetch, clone, adapter, tried, ref)
+    artifacts.show_text("sweep", experiments.table())
     best = experiments.best_of(found)
     print(f"{best}: loss {found[best]['loss']:.4f}, the lowest of {len(found)} · 最低")
     return best
 
 
-@flow(name="try-parameters", log_prints=True, on_cancellation=[runs.clear_up])
+@runs.flow(name="try-parameters")
 def try_parameters(ref: str, adapter: str, point: dict[str, Value]) -> None:
     """Train and evaluate an adapter with other settings, of what a sweep handed out."""
     run = runs.begin()
     free_the_gpu()
-    clone = trainer.take(run, ref, adapter)
+    clone = runs.patiently(trainer.take, run, ref, adapter)
     with artifacts.progress(adapter):
         experiments.attempt(clone, adapter, point)
     runs.patiently(experiments.give_back, clone, adapter, point)

@@ -2,8 +2,6 @@
 
 import os
 
-from prefect import flow
-
 from flows import artifacts, runs
 from models.errors import UserError
 from models.storage import read_json
@@ -12,12 +10,12 @@ from pipelines.clone import Clone
 from pipelines.programs import end_leftovers
 
 
-@flow(name="train-adapter", log_prints=True, on_cancellation=[runs.clear_up])
+@runs.flow(name="train-adapter")
 def train_adapter(ref: str, name: str) -> None:
     """Train an adapter of what a retraining handed out under ``ref``, and evaluate it; ``base`` is evaluated only."""
     run = runs.begin()
     free_the_gpu()
-    clone = trainer.take(run, ref, name)
+    clone = runs.patiently(trainer.take, run, ref, name)
     with artifacts.progress(name):
         runs.patiently(train, clone, name)
     if name != "base":

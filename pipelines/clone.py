@@ -6,6 +6,7 @@ cache; where it is elsewhere they share one of their own, and everything goes th
 """
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def repository() -> str:
 
 
 class RemoteAway(UserError):
-    """DVC's remote does not take data, or does not give them; it may later."""
+    """DVC's remote or the repository does not take what it is sent, or does not give what it has; it may later."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Clone:
     @property
     def shares_cache(self) -> bool:
         """Whether what is made here is in the origin's cache at once."""
-        return Path(self.origin).is_dir()
+        return Path(self.origin, ".dvc").is_dir()  # a bare repository has no cache
 
     @property
     def has_remote(self) -> bool:
@@ -157,6 +158,7 @@ def open_clone(run: str, revision: str, origin: str | None = None) -> Clone:
             clones do not bring along.
 
     Raises:
+        RemoteAway: a repository elsewhere does not answer.
         UserError: the repository or the revision is not there.
     """
     origin = origin or repository()
@@ -187,9 +189,15 @@ def left_of(run: str) -> Clone | None:
 
 
 def _fill(clone: Clone, revision: str) -> None:
-    output_of("git", "clone", "--quiet", "--no-checkout", clone.origin, str(clone.folder))
+    try:
+        output_of("git", "clone", "--quiet", "--no-checkout", clone.origin, str(clone.folder))
+    except UserError as error:
+        if re.match(r"[\w+.-]+://|[\w.@-]+:", clone.origin):  # for a folder that is not there nobody waits
+            raise RemoteAway(f"{clone.address} does not answer ({error}).") from None
+        raise
     if revision.startswith("refs/"):
-        clone.git("fetch", "--quiet", "origin", revision)
+        with clone.needing_origin():
+            clone.git("fetch", "--quiet", "origin", revision)
     clone.git("checkout", "--quiet", "--detach", commit_of(clone, revision))
     _say_who_commits(clone)
     if clone.shares_cache:

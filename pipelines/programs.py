@@ -1,6 +1,7 @@
 """Start the programs that a job consists of, and end them with it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,7 +66,8 @@ def output_of(*command: str, **environment: str) -> str:
         lines = (run.stderr.strip() or run.stdout.strip() or "no output").splitlines()
         said = next((line.strip() for mark in ("rejected]", "fatal: ") for line in lines if mark in line), lines[-1])
         name = command[2:5] if command[:2] == (sys.executable, "-m") else command[:3]
-        raise UserError(f"`{' '.join(name)}` failed: {said}")
+        whole = f"`{' '.join(name)}` failed: {said}"
+        raise UserError(re.sub(r"://[^/@\s]+@", "://", whole))  # without a password, or a token in its place
     return run.stdout.strip()
 
 

@@ -34,17 +34,19 @@ def enter(run: str, revision: str = "HEAD") -> Clone:
     """Go into the run's clone: the branch of earlier retrainings, with what the revision brings.
 
     Raises:
+        RemoteAway: the origin does not answer.
         UserError: both changed the same lines of a file.
     """
     clone = open_clone(run, revision)
     if clone.setting(ENTERED) is None and clone.git("branch", "--show-current"):  # it died on the way in
         clone.discard()
         clone = open_clone(run, revision)
-    os.chdir(clone.folder)
-    if clone.setting(ENTERED) is None:
+    has_entered = clone.setting(ENTERED) is not None
+    has_branch = not has_entered and fetch_branch(clone)
+    os.chdir(clone.folder)  # behind what may be tried again: where it is tried from must not change
+    if not has_entered:
         wanted = clone.git("rev-parse", "HEAD")
-        if clone.git("ls-remote", "origin", f"refs/heads/{BRANCH}"):
-            clone.git("fetch", "--quiet", "origin", f"{BRANCH}:{BRANCH}")
+        if has_branch:
             clone.git("switch", "--quiet", BRANCH)
             merge(wanted)
         else:
@@ -52,6 +54,15 @@ def enter(run: str, revision: str = "HEAD") -> Clone:
         clone.git("config", CHAMPION, registry.live() or "none")
         clone.git("config", ENTERED, wanted)
     return clone
+
+
+def fetch_branch(clone: Clone) -> bool:
+    """Fetch the branch of earlier retrainings; False if there is none. Raises RemoteAway."""
+    with clone.needing_origin():
+        if not clone.git("ls-remote", "origin", f"refs/heads/{BRANCH}"):
+            return False
+        clone.git("fetch", "--quiet", "origin", f"{BRANCH}:{BRANCH}")
+        return True
 
 
 def merge(revision: str) -> None:

@@ -18,6 +18,7 @@ from pipelines.retrain import stages_of
 from stages import params
 
 MOST = 1000  # points: more are a slip of the pen
+HANDED_OUT = "refs/tuneline/handed_out"  # in the clone: what the experiments began from
 CHOSEN = "tuneline.chosen"  # in the clone's settings: the best experiment, once it is known
 
 Value = bool | int | float | str
@@ -38,8 +39,8 @@ def points_of(sets: Mapping[str, Sequence[Value]] | Sequence[Point]) -> list[Poi
         for key, value in point.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or not isinstance(value, Value):
                 raise UserError(f"{key}: {value!r} is no setting of an adapter with one value.")
-    names = [name_of("", point) for point in sets]
-    if not sets or not all(sets) or len(sets) > MOST or len(set(names)) < len(names):
+    names = {name_of("", dict(sorted(point.items()))) for point in sets}
+    if not sets or not all(sets) or len(sets) > MOST or len(names) < len(sets):
         raise UserError(f"A sweep needs 1 to {MOST} different parameter sets; these are {len(sets)}.")
     return list(sets)
 
@@ -94,22 +95,26 @@ def give_back(clone: Clone, adapter: str, point: Point) -> None:
     clone.push_data(*(() if clone.shares_cache else ("--run-cache",)))
 
 
-def fetch(adapter: str, points: Sequence[Point], ref: str) -> dict[str, dict]:
-    """Fetch the experiments that were run on what was handed out; gives the metrics of each by its name."""
-    output_of("git", "fetch", "--quiet", "origin", ref)
-    handed_out = output_of("git", "rev-parse", "FETCH_HEAD")
+def fetch(clone: Clone, adapter: str, points: Sequence[Point], ref: str) -> dict[str, dict]:
+    """Fetch the experiments that were run on what was handed out; gives the metrics of each by its name.
+
+    Raises:
+        RemoteAway: the origin does not answer.
+    """
     names = [name_of(adapter, point) for point in points]
-    spaces = f"refs/exps/{handed_out[:2]}/{handed_out[2:]}"
-    output_of("git", "fetch", "--quiet", "origin", *(f"+{spaces}/{name}:{spaces}/{name}" for name in names))
+    with clone.needing_origin():
+        clone.git("fetch", "--quiet", "origin", f"+{ref}:{HANDED_OUT}")
+        commit = clone.git("rev-parse", HANDED_OUT)
+        spaces = f"refs/exps/{commit[:2]}/{commit[2:]}"
+        clone.git("fetch", "--quiet", "origin", *(f"+{spaces}/{name}:{spaces}/{name}" for name in names))
     metrics = f"reports/metrics/{adapter}.json"
     return {name: json.loads(output_of("git", "show", f"{spaces}/{name}:{metrics}")) for name in names}
 
 
-def table(ref: str) -> str:
-    """What `dvc exp show` says of the experiments on a commit, as Markdown."""
-    output_of("git", "fetch", "--quiet", "origin", ref)
+def table() -> str:
+    """What `dvc exp show` says of the experiments that were fetched, as Markdown."""
     shown = ("--only-changed", "--hide-workspace", "--no-pager", "--md")
-    return dvc.ask("exp", "show", "--rev", output_of("git", "rev-parse", "FETCH_HEAD"), *shown)
+    return dvc.ask("exp", "show", "--rev", output_of("git", "rev-parse", HANDED_OUT), *shown)
 
 
 def best_of(found: Mapping[str, dict]) -> str:

@@ -19,6 +19,7 @@ def take(run: str, ref: str, name: str) -> Clone:
     """Go into a clone of what was handed out.
 
     Raises:
+        RemoteAway: the origin does not answer.
         UserError: there is no such ref, or no such model in it.
     """
     if not re.fullmatch(r"refs/tuneline/runs/[\w.-]+", ref):

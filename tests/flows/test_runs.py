@@ -49,6 +49,30 @@ def test_one_that_stays_crashed_is_given_up(steady, monkeypatch):
     assert steady[0] - 1000 > runs.FORGIVEN
 
 
+def test_one_that_failed_does_not_end_the_waiting_for_others(steady, monkeypatch):
+    bad, good = run_in(StateType.FAILED, message="it diverged"), run_in(StateType.RUNNING)
+    answers(monkeypatch, [bad, good], [good], [completed(good)])
+    seen = []
+    with pytest.raises(UserError, match="it diverged"):
+        runs.wait([bad, good], lambda changed: seen.append(changed.state_name))
+    assert seen == ["Failed", "Running", "Completed"]
+
+
+@pytest.mark.parametrize(("failures", "tried"), [(0, ["key 0"]), (1, ["key 0", "key 1"]), (5, ["key 0", "key 1"])])
+def test_what_failed_is_tried_again_if_who_asks_had_failed_itself(monkeypatch, failures, tried):
+    """Here the first attempt failed, and the second did not."""
+    asked = []
+
+    def deployed(_, idempotency_key, **more):
+        asked.append(idempotency_key)
+        return run_in(StateType.FAILED if len(asked) == 1 else StateType.SCHEDULED)
+
+    monkeypatch.setattr(runs, "run_deployment", deployed)
+    monkeypatch.setattr(runs, "_failures", lambda run: failures)
+    runs.start("train-adapter/train-adapter", key="key", name="a", parameters={})
+    assert asked == tried
+
+
 def test_while_the_server_is_away_nothing_is_decided(steady, monkeypatch):
     run = run_in(StateType.RUNNING)
     answers(monkeypatch, [run], [], [], [completed(run)])

@@ -85,6 +85,34 @@ def test_a_repository_elsewhere_needs_a_remote(origin, tmp_path):
     assert str(tmp_path / "home/cache") in (clone.folder / ".dvc/config.local").read_text()
 
 
+def test_a_bare_repository_on_this_host_has_no_cache_to_share(origin, tmp_path):
+    bare = tmp_path / "bare.git"
+    git(origin, "clone", "--quiet", "--bare", str(origin), str(bare))
+    clone = open_clone("run", "HEAD", str(bare))
+    assert not clone.shares_cache
+    with pytest.raises(UserError, match="names no DVC remote"):
+        clone.push_data()
+
+
+def test_a_repository_elsewhere_is_waited_for_and_a_folder_that_is_not_there_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "home"))
+    with pytest.raises(RemoteAway, match="does not answer"):
+        open_clone("run", "HEAD", f"file://{tmp_path}/nowhere")
+    with pytest.raises(UserError) as told:
+        open_clone("run", "HEAD", str(tmp_path / "nowhere"))
+    assert not isinstance(told.value, RemoteAway)
+    assert not list((tmp_path / "home/runs").iterdir())
+
+
+def test_what_git_says_is_told_without_a_token():
+    with pytest.raises(UserError) as told:
+        output_of("git", "ls-remote", "https://a-token@127.0.0.1:9/repository")
+    assert "127.0.0.1:9" in str(told.value)
+    assert "a-token" not in str(told.value)
+    with pytest.raises(UserError, match=r"could not read Password for 'https://host'"):
+        output_of("sh", "-c", "echo \"fatal: could not read Password for 'https://a-token@host'\" >&2; exit 128")
+
+
 # The remote ----------------------------------------------------------------------------------------
 
 
@@ -301,6 +329,22 @@ def test_the_branch_takes_in_what_the_revision_brings_and_on_both_sides_it_wins(
     assert git(again.folder, "branch", "--show-current") == retrain.BRANCH
     assert (again.folder / "dvc.lock").read_text() == "of main"
     assert retrain.brought_anything()
+
+
+def test_an_origin_that_is_away_on_the_way_in_is_told_as_such_and_can_be_tried_again(origin, monkeypatch):
+    trainer_ref = retrain.hand_out(entered(monkeypatch, "orchestrator"), "orchestrator")
+    monkeypatch.chdir(origin.parent)
+    monkeypatch.setenv("TUNELINE_REPOSITORY", str(origin))
+    open_clone("run", "HEAD")
+    origin.rename(origin.with_name("elsewhere"))
+    with pytest.raises(RemoteAway):
+        retrain.enter("run")
+    assert Path.cwd() == origin.parent
+    origin.with_name("elsewhere").rename(origin)
+    assert git(entered(monkeypatch, "run").folder, "branch", "--show-current") == retrain.BRANCH
+    with pytest.raises(UserError) as told:
+        trainer.take("trainer", trainer_ref.replace("orchestrator", "nobody"), "lora")
+    assert not isinstance(told.value, RemoteAway)
 
 
 def test_a_run_that_died_on_its_way_in_enters_again_and_one_that_is_in_stays_with_its_commit(origin, monkeypatch):

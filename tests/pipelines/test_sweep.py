@@ -19,7 +19,18 @@ def test_a_grid_unfolds_with_its_first_key_slowest():
 
 
 @pytest.mark.parametrize(
-    "sets", [{}, [], [{}], {"rank": []}, {"rank": [8, 8]}, {"rank": list(range(1001))}, {"../x": [1]}, {"rank": [[8]]}]
+    "sets",
+    [
+        {},
+        [],
+        [{}],
+        {"rank": []},
+        {"rank": [8, 8]},
+        {"rank": list(range(1001))},
+        {"../x": [1]},
+        {"rank": [[8]]},
+        [{"rank": 8, "alpha": 4}, {"alpha": 4, "rank": 8}],
+    ],
 )
 def test_odd_sets_are_refused(sets):
     with pytest.raises(UserError):
