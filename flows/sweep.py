@@ -68,6 +68,6 @@ def try_parameters(ref: str, adapter: str, point: dict[str, Value]) -> None:
     free_the_gpu()
     clone = runs.patiently(trainer.take, run, ref, adapter)
     with artifacts.progress(adapter):
-        experiments.attempt(clone, adapter, point)
-    runs.patiently(experiments.give_back, clone, adapter, point)
+        experiments.attempt(clone, run, adapter, point)
+    runs.patiently(experiments.give_back, clone, run, adapter, point)
     clone.discard()

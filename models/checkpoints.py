@@ -66,11 +66,21 @@ def _lock_of(parent: Path, name: str) -> Path:
 
 def last_whole(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; what was not, or was cut off later, is removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for path in [path for path in found if not _is_whole(path)]:
-        shutil.rmtree(path)
-        found.remove(path)
+    found = whole(folder)
+    for path in folder.glob("checkpoint-*"):
+        if path not in found:
+            shutil.rmtree(path)
     return found[-1] if found else None
+
+
+def whole(folder: Path) -> list[Path]:
+    """The checkpoints of a training that were written to their ends, the newest last."""
+    return sorted(filter(_is_whole, folder.glob("checkpoint-*")), key=lambda path: step_of(path.name))
+
+
+def step_of(name: str) -> int:
+    """The step of a checkpoint by its folder's name."""
+    return int(name.split("-")[1])
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from models.errors import UserError
 from models.storage import read_json, sha256_of
-from pipelines import dvc, evidence, promote, registry
+from pipelines import dvc, evidence, promote, registry, relay
 from pipelines.clone import Clone, left_of, open_clone
 from pipelines.finetune import refuse_if_blocked
 from pipelines.programs import output_of
@@ -312,4 +312,5 @@ def abandon(run: str) -> None:
     with suppress(UserError):  # the origin may be away; what stays there is in nobody's way
         if clone.git("ls-remote", "origin", ref):
             clone.git("push", "--quiet", "origin", f":{ref}")
+    relay.withdraw(clone, run)
     clone.discard()

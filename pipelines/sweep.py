@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from models.errors import UserError
-from pipelines import dvc
+from pipelines import dvc, relay
 from pipelines.clone import Clone
 from pipelines.programs import output_of
 from pipelines.retrain import stages_of
@@ -60,7 +60,7 @@ def check(adapter: str, points: Sequence[Point]) -> None:
         params.with_adapter(knobs, adapter, point)
 
 
-def attempt(clone: Clone, adapter: str, point: Point) -> None:
+def attempt(clone: Clone, run: str, adapter: str, point: Point) -> None:
     """Run one experiment in a trainer's clone.
 
     Raises:
@@ -76,10 +76,11 @@ def attempt(clone: Clone, adapter: str, point: Point) -> None:
     name = name_of(adapter, point)
     if output_of("git", "for-each-ref", f"refs/exps/*/*/{name}"):
         return  # a run that died after it
-    dvc.tell("exp", "run", "--quiet", "--name", name, *changes, "--single-item", *clone.pull, *stages_of(adapter))
+    with relay.following(clone, run, adapter):
+        dvc.tell("exp", "run", "--quiet", "--name", name, *changes, "--single-item", *clone.pull, *stages_of(adapter))
 
 
-def give_back(clone: Clone, adapter: str, point: Point) -> None:
+def give_back(clone: Clone, run: str, adapter: str, point: Point) -> None:
     """Push an experiment, and what it made.
 
     Raises:
@@ -93,6 +94,7 @@ def give_back(clone: Clone, adapter: str, point: Point) -> None:
         clone.refuse_if_away()
         raise
     clone.push_data(*(() if clone.shares_cache else ("--run-cache",)))
+    relay.withdraw(clone, run)
 
 
 def fetch(clone: Clone, adapter: str, points: Sequence[Point], ref: str) -> dict[str, dict]:

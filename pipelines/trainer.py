@@ -10,6 +10,7 @@ from pathlib import Path
 
 from models import checkpoints
 from models.errors import UserError
+from pipelines import relay
 from pipelines.clone import Clone, open_clone
 from pipelines.retrain import PREPARED, stages_of
 from stages import params
@@ -25,20 +26,22 @@ def take(run: str, ref: str, name: str) -> Clone:
     if not re.fullmatch(r"refs/tuneline/runs/[\w.-]+", ref):
         raise UserError(f"{ref!r} is nothing that a retraining hands out.")
     clone = open_clone(run, ref)
+    relay.take(clone, run)
     os.chdir(clone.folder)
     if name not in params.load().evaluate.models:
         raise UserError(f"params.yaml has no model {name!r}; it has {', '.join(params.load().evaluate.models)}.")
     return clone
 
 
-def train(clone: Clone, name: str) -> None:
+def train(clone: Clone, run: str, name: str) -> None:
     """Train and evaluate one model in a trainer's clone.
 
     Raises:
         UserError: it failed; the lines before say why.
     """
     clone.take_data(*PREPARED)
-    clone.repro("--single-item", *stages_of(name))
+    with relay.following(clone, run, name):
+        clone.repro("--single-item", *stages_of(name))
 
 
 def was_killed(name: str) -> bool:
@@ -46,6 +49,7 @@ def was_killed(name: str) -> bool:
     return checkpoints.was_killed(Path("models/checkpoints"), name)
 
 
-def give_back(clone: Clone) -> None:
+def give_back(clone: Clone, run: str) -> None:
     """Let the orchestrator find what was made. A clone with a cache of its own must tell what was run, too."""
     clone.push_data(*(() if clone.shares_cache else ("--run-cache",)))
+    relay.withdraw(clone, run)

@@ -113,6 +113,26 @@ def test_a_remote_that_is_away_when_the_training_ends_is_waited_for(site):
     assert all(child["run_count"] == 1 for child in site.children(run))
 
 
+def test_another_host_goes_on_from_the_checkpoint_of_one_that_lost_power(site):
+    site.set_epochs(8)
+    site.project.run("git", "push", "--quiet", str(site.folder / "origin.git"), "HEAD")
+    run = site.run("finetune-adapters", cause="moved")
+    site.training()
+    travelled = lambda: list(site.folder.glob("store/tuneline/checkpoints/*/lora.*/*/progress.json"))  # noqa: E731
+    until(travelled, "its checkpoint to be copied", 60)
+    site.power_loss("gpu")
+    site.programs["other"] = site.programs["gpu"]
+    site.own["other"] = {"TUNELINE_HOME": str(site.folder / "home-other")}
+    site.start("other")
+    assert site.ended(run) == "Completed"
+    lora = next(child for child in site.children(run) if "lora" in child["name"])
+    assert lora["run_count"] == 2
+    log = (site.folder / "other.log").read_text()
+    assert "was taken over from another host" in log
+    assert "going on from" in log
+    assert not travelled()
+
+
 def test_no_log_names_the_password(site):
     for log in site.folder.glob("*.log"):
         assert "a password" not in log.read_text(errors="replace"), log.name

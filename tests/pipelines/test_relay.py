@@ -1,0 +1,143 @@
+"""Checkpoints that travel by a real DVC remote from one host's clone to another's."""
+
+import json
+import time
+
+import pytest
+
+from models import checkpoints
+from pipelines import dvc, relay
+from pipelines.clone import Clone, open_clone
+from pipelines.programs import output_of
+
+
+@pytest.fixture
+def hosts(tmp_path, monkeypatch):
+    """Opens the clone of a run on a host of this name; hosts share a repository and a remote, ``store``."""
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "test")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "test@localhost")
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    output_of("git", "-C", str(origin), "init", "--quiet")
+    dvc.ask("--cd", str(origin), "init", "--quiet")
+    dvc.ask("--cd", str(origin), "remote", "add", "--default", "store", str(tmp_path / "store"))
+    output_of("git", "-C", str(origin), "add", "--all")
+    output_of("git", "-C", str(origin), "commit", "--quiet", "--message", "first")
+
+    def opened(host: str) -> Clone:
+        monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / host))
+        return open_clone("run", "HEAD", f"file://{origin}")
+
+    return opened
+
+
+def write(clone: Clone, step: int, training: str = "lora.abc", is_whole: bool = True) -> None:
+    folder = clone.folder / relay.LOCAL / training / f"checkpoint-{step}"
+    (folder / "shards").mkdir(parents=True)
+    (folder / "optimizer.pt").write_bytes(bytes(step))
+    (folder / "shards" / "0.pt").write_bytes(b"shard")
+    if is_whole:
+        checkpoints.complete(folder, {"step": step})
+
+
+def steps(clone: Clone, training: str = "lora.abc") -> list[int]:
+    return [checkpoints.step_of(path.name) for path in checkpoints.whole(clone.folder / relay.LOCAL / training)]
+
+
+def send(clone: Clone, name: str = "lora") -> None:
+    relay.Relay(clone, "run").send(relay.newest_of(clone.folder / relay.LOCAL, name))
+
+
+def there(tmp_path) -> set[str]:
+    folder = tmp_path / "store/tuneline/checkpoints/run"
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_arrives_whole_and_only_the_newest_stays(hosts, tmp_path):
+    first = hosts("first")
+    write(first, 20)
+    send(first)
+    write(first, 120)
+    write(first, 140, is_whole=False)
+    send(first)
+    names = {"optimizer.pt", "shards/0.pt", checkpoints.PROGRESS}
+    assert there(tmp_path) == {f"lora.abc/checkpoint-120/{name}" for name in names}
+    second = hosts("second")
+    relay.take(second, "run")
+    assert steps(second) == [120]
+    sent, taken = (clone.folder / relay.LOCAL / "lora.abc/checkpoint-120" for clone in (first, second))
+    for name in names:
+        assert (sent / name).read_bytes() == (taken / name).read_bytes()
+
+
+def test_whoever_is_as_far_takes_nothing(hosts):
+    first, second = hosts("first"), hosts("second")
+    write(first, 40)
+    send(first)
+    write(second, 60)
+    relay.take(second, "run")
+    assert steps(second) == [60]
+
+
+def test_what_was_copied_by_half_counts_as_nothing(hosts, tmp_path):
+    first, second = hosts("first"), hosts("second")
+    write(first, 40)
+    send(first)
+    folder = tmp_path / "store/tuneline/checkpoints/run/lora.abc/checkpoint-40"
+    (folder / "optimizer.pt").write_bytes(b"short")
+    relay.take(second, "run")
+    assert steps(second) == []
+    (folder / checkpoints.PROGRESS).unlink()
+    relay.take(hosts("third"), "run")
+    assert not (hosts("third").folder / relay.LOCAL).exists()
+
+
+def test_what_is_no_checkpoint_is_left_where_it_is(hosts, tmp_path):
+    folder = tmp_path / "store/tuneline/checkpoints/run"
+    for name in ("lora.abc/checkpoint-x", "lora/checkpoint-1", "lora.abc/other"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / checkpoints.PROGRESS).write_text(json.dumps({"sizes": {}}))
+    clone = hosts("first")
+    relay.take(clone, "run")
+    assert not (clone.folder / relay.LOCAL).exists()
+
+
+def test_when_a_run_has_ended_nothing_of_it_is_left(hosts, tmp_path):
+    clone = hosts("first")
+    write(clone, 40)
+    send(clone)
+    assert there(tmp_path)
+    relay.withdraw(clone, "run")
+    assert not there(tmp_path)
+    relay.withdraw(clone, "run")
+
+
+def test_a_training_is_followed_and_a_remote_that_is_away_ends_nothing(hosts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(relay, "LOOKS", 0.05)
+    monkeypatch.setattr(relay, "PAUSE", 0.1)
+    clone, store = hosts("first"), tmp_path / "store"
+
+    def until(condition) -> None:
+        end = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    store.write_text("")  # nothing can lie below it
+    with relay.following(clone, "run", "lora"):
+        write(clone, 20)
+        until(lambda: "could not be copied" in capsys.readouterr().out)
+        store.unlink()
+        until(lambda: len(there(tmp_path)) == 3)
+        write(clone, 40)
+        until(lambda: there(tmp_path) and all("checkpoint-40" in name for name in there(tmp_path)))
+
+
+def test_where_the_repository_is_a_folder_of_this_host_nothing_travels(hosts, tmp_path):
+    clone = open_clone("other", "HEAD", str(tmp_path / "origin"))
+    write(clone, 20)
+    assert not relay.travels(clone)
+    relay.take(clone, "other")
+    relay.withdraw(clone, "other")
+    assert not there(tmp_path)
