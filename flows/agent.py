@@ -70,7 +70,7 @@ def main() -> None:
     kind.add_argument("--cpu", action="store_true", help="serve what needs no GPU")
     arguments = parser.parse_args()
     owned = [] if arguments.cpu else gpus.chosen(arguments.gpus, gpus.present())
-    names = "-".join(gpu.name for gpu in owned) or gpus.NONE
+    names = "-".join(gpu.name.replace("/", "-") for gpu in owned) or gpus.NONE  # old drivers' UUIDs have strokes
     name = f"{socket.gethostname()}-{'cpu' if arguments.cpu else f'gpu-{names}'}"
     serve_alone(name)
     mark = f"{home()} {name}"  # another site on this host may have an agent of this name

@@ -17,6 +17,7 @@ from models.errors import UserError
 
 NONE = "none"  # the CPU in the place of a GPU
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+HIDDEN = ("", "-1")  # its ways to say that there is none
 
 
 class Gpu(NamedTuple):
@@ -98,7 +99,9 @@ def one_each() -> list[str]:
     """What agents own where nobody says it: one GPU each of those that may be seen here, or ``none``."""
     there = present()
     visible = os.environ.get(VISIBLE)
-    return [gpu.name for gpu in (there if visible is None else chosen(visible or NONE, there))] or [NONE]
+    if visible is not None:
+        there = [] if visible.strip() in HIDDEN else chosen(visible, there)
+    return [gpu.name for gpu in there] or [NONE]
 
 
 def own(gpus: Sequence[Gpu]) -> list[int]:

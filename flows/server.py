@@ -12,6 +12,7 @@ import argparse
 import configparser
 import ipaddress
 import os
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def refuse_if_variable(*folders: Path) -> None:
 def programs_of(host: str, port: int, owned: list[str]) -> dict[str, list[str]]:
     """What runs, by name: arguments of Python."""
     server = ["-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
-    agents = {f"gpu-{each.replace(',', '-')}": ["-m", "flows.agent", "--gpus", each] for each in owned}
+    agents = {"gpu-" + re.sub(r"[^\w-]+", "-", each): ["-m", "flows.agent", "--gpus", each] for each in owned}
     keeper = {"keeper": ["-m", "flows.keeper"], "cpu": ["-m", "flows.agent", "--cpu"]}
     return {"server": server} | keeper | agents | {"deployments": ["-m", "flows.deployments"]}
 

@@ -39,13 +39,18 @@ def test_what_the_driver_has_is_found_split_or_not(driver):
     assert done.stdout.strip() == str(THERE), done.stderr
 
 
-@pytest.mark.parametrize(("visible", "found"), [(None, ["0", "1"]), ("1", ["1"]), ("", ["none"])])
-def test_by_default_each_gpu_that_may_be_seen_has_an_agent(driver, visible, found):
-    environment = {**driver} if visible is None else {**driver, "CUDA_VISIBLE_DEVICES": visible}
-    if visible is None:
-        environment.pop("CUDA_VISIBLE_DEVICES", None)
-        found = [gpu.name for gpu in THERE]
-    done = run(environment, "-c", "from flows import gpus; print(gpus.one_each())")
+@pytest.mark.parametrize(
+    ("seen", "found"),
+    [
+        ({}, [gpu.name for gpu in THERE]),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, ["1"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, ["none"]),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, ["none"]),
+    ],
+)
+def test_by_default_each_gpu_that_may_be_seen_has_an_agent(driver, seen, found):
+    environment = {key: value for key, value in driver.items() if key != "CUDA_VISIBLE_DEVICES"}
+    done = run(environment, "-c", "from flows import gpus; print(gpus.one_each())", **seen)
     assert done.stdout.strip() == str(found), done.stderr
 
 
