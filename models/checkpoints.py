@@ -75,7 +75,7 @@ def last_whole(folder: Path) -> Path | None:
 
 def whole(folder: Path) -> list[Path]:
     """The checkpoints of a training that were written to their ends, the newest last."""
-    return sorted(filter(_is_whole, folder.glob("checkpoint-*")), key=lambda path: step_of(path.name))
+    return sorted(filter(is_whole, folder.glob("checkpoint-*")), key=lambda path: step_of(path.name))
 
 
 def step_of(name: str) -> int:
@@ -83,7 +83,7 @@ def step_of(name: str) -> int:
     return int(name.split("-")[1])
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def is_whole(checkpoint: Path) -> bool:
     try:
         sizes = progress_of(checkpoint)["sizes"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
@@ -91,12 +91,25 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def complete(checkpoint: Path, progress: dict) -> None:
-    """Mark a checkpoint as whole, once its files are on the disk."""
+def complete(checkpoint: Path, progress: dict, beside: Path | None = None) -> None:
+    """Mark a checkpoint as whole, once its files are on the disk.
+
+    Args:
+        beside: a file beside the checkpoint without which it is of no use, such as the best weights so far.
+    """
     for path in (*checkpoint.iterdir(), checkpoint):
         flush(path)
     sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir() if path.is_file()}
+    if beside is not None:
+        sizes[f"../{beside.name}"] = beside.stat().st_size
     write_json(checkpoint / PROGRESS, progress | {"sizes": sizes})
+
+
+def files_of(checkpoint: Path) -> list[Path]:
+    """What belongs to a whole checkpoint, what lies beside it too; what marks it as whole comes last."""
+    beside = [checkpoint.parent / name[3:] for name in progress_of(checkpoint)["sizes"] if name.startswith("../")]
+    inside = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != PROGRESS)
+    return [*beside, *inside, checkpoint / PROGRESS]
 
 
 def flush(path: Path) -> None:

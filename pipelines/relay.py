@@ -1,21 +1,25 @@
 """Checkpoints of a training in DVC's remote, for whoever takes its run up on another host.
 
 Hosts that share nothing but a repository and a remote would lose a training's checkpoints with its host. So its newest
-one is copied to ``tuneline/checkpoints/<run>`` in the remote, beside DVC's own objects; whoever begins with the run
-takes it from there if it has none that is as far; and it is removed when the run has ended. ``progress.json`` is
-copied last, as it is written last: a checkpoint without it, or of other sizes than stand in it, counts as none.
+one is copied to ``tuneline/checkpoints/<run>`` in the remote, beside DVC's own objects, with the best weights so far,
+which lie beside it; whoever begins with the run takes it from there if it has none that is as far; and it is removed
+when the run has ended. ``progress.json`` is copied last, as it is written last: a checkpoint without it, or of other
+sizes than stand in it, counts as none.
 """
 
+import contextvars
+import os
 import re
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from models import checkpoints
 from models.storage import writing_folder
-from pipelines.clone import Clone
+from pipelines.clone import Clone, RemoteAway
 
 FOLDER = ("tuneline", "checkpoints")
 LOCAL = Path("models/checkpoints")
@@ -23,7 +27,9 @@ MOST = 8 * 2**30  # bytes: the optimizer of a whole model takes longer to travel
 LOOKS = 5.0  # seconds between two looks for a new checkpoint
 SHARE = 0.1  # of the time may go into copying, at most
 PAUSE = 60.0  # seconds between two copies, at least
+LETTING_GO = 10.0  # seconds for a copy to end with its training; a remote that hangs holds no GPU
 CHECKPOINT = re.compile(r"(?P<training>[\w-]+\.\w+)/(?P<name>checkpoint-\d+)/(?P<file>[\w./-]+)")
+BESIDE = re.compile(r"(?P<training>[\w-]+\.\w+)/(?P<file>best-\d+\.safetensors)")
 
 
 class Relay:
@@ -39,36 +45,70 @@ class Relay:
         self.files, self.local = kind(**settings), clone.folder / LOCAL
         self.folder = self.files.join(root, *FOLDER, run)
 
-    def send(self, checkpoint: Path) -> None:
-        """Copy a whole checkpoint to the remote; older ones go."""
-        name = f"{checkpoint.parent.name}/{checkpoint.name}"
-        files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-        for path in sorted(files, key=lambda path: path.name == checkpoints.PROGRESS):
-            there = self.files.join(self.folder, name, *path.relative_to(checkpoint).parts)
-            self.files.makedirs(self.files.parent(there), exist_ok=True)
-            self.files.put_file(str(path), there)
-        self._remove([each for each in self._there() if not each.startswith(f"{name}/")])
+    def send(self, checkpoint: Path, has_ended: Callable[[], bool] = lambda: False) -> None:
+        """Copy a whole checkpoint to the remote, unless one is there that is as far; older ones go.
+
+        Args:
+            has_ended: whether nobody waits for it any more.
+        """
+        training, name = checkpoint.parent.name, checkpoint.name
+        if any(checkpoints.step_of(each) >= checkpoints.step_of(name) for of, each in self.whole() if of == training):
+            return
+        with _snapshot(checkpoint) as files:
+            for place, path in files.items():
+                if has_ended():
+                    return
+                there = self.files.join(self.folder, training, *place.parts)
+                self.files.makedirs(self.files.parent(there), exist_ok=True)
+                self.files.put_file(str(path), there)
+            sent = {(training, place.parts[0]) for place in files}
+        for old in {tuple(each.split("/")[:2]) for each in self._there()} - sent:
+            self.files.rm(self.files.join(self.folder, *old), recursive=True)
 
     def take(self) -> None:
         """Copy the newest checkpoint here, unless there is one that is as far."""
-        there = [match for match in map(CHECKPOINT.fullmatch, self._there()) if match and ".." not in match["file"]]
-        whole = {(match["training"], match["name"]) for match in there if match["file"] == checkpoints.PROGRESS}
-        for training, name in sorted(whole, key=lambda each: checkpoints.step_of(each[1]))[-1:]:
+        for training, name in reversed(self.whole()):
             here = checkpoints.whole(self.local / training)
             if here and checkpoints.step_of(here[-1].name) >= checkpoints.step_of(name):
                 return
-            (self.local / training).mkdir(parents=True, exist_ok=True)
-            with writing_folder(self.local / training / name) as temporary:
-                for match in there:
-                    if (match["training"], match["name"]) == (training, name):
-                        target = temporary.joinpath(*PurePosixPath(match["file"]).parts)
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        self.files.get_file(self.files.join(self.folder, match[0]), str(target))
-            print(f"{name} was taken over from another host · 从另一台主机接过检查点")
+            if self._fetch(training, name):
+                print(f"{name} was taken over from another host · 从另一台主机接过检查点")
+                return
+
+    def _fetch(self, training: str, name: str) -> bool:
+        """Copy one here; False if it turns out not to be whole."""
+        folder = self.local / training
+        folder.mkdir(parents=True, exist_ok=True)
+        for match in filter(None, map(BESIDE.fullmatch, self._there())):
+            if match["training"] == training:
+                self._get(match[0], folder / match["file"])
+        with suppress(_NotWhole), writing_folder(folder / name) as temporary:
+            for match in self._checkpoints():
+                if (match["training"], match["name"]) == (training, name):
+                    self._get(match[0], temporary / match["file"])
+            if not checkpoints.is_whole(temporary):
+                raise _NotWhole
+            return True
+        return False
+
+    def _get(self, name: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.files.get_file(self.files.join(self.folder, name), str(target))
+
+    def whole(self) -> list[tuple[str, str]]:
+        """Trainings and checkpoints that were copied to their ends, the farthest last."""
+        found = {
+            (each["training"], each["name"]) for each in self._checkpoints() if each["file"] == checkpoints.PROGRESS
+        }
+        return sorted(found, key=lambda each: checkpoints.step_of(each[1]))
+
+    def _checkpoints(self) -> list[re.Match]:
+        return [match for match in map(CHECKPOINT.fullmatch, self._there()) if match and ".." not in match["file"]]
 
     def withdraw(self) -> None:
         """Remove what lies there."""
-        self._remove(self._there())
+        if self.files.exists(self.folder):
+            self.files.rm(self.folder, recursive=True)
 
     def _there(self) -> list[str]:
         """Files in the remote, below the run's folder."""
@@ -76,9 +116,23 @@ class Relay:
             return []
         return ["/".join(self.files.relparts(path, self.folder)) for path in self.files.find(self.folder)]
 
-    def _remove(self, names: list[str]) -> None:
-        for name in names:
-            self.files.rm_file(self.files.join(self.folder, name))
+
+class _NotWhole(Exception):
+    """What was copied is not a checkpoint that a training can go on from."""
+
+
+@contextmanager
+def _snapshot(checkpoint: Path) -> Iterator[dict[Path, Path]]:
+    """The files of a checkpoint by their places in the training's folder, while the training may remove its own."""
+    training = checkpoint.parent
+    with tempfile.TemporaryDirectory(prefix=".relay-", dir=training.parent) as folder:
+        found = {
+            path.relative_to(training): Path(folder, str(number))
+            for number, path in enumerate(checkpoints.files_of(checkpoint))
+        }
+        for place, path in found.items():
+            os.link(training / place, path)
+        yield found
 
 
 def travels(clone: Clone) -> bool:
@@ -87,10 +141,19 @@ def travels(clone: Clone) -> bool:
 
 
 def take(clone: Clone, run: str) -> None:
-    """Take over what another host had copied. What cannot be had is trained once more."""
-    with _nothing_ends_here("taken over"):
-        if travels(clone):
-            Relay(clone, run).take()
+    """Take over what another host had copied.
+
+    Raises:
+        RemoteAway: the remote does not give it; to train all of it once more would be dear.
+    """
+    if not travels(clone):
+        return
+    try:
+        Relay(clone, run).take()
+    except NotImplementedError:  # a remote that cannot list what it has, such as one by HTTP
+        print("DVC's remote cannot list files; checkpoints stay on their hosts · 该远端不能列出文件，检查点留在本机")
+    except Exception as error:
+        raise RemoteAway(f"DVC's remote does not give the run's checkpoint ({type(error).__name__}).") from None
 
 
 def withdraw(clone: Clone, run: str) -> None:
@@ -116,27 +179,28 @@ def following(clone: Clone, run: str, name: str) -> Iterator[None]:
                 if newest in (None, sent):
                     continue
                 relay = relay or Relay(clone, run)
-                relay.send(newest)
+                relay.send(newest, ended.is_set)
                 sent = newest
             not_before = time.monotonic() + max(PAUSE, (time.monotonic() - began) / SHARE)
 
     if not travels(clone):
         yield
         return
-    follower = threading.Thread(target=follow, daemon=True)
+    # A thread of its own knows of no run; this one's context tells it.
+    follower = threading.Thread(target=contextvars.copy_context().run, args=(follow,), daemon=True)
     follower.start()
     try:
         yield
     finally:
         ended.set()
-        follower.join()
+        follower.join(LETTING_GO)
 
 
 def newest_of(folder: Path, name: str) -> Path | None:
     """The newest whole checkpoint of an adapter, if it is not too large to travel."""
     found = [path for training in folder.glob(f"{name}.*") for path in checkpoints.whole(training)]
     newest = max(found, key=lambda path: checkpoints.step_of(path.name), default=None)
-    if newest and sum(path.stat().st_size for path in newest.rglob("*") if path.is_file()) <= MOST:
+    if newest and sum(path.stat().st_size for path in checkpoints.files_of(newest)) <= MOST:
         return newest
     return None
 

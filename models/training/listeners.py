@@ -178,8 +178,8 @@ class Watch(TrainerCallback):
 class Best(TrainerCallback):
     """Keeps the weights of the evaluation with the lowest loss, and ends the training when none is lower for long.
 
-    They are written beside the checkpoints, under the step's number; those of former best steps go when a
-    checkpoint that knows the new one is whole.
+    They are written beside the checkpoints, under the step's number; those of former best steps go when no
+    checkpoint is left that needs them.
 
     Args:
         folder: of the checkpoints; None keeps the weights in memory.
@@ -207,10 +207,10 @@ class Best(TrainerCallback):
         devices.wait_for_all()
 
     def on_save(self, args, state, control, **kwargs):
-        if self.folder is not None and state.is_world_process_zero and (best := self.history.best()):
-            for path in self.folder.glob("best-*"):
-                if path != self._path(best["step"]):
-                    path.unlink(missing_ok=True)
+        if self.folder is not None and state.is_world_process_zero:
+            needed = {path for each in checkpoints.whole(self.folder) for path in checkpoints.files_of(each)}
+            for path in set(self.folder.glob("best-*")) - needed:
+                path.unlink(missing_ok=True)
 
     def out_of_patience(self) -> bool:
         return self.patience is not None and self.history.evaluations_since_the_best() >= self.patience
@@ -227,7 +227,12 @@ class Best(TrainerCallback):
                 parameter.copy_(self.weights[name])
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"best-{step}.safetensors"
+        return best_path(self.folder, step)
+
+
+def best_path(folder: Path, step: int) -> Path:
+    """Where the weights of the best step so far lie, beside the checkpoints."""
+    return folder / f"best-{step}.safetensors"
 
 
 class Checkpointing(TrainerCallback):
@@ -242,8 +247,15 @@ class Checkpointing(TrainerCallback):
         devices.wait_for_all()  # each writes its own random states
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            self.trainer.write(checkpoints.complete, folder, progress | {"tokens": tokens, "places": places})
+            progress |= {"tokens": tokens, "places": places}
+            self.trainer.write(checkpoints.complete, folder, progress, self.best_weights(folder.parent))
         devices.wait_for_all()
+
+    def best_weights(self, folder: Path) -> Path | None:
+        """Those that the training would end with if no evaluation were better, if they are kept."""
+        best = self.history.best()
+        path = best and best_path(folder, best["step"])
+        return path if path and path.is_file() else None
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         # What accelerate wraps around a sampler to go on in the middle keeps the epoch from it.

@@ -179,6 +179,12 @@ def test_it_ends_when_evaluations_get_no_better(base_folder, tmp_path):
     assert other.history == fitted.history
     assert (other.steps, other.kept_step) == (fitted.steps, fitted.kept_step)
     assert torch.equal(trained(again)[NAME], trained(tuned)[NAME])
+    # Without its best weights no checkpoint is of use.
+    for path in tmp_path.glob("best-*"):
+        path.unlink()
+    anew, other = run(base_folder, checkpoint_folder=tmp_path, **settings)
+    assert other.kept_step == fitted.kept_step
+    assert torch.equal(trained(anew)[NAME], trained(tuned)[NAME])
 
 
 def test_the_evaluation_loss_is_the_mean_over_labelled_tokens_packed_or_not(base_folder):

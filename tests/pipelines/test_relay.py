@@ -1,19 +1,21 @@
 """Checkpoints that travel by a real DVC remote from one host's clone to another's."""
 
 import json
+import threading
 import time
 
 import pytest
 
 from models import checkpoints
 from pipelines import dvc, relay
-from pipelines.clone import Clone, open_clone
+from pipelines.clone import Clone, RemoteAway, open_clone
 from pipelines.programs import output_of
 
 
 @pytest.fixture
 def hosts(tmp_path, monkeypatch):
     """Opens the clone of a run on a host of this name; hosts share a repository and a remote, ``store``."""
+    monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "home"))
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "test")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "test@localhost")
@@ -32,13 +34,16 @@ def hosts(tmp_path, monkeypatch):
     return opened
 
 
-def write(clone: Clone, step: int, training: str = "lora.abc", is_whole: bool = True) -> None:
+def write(clone: Clone, step: int, training: str = "lora.abc", is_whole: bool = True, best: int | None = None) -> None:
     folder = clone.folder / relay.LOCAL / training / f"checkpoint-{step}"
     (folder / "shards").mkdir(parents=True)
     (folder / "optimizer.pt").write_bytes(bytes(step))
     (folder / "shards" / "0.pt").write_bytes(b"shard")
+    beside = best and folder.parent / f"best-{best}.safetensors"
+    if beside:
+        beside.write_bytes(bytes(best))
     if is_whole:
-        checkpoints.complete(folder, {"step": step})
+        checkpoints.complete(folder, {"step": step}, beside)
 
 
 def steps(clone: Clone, training: str = "lora.abc") -> list[int]:
@@ -80,7 +85,49 @@ def test_whoever_is_as_far_takes_nothing(hosts):
     assert steps(second) == [60]
 
 
-def test_what_was_copied_by_half_counts_as_nothing(hosts, tmp_path):
+def test_the_best_weights_so_far_travel_with_their_checkpoint(hosts, tmp_path):
+    first, second = hosts("first"), hosts("second")
+    write(first, 20, best=10)
+    send(first)
+    write(first, 40, best=30)
+    send(first)
+    assert "lora.abc/best-30.safetensors" in there(tmp_path)
+    assert "lora.abc/best-10.safetensors" not in there(tmp_path)
+    relay.take(second, "run")
+    assert steps(second) == [40]
+    (second.folder / relay.LOCAL / "lora.abc/best-30.safetensors").unlink()
+    assert steps(second) == []
+
+
+def test_whoever_began_anew_does_not_take_the_place_of_one_that_is_farther(hosts):
+    first, second = hosts("first"), hosts("second")
+    write(first, 5000)
+    send(first)
+    write(second, 3)
+    send(second)
+    assert relay.Relay(second, "run").whole() == [("lora.abc", "checkpoint-5000")]
+    write(second, 3, training="lora.other")  # other data or settings
+    relay.Relay(second, "run").send(second.folder / relay.LOCAL / "lora.other/checkpoint-3")
+    assert relay.Relay(second, "run").whole() == [("lora.other", "checkpoint-3")]
+
+
+def test_a_remote_that_is_away_when_a_run_begins_is_waited_for(hosts, tmp_path):
+    first, second, store = hosts("first"), hosts("second"), tmp_path / "store"
+    write(first, 40)
+    send(first)
+    progress = store / "tuneline/checkpoints/run/lora.abc/checkpoint-40" / checkpoints.PROGRESS
+    content = progress.read_bytes()
+    progress.unlink()
+    progress.symlink_to("nowhere")
+    with pytest.raises(RemoteAway):
+        relay.take(second, "run")
+    progress.unlink()
+    progress.write_bytes(content)
+    relay.take(second, "run")
+    assert steps(second) == [40]
+
+
+def test_what_was_copied_by_half_counts_as_nothing(hosts, tmp_path, capsys):
     first, second = hosts("first"), hosts("second")
     write(first, 40)
     send(first)
@@ -88,9 +135,23 @@ def test_what_was_copied_by_half_counts_as_nothing(hosts, tmp_path):
     (folder / "optimizer.pt").write_bytes(b"short")
     relay.take(second, "run")
     assert steps(second) == []
+    assert "taken over" not in capsys.readouterr().out
     (folder / checkpoints.PROGRESS).unlink()
     relay.take(hosts("third"), "run")
     assert not (hosts("third").folder / relay.LOCAL).exists()
+
+
+def test_a_copy_that_hangs_holds_nobody(hosts, monkeypatch):
+    monkeypatch.setattr(relay, "LOOKS", 0.05)
+    monkeypatch.setattr(relay, "LETTING_GO", 0.2)
+    hangs = threading.Event()
+    monkeypatch.setattr(relay.Relay, "send", lambda *_: (hangs.set(), time.sleep(30)))
+    clone = hosts("first")
+    write(clone, 20)
+    started = time.monotonic()
+    with relay.following(clone, "run", "lora"):
+        assert hangs.wait(20)
+    assert time.monotonic() - started < 25
 
 
 def test_what_is_no_checkpoint_is_left_where_it_is(hosts, tmp_path):
@@ -109,7 +170,7 @@ def test_when_a_run_has_ended_nothing_of_it_is_left(hosts, tmp_path):
     send(clone)
     assert there(tmp_path)
     relay.withdraw(clone, "run")
-    assert not there(tmp_path)
+    assert not (tmp_path / "store/tuneline/checkpoints/run").exists()
     relay.withdraw(clone, "run")
 
 
