@@ -76,9 +76,10 @@ def main() -> None:
     mark = f"{home()} {name}"  # another site on this host may have an agent of this name
     end_leftovers("TUNELINE_AGENT", mark)  # its worker, had it been killed alone, and what that runs
     locks = gpus.own(owned)
-    os.environ |= {"TUNELINE_AGENT": mark, "PYTHONPATH": str(Path.cwd())}
-    if not arguments.cpu:
-        os.environ[gpus.VISIBLE] = ",".join(gpu.uuid for gpu in owned)
+    for gpu in owned:  # what a dead agent of another name or home left there, which has no lock
+        end_leftovers(gpu.mark, gpus.OWNED, patience=ENDING)
+    os.environ |= {"TUNELINE_AGENT": mark, "PYTHONPATH": str(Path.cwd())} | {gpu.mark: gpus.OWNED for gpu in owned}
+    os.environ[gpus.VISIBLE] = ",".join(gpu.uuid for gpu in owned)  # none for orchestration, which owns none
     wait_for_server()
     work = ("--pool", "cpu", "--limit", str(SIDE_BY_SIDE))
     if not arguments.cpu:

@@ -43,7 +43,8 @@ def _retrain(clone: Clone, cause: str) -> str:
 def finish(clone: Clone, run: str, cause: str) -> str:
     """Compare, commit, promote what is better, and show what came of it; gives that in a sentence."""
     repro = partial(runs.patiently, Clone.repro)
-    outcome = retrain.conclude(clone, run, cause, repro, partial(runs.patiently, retrain.publish))
+    publish = partial(runs.patiently, retrain.publish)
+    outcome = retrain.conclude(clone, run, cause, repro, publish, partial(measure_on_agent, run))
     artifacts.show_comparison(list(params.load().evaluate.models))
     artifacts.show_outcome(outcome, clone.address)
     if outcome.promoted:
@@ -63,11 +64,25 @@ def train_on_agents(run: str, ref: str) -> None:
             key=f"{run} {name}",
             name=title(name, data, knobs),
             parameters={"ref": ref, "name": name},
-            gpus=1 if name == "base" else knobs.train.devices,
+            gpus=knobs.train.devices,
         )
         for name in retrain.pending()
     ]
     runs.wait(started)
+
+
+def measure_on_agent(run: str, clone: Clone, names: list[str]) -> None:
+    """Have a GPU agent run champion and challengers: orchestration owns no GPU."""
+    ref, data = runs.patiently(retrain.hand_out, clone, run), retrain.data_hash()
+    started = runs.start(
+        "measure-champion/measure-champion",
+        key=f"{run} measure {clone.git('rev-parse', 'HEAD')}",
+        name=f"measure champion · data {data[:4]}",
+        parameters={"ref": ref, "names": names},
+        gpus=params.load().train.devices,
+    )
+    runs.wait([started])
+    runs.patiently(retrain.take_measurements, clone, str(started.id))
 
 
 def title(name: str, data: str, knobs: params.Params) -> str:

@@ -4,11 +4,11 @@ They are called by their numbers in nvidia-smi, or by their UUIDs. CUDA by itsel
 process is to see is always told by UUID.
 """
 
+import errno
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pynvml
@@ -17,6 +17,7 @@ from models.errors import UserError
 
 NONE = "none"  # the CPU in the place of a GPU
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+OWNED = "owned"
 HIDDEN = ("", "-1")  # its ways to say that there is none
 
 
@@ -30,25 +31,32 @@ class Gpu(NamedTuple):
     name: str
     uuid: str
 
+    @property
+    def mark(self) -> str:
+        """An environment variable by which processes are known that use it."""
+        return f"TUNELINE_{re.sub('[^0-9A-Za-z]', '_', self.uuid)}"
+
 
 def present() -> list[Gpu]:
-    """What programs on this host can use; of a GPU that is split, its instances."""
-    with _driver() as there:
-        return [gpu for number in range(pynvml.nvmlDeviceGetCount() if there else 0) for gpu in _parts_of(number)]
+    """What programs on this host can use; of a GPU that is split, its instances. One that is lost is left out.
 
-
-@contextmanager
-def _driver() -> Iterator[bool]:
-    """NVIDIA's library; False where there is none."""
+    Raises:
+        UserError: there is a driver, and it does not work.
+    """
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        pynvml.nvmlShutdown()
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
+        return []
+    except pynvml.NVMLError as error:
+        raise UserError(f"NVIDIA's driver does not work ({error}); `nvidia-smi` should say the same.") from None
+    found = []
+    for number in range(pynvml.nvmlDeviceGetCount()):
+        try:
+            found += _parts_of(number)
+        except pynvml.NVMLError as error:
+            print(f"GPU {number} is left out ({error}).")
+    pynvml.nvmlShutdown()
+    return found
 
 
 def _parts_of(number: int) -> list[Gpu]:
@@ -80,6 +88,8 @@ def chosen(said: str, there: Sequence[Gpu]) -> list[Gpu]:
     found = [_named(part.strip(), there) for part in said.split(",")]
     if len(set(found)) < len(found):
         raise UserError(f"{said!r} names a GPU twice; name each once.")
+    if len(found) > 1 and any(gpu.uuid.startswith("MIG") for gpu in found):
+        raise UserError(f"{said!r}: CUDA sees one instance of MIG at most, and nothing beside it; name it alone.")
     return found
 
 
@@ -100,7 +110,10 @@ def one_each() -> list[str]:
     there = present()
     visible = os.environ.get(VISIBLE)
     if visible is not None:
-        there = [] if visible.strip() in HIDDEN else chosen(visible, there)
+        try:
+            there = [] if visible.strip() in HIDDEN else chosen(visible, there)
+        except UserError as error:
+            raise UserError(f"{VISIBLE}: {error}") from None
     return [gpu.name for gpu in there] or [NONE]
 
 
@@ -118,7 +131,9 @@ def own(gpus: Sequence[Gpu]) -> list[int]:
         name = socket.socket(socket.AF_UNIX)
         try:
             name.bind(f"\0tuneline {gpu.uuid}")
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             raise UserError(f"Another agent on this host owns GPU {gpu.name}; stop it first.") from None
         held.append(name.detach())
     return held

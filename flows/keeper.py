@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -24,12 +25,12 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 
 from flows import notify
 from flows.agent import wait_for_server
-from flows.runs import OURS, end_children, restarts
+from flows.runs import BAD, OURS, end_children, restarts, starter_in
 from models.errors import program
 
 TICK = 5.0  # seconds between two rounds
@@ -124,6 +125,9 @@ class Keeper:
         """Schedule a run again that crashed; one that was to end has ended, one that crashed too often failed."""
         if run.id in self.history or self.seen[run.id].silent < REST:
             return
+        if self.is_orphan(run):
+            self.set(run, Cancelled(message="What had started it has failed or was cancelled."))
+            return
         times = Counter(state.type for state in self.client.read_flow_run_states(run.id))
         if times[StateType.CANCELLING] > times[StateType.CANCELLED]:
             self.set(run, Cancelled(message="It was to be cancelled, and died of it."))
@@ -136,6 +140,14 @@ class Keeper:
             self.set(run, Failed(message=said))
             notify.tell("failed", said, run=run.name, link=notify.link_of(run.id))
             end_children(self.client, run.id)
+
+    def is_orphan(self, run: FlowRun) -> bool:
+        """Whether nobody waits for it, since the run that had started it has failed or was cancelled."""
+        for parent in filter(None, map(starter_in, run.tags)):
+            with suppress(ObjectNotFound):
+                if self.client.read_flow_run(parent).state.type in BAD:
+                    return True
+        return False
 
     def drop_missed_ticks(self, scheduled: Iterable[FlowRun]) -> None:
         """Of ticks of a schedule that nobody served, one is enough: the latest."""

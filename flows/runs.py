@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import FailedRun, ObjectNotFound, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
-from prefect.states import Cancelling, Failed
+from prefect.states import Cancelled, Cancelling, Failed
 
 from flows import notify
 from models.errors import DataBlocked, UserError
@@ -59,11 +60,18 @@ def flow(**named):
                 return function(*arguments, **more)
             except UserError as error:
                 get_run_logger().error("%s", error)
+                for name in ("prefect.flow_runs", "prefect.engine"):
+                    logging.getLogger(name).addFilter(_is_news)
                 return Failed(message=str(error))
 
         return prefect.flow(log_prints=True, on_cancellation=[clear_up], **named)(said)
 
     return made
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is more than that the flow, which said why, has failed; Prefect adds a traceback."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], FailedRun)
 
 
 def begin() -> str:
@@ -102,8 +110,11 @@ def clear_old(own: str) -> None:
     """Remove clones of runs that will not go on. Who was cancelled may not have come to remove its own."""
     with get_client(sync_client=True) as client:
         for run, age in clones():
-            if run != own and _is_over(client, run, age):
-                retrain.abandon(run)
+            # Whatever is wrong with another's clone is no reason for this run to fail.
+            with suppress(UserError):
+                if run != own and _is_over(client, run, age):
+                    end_leftovers("PREFECT__FLOW_RUN_ID", run)
+                    retrain.abandon(run)
 
 
 def _is_over(client, run: str, age: float) -> bool:
@@ -156,7 +167,7 @@ def _failures(run: str | None) -> int:
 
 
 def _failed(run: FlowRun) -> bool:
-    return run.state is not None and run.state.type in BAD
+    return run.state is not None and (run.state.type in BAD or run.state.is_cancelling())
 
 
 def say(run: FlowRun) -> None:
@@ -246,6 +257,7 @@ def clear_up(flow, flow_run: FlowRun, state) -> None:
     """Let the runs end that a cancelled one had started, and remove its clone; a hook, called with these names."""
     with get_client(sync_client=True) as client:
         end_children(client, flow_run.id)
+    end_leftovers("PREFECT__FLOW_RUN_ID", str(flow_run.id))
     retrain.abandon(str(flow_run.id))
 
 
@@ -255,7 +267,9 @@ def end_children(client: SyncPrefectClient, run: UUID | str) -> None:
     for first in itertools.count(0, AT_ONCE):
         some = client.read_flow_runs(flow_run_filter=children, limit=AT_ONCE, offset=first)
         for child in some:
-            if child.state and not child.state.is_final():
+            if child.state and child.state.is_crashed():  # the keeper would take it up again
+                client.set_flow_run_state(child.id, Cancelled(), force=True)
+            elif child.state and not child.state.is_final():
                 client.set_flow_run_state(child.id, Cancelling())
         if len(some) < AT_ONCE:
             break
@@ -264,3 +278,8 @@ def end_children(client: SyncPrefectClient, run: UUID | str) -> None:
 def tag_of(run) -> str:
     """By which the runs that a run started are found."""
     return f"of {run}"
+
+
+def starter_in(tag: str) -> UUID | None:
+    """The run that a tag of :func:`tag_of` names."""
+    return UUID(tag.removeprefix("of ")) if tag.startswith("of ") else None

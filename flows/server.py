@@ -46,9 +46,10 @@ def refuse_if_taken(host: str, port: int) -> None:
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             return
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        said = getattr(error, "strerror", None) or error
         raise UserError(
-            f"The server cannot listen on {host}, port {port} ({error.strerror}); stop what does, or choose --port."
+            f"The server cannot listen on {host}, port {port} ({said}); stop what does, or choose --port."
         ) from None
 
 

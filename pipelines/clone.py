@@ -23,6 +23,10 @@ from pipelines.programs import output_of
 HOME, REPOSITORY = "TUNELINE_HOME", "TUNELINE_REPOSITORY"
 LINKS = "reflink,hardlink,copy"  # a base of gigabytes is not copied for each run, if the disk can help it
 LOCKS = ("lock", "rwlock", "rwlock.lock")
+# What git says of a repository that waiting does not bring.
+FINAL = re.compile(
+    r"not found|not appear to be a git repository|does not exist|Authentication failed|Permission denied"
+)
 
 
 def home() -> Path:
@@ -37,9 +41,15 @@ def repository() -> str:
         UserError: neither is there.
     """
     try:
-        return os.environ.get(REPOSITORY) or output_of("git", "rev-parse", "--show-toplevel")
+        found = os.environ.get(REPOSITORY) or output_of("git", "rev-parse", "--show-toplevel")
     except UserError as error:
         raise UserError(f"There is no repository to clone ({error}); set {REPOSITORY} to its folder or URL.") from None
+    return found if is_elsewhere(found) else str(Path(found).absolute())
+
+
+def is_elsewhere(repository: str) -> bool:
+    """Whether it is a URL, or a host and a path as SSH takes them; else it is a folder."""
+    return re.match(r"[\w+.-]+://|[^/]+:", repository) is not None
 
 
 class RemoteAway(UserError):
@@ -146,7 +156,12 @@ class Clone:
             raise
 
     def discard(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove it; under a name that counts as no clone first, since what writes there still may hinder that."""
+        gone = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
+        with suppress(OSError):
+            self.folder.rename(gone)
+        for folder in (self.folder, gone):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_clone(run: str, revision: str, origin: str | None = None) -> Clone:
@@ -181,18 +196,20 @@ def clones() -> list[tuple[str, float]]:
 
 
 def left_of(run: str) -> Clone | None:
-    """The clone of a run, if this host has it."""
+    """The clone of a run, if this host has it; of one that was removed by half, without an origin."""
     folder = home() / "runs" / run
-    return (
-        Clone(folder, output_of("git", "-C", str(folder), "remote", "get-url", "origin")) if folder.is_dir() else None
-    )
+    if not folder.is_dir():
+        return None
+    if not (folder / ".git").is_dir():  # git would look above it
+        return Clone(folder, "")
+    return Clone(folder, Clone(folder, "").setting("remote.origin.url") or "")
 
 
 def _fill(clone: Clone, revision: str) -> None:
     try:
         output_of("git", "clone", "--quiet", "--no-checkout", clone.origin, str(clone.folder))
     except UserError as error:
-        if re.match(r"[\w+.-]+://|[\w.@-]+:", clone.origin):  # for a folder that is not there nobody waits
+        if is_elsewhere(clone.origin) and not FINAL.search(str(error)):
             raise RemoteAway(f"{clone.address} does not answer ({error}).") from None
         raise
     if revision.startswith("refs/"):

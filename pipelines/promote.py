@@ -22,8 +22,9 @@ from stages import params
 
 DECISION, REASONS = Path("reports/promotion.json"), Path("reports/promotion.md")
 LOCK = Path("dvc.lock")
-EVIDENCE = Path("models/checkpoints/champion")  # the champion's answers to the rows of today
-TIMES = Path("models/checkpoints/times")  # of each pair, so that what was decided once is decided so again
+EVIDENCE = Path("models/checkpoints/evidence")  # what models must be run for, kept by what it depends on:
+ANSWERS = EVIDENCE / "answers"  # of the champion to the rows of today
+TIMES = EVIDENCE / "times"  # of each pair, so that what was decided once is decided so again
 TIMING = Path("stages/promote/timing.py")
 NOT_PROMOTED = 3
 
@@ -44,7 +45,7 @@ def _promote(name: str) -> dict:
     against = ("base", PREDICTIONS / "base")
     if champion is not None:
         refuse_the_champion_itself(challenger, champion)
-        against = (f"champion {registry.named()}", evidence_of_champion(champion, name))
+        against = (f"champion {registry.named()}", answers_of_champion(champion, name))
     times = times_of(champion, challenger)
     with tempfile.TemporaryDirectory() as scratch:
         decision = decide(against, (name, PREDICTIONS / name), times, Path(scratch))
@@ -96,18 +97,39 @@ def refuse_the_champion_itself(challenger: Path, champion: Path) -> None:
         raise UserError(f"{challenger} is the champion already, as {registry.named()}.")
 
 
-def evidence_of_champion(champion: Path, challenger: str) -> Path:
+def measure(name: str) -> None:
+    """Run the models that a decision on this challenger needs, as far as that has not been done."""
+    champion = registry.champion()
+    if champion is not None:
+        answers_of_champion(champion, name)
+    times_of(champion, WEIGHTS / name)
+
+
+def is_measured(name: str) -> bool:
+    """Whether a decision on this challenger needs no model to be run."""
+    champion = registry.champion()
+    answered = champion is None or (answers_key(champion, name)[0] / "key.json").is_file()
+    return answered and times_key(champion, WEIGHTS / name).is_file()
+
+
+def answers_key(champion: Path, challenger: str) -> tuple[Path, dict]:
+    """The folder for the champion's answers to what the challenger was asked, and what they depend on."""
+    inputs = {"champion": weights_of(champion), **asked_of(challenger)}
+    return ANSWERS / sha256_of_json(inputs)[:16], inputs
+
+
+def answers_of_champion(champion: Path, challenger: str) -> Path:
     """The champion's predictions on what the challenger was asked; what is there of the same inputs is kept.
 
     Raises:
         UserError: it cannot be evaluated, because it belongs to another base, for example.
     """
-    predictions, key = EVIDENCE / "predictions/champion", EVIDENCE / "key.json"
-    inputs = {"champion": weights_of(champion), **asked_of(challenger)}
+    folder, inputs = answers_key(champion, challenger)
+    predictions, key = folder / "predictions/champion", folder / "key.json"
     if key.is_file() and read_json(key) == inputs and predictions.is_dir():
         return predictions
     key.unlink(missing_ok=True)
-    if evidence.evaluate("champion", champion, EVIDENCE) != 0:
+    if evidence.evaluate("champion", champion, folder) != 0:
         raise UserError(
             "The champion cannot be evaluated; the lines above say why. If it belongs to another base, retire it: "
             f"`git rm {registry.POINTER}`, commit, and promote again."
@@ -123,11 +145,16 @@ def asked_of(name: str) -> dict:
     return {"deps": deps, "params": stage.get("params")}
 
 
-def times_of(champion: Path | None, challenger: Path) -> Path:
-    """What an answer takes champion and challenger, measured in turn; kept, since times are never twice the same."""
+def times_key(champion: Path | None, challenger: Path) -> Path:
+    """The file for what an answer takes champion and challenger."""
     weights = [folder and weights_of(folder) for folder in (champion, challenger)]
     inputs = [sha256_of(path) for path in (WEIGHTS / "base/base.json", CHECKED / "receipt.json", TIMING)]
-    found = TIMES / f"{sha256_of_json([weights, inputs, params.load().evaluate.max_new_tokens])[:16]}.json"
+    return TIMES / f"{sha256_of_json([weights, inputs, params.load().evaluate.max_new_tokens])[:16]}.json"
+
+
+def times_of(champion: Path | None, challenger: Path) -> Path:
+    """What an answer takes champion and challenger, measured in turn; kept, since times are never twice the same."""
+    found = times_key(champion, challenger)
     if found.is_file():
         return found
     sides = ("--champion", str(champion)) if champion else ()

@@ -5,8 +5,10 @@ gathers the results, compares, promotes, and commits once, on branch ``tuneline/
 those do to whom it hands out is in :mod:`pipelines.trainer`.
 """
 
+import itertools
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import UserError
-from models.storage import read_json, sha256_of
+from models.storage import read_json, sha256_of, write_text
 from pipelines import dvc, evidence, promote, registry, relay
 from pipelines.clone import Clone, left_of, open_clone
 from pipelines.finetune import refuse_if_blocked
@@ -24,6 +26,7 @@ from stages import params
 BRANCH = "tuneline/retrained"
 REF = "refs/tuneline/runs/{run}"
 PREPARED = ("encode", "base", "general")
+MEASURED = Path("data/measured")  # on its way between two clones
 # In the clone's settings, for whoever goes on in it:
 ENTERED = "tuneline.entered"  # the commit that was taken in
 CHAMPION = "tuneline.champion"  # the version that was live, as others had pushed it
@@ -191,6 +194,41 @@ def others_came_first() -> bool:
     return bool(output_of("git", "rev-list", "-1", f"HEAD..origin/{BRANCH}"))
 
 
+def hand_out_measurements(clone: Clone, run: str) -> None:
+    """Offer what was measured of champion and challengers, as data of DVC's which no branch names."""
+    discard_measurements()
+    shutil.copytree(promote.EVIDENCE, MEASURED)  # git ignores where they lie, and DVC wants to write beside them
+    dvc.run("add", "--quiet", str(MEASURED))
+    hand_out(clone, run)
+
+
+def take_measurements(clone: Clone, run: str) -> None:
+    """Take what another had measured and handed out.
+
+    Raises:
+        RemoteAway: DVC's remote or the origin.
+    """
+    pointer = MEASURED.with_suffix(".dvc")
+    with clone.needing_origin():
+        clone.git("fetch", "--quiet", "origin", REF.format(run=run))
+        write_text(clone.folder / pointer, clone.git("show", f"FETCH_HEAD:{pointer}") + "\n")
+    try:
+        dvc.run("pull" if clone.has_remote else "checkout", "--quiet", "--force", str(pointer))
+    except UserError:
+        clone.refuse_if_away()
+        raise
+    shutil.copytree(MEASURED, promote.EVIDENCE, dirs_exist_ok=True)
+    discard_measurements()
+    with clone.needing_origin():
+        withdraw(run)
+
+
+def discard_measurements() -> None:
+    """Remove them from where no commit must find them."""
+    shutil.rmtree(MEASURED, ignore_errors=True)
+    MEASURED.with_suffix(".dvc").unlink(missing_ok=True)
+
+
 def withdraw(run: str) -> None:
     """Take back what was handed out."""
     ref = REF.format(run=run)
@@ -204,18 +242,23 @@ def conclude(
     cause: str,
     repro: Callable[[Clone], None] = Clone.repro,
     publish: Callable[[Clone, str], bool] = publish,
+    measure: Callable[[Clone, list[str]], None] = lambda clone, names: None,
 ) -> Outcome:
     """Gather what was trained, compare, commit, promote what is better, and bring it all to the origin.
 
     Args:
         repro, publish: :meth:`Clone.repro` and :func:`publish`, or the same with more patience.
+        measure: has others run the models that decisions on these challengers need; by default they are run here.
 
     Raises:
         UserError: a stage failed, or others changed the branch again and again.
     """
     for _ in range(ATTEMPTS):
+        discard_measurements()  # those that a killed process was taking
         repro(clone)
         commit_results(message(cause))
+        if lacking := [name for name in challengers() if not promote.is_measured(name)]:
+            measure(clone, lacking)
         decisions = promote_the_best()
         if not any(decision["promote"] for decision in decisions.values()):
             commit_results(verdict(decisions))
@@ -232,7 +275,8 @@ def take_in_others(clone: Clone) -> None:
     """
     if tags := output_of("git", "tag", "--list", "champion*").split():
         output_of("git", "tag", "--delete", *tags)
-    output_of("git", "fetch", "--quiet", "origin", "refs/tags/champion*:refs/tags/champion*")
+    with clone.needing_origin():
+        output_of("git", "fetch", "--quiet", "origin", "refs/tags/champion*:refs/tags/champion*")
     live = registry.live()
     clone.git("config", CHAMPION, live or "none")
     if output_of("git", "for-each-ref", f"refs/remotes/origin/{BRANCH}"):
@@ -275,15 +319,18 @@ def data_hash() -> str:
 def promote_the_best() -> dict[str, dict]:
     """Offer the adapters as challengers, the best first, until one is promoted; gives the decisions by adapter."""
     decisions: dict[str, dict] = {}
-    champion = registry.champion()
-    live = champion and read_json(champion / "manifest.json")["weights_sha256"]
-    for name in ranked():
-        if read_json(evidence.WEIGHTS / name / "manifest.json")["weights_sha256"] == live:
-            break  # those behind it are no better than the champion
+    for name in challengers():
         decisions[name] = promote.promote(name)
         if decisions[name]["promote"]:
             break
     return decisions
+
+
+def challengers() -> list[str]:
+    """Adapters that may be better than the champion, the best first; those behind the champion itself are not."""
+    champion = registry.champion()
+    live = champion and promote.weights_of(champion)
+    return list(itertools.takewhile(lambda name: promote.weights_of(evidence.WEIGHTS / name) != live, ranked()))
 
 
 def verdict(decisions: dict[str, dict]) -> str:
@@ -308,9 +355,10 @@ def abandon(run: str) -> None:
     clone = left_of(run)
     if clone is None:
         return
-    ref = REF.format(run=run)
-    with suppress(UserError):  # the origin may be away; what stays there is in nobody's way
-        if clone.git("ls-remote", "origin", ref):
-            clone.git("push", "--quiet", "origin", f":{ref}")
-    relay.withdraw(clone, run)
+    if clone.origin:
+        ref = REF.format(run=run)
+        with suppress(UserError):  # the origin may be away; what stays there is in nobody's way
+            if clone.git("ls-remote", "origin", ref):
+                clone.git("push", "--quiet", "origin", f":{ref}")
+        relay.withdraw(clone, run)
     clone.discard()

@@ -39,7 +39,11 @@ def points_of(sets: Mapping[str, Sequence[Value]] | Sequence[Point]) -> list[Poi
         for key, value in point.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or not isinstance(value, Value):
                 raise UserError(f"{key}: {value!r} is no setting of an adapter with one value.")
-    names = {name_of("", dict(sorted(point.items()))) for point in sets}
+    # Whatever the order of its keys, and 8 as well as 8.0.
+    names = {
+        name_of("", {key: float(value) if type(value) is int else value for key, value in sorted(point.items())})
+        for point in sets
+    }
     if not sets or not all(sets) or len(sets) > MOST or len(names) < len(sets):
         raise UserError(f"A sweep needs 1 to {MOST} different parameter sets; these are {len(sets)}.")
     return list(sets)
@@ -64,6 +68,7 @@ def attempt(clone: Clone, run: str, adapter: str, point: Point) -> None:
     """Run one experiment in a trainer's clone.
 
     Raises:
+        RemoteAway: it failed, and DVC's remote does not answer either.
         UserError: a stage failed.
     """
     # Both places: params.yaml merges the second from the first, and DVC writes back what it read in each.
@@ -76,8 +81,14 @@ def attempt(clone: Clone, run: str, adapter: str, point: Point) -> None:
     name = name_of(adapter, point)
     if output_of("git", "for-each-ref", f"refs/exps/*/*/{name}"):
         return  # a run that died after it
-    with relay.following(clone, run, adapter):
-        dvc.tell("exp", "run", "--quiet", "--name", name, *changes, "--single-item", *clone.pull, *stages_of(adapter))
+    try:
+        with relay.following(clone, run, adapter):
+            dvc.tell(
+                "exp", "run", "--quiet", "--name", name, *changes, "--single-item", *clone.pull, *stages_of(adapter)
+            )
+    except UserError:
+        clone.refuse_if_away()
+        raise
 
 
 def give_back(clone: Clone, run: str, adapter: str, point: Point) -> None:
@@ -121,7 +132,7 @@ def table() -> str:
 
 def best_of(found: Mapping[str, dict]) -> str:
     """The name of the experiment with the lowest evaluation loss."""
-    return min(found, key=lambda name: found[name]["loss"])
+    return min(found, key=lambda name: (math.isnan(found[name]["loss"]), found[name]["loss"]))
 
 
 def chosen(clone: Clone) -> str | None:

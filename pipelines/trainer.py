@@ -10,7 +10,7 @@ from pathlib import Path
 
 from models import checkpoints
 from models.errors import UserError
-from pipelines import relay
+from pipelines import promote, relay
 from pipelines.clone import Clone, open_clone
 from pipelines.retrain import PREPARED, stages_of
 from stages import params
@@ -42,6 +42,18 @@ def train(clone: Clone, run: str, name: str) -> None:
     clone.take_data(*PREPARED)
     with relay.following(clone, run, name):
         clone.repro("--single-item", *stages_of(name))
+
+
+def measure(clone: Clone, names: list[str]) -> None:
+    """Run champion and challengers as the decisions on these need it; what was trained is in DVC's cache or remote.
+
+    Raises:
+        UserError: a model cannot be run; the lines before say why.
+    """
+    clone.take_data("compare")
+    clone.repro("compare")
+    for name in names:
+        promote.measure(name)
 
 
 def was_killed(name: str) -> bool:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_a_real_driver_and_cuda_mean_the_same_gpus():
         ("none", []),
         ("GPU-aaaa2222-0000", [1]),
         ("GPU-aaaa2", [1]),
-        ("MIG-cccc1111-0000,0", [2, 0]),
+        ("MIG-cccc1111-0000", [2]),
     ],
 )
 def test_gpus_are_named_by_number_or_uuid(said, places):
@@ -90,6 +91,11 @@ def test_what_is_not_there_or_not_clear_is_refused(said):
 def test_nobody_owns_a_gpu_twice(said):
     with pytest.raises(UserError, match="twice"):
         gpus.chosen(said, THERE)
+
+
+def test_an_instance_of_mig_is_named_alone():
+    with pytest.raises(UserError, match="name it alone"):
+        gpus.chosen("MIG-cccc1111-0000,0", THERE)
 
 
 def test_a_gpu_has_one_owner_on_a_host_whatever_its_home_for_as_long_as_that_lives(tmp_path):
@@ -139,3 +145,41 @@ def test_an_agent_on_gpus_that_are_not_there_says_which_are(driver):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "0, 1, MIG-cccc1111-0000, MIG-cccc2222-0000" in done.stderr
+
+
+STARTED = """
+import os
+from flows import agent
+agent.wait_for_server = lambda: None
+agent.run_module = lambda *command, **how: print(repr(os.environ["CUDA_VISIBLE_DEVICES"]), *command[-2:]) or 0
+agent.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seen"),
+    [
+        (["--gpus", "1,0"], "'GPU-aaaa2222-0000,GPU-aaaa1111-0000' --work-queue gpus-2"),
+        (["--gpus", "MIG-cccc2"], "'MIG-cccc2222-0000' --work-queue gpus-1"),
+        (["--gpus", "none"], "'' --work-queue gpus-1"),
+        (["--cpu"], "'' --limit 8"),
+    ],
+)
+def test_what_an_agent_runs_sees_its_gpus_and_no_others(driver, arguments, seen):
+    done = run(driver, "-c", STARTED, *arguments)
+    assert done.stdout.strip() == seen, done.stderr
+
+
+def test_what_a_dead_agent_of_another_home_left_on_a_gpu_is_ended(driver):
+    orphan = subprocess.Popen(["sleep", "60"], env={**os.environ, THERE[1].mark: gpus.OWNED})
+    other = subprocess.Popen(["sleep", "60"], env={**os.environ, THERE[0].mark: gpus.OWNED})
+    reaper = threading.Thread(target=orphan.wait)
+    reaper.start()
+    try:
+        done = run(driver, "-c", STARTED, "--gpus", "1")
+        assert done.returncode == 0, done.stderr
+        reaper.join(5)
+        assert orphan.returncode < 0
+        assert other.poll() is None
+    finally:
+        other.kill()

@@ -37,7 +37,7 @@ def test_a_retraining_on_agents_ends_as_one_commit_and_a_champion(site):
     run = site.run("finetune-adapters", cause="test")
     assert site.ended(run) == "Completed"
     names = sorted(child["name"] for child in site.children(run))
-    assert [name.split(" · ")[0] for name in names] == ["evaluate base", "finetune lora"]
+    assert [name.split(" · ")[0] for name in names] == ["evaluate base", "finetune lora", "measure champion"]
     assert names[1].endswith("rank 16")
     log = site.git("log", "--format=%s", "tuneline/retrained").splitlines()
     assert sum(line.startswith("Retrain: test") for line in log) == 1
@@ -129,6 +129,11 @@ def test_data_that_are_blocked_fail_with_their_reasons_and_cost_no_training(site
     run = site.run("finetune-adapters", cause="dirty")
     assert site.ended(run) == "Failed"
     assert site.ask("GET", f"/flow_runs/{run}")["state"]["message"].startswith("The data checks stopped it")
+    log = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200}
+    told_by = lambda: [line["message"] for line in site.ask("POST", "/logs/filter", log)]  # noqa: E731
+    until(lambda: any("Finished in state" in line for line in told_by()), "its log")
+    time.sleep(5)  # what an exception would leave comes behind it
+    assert not any("Traceback" in line for line in told_by())
     assert "Traceback" not in (site.folder / "cpu.log").read_text().rpartition("finetune · dirty")[2]
     assert site.children(run) == []
     assert told(site)[-1]["event"] == "blocked"

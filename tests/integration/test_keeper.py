@@ -6,12 +6,12 @@ from uuid import uuid4
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.states import Crashed, Running
+from prefect.states import Cancelled, Crashed, Running
 from sites import Site, until
 
 from flows.deployments import switch_on, switched_on
 from flows.keeper import REST, SIGN, SILENCE, Keeper
-from flows.runs import OURS
+from flows.runs import OURS, end_children, tag_of
 
 pytestmark = pytest.mark.integration
 
@@ -107,3 +107,25 @@ def test_a_run_that_dies_too_often_has_failed_and_is_told_once(client, run, monk
     assert (found["event"], found["run"]) == ("failed", "finetune lora")
     assert "3 times" in found["text"]
     assert "power loss" in found["text"]
+
+
+def start_child(client, run: FlowRun) -> FlowRun:
+    """A run that a run has started, and that has died."""
+    body = {"name": "a child", "tags": [OURS, tag_of(run.id)], "state": {"type": "PENDING"}}
+    made = client.request("POST", f"/deployments/{run.deployment_id}/create_flow_run", json=body).json()["id"]
+    client.set_flow_run_state(made, Crashed(message="power loss"), force=True)
+    return client.read_flow_run(made)
+
+
+def test_a_run_that_died_is_not_taken_up_for_one_that_was_cancelled(client, run):
+    keeper, child = Keeper(client), start_child(client, run)
+    client.set_flow_run_state(run.id, Cancelled(), force=True)
+    keeper.round(0)
+    keeper.round(REST + 1)
+    assert state(client, child) == StateType.CANCELLED
+
+
+def test_who_ends_what_it_had_started_ends_what_died_too(client, run):
+    child = start_child(client, run)
+    end_children(client, run.id)
+    assert state(client, child) == StateType.CANCELLED

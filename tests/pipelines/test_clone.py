@@ -11,7 +11,7 @@ import yaml
 
 from models.errors import UserError
 from pipelines import dvc, registry, retrain, trainer
-from pipelines.clone import Clone, RemoteAway, left_of, open_clone
+from pipelines.clone import Clone, RemoteAway, left_of, open_clone, repository
 from pipelines.programs import output_of
 
 
@@ -85,6 +85,23 @@ def test_a_repository_elsewhere_needs_a_remote(origin, tmp_path):
     assert str(tmp_path / "home/cache") in (clone.folder / ".dvc/config.local").read_text()
 
 
+def test_a_clone_that_was_removed_by_half_is_removed_and_hinders_nobody(origin, tmp_path):
+    left = tmp_path / "home/runs/run/reports/training/lora/metrics.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("{}")
+    retrain.abandon("run")
+    assert left_of("run") is None
+
+
+def test_a_folder_is_the_same_repository_wherever_it_is_named(origin, monkeypatch):
+    monkeypatch.chdir(origin.parent)
+    monkeypatch.setenv("TUNELINE_REPOSITORY", "origin")
+    assert repository() == str(origin)
+    for elsewhere in ("https://host/a", "git@host:a", "user@[::1]:a", "host:a"):
+        monkeypatch.setenv("TUNELINE_REPOSITORY", elsewhere)
+        assert repository() == elsewhere
+
+
 def test_a_bare_repository_on_this_host_has_no_cache_to_share(origin, tmp_path):
     bare = tmp_path / "bare.git"
     git(origin, "clone", "--quiet", "--bare", str(origin), str(bare))
@@ -97,10 +114,11 @@ def test_a_bare_repository_on_this_host_has_no_cache_to_share(origin, tmp_path):
 def test_a_repository_elsewhere_is_waited_for_and_a_folder_that_is_not_there_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "home"))
     with pytest.raises(RemoteAway, match="does not answer"):
-        open_clone("run", "HEAD", f"file://{tmp_path}/nowhere")
-    with pytest.raises(UserError) as told:
-        open_clone("run", "HEAD", str(tmp_path / "nowhere"))
-    assert not isinstance(told.value, RemoteAway)
+        open_clone("run", "HEAD", "http://127.0.0.1:9/repository")
+    for nowhere in (str(tmp_path / "nowhere"), f"file://{tmp_path}/nowhere"):
+        with pytest.raises(UserError) as told:
+            open_clone("run", "HEAD", nowhere)
+        assert not isinstance(told.value, RemoteAway)
     assert not list((tmp_path / "home/runs").iterdir())
 
 

@@ -267,7 +267,7 @@ def test_a_champion_that_is_not_checked_out_is_fetched_and_a_retired_one_is_none
         asked.append(folder)
         return promote.PREDICTIONS / "best"
 
-    monkeypatch.setattr(promote, "evidence_of_champion", answered)
+    monkeypatch.setattr(promote, "answers_of_champion", answered)
     evaluated("best", 1.0)
     shutil.rmtree(registry.FOLDER)
     assert not promote.promote("lora")["promote"]

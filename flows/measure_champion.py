@@ -1,0 +1,16 @@
+"""Flow measure_champion: run champion and challengers on a GPU agent, as the decision between them needs it."""
+
+from flows import runs
+from flows.train_adapter import free_the_gpu
+from pipelines import retrain, trainer
+
+
+@runs.flow(name="measure-champion")
+def measure_champion(ref: str, names: list[str]) -> None:
+    """Have the champion answer what these challengers were asked, and time both sides, of what ``ref`` hands out."""
+    run = runs.begin()
+    free_the_gpu()
+    clone = runs.patiently(trainer.take, run, ref, *names[:1])
+    runs.patiently(trainer.measure, clone, names)
+    runs.patiently(retrain.hand_out_measurements, clone, run)
+    clone.discard()
