@@ -38,7 +38,9 @@ def prepare(folder: Path, epochs: int) -> None:
     params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     params["adapters"] = {"lora": params["adapters"]["lora"] | {"epochs": epochs}}
     params["base"]["tiny"]["steps"] = 30
-    params["evaluate"] |= {"max_new_tokens": 8, "samples": 0}
+    # Read and written, YAML's merge of the adapters into the models to evaluate is none any more.
+    models = {"base": None} | params["adapters"]
+    params["evaluate"] |= {"max_new_tokens": 8, "samples": 0, "models": models}
     write_text(folder / "params.yaml", yaml.safe_dump(params, allow_unicode=True, sort_keys=False))
     output_of("git", "-C", str(folder), "commit", "--quiet", "--all", "--message", f"{epochs} epochs, to be measured")
 
