@@ -43,7 +43,7 @@ class Relay:
         config = Config(dvc_dir=str(clone.folder / ".dvc"))
         kind, settings, root = get_cloud_fs(config, name=config["core"]["remote"])
         self.files, self.local = kind(**settings), clone.folder / LOCAL
-        self.folder = self.files.join(root, *FOLDER, run)
+        self.root, self.folder = root, self.files.join(root, *FOLDER, run)
 
     def send(self, checkpoint: Path, has_ended: Callable[[], bool] = lambda: False) -> None:
         """Copy a whole checkpoint to the remote, unless one is there that is as far; older ones go.
@@ -66,7 +66,13 @@ class Relay:
             self.files.rm(self.files.join(self.folder, *old), recursive=True)
 
     def take(self) -> None:
-        """Copy the newest checkpoint here, unless there is one that is as far."""
+        """Copy the newest checkpoint here, unless there is one that is as far.
+
+        Raises:
+            FileNotFoundError: the remote is not there, though it has what is to be trained on.
+        """
+        if not self.files.exists(self.root):
+            raise FileNotFoundError(self.root)
         for training, name in reversed(self.whole()):
             here = checkpoints.whole(self.local / training)
             if here and checkpoints.step_of(here[-1].name) >= checkpoints.step_of(name):
