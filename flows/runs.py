@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from uuid import UUID
 
 import httpx
@@ -31,6 +32,7 @@ POLL = 3.0  # seconds
 AT_ONCE = 200  # runs that the server tells of in one answer
 PAUSES = (10, 30, 60, 300, 900, 1800)  # seconds between attempts while something elsewhere is away: an hour in all
 KEPT = 7 * 86_400.0  # seconds that the clone of a failed run is kept
+UNFORESEEN = "Flow run encountered an exception"  # Prefect's words for an error that no flow of ours has foreseen
 BAD = (StateType.FAILED, StateType.CANCELLED)
 FORGIVEN = 300.0  # seconds for which a crashed run may wait for the keeper to take it up again
 
@@ -133,8 +135,8 @@ def _is_over(client, run: str, age: float) -> bool:
 def start(deployment: str, key: str, name: str, parameters: dict, gpus: int | None = None) -> FlowRun:
     """Have an agent do something; whoever asks again under the same key gets the same run.
 
-    If that failed, it is tried once more for each time that the run which asks had failed itself and was tried again:
-    a run that merely died and was taken up has nothing new to offer to one that failed.
+    If that failed, it is tried once more only where the run which asks has failed behind it, and is tried again
+    itself: one that merely died and was taken up has nothing new to offer. What was cancelled was cancelled with it.
 
     Args:
         deployment: ``flow/name``.
@@ -142,7 +144,8 @@ def start(deployment: str, key: str, name: str, parameters: dict, gpus: int | No
             for them by a job variable, of which other pools take no notice.
     """
     parent = runtime.flow_run.id
-    for attempt in range(_failures(parent) + 1):
+    ends = _ends(parent)
+    for attempt in itertools.count():
         run = run_deployment(
             deployment,
             parameters=parameters,
@@ -153,21 +156,25 @@ def start(deployment: str, key: str, name: str, parameters: dict, gpus: int | No
             job_variables={"gpus": gpus} if gpus else None,
             tags=[OURS, *([tag_of(parent)] if parent else [])],
         )
-        if not _failed(run):
+        if not _is_tried_again(run, ends):
             break
     return run
 
 
-def _failures(run: str | None) -> int:
-    """How often a run has failed, or was cancelled, in its earlier lives."""
+def _ends(run: str | None) -> list[datetime]:
+    """When a run has failed, or was cancelled, in its earlier lives, by the server's clock."""
     if run is None:
-        return 0
+        return []
     with get_client(sync_client=True) as client:
-        return sum(state.type in BAD for state in client.read_flow_run_states(UUID(str(run))))
+        return [state.timestamp for state in client.read_flow_run_states(UUID(str(run))) if state.type in BAD]
 
 
-def _failed(run: FlowRun) -> bool:
-    return run.state is not None and (run.state.type in BAD or run.state.is_cancelling())
+def _is_tried_again(run: FlowRun, ends: Sequence[datetime]) -> bool:
+    """Whether a run came to nothing in an earlier life of the one that had started it, which has ended so often."""
+    if run.state is None or not (run.state.type in BAD or run.state.is_cancelling()):
+        return False
+    # It may take a while to end behind the one with which it was cancelled.
+    return bool(ends) if not run.state.is_failed() else any(end > run.state.timestamp for end in ends)
 
 
 def say(run: FlowRun) -> None:
@@ -187,7 +194,10 @@ def wait(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] = say) ->
 
 
 def _in_words(run: FlowRun) -> str:
-    return f"Run {run.name!r} ended as {run.state.name}: {run.state.message or 'its log says why'}"
+    said = run.state.message or ""
+    if not said or said.startswith(UNFORESEEN):  # it may quote a sample
+        said = "its log says why"
+    return f"Run {run.name!r} ended as {run.state.name}: {said}"
 
 
 def ended(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] = say) -> Iterator[FlowRun]:

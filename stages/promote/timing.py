@@ -9,6 +9,7 @@ have the same number of tokens: who was taught to say more is not slower.
 
 import argparse
 import gc
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from models.sample import Message, Sample
 from models.storage import read_jsonl, write_json
 from stages import params
 
+log = logging.getLogger("tuneline.timing")
 ROWS = 16  # spread over the evaluation rows
 TOKENS = 64  # of an answer, or evaluate.max_new_tokens if that is less
 CONFIRMED = 1.1  # the second quickest round of a side takes at most so many times as long as the quickest
@@ -57,6 +59,8 @@ def in_turn(folders: dict[str, Path | None], found: base.Base, questions: Sequen
             gc.collect()  # its memory is needed for the next
         if all(map(confirmed, rounds.values())):
             break
+    else:
+        log.warning("the machine was busy all the time: the shortest of %d rounds count, unconfirmed", ROUNDS)
     best = {side: [min(each) for each in zip(*times, strict=True)] for side, times in rounds.items()}
     return {side: round(sum(times) / len(times), 6) for side, times in best.items()}
 

@@ -58,19 +58,39 @@ def test_one_that_failed_does_not_end_the_waiting_for_others(steady, monkeypatch
     assert seen == ["Failed", "Running", "Completed"]
 
 
-@pytest.mark.parametrize(("failures", "tried"), [(0, ["key 0"]), (1, ["key 0", "key 1"]), (5, ["key 0", "key 1"])])
-def test_what_failed_is_tried_again_if_who_asks_had_failed_itself(monkeypatch, failures, tried):
-    """Here the first attempt failed, and the second did not."""
-    asked = []
+@pytest.mark.parametrize(
+    ("kind", "behind", "tried"),
+    [
+        (StateType.FAILED, [], 1),  # who asks has merely died
+        (StateType.FAILED, [-60], 1),  # it had failed before that, and was tried again
+        (StateType.FAILED, [-60, 60], 2),  # it failed with it, and is tried again
+        (StateType.CANCELLED, [], 1),  # by hand
+        (StateType.CANCELLED, [-60], 2),  # with who asks; it took longer to end
+        (StateType.CANCELLING, [-60], 2),
+        (StateType.COMPLETED, [-60, 60], 1),
+        (StateType.CRASHED, [60], 1),  # the keeper takes it up
+    ],
+)
+def test_what_came_to_nothing_is_tried_again_if_who_asks_has_failed_with_it(monkeypatch, kind, behind, tried):
+    """The second attempt is always a new run."""
+    asked, ended = [], datetime.now(UTC)
 
     def deployed(_, idempotency_key, **more):
         asked.append(idempotency_key)
-        return run_in(StateType.FAILED if len(asked) == 1 else StateType.SCHEDULED)
+        return run_in(kind, timestamp=ended) if len(asked) == 1 else run_in(StateType.SCHEDULED)
 
     monkeypatch.setattr(runs, "run_deployment", deployed)
-    monkeypatch.setattr(runs, "_failures", lambda run: failures)
+    monkeypatch.setattr(runs, "_ends", lambda run: [ended + timedelta(seconds=seconds) for seconds in behind])
     runs.start("train-adapter/train-adapter", key="key", name="a", parameters={})
-    assert asked == tried
+    assert asked == ["key 0", "key 1"][:tried]
+
+
+def test_what_nobody_has_foreseen_is_not_quoted(steady, monkeypatch):
+    run = run_in(StateType.FAILED, message="Flow run encountered an exception: ValueError: a sample")
+    answers(monkeypatch, [run])
+    with pytest.raises(UserError, match="its log says why") as told:
+        runs.wait([run])
+    assert "a sample" not in str(told.value)
 
 
 def test_while_the_server_is_away_nothing_is_decided(steady, monkeypatch):
