@@ -10,7 +10,7 @@ from prefect import runtime
 
 from flows import artifacts, notify, runs
 from flows.prepare_data import prepare
-from pipelines import retrain
+from pipelines import handover, retrain
 from pipelines.clone import Clone
 from stages import params
 
@@ -36,7 +36,7 @@ def _retrain(clone: Clone, cause: str) -> str:
         clone.discard()
         return "nothing changed"
     prepare(clone)
-    train_on_agents(run, runs.patiently(retrain.hand_out, clone, run))
+    train_on_agents(run, runs.patiently(handover.hand_out, clone, run))
     return finish(clone, run, cause)
 
 
@@ -73,7 +73,7 @@ def train_on_agents(run: str, ref: str) -> None:
 
 def measure_on_agent(run: str, clone: Clone, names: list[str]) -> None:
     """Have a GPU agent run champion and challengers: orchestration owns no GPU."""
-    ref, data = runs.patiently(retrain.hand_out, clone, run), retrain.data_hash()
+    ref, data = runs.patiently(handover.hand_out, clone, run), retrain.data_hash()
     started = runs.start(
         "measure-champion/measure-champion",
         key=f"{run} measure {clone.git('rev-parse', 'HEAD')}",
@@ -82,7 +82,7 @@ def measure_on_agent(run: str, clone: Clone, names: list[str]) -> None:
         gpus=params.load().train.devices,
     )
     runs.wait([started])
-    runs.patiently(retrain.take_measurements, clone, str(started.id))
+    runs.patiently(handover.take_measurements, clone, str(started.id))
 
 
 def title(name: str, data: str, knobs: params.Params) -> str:

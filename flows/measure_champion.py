@@ -2,7 +2,7 @@
 
 from flows import runs
 from flows.train_adapter import free_the_gpu
-from pipelines import retrain, trainer
+from pipelines import handover, trainer
 
 
 @runs.flow(name="measure-champion")
@@ -12,5 +12,5 @@ def measure_champion(ref: str, names: list[str]) -> None:
     free_the_gpu()
     clone = runs.patiently(trainer.take, run, ref, *names[:1])
     runs.patiently(trainer.measure, clone, names)
-    runs.patiently(retrain.hand_out_measurements, clone, run)
+    runs.patiently(handover.hand_out_measurements, clone, run)
     clone.discard()

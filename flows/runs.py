@@ -23,7 +23,7 @@ from prefect.states import Cancelled, Cancelling, Failed
 
 from flows import notify
 from models.errors import DataBlocked, UserError
-from pipelines import retrain
+from pipelines import handover, retrain
 from pipelines.clone import RemoteAway, clones
 from pipelines.programs import end_leftovers
 
@@ -99,7 +99,7 @@ def failures_told(run: str) -> Iterator[None]:
         raise
     except Exception as error:
         with suppress(UserError):  # it may have failed before there was a clone
-            retrain.withdraw(run)
+            handover.withdraw(run)
         # A server that is away must not hide what went wrong.
         with suppress(httpx.HTTPError, PrefectHTTPStatusError), get_client(sync_client=True) as client:
             end_children(client, run)

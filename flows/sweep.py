@@ -8,7 +8,7 @@ from flows.finetune_adapters import finish, train_on_agents
 from flows.prepare_data import prepare
 from flows.train_adapter import free_the_gpu
 from models.errors import UserError
-from pipelines import retrain, trainer
+from pipelines import handover, retrain, trainer
 from pipelines import sweep as experiments
 from pipelines.clone import Clone
 from stages import params
@@ -32,13 +32,13 @@ def sweep(adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], r
         prepare(clone)
         best = experiments.chosen(clone) or attempt_all(clone, run, adapter, points)
         experiments.apply(clone, best)
-        train_on_agents(run, runs.patiently(retrain.hand_out, clone, run))
+        train_on_agents(run, runs.patiently(handover.hand_out, clone, run))
         return finish(clone, run, f"sweep: {best}, the best of {len(points)}")
 
 
 def attempt_all(clone: Clone, run: str, adapter: str, points: list[experiments.Point]) -> str:
     """Have every set tried on an agent; gives the best one's name. Those that fail, such as diverge, are left out."""
-    ref = runs.patiently(retrain.hand_out, clone, run)
+    ref = runs.patiently(handover.hand_out, clone, run)
     gpus = params.load().train.devices
     started = [
         runs.start(

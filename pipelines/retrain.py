@@ -8,7 +8,6 @@ those do to whom it hands out is in :mod:`pipelines.trainer`.
 import itertools
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,17 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import UserError
-from models.storage import read_json, sha256_of, write_text
-from pipelines import dvc, evidence, promote, registry, relay
+from models.storage import read_json, sha256_of
+from pipelines import dvc, evidence, handover, promote, registry, relay
 from pipelines.clone import Clone, left_of, open_clone
 from pipelines.finetune import refuse_if_blocked
 from pipelines.programs import output_of
 from stages import params
 
 BRANCH = "tuneline/retrained"
-REF = "refs/tuneline/runs/{run}"
 PREPARED = ("encode", "base", "general")
-MEASURED = Path("data/measured")  # on its way between two clones
 # In the clone's settings, for whoever goes on in it:
 ENTERED = "tuneline.entered"  # the commit that was taken in
 CHAMPION = "tuneline.champion"  # the version that was live, as others had pushed it
@@ -131,22 +128,6 @@ def stages_of(name: str) -> list[str]:
     return [f"evaluate@{name}"] if name == "base" else [f"train@{name}", f"evaluate@{name}"]
 
 
-def hand_out(clone: Clone, run: str) -> str:
-    """Offer what was prepared to the trainers; gives the ref of it, which no branch names.
-
-    The commit is the same for the same content: experiments are found by it, and whoever is taken up again offers anew.
-    """
-    clone.push_data()
-    output_of("git", "add", "--all")
-    tree = output_of("git", "write-tree")
-    output_of("git", "reset", "--quiet")
-    date = output_of("git", "show", "--no-patch", "--format=%cI", "HEAD")
-    dates = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
-    commit = output_of("git", "commit-tree", tree, "-p", "HEAD", "-m", f"Prepared for {run}", **dates)
-    clone.push("--force", "origin", f"{commit}:{REF.format(run=run)}")
-    return REF.format(run=run)
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a retraining came to.
@@ -178,7 +159,7 @@ def publish(clone: Clone, run: str) -> bool:
             if others_came_first():
                 return False
             raise
-        withdraw(run)
+        handover.withdraw(run)
     return True
 
 
@@ -192,48 +173,6 @@ def others_came_first() -> bool:
         return False
     output_of("git", "fetch", "--quiet", "origin", BRANCH)
     return bool(output_of("git", "rev-list", "-1", f"HEAD..origin/{BRANCH}"))
-
-
-def hand_out_measurements(clone: Clone, run: str) -> None:
-    """Offer what was measured of champion and challengers, as data of DVC's which no branch names."""
-    discard_measurements()
-    shutil.copytree(promote.EVIDENCE, MEASURED)  # git ignores where they lie, and DVC wants to write beside them
-    dvc.run("add", "--quiet", str(MEASURED))
-    hand_out(clone, run)
-
-
-def take_measurements(clone: Clone, run: str) -> None:
-    """Take what another had measured and handed out.
-
-    Raises:
-        RemoteAway: DVC's remote or the origin.
-    """
-    pointer = MEASURED.with_suffix(".dvc")
-    with clone.needing_origin():
-        clone.git("fetch", "--quiet", "origin", REF.format(run=run))
-        write_text(clone.folder / pointer, clone.git("show", f"FETCH_HEAD:{pointer}") + "\n")
-    try:
-        dvc.run("pull" if clone.has_remote else "checkout", "--quiet", "--force", str(pointer))
-    except UserError:
-        clone.refuse_if_away()
-        raise
-    shutil.copytree(MEASURED, promote.EVIDENCE, dirs_exist_ok=True)
-    discard_measurements()
-    with clone.needing_origin():
-        withdraw(run)
-
-
-def discard_measurements() -> None:
-    """Remove them from where no commit must find them."""
-    shutil.rmtree(MEASURED, ignore_errors=True)
-    MEASURED.with_suffix(".dvc").unlink(missing_ok=True)
-
-
-def withdraw(run: str) -> None:
-    """Take back what was handed out."""
-    ref = REF.format(run=run)
-    if output_of("git", "ls-remote", "origin", ref):
-        output_of("git", "push", "--quiet", "origin", f":{ref}")
 
 
 def conclude(
@@ -254,7 +193,7 @@ def conclude(
         UserError: a stage failed, or others changed the branch again and again.
     """
     for _ in range(ATTEMPTS):
-        discard_measurements()  # those that a killed process was taking
+        handover.discard_measurements()  # those that a killed process was taking
         repro(clone)
         commit_results(message(cause))
         if lacking := [name for name in challengers() if not promote.is_measured(name)]:
@@ -356,7 +295,7 @@ def abandon(run: str) -> None:
     if clone is None:
         return
     if clone.origin:
-        ref = REF.format(run=run)
+        ref = handover.REF.format(run=run)
         with suppress(UserError):  # the origin may be away; what stays there is in nobody's way
             if clone.git("ls-remote", "origin", ref):
                 clone.git("push", "--quiet", "origin", f":{ref}")

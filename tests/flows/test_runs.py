@@ -129,7 +129,7 @@ def test_why_a_run_failed_is_told_although_the_server_is_away(monkeypatch):
 
     told = []
     monkeypatch.setattr(runs, "get_client", away)
-    monkeypatch.setattr(runs.retrain, "withdraw", lambda run: (_ for _ in ()).throw(UserError("no clone")))
+    monkeypatch.setattr(runs.handover, "withdraw", lambda run: (_ for _ in ()).throw(UserError("no clone")))
     monkeypatch.setattr(runs.notify, "tell", lambda *said: told.append(said))
     for error, text in ((UserError("because"), "because"), (ValueError("a sample"), "ValueError; see its log")):
         with pytest.raises(type(error), match=str(error)), runs.failures_told("run"):

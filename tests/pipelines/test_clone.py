@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from models.errors import UserError
-from pipelines import dvc, registry, retrain, trainer
+from pipelines import dvc, handover, registry, retrain, trainer
 from pipelines.clone import Clone, RemoteAway, left_of, open_clone, repository
 from pipelines.programs import output_of
 
@@ -228,7 +228,7 @@ def entered(monkeypatch, run: str):
 def test_what_is_handed_out_is_taken_back_and_touches_no_branch(origin, monkeypatch):
     clone = entered(monkeypatch, "run")
     (clone.folder / "prepared").write_text("x")
-    ref = retrain.hand_out(clone, "run")
+    ref = handover.hand_out(clone, "run")
     assert "prepared" in git(origin, "ls-tree", "--name-only", ref)
     assert git(clone.folder, "status", "--porcelain") == "?? prepared"
     assert git(origin, "branch", "--format=%(refname:short)") == "main"
@@ -241,9 +241,9 @@ def test_what_is_handed_out_again_is_the_same_commit(origin, monkeypatch):
     """By which a sweep finds what was tried before its orchestrator was killed."""
     clone = entered(monkeypatch, "run")
     (clone.folder / "prepared").write_text("x")
-    first = git(origin, "rev-parse", retrain.hand_out(clone, "run"))
+    first = git(origin, "rev-parse", handover.hand_out(clone, "run"))
     time.sleep(1.1)  # git counts seconds
-    assert git(origin, "rev-parse", retrain.hand_out(clone, "run")) == first
+    assert git(origin, "rev-parse", handover.hand_out(clone, "run")) == first
 
 
 def test_a_push_that_is_refused_is_told_with_its_reason_and_an_origin_that_is_away_as_such(origin, monkeypatch):
@@ -350,7 +350,7 @@ def test_the_branch_takes_in_what_the_revision_brings_and_on_both_sides_it_wins(
 
 
 def test_an_origin_that_is_away_on_the_way_in_is_told_as_such_and_can_be_tried_again(origin, monkeypatch):
-    trainer_ref = retrain.hand_out(entered(monkeypatch, "orchestrator"), "orchestrator")
+    trainer_ref = handover.hand_out(entered(monkeypatch, "orchestrator"), "orchestrator")
     monkeypatch.chdir(origin.parent)
     monkeypatch.setenv("TUNELINE_REPOSITORY", str(origin))
     open_clone("run", "HEAD")
