@@ -6,7 +6,7 @@ Each set is a run of flow try_parameters, which waits in the GPU pool's queue un
 from flows import artifacts, runs
 from flows.finetune_adapters import finish, train_on_agents
 from flows.prepare_data import prepare
-from flows.train_adapter import free_the_gpu
+from flows.train_adapter import free_the_gpu, going_on
 from models.errors import UserError
 from pipelines import handover, retrain, trainer
 from pipelines import sweep as experiments
@@ -68,6 +68,6 @@ def try_parameters(ref: str, adapter: str, point: dict[str, Value]) -> None:
     free_the_gpu()
     clone = runs.patiently(trainer.take, run, ref, adapter)
     with artifacts.progress(adapter):
-        experiments.attempt(clone, run, adapter, point)
+        runs.patiently(going_on, adapter, experiments.attempt, clone, run, adapter, point)
     runs.patiently(experiments.give_back, clone, run, adapter, point)
     clone.discard()

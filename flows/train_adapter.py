@@ -1,12 +1,12 @@
 """Flow train_adapter: train and evaluate one model on a GPU agent, which works on one run at a time."""
 
 import os
+from collections.abc import Callable
 
 from flows import artifacts, runs
 from models.errors import UserError
 from models.storage import read_json
 from pipelines import trainer
-from pipelines.clone import Clone
 from pipelines.programs import end_leftovers
 
 
@@ -17,18 +17,18 @@ def train_adapter(ref: str, name: str) -> None:
     free_the_gpu()
     clone = runs.patiently(trainer.take, run, ref, name)
     with artifacts.progress(name):
-        runs.patiently(train, clone, run, name)
+        runs.patiently(going_on, name, trainer.train, clone, run, name)
     if name != "base":
         artifacts.show_losses(name, read_json(artifacts.WEIGHTS / name / "manifest.json")["training"]["history"])
     runs.patiently(trainer.give_back, clone, run)
     clone.discard()
 
 
-def train(clone: Clone, run: str, name: str) -> None:
+def going_on(name: str, train: Callable, *arguments) -> None:
     """Train, and go on from the last checkpoint as often as the training is killed, up to the number of restarts."""
     for left in reversed(range(runs.restarts() + 1)):
         try:
-            trainer.train(clone, run, name)
+            train(*arguments)
             break
         except UserError:  # of a remote that is away, too: nothing was killed then
             if not left or not trainer.was_killed(name):
