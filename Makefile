@@ -13,8 +13,9 @@ server: .venv/installed  ## Prefect's server, keeper and agents for this machine
 test: .venv/installed  ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-pipeline: .venv/installed  ## the real pipeline, minutes long; sites of agents wait most of the time
-	$(BIN)/python -m pytest -m integration -n 3 --dist loadfile
+# Sites of agents wait most of the time; threads that spin while they wait would take the cores from one another.
+test-pipeline: .venv/installed  ## the real pipeline, minutes long
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m integration -n 3 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
