@@ -10,7 +10,7 @@ def measure_champion(ref: str, names: list[str]) -> None:
     """Have the champion answer what these challengers were asked, and time both sides, of what ``ref`` hands out."""
     run = runs.begin()
     free_the_gpu()
-    clone = runs.patiently(trainer.take, run, ref, *names[:1])
+    clone = runs.patiently(trainer.take, run, ref, names[0])
     runs.patiently(trainer.measure, clone, names)
     runs.patiently(handover.hand_out_measurements, clone, run)
     clone.discard()
