@@ -1,12 +1,12 @@
 """Times of champion and challenger, of real models."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from given import SETTINGS, conversation, manifest_of
 
-from models import adapters, base
+from models import adapters, answering, base
 from stages import params
 from stages.promote import timing
 
@@ -17,14 +17,18 @@ def test_rows_are_spread_from_the_first_to_the_last():
 
 
 def turns(monkeypatch, found, waits):
-    """Let each turn's model wait so long before each token, champion and challenger in turn."""
-    waits = iter(waits)
+    """Let each token of a turn's model take so many seconds, champion and challenger in turn.
+
+    The clock goes by tokens only: what else runs on this machine does not make a round longer.
+    """
+    waits, now = iter(waits), [0.0]
 
     def turn(*_, load=base.load_model):
         model, wait = load(found, "float32"), next(waits)
-        model.register_forward_pre_hook(lambda *_: time.sleep(wait))
+        model.register_forward_pre_hook(lambda *_: now.__setitem__(0, now[0] + wait))
         return model
 
+    monkeypatch.setattr(answering, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(base, "load_model", turn)
     monkeypatch.setattr(adapters, "load_model", turn)
     return waits
@@ -47,7 +51,7 @@ def test_who_takes_longer_is_found(seconds_in_turn, monkeypatch):
     waits = turns(monkeypatch, found, [0.02, 0.1, 0.02, 0.1])
     seconds = timed()
     assert next(waits, None) is None
-    assert seconds["challenger"] > seconds["champion"] + 0.4
+    assert seconds["challenger"] == pytest.approx(5 * seconds["champion"])
 
 
 def test_a_machine_that_is_busy_for_a_while_is_waited_for(seconds_in_turn, monkeypatch):
@@ -56,7 +60,7 @@ def test_a_machine_that_is_busy_for_a_while_is_waited_for(seconds_in_turn, monke
     waits = turns(monkeypatch, found, [0.02, 0.1, 0.1, 0.1, 0.02, 0.02, 0.02, 0.02])
     seconds = timed()
     assert next(waits, None) is None
-    assert seconds["challenger"] < 1.5 * seconds["champion"]
+    assert seconds["challenger"] == pytest.approx(seconds["champion"])
 
 
 def test_the_quickest_round_needs_another_like_it():
