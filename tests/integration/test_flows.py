@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 import yaml
 from given import write_rows
-from sites import TRAINING, Site, until
+from sites import LONG, TRAINING, Site, until
 
 pytestmark = pytest.mark.integration
 
@@ -56,8 +56,8 @@ def test_where_nothing_changed_it_ends_at_once(site):
     """Within 15 s on a machine of its own; beside other tests it may take longer."""
     started = time.monotonic()
     run = site.run("retrain")
-    until(lambda: site.state(run) == "Completed", "the retraining to find nothing", 60)
-    assert time.monotonic() - started < 45
+    until(lambda: site.state(run) == "Completed", "the retraining to find nothing", LONG)
+    assert time.monotonic() - started < 60
     assert site.children(run) == []
 
 
@@ -73,7 +73,7 @@ def test_of_two_retrainings_started_at_once_one_waits_and_finds_nothing_to_do(si
 def test_a_sweep_tries_every_set_on_the_agent_and_retrains_with_the_best(site):
     """One set diverges, and is left out. The orchestrator is killed meanwhile, and finds what was tried in between."""
     run = site.run("sweep", adapter="lora", sets=[{"learning_rate": 1e6}, {"rank": 4}, {"rank": 8}])
-    until(lambda: site.processes(TRAINING), "the first set to be tried", 200)
+    until(lambda: site.processes(TRAINING), "the first set to be tried", LONG)
     for process in site.processes("-m"):
         if process.environ().get("PREFECT__FLOW_RUN_ID") == run:
             process.kill()
@@ -86,7 +86,7 @@ def test_a_sweep_tries_every_set_on_the_agent_and_retrains_with_the_best(site):
     )
     assert {child["name"] for child in tries} == {"try lora-rank-4", "try lora-rank-8"}
     between = datetime.fromisoformat(tries[1]["start_time"]) - datetime.fromisoformat(tries[0]["end_time"])
-    assert between.total_seconds() < 30  # the agent is kept busy: 10 s on a machine of its own
+    assert between.total_seconds() < 60  # the agent is kept busy: 10 s on a machine of its own
     message = site.git("log", "--format=%B", "--grep=the best of 3", "tuneline/retrained")
     assert "sweep: lora-rank-" in message
     settings = yaml.safe_load(site.git("show", "tuneline/retrained:params.yaml"))["adapters"]["lora"]

@@ -191,7 +191,7 @@ def test_killed_altogether_in_training_the_next_repro_goes_on(project):
     process = subprocess.Popen(
         ["dvc", "repro", "train@lora"], cwd=project.folder, env={**os.environ, "PATH": PATH}, start_new_session=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list(project.folder.glob("models/checkpoints/lora.*/checkpoint-*/progress.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -239,7 +239,9 @@ def test_real_data_as_a_users_own(project, file):
     mine = project.folder.parent / file
     mine.write_text(text.replace("<NAME>", "小智").replace("<AUTHOR>", "wgs"), encoding="utf-8")
     project.edit_params(lambda params: params["ingest"].update(source=str(mine)))
-    project.edit_params(lambda params: params["evaluate"].update(max_new_tokens=16))
+    project.edit_params(lambda params: params["evaluate"].update(max_new_tokens=16, samples=0))
+    if file == "adgen_dev.jsonl":  # its many long rows are enough for one
+        project.edit_params(lambda params: params["adapters"].pop("ptuning_v2"))
     code, ran, text = project.repro()
     assert code == 0, text
     assert "train@lora" in ran

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sites import Site, until
+from sites import LONG, Site, until
 
 pytestmark = pytest.mark.integration
 
@@ -106,7 +106,7 @@ def test_a_remote_that_is_away_when_the_training_ends_is_waited_for(site):
     site.training()
     store.rename(unplugged)
     store.write_text("")  # so that DVC cannot make the folder anew
-    until(lambda: "Trying again in" in (site.folder / "gpu.log").read_text(), "the remote to be missed", 200)
+    until(lambda: "Trying again in" in (site.folder / "gpu.log").read_text(), "the remote to be missed", LONG)
     store.unlink()
     unplugged.rename(store)
     assert site.ended(run) == "Completed"
@@ -114,12 +114,12 @@ def test_a_remote_that_is_away_when_the_training_ends_is_waited_for(site):
 
 
 def test_another_host_goes_on_from_the_checkpoint_of_one_that_lost_power(site):
-    site.set_epochs(8)
+    site.set_epochs(6)
     site.project.run("git", "push", "--quiet", str(site.folder / "origin.git"), "HEAD")
     run = site.run("finetune-adapters", cause="moved")
     site.training()
     travelled = lambda: list(site.folder.glob("store/tuneline/checkpoints/*/lora.*/*/progress.json"))  # noqa: E731
-    until(travelled, "its checkpoint to be copied", 60)
+    until(travelled, "its checkpoint to be copied", 120)
     site.power_loss("gpu")
     site.programs["other"] = site.programs["gpu"]
     site.own["other"] = {"TUNELINE_HOME": str(site.folder / "home-other")}
