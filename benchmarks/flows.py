@@ -5,8 +5,9 @@ alone, which trains for some ten minutes on two cores (``--epochs``). ``TUNELINE
 flows.server`` starts a site on it, with one CPU and one GPU agent. The other parts ask the server of
 ``PREFECT_API_URL``, best in this order, and write ``benchmarks/results/flows.json``:
 
-- *around*: of a run of ``train-adapter``, what was not training as the stage itself took its time: clone, DVC, checks,
-  starting Python, loading the base, and the evaluation.
+- *around*: of a retraining that trains LoRA for longer than before, what flow and DVC cost: the seconds in which no
+  program of the pipeline ran, in the adapter's run and in the whole; and what of that run was not the training itself,
+  starting Python, loading the base and the evaluation included.
 - *idle*: from the schedule of ``retrain`` to its end, where nothing changed.
 - *between*: of a sweep of many parameter sets, from the end of one run on the agent to the start of the next, while
   the others wait. The sweep is cancelled after some.
@@ -16,11 +17,15 @@ import argparse
 import itertools
 import json
 import statistics
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import httpx
+import psutil
 import yaml
 from prefect.settings import PREFECT_API_URL
 
@@ -30,6 +35,9 @@ from pipelines.programs import output_of
 from pipelines.retrain import BRANCH
 
 RESULTS = Path(__file__).parent / "results/flows.json"
+LOOKS = 0.5  # seconds between two looks at which stages run
+Spans = dict[tuple[int, float], float]  # of a process, by its number and start: when it was seen last
+SERVER = httpx.Client(timeout=60)
 
 
 def prepare(folder: Path, epochs: int) -> None:
@@ -46,7 +54,7 @@ def prepare(folder: Path, epochs: int) -> None:
 
 
 def ask(path: str, body: dict | None = None) -> dict | list:
-    answer = httpx.request("GET" if body is None else "POST", f"{PREFECT_API_URL.value()}{path}", json=body, timeout=60)
+    answer = SERVER.request("GET" if body is None else "POST", f"{PREFECT_API_URL.value()}{path}", json=body, timeout=60)
     answer.raise_for_status()
     return answer.json()
 
@@ -78,14 +86,51 @@ def idle(times: int) -> dict:
     return {"seconds": took, "median": statistics.median(took)}
 
 
+@contextmanager
+def watching() -> Iterator[Spans]:
+    """From when to when each of the pipeline's programs ran on this machine, while the block runs."""
+    spans, ended = {}, threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(LOOKS):
+            for process in psutil.process_iter(["cmdline", "create_time"]):
+                if any(part.startswith("stages.") for part in (process.info["cmdline"] or ())[1:3]):
+                    spans[process.pid, process.info["create_time"]] = time.time()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield spans
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def without(spans: Spans, earlier: str, later: str) -> float:
+    """Seconds between two moments in which none of these processes ran."""
+    now, end = (datetime.fromisoformat(moment).timestamp() for moment in (earlier, later))
+    idle = 0.0
+    for (_, begun), seen in sorted(spans.items(), key=lambda each: each[0][1]):
+        idle += max(min(begun, end) - now, 0.0)
+        now = min(max(now, seen), end)
+    return round(idle + end - now, 2)
+
+
 def around(repository: Path, adapter: str) -> dict:
-    """Retrain what the repository holds, and take apart the time of the adapter's run."""
-    whole = ended(start("finetune-adapters", cause="benchmark"))
+    """Retrain what the repository holds, and take apart the time of the adapter's run and of the whole."""
+    with watching() as spans:
+        whole = ended(start("finetune-adapters", cause="benchmark"))
     run = next(each for each in children(whole["id"]) if each["name"].startswith(f"finetune {adapter}"))
     metrics = output_of("git", "-C", str(repository), "show", f"{BRANCH}:reports/metrics/{adapter}.json")
     training, took = json.loads(metrics)["training_seconds"], seconds(run["start_time"], run["end_time"])
-    figures = {"training": training, "run": took, "around": round(took - training, 2)}
-    return figures | {"whole": seconds(whole["created"], whole["end_time"])}
+    return {
+        "training": training,
+        "run": took,
+        "around": round(took - training, 2),
+        "run_without_stages": without(spans, run["start_time"], run["end_time"]),
+        "whole": seconds(whole["created"], whole["end_time"]),
+        "whole_without_stages": without(spans, whole["created"], whole["end_time"]),
+    }
 
 
 def between(sets: int, completed: int) -> dict:

@@ -87,7 +87,7 @@ class Clone:
 
     @property
     def has_remote(self) -> bool:
-        return bool(dvc.ask("--cd", str(self.folder), "remote", "list"))
+        return bool(dvc.settings(self.folder)["remote"])
 
     def repro(self, *arguments: str) -> None:
         """Run ``dvc repro``, which takes from the remote what is there; for the clone that this process is in.
@@ -217,11 +217,7 @@ def _fill(clone: Clone, revision: str) -> None:
             clone.git("fetch", "--quiet", "origin", revision)
     clone.git("checkout", "--quiet", "--detach", commit_of(clone, revision))
     _say_who_commits(clone)
-    if clone.shares_cache:
-        _share_settings(clone)
-    else:
-        dvc.ask("--cd", str(clone.folder), "config", "--local", "cache.dir", str(home() / "cache"))
-    dvc.ask("--cd", str(clone.folder), "config", "--local", "cache.type", LINKS)
+    _settle(clone)
 
 
 def commit_of(clone: Clone, revision: str) -> str:
@@ -241,15 +237,24 @@ def _say_who_commits(clone: Clone) -> None:
             clone.git("config", key, value)
 
 
-def _share_settings(clone: Clone) -> None:
-    """Take over what a clone does not bring along: cache, settings of this host, remotes beside the repository."""
+def _settle(clone: Clone) -> None:
+    """Say where DVC's cache is, and take over from a folder of this host what a clone does not bring along."""
+    cache, remotes = str(home() / "cache"), {}
+    if clone.shares_cache:
+        _copy_own_settings(clone)
+        theirs = dvc.settings(Path(clone.origin))
+        cache = str(theirs["cache"].get("dir") or Path(clone.origin, ".dvc/cache"))
+        # Folders named relative to the repository; DVC tells them as whole paths.
+        remotes = {name: str(each["url"]) for name, each in theirs["remote"].items() if "://" not in each["url"]}
+    with dvc.own_settings(clone.folder) as ours:
+        ours["cache"] |= {"dir": cache, "type": LINKS}
+        for name, url in remotes.items():
+            ours["remote"].setdefault(name, {})["url"] = url
+
+
+def _copy_own_settings(clone: Clone) -> None:
+    """The settings of this host, and remotes beside the repository."""
     ours, theirs = (Path(folder) / ".dvc/config.local" for folder in (clone.folder, clone.origin))
     if theirs.is_file():
         shutil.copyfile(theirs, ours)
         ours.chmod(0o600)  # it may hold keys
-    local = ("--cd", str(clone.folder), "config", "--local")
-    dvc.ask(*local, "cache.dir", dvc.ask("--cd", clone.origin, "cache", "dir"))
-    for line in dvc.ask("--cd", clone.origin, "config", "--list").splitlines():
-        key, _, value = line.partition("=")
-        if key.startswith("remote.") and key.endswith(".url") and "://" not in value:
-            dvc.ask(*local, key, value)  # a folder named relative to the repository; DVC tells it as a whole path

@@ -1,12 +1,19 @@
-"""The only place that starts dvc."""
+"""The only place that starts dvc, or reads its settings."""
 
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from dvc.config import Config, ConfigError
 
 from models.errors import LAST_WORDS, UserError
 from pipelines.programs import output_of, run_module
+
+Settings = dict[str, dict[str, Any]]  # by section
 
 
 def run(*arguments: str) -> None:
@@ -35,3 +42,36 @@ def tell(*arguments: str) -> None:
 def ask(*arguments: str) -> str:
     """Run ``dvc``; gives what it wrote."""
     return output_of(sys.executable, "-m", "dvc", *arguments)
+
+
+def settings(folder: Path) -> Settings:
+    """DVC's settings for a repository, those of user and host too; paths are whole, sections may be empty.
+
+    Read here, since a dvc started for each question would take half a second.
+
+    Raises:
+        UserError: it is no repository of DVC's, or they cannot be read.
+    """
+    with _refusals(folder):
+        return Config(dvc_dir=str(folder / ".dvc"))
+
+
+@contextmanager
+def own_settings(folder: Path) -> Iterator[Settings]:
+    """Those of a repository on this host alone, ``.dvc/config.local``, to be changed.
+
+    Raises:
+        UserError: as :func:`settings` does.
+    """
+    with _refusals(folder), Config(dvc_dir=str(folder / ".dvc")).edit("local") as found:
+        yield found
+
+
+@contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    if not (folder / ".dvc").is_dir():
+        raise UserError(f"{folder} is no repository of DVC's; run `dvc init` there, and commit what it makes.")
+    try:
+        yield
+    except ConfigError as error:
+        raise UserError(f"DVC's settings in {folder} cannot be used ({error}).") from None

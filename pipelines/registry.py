@@ -243,7 +243,7 @@ def commit(paths: Sequence[Path], message: str) -> None:
 
 def publish() -> bool:
     """Push the champion to DVC's remote, if there is one; gives whether there is."""
-    if not dvc.ask("remote", "list"):
+    if not dvc.settings(Path())["remote"]:
         return False
     dvc.run("push", "--quiet", str(POINTER))
     return True

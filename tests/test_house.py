@@ -21,7 +21,7 @@ OWNERS = {  # one owner for each big library
     "great_expectations": ["stages/validate/"],
     "prefect": ["flows/"],
     "evidently": ["stages/compare/", "stages/drift/"],
-    "dvc": ["pipelines/relay.py"],  # its file systems; commands are run as programs
+    "dvc": ["pipelines/relay.py", "pipelines/dvc.py"],  # file systems and settings; commands are run as programs
     "dvclive": ["stages/train/"],
     "sentencepiece": ["models/tiny.py", "models/vocabulary.py"],
     "datasketch": ["stages/validate/grams.py"],
