@@ -37,7 +37,7 @@ from pipelines.retrain import BRANCH
 RESULTS = Path(__file__).parent / "results/flows.json"
 LOOKS = 0.5  # seconds between two looks at which stages run
 Spans = dict[tuple[int, float], float]  # of a process, by its number and start: when it was seen last
-SERVER = httpx.Client(timeout=60)
+SERVER, BUSY = httpx.Client(timeout=60), httpx.codes.SERVICE_UNAVAILABLE
 
 
 def prepare(folder: Path, epochs: int) -> None:
@@ -54,7 +54,9 @@ def prepare(folder: Path, epochs: int) -> None:
 
 
 def ask(path: str, body: dict | None = None) -> dict | list:
-    answer = SERVER.request("GET" if body is None else "POST", f"{PREFECT_API_URL.value()}{path}", json=body, timeout=60)
+    address = f"{PREFECT_API_URL.value()}{path}"
+    while (answer := SERVER.request("GET" if body is None else "POST", address, json=body)).status_code == BUSY:
+        time.sleep(1)  # as Prefect's own client does where SQLite was busy
     answer.raise_for_status()
     return answer.json()
 
