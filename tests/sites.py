@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import psutil
 from given import ROOT, write_rows
 from project import PATH, Project
@@ -32,6 +33,7 @@ class Site:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.api = f"http://127.0.0.1:{port}/api"
+        self.client = httpx.Client(timeout=30)  # one for all: making each takes longer than what it asks for
         self.environment = {
             **os.environ,
             "PREFECT_HOME": str(folder / "prefect"),
@@ -90,14 +92,12 @@ class Site:
         self.start(*self.programs)
 
     def ask(self, method: str, path: str, body: dict | None = None):
-        import httpx
-
         secret = self.environment.get("PREFECT_API_AUTH_STRING")
         auth = tuple(secret.split(":")) if secret else None
         until = time.monotonic() + 60
         while True:
             try:
-                answer = httpx.request(method, f"{self.api}{path}", json=body, timeout=30, auth=auth)
+                answer = self.client.request(method, f"{self.api}{path}", json=body, auth=auth)
             except httpx.TransportError:  # the server restarts
                 answer = None
             # 503: SQLite was busy. Prefect's own client asks again in both cases, too.
@@ -131,7 +131,7 @@ class Site:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("TUNELINE_TEST_SITE") == str(self.folder) and module in process.cmdline():
+                if module in process.cmdline() and process.environ().get("TUNELINE_TEST_SITE") == str(self.folder):
                     found.append(process)
             except (psutil.Error, OSError):
                 continue

@@ -37,33 +37,32 @@ def test_a_run_cancelled_in_the_ui_frees_the_gpu_within_30_seconds(site):
     cancel(site, run)
 
 
-def test_a_training_and_a_flow_that_are_killed_go_on_by_themselves(site):
-    """First the training alone dies, then the flow that had started it again; its worker lives on."""
-    site.set_epochs(3)
+def test_a_run_goes_on_when_its_training_its_flow_and_its_agent_end_one_after_another(site):
+    """The training and the flow that had started it again are killed, their worker lives on; then the agent is told
+    to stop, and takes the third training with it."""
+    site.set_epochs(5)
     run = site.run("finetune-adapters", cause="killed")
     first = site.training()
     first.kill()
     until(lambda: "The training was killed" in (site.folder / "gpu.log").read_text(), "it to be noticed", 120)
-    second = until(lambda: [each for each in site.processes(TRAINING) if each.pid != first.pid], "another", LONG)[0]
+    second = another_than(site, first)
     dvc = next(each for each in second.parents() if {"dvc", "repro"} <= set(each.cmdline()))
     dvc.parent().kill()  # the flow
-    assert site.ended(run) == "Completed"
-    lora = next(child for child in site.children(run) if "lora" in child["name"])
-    assert lora["run_count"] == 2
-    assert "going on from" in (site.folder / "gpu.log").read_text()
-    assert not site.processes(TRAINING)
-
-
-def test_an_agent_told_to_stop_takes_its_training_with_it_and_the_next_goes_on(site):
-    site.set_epochs(5)
-    run = site.run("finetune-adapters", cause="stopped")
-    site.training()
+    another_than(site, first, second)
     site.stop("gpu")
     assert not site.processes(TRAINING)
     site.start("gpu")
     assert site.ended(run) == "Completed"
     lora = next(child for child in site.children(run) if "lora" in child["name"])
-    assert lora["run_count"] == 2
+    assert lora["run_count"] == 3
+    assert "going on from" in (site.folder / "gpu.log").read_text()
+    assert not site.processes(TRAINING)
+
+
+def another_than(site, *earlier):
+    """The training, once it is none of these."""
+    gone = {each.pid for each in earlier}
+    return until(lambda: [each for each in site.processes(TRAINING) if each.pid not in gone], "another", LONG)[0]
 
 
 def test_a_host_that_loses_power_and_a_server_that_restarts_cost_nothing(site, tmp_path):

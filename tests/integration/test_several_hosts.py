@@ -6,6 +6,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -98,22 +99,7 @@ def test_hosts_that_share_a_remote_and_a_server_whose_database_is_gone_for_a_min
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_a_remote_that_is_away_when_the_training_ends_is_waited_for(site):
-    store, unplugged = site.folder / "store", site.folder / "unplugged"
-    site.set_epochs(4)
-    site.project.run("git", "push", "--quiet", str(site.folder / "origin.git"), "HEAD")
-    run = site.run("finetune-adapters", cause="remote")
-    site.training()
-    store.rename(unplugged)
-    store.write_text("")  # so that DVC cannot make the folder anew
-    until(lambda: "Trying again in" in (site.folder / "gpu.log").read_text(), "the remote to be missed", LONG)
-    store.unlink()
-    unplugged.rename(store)
-    assert site.ended(run) == "Completed"
-    assert all(child["run_count"] == 1 for child in site.children(run))
-
-
-def test_another_host_goes_on_from_the_checkpoint_of_one_that_lost_power(site):
+def test_another_host_goes_on_from_the_checkpoint_of_one_that_lost_power_and_waits_for_the_remote_at_its_end(site):
     site.set_epochs(6)
     site.project.run("git", "push", "--quiet", str(site.folder / "origin.git"), "HEAD")
     run = site.run("finetune-adapters", cause="moved")
@@ -124,13 +110,26 @@ def test_another_host_goes_on_from_the_checkpoint_of_one_that_lost_power(site):
     site.programs["other"] = site.programs["gpu"]
     site.own["other"] = {"TUNELINE_HOME": str(site.folder / "home-other")}
     site.start("other")
+    said = lambda words: words in (site.folder / "other.log").read_text()  # noqa: E731
+    until(lambda: said("going on from"), "the other host to train", LONG)
+    assert said("was taken over from another host")
+    with unplugged(site.folder / "store"):
+        until(lambda: said("Trying again in"), "the remote to be missed", LONG)
     assert site.ended(run) == "Completed"
     lora = next(child for child in site.children(run) if "lora" in child["name"])
     assert lora["run_count"] == 2
-    log = (site.folder / "other.log").read_text()
-    assert "was taken over from another host" in log
-    assert "going on from" in log
     assert not travelled()
+
+
+@contextmanager
+def unplugged(store: Path):
+    """A remote that is away while the block runs."""
+    away = store.with_name("unplugged")
+    store.rename(away)
+    store.write_text("")  # so that DVC cannot make the folder anew
+    yield
+    store.unlink()
+    away.rename(store)
 
 
 def test_no_log_names_the_password(site):
