@@ -216,6 +216,8 @@ def _fill(clone: Clone, revision: str) -> None:
         with clone.needing_origin():
             clone.git("fetch", "--quiet", "origin", revision)
     clone.git("checkout", "--quiet", "--detach", commit_of(clone, revision))
+    if not (clone.folder / ".dvc").is_dir():
+        raise UserError(f"{clone.address} is no repository of DVC's; run `dvc init` there, and commit what it makes.")
     _say_who_commits(clone)
     _settle(clone)
 

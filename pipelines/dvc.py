@@ -50,7 +50,7 @@ def settings(folder: Path) -> Settings:
     Read here, since a dvc started for each question would take half a second.
 
     Raises:
-        UserError: it is no repository of DVC's, or they cannot be read.
+        UserError: they cannot be read.
     """
     with _refusals(folder):
         return Config(dvc_dir=str(folder / ".dvc"))
@@ -61,7 +61,7 @@ def own_settings(folder: Path) -> Iterator[Settings]:
     """Those of a repository on this host alone, ``.dvc/config.local``, to be changed.
 
     Raises:
-        UserError: as :func:`settings` does.
+        UserError: they cannot be read, or DVC knows no such setting.
     """
     with _refusals(folder), Config(dvc_dir=str(folder / ".dvc")).edit("local") as found:
         yield found
@@ -69,8 +69,6 @@ def own_settings(folder: Path) -> Iterator[Settings]:
 
 @contextmanager
 def _refusals(folder: Path) -> Iterator[None]:
-    if not (folder / ".dvc").is_dir():
-        raise UserError(f"{folder} is no repository of DVC's; run `dvc init` there, and commit what it makes.")
     try:
         yield
     except ConfigError as error:

@@ -62,6 +62,14 @@ def test_a_clone_shares_cache_and_settings_of_a_repository_on_this_host(origin, 
     assert any(path.read_text() == "data" for path in (tmp_path / "store").rglob("*") if path.is_file())
 
 
+def test_a_repository_without_dvc_is_refused_and_leaves_nothing(origin, tmp_path):
+    git(tmp_path, "init", "--quiet", "--initial-branch", "main", "plain")
+    commit(tmp_path / "plain", "a", "1")
+    with pytest.raises(UserError, match="plain is no repository of DVC's"):
+        open_clone("run", "HEAD", str(tmp_path / "plain"))
+    assert not any((tmp_path / "home/runs").iterdir())
+
+
 def test_a_run_that_began_finds_its_clone_as_it_left_it_and_without_old_locks(origin):
     clone = open_clone("run", "main")
     (clone.folder / "checkpoint").write_text("x")

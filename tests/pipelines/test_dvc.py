@@ -82,3 +82,14 @@ def test_the_error_is_what_the_stage_ended_with_and_of_several_processes_the_fir
     with pytest.raises(UserError, match="dvc repro nowhere"):  # where no stage of ours spoke
         dvc.tell("repro", "nowhere")
     assert "A process of the training ended." in capfd.readouterr().err
+
+
+def test_settings_that_cannot_be_used_are_one_sentence_and_stay_as_they_were(tmp_path):
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / ".dvc/config.local").write_text("[cache]\ndir = here\n")
+    with pytest.raises(UserError, match="cannot be used"), dvc.own_settings(tmp_path) as ours:
+        ours["cache"]["type"] = "teleport"
+    assert dvc.settings(tmp_path)["cache"]["dir"] == str(tmp_path / ".dvc/here")
+    (tmp_path / ".dvc/config").write_text("[remote\n")
+    with pytest.raises(UserError, match="cannot be used"):
+        dvc.settings(tmp_path)
