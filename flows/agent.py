@@ -6,6 +6,7 @@ no other agent on this host can own any of them, and what a run that died left t
 waits most of the time. It ends with SIGTERM or SIGINT, and what it was doing is done again elsewhere.
 
 Prefect's worker is a process below it, and so is what that runs: whatever ends the agent, but for SIGKILL, ends them.
+A worker that breaks down is started again, and what a flow left that died alone is ended.
 """
 
 import argparse
@@ -14,13 +15,16 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 from prefect.settings import PREFECT_API_URL
 
 from flows import gpus
+from flows.orphans import end_orphans
 from models.errors import UserError, program
 from pipelines.clone import home
 from pipelines.programs import end_leftovers, run_module
@@ -29,6 +33,7 @@ SIDE_BY_SIDE = 8  # orchestrating runs, which wait for others
 PATIENCE = 120.0  # seconds for the server to answer at first
 LETTING_GO = 5.0  # seconds that a worker may take to end
 ENDING = 40.0  # seconds that what it runs may take; a training writes a checkpoint
+SHORT = 60.0  # seconds: a worker that ends sooner would do so again
 
 
 def serve_alone(name: str) -> None:
@@ -86,13 +91,27 @@ def main() -> None:
         work = ("--pool", "gpu", "--limit", "1", "--work-queue", f"gpus-{max(len(owned), 1)}")
     # The worker ends by SIGINT, which a job in a shell's background ignores, and its children with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    worker = ("worker", "start", "--type", "process", "--name", name, *work)
-    try:
-        code = run_module("prefect", *worker, patience=LETTING_GO, files=locks)
-    finally:
-        # Told to end, a worker lets go of what it runs, which would go on without it.
-        end_leftovers("TUNELINE_AGENT", mark, patience=ENDING)
-    sys.exit(code)
+    threading.Thread(target=end_orphans, args=(mark, ENDING), daemon=True).start()
+    sys.exit(serve(("worker", "start", "--type", "process", "--name", name, *work), mark, locks))
+
+
+def serve(worker: Sequence[str], mark: str, locks: Sequence[int]) -> int:
+    """Run Prefect's worker, and another when it breaks down; gives the exit code of the last.
+
+    Args:
+        mark: by which all that it starts is known.
+        locks: open files that it holds for as long as it lives.
+    """
+    while True:
+        began = time.monotonic()
+        try:
+            code = run_module("prefect", *worker, patience=LETTING_GO, files=locks)
+        finally:
+            # Told to end, a worker lets go of what it runs, which would go on without it.
+            end_leftovers("TUNELINE_AGENT", mark, patience=ENDING)
+        if code == 0 or time.monotonic() - began < SHORT:
+            return code
+        print(f"The worker broke down (exit code {code}); another is started · 工作进程已中断，重新启动", flush=True)
 
 
 if __name__ == "__main__":

@@ -101,15 +101,20 @@ def end_leftovers(variable: str, value: str, patience: float = 10.0) -> int:
     psutil.process_iter.cache_clear()  # a process that it remembers may have given its number to another
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = [each for each in psutil.process_iter() if each.pid not in own and _started_with(each, variable) == value]
-    for process in found:
+    end_all(found, patience)
+    return len(found)
+
+
+def end_all(processes: Sequence[psutil.Process], patience: float = 10.0) -> None:
+    """Tell processes to end, and kill those that have not after so many seconds."""
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, deaf = psutil.wait_procs(found, timeout=patience)
+    _, deaf = psutil.wait_procs(processes, timeout=patience)
     for process in deaf:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(deaf, timeout=patience)
-    return len(found)
 
 
 def _started_with(process: psutil.Process, variable: str) -> str | None:
