@@ -64,6 +64,7 @@ def test_where_nothing_changed_it_ends_at_once(site):
 
 def test_a_sweep_tries_every_set_on_the_agent_and_retrains_with_the_best(site):
     """One set diverges, and is left out. The orchestrator is killed meanwhile, and finds what was tried in between."""
+    site.set_epochs(2)
     run = site.run("sweep", adapter="lora", sets=[{"learning_rate": 1e6}, {"rank": 4}, {"rank": 8}])
     until(lambda: site.processes(TRAINING), "the first set to be tried", LONG)
     for process in site.processes("-m"):
