@@ -85,13 +85,11 @@ def main() -> None:
         end_leftovers(gpu.mark, gpus.OWNED, patience=ENDING)
     os.environ |= {"TUNELINE_AGENT": mark, "PYTHONPATH": str(Path.cwd())} | {gpu.mark: gpus.OWNED for gpu in owned}
     os.environ[gpus.VISIBLE] = ",".join(gpu.uuid for gpu in owned)  # none for orchestration, which owns none
-    wait_for_server()
     work = ("--pool", "cpu", "--limit", str(SIDE_BY_SIDE))
     if not arguments.cpu:
         work = ("--pool", "gpu", "--limit", "1", "--work-queue", f"gpus-{max(len(owned), 1)}")
     # The worker ends by SIGINT, which a job in a shell's background ignores, and its children with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=end_orphans, args=(mark, ENDING), daemon=True).start()
     sys.exit(serve(("worker", "start", "--type", "process", "--name", name, *work), mark, locks))
 
 
@@ -101,15 +99,22 @@ def serve(worker: Sequence[str], mark: str, locks: Sequence[int]) -> int:
     Args:
         mark: by which all that it starts is known.
         locks: open files that it holds for as long as it lives.
+
+    Raises:
+        UserError: no server answers.
     """
     while True:
-        began = time.monotonic()
+        wait_for_server()
+        began, ended = time.monotonic(), threading.Event()
+        threading.Thread(target=end_orphans, args=(mark, ENDING, ended), daemon=True).start()
         try:
             code = run_module("prefect", *worker, patience=LETTING_GO, files=locks)
         finally:
+            ended.set()
+            lived = time.monotonic() - began
             # Told to end, a worker lets go of what it runs, which would go on without it.
             end_leftovers("TUNELINE_AGENT", mark, patience=ENDING)
-        if code == 0 or time.monotonic() - began < SHORT:
+        if code == 0 or lived < SHORT:
             return code
         print(f"The worker broke down (exit code {code}); another is started · 工作进程已中断，重新启动", flush=True)
 

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dvc.config import Config, ConfigError
-
 from models.errors import LAST_WORDS, UserError
 from pipelines.programs import output_of, run_module
 
@@ -52,6 +50,8 @@ def settings(folder: Path) -> Settings:
     Raises:
         UserError: they cannot be read.
     """
+    from dvc.config import Config  # takes over this process's terminal: only where it is needed
+
     with _refusals(folder):
         return Config(dvc_dir=str(folder / ".dvc"))
 
@@ -63,12 +63,16 @@ def own_settings(folder: Path) -> Iterator[Settings]:
     Raises:
         UserError: they cannot be read, or DVC knows no such setting.
     """
+    from dvc.config import Config
+
     with _refusals(folder), Config(dvc_dir=str(folder / ".dvc")).edit("local") as found:
         yield found
 
 
 @contextmanager
 def _refusals(folder: Path) -> Iterator[None]:
+    from dvc.config import ConfigError
+
     try:
         yield
     except ConfigError as error:

@@ -108,11 +108,11 @@ def end_leftovers(variable: str, value: str, patience: float = 10.0) -> int:
 def end_all(processes: Sequence[psutil.Process], patience: float = 10.0) -> None:
     """Tell processes to end, and kill those that have not after so many seconds."""
     for process in processes:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             process.terminate()
     _, deaf = psutil.wait_procs(processes, timeout=patience)
     for process in deaf:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(deaf, timeout=patience)
 

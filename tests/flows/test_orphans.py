@@ -14,7 +14,7 @@ from flows import agent, orphans
 from pipelines.programs import end_leftovers
 
 # A worker that starts a flow for each run, whose training sleeps; one flow leaves a helper that has left its parents.
-SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)", "stages.train"]
 FLOW = f"import subprocess; subprocess.run({SLEEPER!r})"
 HELPER = "import subprocess; subprocess.run(['sh', '-c', 'sleep 61 &'])"
 WORKER = f"""
@@ -71,23 +71,60 @@ def test_what_a_killed_flow_left_is_found_and_what_lives_is_not(flows):
 
 def test_it_is_ended_and_the_flow_beside_it_goes_on(flows, monkeypatch):
     mark, dead, training, alive, helper = flows
+    beside = (alive, *alive.children(), helper)
     monkeypatch.setattr(orphans, "LOOKS", 0.2)
-    threading.Thread(target=orphans.end_orphans, args=(mark, 5.0), daemon=True).start()
+    ended = threading.Event()
+    looker = threading.Thread(target=orphans.end_orphans, args=(mark, 5.0, ended))
+    looker.start()
     dead.kill()
-    wait_until(lambda: not training.is_running() or training.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not runs(training))
     time.sleep(1)
-    assert all(each.is_running() for each in (alive, *alive.children(), helper))
+    ended.set()
+    looker.join()
+    assert len(beside) == 3
+    assert all(map(runs, beside))
+
+
+def test_a_service_that_a_flow_started_may_outlive_it(flows):
+    mark, _, _, alive, helper = flows
+    training = alive.children()[0]
+    alive.kill()
+    wait_until(lambda: not runs(alive))
+    assert set(orphans.left_behind(mark)["alive"]) == {training, helper}
+    training.kill()
+    wait_until(lambda: not runs(training))
+    assert orphans.left_behind(mark) == {}
+    assert runs(helper)
+
+
+def test_when_its_worker_has_ended_nothing_is_looked_for(flows):
+    mark, dead, training, _, _ = flows
+    ended = threading.Event()
+    ended.set()
+    dead.kill()
+    orphans.end_orphans(mark, 5.0, ended)
+    assert runs(training)
+
+
+def runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(("lived", "workers"), [(61.0, 2), (59.0, 1)])
 def test_a_worker_that_breaks_down_is_started_again_unless_it_would_do_so_at_once(monkeypatch, lived, workers):
-    clock, codes = [0.0], iter([1, 0])
-    monkeypatch.setattr(agent.time, "monotonic", lambda: clock[0])
+    """What it ran takes time to end, in which it does not live."""
+    clock, codes, waited = [0.0], iter([1, 0]), []
 
     def run_module(*command, **how) -> int:
         clock[0] += lived
         return next(codes)
 
+    def end_leftovers(*arguments, **how) -> None:
+        clock[0] += 40.0
+
+    monkeypatch.setattr(agent.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(agent, "run_module", run_module)
+    monkeypatch.setattr(agent, "end_leftovers", end_leftovers)
+    monkeypatch.setattr(agent, "wait_for_server", lambda: waited.append(clock[0]))
     assert agent.serve(("worker", "start"), "nobody", []) == 2 - workers
-    assert clock[0] == workers * lived
+    assert waited == [each * (lived + 40.0) for each in range(workers)]

@@ -55,7 +55,10 @@ def test_a_run_goes_on_when_its_training_its_flow_and_its_agent_end_one_after_an
     assert site.ended(run) == "Completed"
     lora = next(child for child in site.children(run) if "lora" in child["name"])
     assert lora["run_count"] == 3
-    assert "going on from" in (site.folder / "gpu.log").read_text()
+    log = (site.folder / "gpu.log").read_text()
+    assert "going on from" in log
+    assert "what they left was ended" in log  # the second training, which had lost its flow
+    assert "broke down" not in log
     assert not site.processes(TRAINING)
 
 

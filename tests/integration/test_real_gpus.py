@@ -47,8 +47,9 @@ def at_work(gpu: gpus.Gpu) -> dict[int, str]:
 
 def watched(site: Site, run: str, owned: list[gpus.Gpu]) -> list[list[set[str]]]:
     """Wait for a run to complete; gives which runs were on each GPU, look by look."""
-    looks = []
+    looks, end = [], time.monotonic() + LONG
     while site.state(run) not in ENDED:
+        assert time.monotonic() < end, f"waited in vain for run {run}"
         looks.append([set(at_work(gpu).values()) for gpu in owned])
         time.sleep(0.3)
     assert site.state(run) == "Completed"
