@@ -6,11 +6,12 @@ flows.server`` starts a site on it, with one CPU and one GPU agent. The other pa
 ``PREFECT_API_URL``, best in this order, and write ``benchmarks/results/flows.json``:
 
 - *around*: of a retraining that trains LoRA for longer than before, what flow and DVC cost: the seconds in which no
-  program of the pipeline ran, in the adapter's run and in the whole; and what of that run was not the training itself,
-  starting Python, loading the base and the evaluation included.
+  program of the pipeline ran, in the adapter's run once it had begun and in the whole; and what of that run was not the
+  training itself, starting Python, loading the base and the evaluation included.
 - *idle*: from the schedule of ``retrain`` to its end, where nothing changed.
 - *between*: of a sweep of many parameter sets, from the end of one run on the agent to the start of the next, while
-  the others wait. The sweep is cancelled after some.
+  the others wait. The sweep is cancelled after some. Its runs train as long as the repository says: prepare another
+  with ``--epochs 1`` for it.
 """
 
 import argparse
