@@ -18,6 +18,7 @@ from models.training import devices, sharding
 from models.training.batches import NOTHING, EpochOrder, RightPadding, packed
 from models.training.compiling import compile_blocks
 from models.training.listeners import Bar, Best, Checkpointing, History, Watch, log
+from models.training.loss_scaling import make_grad_scaler, needs_loss_scaling
 from models.training.trainer import AdapterTrainer
 
 
@@ -210,6 +211,9 @@ def _trainer(model, train_rows, eval_rows, settings: Settings, arguments: Traini
     if settings.sharded:
         sharding.shard(model, settings.autocast)
     at_once = settings.batch_size * devices.world_size()
+    if needs_loss_scaling(model, settings.autocast, settings.sharded):
+        rows_per_update = at_once * settings.gradient_accumulation
+        trainer.use_grad_scaler(make_grad_scaler(arguments.device, train_rows, rows_per_update))
     trainer.order = EpochOrder(
         len(train_rows),
         lengths,

@@ -132,15 +132,19 @@ class Watch(TrainerCallback):
 
     A loss has exploded when for ``IN_A_ROW`` steps it lies above the lowest so far by more than
     ``ln(vocabulary)``, which is what an even guess among all tokens costs. One step may have met a hard row.
+    Loss scaling skips an update whose gradients overflow and halves the scale; a scale that has sunk to
+    ``LOWEST_SCALE`` of the first means that the gradients overflow at any scale.
     """
 
     IN_A_ROW = 5
+    LOWEST_SCALE = 2.0**-24
 
     def __init__(self, trainer: AdapterTrainer, row_names: Callable[[int], list[str]]):
         self.trainer, self.row_names = trainer, row_names
         self.lowest = math.inf
         self.margin = math.log(trainer.model.config.vocab_size)
         self.above: list[tuple[int, float]] = []  # the last steps, as long as they lie that far above
+        self.first_scale = trainer.loss_scale()
 
     def memory(self) -> dict:
         """What a process that goes on from here must know, so that a training that diverges still does."""
@@ -157,6 +161,8 @@ class Watch(TrainerCallback):
             return
         if not math.isfinite(logs.get("grad_norm", 0.0)):  # clipped by it, the update is nothing, or no number
             log.warning("step %d: the norm of the gradient is %s", state.global_step, logs["grad_norm"])
+        if self.trainer.loss_scale() < self.first_scale * self.LOWEST_SCALE:
+            self._end(state.global_step, math.inf, "gradient of the ", args)
         for step, loss in self.trainer.take_losses().items():
             if not math.isfinite(loss):
                 self._end(step, loss, "", args)

@@ -70,6 +70,7 @@ class AdapterTrainer(Trainer):
         self.tokens: torch.Tensor | int = 0
         self.places = 0
         self.losses: list[tuple[int, torch.Tensor]] = []
+        self.unscales_gradients = False
 
     def _get_train_sampler(self, train_dataset=None):
         return self.order
@@ -80,6 +81,23 @@ class AdapterTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.losses.append((self.state.global_step + 1, loss))
         return loss
+
+    def _clip_grad_norm(self, model):
+        # accelerate unscales gradients only under its own autocast, which a float16 base does not use.
+        if self.unscales_gradients:
+            self.accelerator.scaler.unscale_(self.optimizer.optimizer)
+        return super()._clip_grad_norm(model)
+
+    def use_grad_scaler(self, scaler: torch.amp.GradScaler) -> None:
+        """Scale the loss of every step, and unscale the gradients before they are clipped.
+
+        The optimizer's wrapper of accelerate skips updates that overflow, and Trainer's checkpoints keep the scale.
+        """
+        self.accelerator.scaler, self.unscales_gradients = scaler, True
+
+    def loss_scale(self) -> float:
+        """The factor by which the loss is multiplied before the backward pass; waits for the device."""
+        return self.accelerator.scaler.get_scale() if self.unscales_gradients else 1.0
 
     def take_losses(self) -> dict[int, float]:
         """The loss of each step since the last call, for which the device is waited for; the same on all devices."""
