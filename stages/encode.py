@@ -19,26 +19,25 @@ from models import base
 from models.errors import DataBlocked, UserError, program
 from models.prompt import PROMPT_VERSION, encode_sample
 from models.sample import Sample
-from models.storage import read_jsonl, write_json, write_jsonl, writing_folder
+from models.storage import write_json, write_jsonl, writing_folder
 from stages import params, receipt
 
 log = logging.getLogger("tuneline.encode")
 
 
-def read_checked(folder: Path, found: base.Base) -> tuple[dict, dict[str, list[Sample]]]:
-    """The receipt and the samples of each split.
+def read_checked(folder: Path, found: base.Base) -> tuple[receipt.Verified, dict[str, list[Sample]]]:
+    """The verified folder and the samples of each split.
 
     Raises:
         DataBlocked: the receipt does not match, or names another tokenizer than the base's.
     """
-    checked = receipt.verify(folder)
-    if checked["tokenizer_sha256"] != found.tokenizer_sha256:
+    checked = receipt.read(folder)
+    if checked.receipt.tokenizer_sha256 != found.tokenizer_sha256:
         raise DataBlocked(
             f"The tokens of {folder} were counted with another tokenizer than {found.name} has; "
             "run `dvc repro -f tokenizer validate general`."
         )
-    rows = {split: read_jsonl(folder / f"{split}.jsonl") for split in receipt.SPLITS}
-    return checked, {split: [Sample.from_json(row) for row in each] for split, each in rows.items()}
+    return checked, {split: [Sample.from_json(row) for row in checked.rows(split)] for split in receipt.SPLITS}
 
 
 def replay(task: dict[str, list[Sample]], general: Sequence[Sample], share: float, seed: int) -> list[Sample]:
@@ -100,7 +99,7 @@ def main() -> None:
             write_jsonl(folder / f"{split}.jsonl", rows)
         receipt.write(
             folder,
-            checked_sha256=checked["sha256"],
+            checked_sha256=checked.sha256,
             tokenizer_sha256=found.tokenizer_sha256,
             prompt_version=PROMPT_VERSION,
         )

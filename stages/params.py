@@ -1,12 +1,19 @@
-"""params.yaml, typed: one section for each stage, unknown keys refused with a sentence."""
+"""params.yaml, typed: one section for each stage, unknown keys refused with a sentence.
 
+``python -m stages.params --out FILE`` is stage ``params``: it writes the resolved parameters, in which every default
+stands. The other stages depend on their sections of that file, so that DVC runs them again when a default changes and
+does not when a default is written out.
+"""
+
+import argparse
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.errors import UserError
+from models.errors import UserError, program
+from models.storage import write_json
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -373,3 +380,27 @@ def with_adapter(knobs: Params, name: str, changes: dict) -> Params:
         raise UserError(
             f"{', '.join(f'{key}={value}' for key, value in changes.items())}: {_sentence(error)}"
         ) from None
+
+
+def resolve(content: Params) -> dict:
+    """All parameters as JSON values, those that params.yaml leaves out too.
+
+    An adapter's ``attachment``, with which it is attached to the base, is derived by code of this module; it stands
+    beside the settings so that a change of that code counts as well.
+    """
+    resolved = content.model_dump(mode="json", by_alias=True)
+    for name, adapter in content.adapters.items():
+        resolved["adapters"][name]["attachment"] = adapter.attachment()
+    del resolved["evaluate"]["models"]  # the adapters once more
+    return resolved
+
+
+@program
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the resolved parameters.")
+    parser.add_argument("--out", type=Path, required=True)
+    write_json(parser.parse_args().out, resolve(load()))
+
+
+if __name__ == "__main__":
+    main()

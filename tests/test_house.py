@@ -97,7 +97,7 @@ def test_every_stage_is_a_module_a_section_and_tested():
     for stage in stages.keys() - {"general"}:  # which is ingest and validate once more
         module = ROOT / "stages" / stage
         assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), stage
-        assert stage in sections or stage == "tokenizer", stage  # whose section is the base's
+        assert stage in sections or stage in ("params", "tokenizer"), stage  # all sections, and the base's
         assert (ROOT / f"tests/stages/test_{stage}.py").is_file(), stage
 
 

@@ -2,13 +2,15 @@
 
 import argparse
 import logging
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
-from models import adapters, base
+from models import adapters, base, provenance
 from models.errors import program
 from models.prompt import PROMPT_VERSION
 from models.sample import Sample
-from models.storage import read_jsonl, sha256_of, sha256_of_json, write_json, write_jsonl, writing_folder
+from models.storage import sha256_of_json, write_json, write_jsonl, writing_folder
 from stages import figures, params, receipt
 from stages.evaluate.answers import Kept
 from stages.evaluate.measure import Model, Questions, measure
@@ -29,16 +31,29 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_samples(checked: Path) -> list[Sample]:
-    return [Sample.from_json(row) for row in read_jsonl(checked / "eval.jsonl")]
+def read_samples(checked: receipt.Verified) -> list[Sample]:
+    """The evaluation samples; raises DataBlocked if they are not those of the receipt."""
+    return [Sample.from_json(row) for row in checked.rows("eval")]
 
 
-def key_of(arguments: argparse.Namespace, knobs: params.Params, found: base.Base, weights: str | None) -> str:
-    """Hash of everything that the answers depend on."""
-    receipts = [sha256_of(folder / receipt.RECEIPT) for folder in (arguments.checked, arguments.general)]
-    how = {"tokens": knobs.evaluate.max_new_tokens, "dtype": knobs.base.dtype, "prompt": PROMPT_VERSION}
-    inputs = {"base": found.identity, "weights": weights, "data": receipts, "probes": sha256_of(arguments.probes)}
-    return sha256_of_json(inputs | how | {"samples": knobs.evaluate.samples, "bits": arguments.bits})
+def key_of(model: Mapping, questions: Questions, knobs: params.Params) -> str:
+    """Hash of everything that the answers depend on, code and libraries included.
+
+    Args:
+        model: identity of the base, hash of the adapter's manifest, and bits of the base.
+    """
+    asked = [[asdict(sample) for sample in samples] for samples in (questions.task, questions.general)]
+    inputs = {
+        "model": dict(model),
+        "samples": asked,
+        "probes": [repr(probe) for probe in questions.probes],
+        "evaluate": knobs.evaluate.model_dump(mode="json", exclude={"models"}),
+        "dtype": knobs.base.dtype,
+        "prompt": PROMPT_VERSION,
+        "code": provenance.code_sha256("stages.evaluate"),
+        "libraries": provenance.library_versions(),
+    }
+    return sha256_of_json(inputs)
 
 
 def of_training(manifest: adapters.Manifest | None) -> dict:
@@ -57,12 +72,10 @@ def of_training(manifest: adapters.Manifest | None) -> dict:
 @program
 def main() -> None:
     arguments, knobs = parse(), params.load()
-    receipt.verify_encoded(arguments.encoded, arguments.checked)
-    receipt.verify(arguments.general)
+    checked, general = receipt.read(arguments.checked).verify(), receipt.read(arguments.general).verify()
+    receipt.refuse_unrelated(receipt.read(arguments.encoded).verify(), checked)
     found = base.read_record(arguments.base)
-    questions = Questions(
-        read_samples(arguments.checked), read_samples(arguments.general), read_probes(arguments.probes)
-    )
+    questions = Questions(read_samples(checked), read_samples(general), read_probes(arguments.probes))
     is_base = arguments.model == "base"
     manifest = None if is_base else adapters.read_manifest(arguments.weights)
     bits = {"quantization": None if arguments.bits == 16 else arguments.bits} if arguments.bits else {}
@@ -71,12 +84,13 @@ def main() -> None:
     else:
         model = adapters.load(arguments.weights, found, **bits)
 
-    key = key_of(arguments, knobs, found, manifest and manifest.weights_sha256)
+    of = {"base_identity": found.identity, "weights_sha256": manifest and manifest.weights_sha256}
+    key = key_of(of | {"bits": arguments.bits}, questions, knobs)
     kept = Kept(arguments.kept / f"{arguments.model}.{key[:16]}")
     measured = measure(Model(model, base.load_tokenizer(found.folder), kept, knobs), questions)
     found_out = measured.figures | {
         "training": of_training(manifest),
-        "of": {"base_identity": found.identity, "weights_sha256": manifest and manifest.weights_sha256},
+        "of": of,
     }
     with writing_folder(arguments.predictions) as folder:
         for name, rows in measured.rows.items():

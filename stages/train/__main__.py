@@ -22,10 +22,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def refuse_other_tokens(encoded: Path, found: base.Base) -> None:
-    made = receipt.verify(encoded)
-    if (made["tokenizer_sha256"], made["prompt_version"]) != (found.tokenizer_sha256, PROMPT_VERSION):
-        raise DataBlocked(f"{encoded} was encoded with another tokenizer or prompt; run `dvc repro encode`.")
+def refuse_other_tokens(encoded: receipt.Verified, found: base.Base) -> None:
+    """Raises DataBlocked: the token ids belong to another tokenizer or prompt."""
+    made = encoded.receipt
+    if (made.tokenizer_sha256, made.prompt_version) != (found.tokenizer_sha256, PROMPT_VERSION):
+        raise DataBlocked(f"{encoded.folder} was encoded with another tokenizer or prompt; run `dvc repro encode`.")
 
 
 def start_processes(count: int) -> None:
@@ -50,9 +51,10 @@ def main() -> None:
     arguments, knobs = parse(), params.load()
     if arguments.adapter not in knobs.adapters:
         raise UserError(f"params.yaml has no adapter {arguments.adapter!r}; it has {', '.join(knobs.adapters)}.")
-    checked = receipt.verify_encoded(arguments.encoded, arguments.checked)
+    checked, encoded = receipt.read(arguments.checked).verify(), receipt.read(arguments.encoded)
+    receipt.refuse_unrelated(encoded, checked)
     found = base.read_record(arguments.base)
-    refuse_other_tokens(arguments.encoded, found)
+    refuse_other_tokens(encoded, found)
     for folder in (arguments.out, arguments.dvclive, arguments.checkpoints):
         with scratch_folder(folder):
             pass  # what cannot be written is better known before the training than after
@@ -68,7 +70,7 @@ def main() -> None:
     from stages.train.order import order_of
 
     devices.take()
-    order = order_of(arguments, knobs, found, checked["sha256"])
+    order = order_of(arguments, knobs, found, encoded)
     if devices.rank() > 0:
         make(order)
         return

@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from models import memory
+from models import memory, provenance
 from models.base import Base
 from models.chatglm import ChatGLMConfig
 from models.errors import UserError
 from models.prompt import PROMPT_VERSION, label
-from models.storage import read_jsonl, sha256_of, sha256_of_json
+from models.storage import sha256_of_json
 from models.training import devices
 from stages import params, receipt
 
@@ -54,28 +54,33 @@ class Order:
         return self.knobs.adapters[self.name]
 
 
-def order_of(arguments: argparse.Namespace, knobs: params.Params, found: Base, receipt_sha256: str) -> Order:
+def order_of(arguments: argparse.Namespace, knobs: params.Params, found: Base, encoded: receipt.Verified) -> Order:
     """The order for the adapter that the arguments name.
 
     Raises:
-        UserError: it does not fit into the device's memory.
+        DataBlocked: the encoded rows are not those of the receipt.
+        UserError: the training does not fit into the device's memory.
     """
     name = arguments.adapter
-    rows = [read_rows(arguments.encoded / f"{split}.jsonl") for split in receipt.SPLITS]
+    rows = [read_rows(encoded, split) for split in receipt.SPLITS]
     planned = check_memory(name, what_decides_memory(knobs.adapters[name], knobs, found, *rows))
-    folder = arguments.checkpoints / f"{name}.{key_of(arguments, knobs, found)[:16]}"
-    return Order(name, knobs, found, *rows, receipt_sha256, planned, arguments.out, arguments.dvclive, folder)
+    folder = arguments.checkpoints / f"{name}.{key_of(name, knobs, found, encoded)[:16]}"
+    checked_sha256 = encoded.receipt.checked_sha256
+    return Order(name, knobs, found, *rows, checked_sha256, planned, arguments.out, arguments.dvclive, folder)
 
 
-def read_rows(path: Path) -> list[dict]:
-    return [label(row["prompt"], row["answer"]) | {"id": row["id"]} for row in read_jsonl(path)]
+def read_rows(encoded: receipt.Verified, split: str) -> list[dict]:
+    """Rows of ``input_ids``, ``labels`` and ``id``; raises DataBlocked if they are not those of the receipt."""
+    return [label(row["prompt"], row["answer"]) | {"id": row["id"]} for row in encoded.rows(split)]
 
 
-def key_of(arguments: argparse.Namespace, knobs: params.Params, found: Base) -> str:
-    """Hash of everything that the training depends on."""
-    adapter = knobs.adapters[arguments.adapter]
+def key_of(name: str, knobs: params.Params, found: Base, encoded: receipt.Verified) -> str:
+    """Hash of everything that the training of an adapter depends on, code and libraries included."""
+    adapter = knobs.adapters[name]
     inputs = {
-        "encoded": sha256_of(arguments.encoded / receipt.RECEIPT),
+        "encoded": encoded.sha256,
+        "code": provenance.code_sha256("stages.train"),
+        "libraries": provenance.library_versions(),
         "base": found.identity,
         "dtype": knobs.base.dtype,
         "train": knobs.train.model_dump(mode="json", exclude=WITHOUT_EFFECT),

@@ -90,3 +90,15 @@ def test_no_file_and_no_yaml(tmp_path):
     (tmp_path / "params.yaml").write_text("base: [", encoding="utf-8")
     with pytest.raises(UserError, match="not valid YAML"):
         params.load(tmp_path / "params.yaml")
+
+
+def test_resolved_parameters_hold_every_default_and_each_adapter_as_it_is_attached():
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    written = params.resolve(params.Params.model_validate(content))
+    assert written["train"]["logs"] == 200  # left out of params.yaml
+    assert written["validate"]["checks"]["parseable"] == {"severity": "quarantine", "max_bytes": 1_000_000}
+    assert written["adapters"]["lora"]["attachment"]["rank"] == content["adapters"]["lora"]["rank"]
+    content["train"]["logs"] = 200
+    assert params.resolve(params.Params.model_validate(content)) == written
+    content["train"]["logs"] = 201
+    assert params.resolve(params.Params.model_validate(content)) != written

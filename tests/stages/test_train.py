@@ -1,4 +1,3 @@
-import argparse
 import dataclasses
 import subprocess
 
@@ -27,15 +26,15 @@ def encoded(base_folder, tmp_path):
 
 def test_rows_learn_the_answer_alone(encoded):
     labels = [IGNORED_LABEL, IGNORED_LABEL, 3]
-    assert read_rows(encoded / "train.jsonl") == [{"id": "a", "input_ids": [1, 2, 3], "labels": labels}]
+    assert read_rows(receipt.read(encoded), "train") == [{"id": "a", "input_ids": [1, 2, 3], "labels": labels}]
 
 
 def test_tokens_of_another_tokenizer_are_refused(encoded, base_folder):
     found = base.read_record(base_folder)
-    refuse_other_tokens(encoded, found)
+    refuse_other_tokens(receipt.read(encoded), found)
     files = found.files | {base.TOKENIZER: {"size": 1, "sha256": "0" * 64}}
     with pytest.raises(DataBlocked, match="another tokenizer"):
-        refuse_other_tokens(encoded, dataclasses.replace(found, files=files))
+        refuse_other_tokens(receipt.read(encoded), dataclasses.replace(found, files=files))
 
 
 def test_the_commit_of_the_code_and_whether_it_was_changed_since(tmp_path, monkeypatch):
@@ -139,15 +138,21 @@ def test_what_does_not_fit_is_refused_before_anything_loads(order, monkeypatch, 
 
 
 def test_the_key_of_checkpoints_changes_with_what_matters(order, encoded, monkeypatch):
-    arguments = argparse.Namespace(encoded=encoded, adapter="one")
+    of_data = receipt.read(encoded)
 
     def key(batch_size: int = 4, **train) -> str:
         adapter = order.adapter.model_copy(update={"batch_size": batch_size})
         update = {"train": order.knobs.train.model_copy(update=train), "adapters": {"one": adapter}}
-        return key_of(arguments, order.knobs.model_copy(update=update), order.base)
+        return key_of("one", order.knobs.model_copy(update=update), order.base, of_data)
 
     alone = key()
     assert key(logs=3) == alone
+    with monkeypatch.context() as patch:
+        patch.setattr("models.provenance.code_sha256", lambda module: f"other code of {module}")
+        assert key() != alone
+    with monkeypatch.context() as patch:
+        patch.setattr("models.provenance.library_versions", lambda: {"torch": "1.0"})
+        assert key() != alone
     others = [{"seed": 7}, {"keep": "last"}, {"patience": 2}, {"precision": "fp8"}, {"strategy": "fsdp"}]
     assert len({alone, key(batch_size=8), *(key(**how) for how in others)}) == 7
     monkeypatch.setenv("WORLD_SIZE", "2")  # which takes twice the rows an update, unless it is told not to

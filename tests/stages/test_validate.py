@@ -201,7 +201,7 @@ def test_self_cognition_with_its_placeholders_filled_passes(tmp_path):
     (tmp_path / "a.json").write_text(text.replace("<NAME>", "小智").replace("<AUTHOR>", "wgs"), encoding="utf-8")
     done = check(tmp_path / "a.json", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert receipt.verify(tmp_path / "out/checked")["books"]["rows_in"] == 80
+    assert receipt.read(tmp_path / "out/checked").verify().receipt.books["rows_in"] == 80
     page = (tmp_path / "out/validation/index.html").read_text(encoding="utf-8")
     assert 'src="http' not in page
     assert "no_placeholders" in page
