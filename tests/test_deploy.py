@@ -8,6 +8,7 @@ import yaml
 from given import ROOT
 
 from flows import SETTINGS
+from flows.access import origins_of
 
 DEPLOY = ROOT / "deploy"
 POOLS = sorted((DEPLOY / "pools").glob("*.json"))
@@ -41,10 +42,20 @@ def test_the_server_of_the_compose_file_is_on_loopback_with_a_password(services)
     server = services["server"]
     assert server["ports"] == ["${TUNELINE_LISTEN:-127.0.0.1}:4200:4200"]
     assert server["environment"]["PREFECT_SERVER_API_AUTH_STRING"].startswith("${TUNELINE_LOGIN:?")
+    assert server["command"][:3] == ["python", "-m", "flows.api"]  # which refuses other sites' pages
     assert "ports" not in services["database"]
     name = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
     assert server["environment"][name] == SETTINGS[name]
     assert server["environment"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+
+
+def test_the_compose_file_names_every_address_that_its_server_is_reached_by(services):
+    """Of browsers, and of the other services."""
+    default = re.compile(r"\${\w+:-([^}]*)}")
+    environment = services["server"]["environment"]
+    origins = origins_of("0.0.0.0", 4200, default.sub(r"\1", environment["TUNELINE_ORIGINS"]))
+    for address in (environment["PREFECT_UI_API_URL"], services["cpu"]["environment"]["PREFECT_API_URL"]):
+        assert default.sub(r"\1", address).removesuffix("/api") in origins
 
 
 def test_every_service_asks_for_what_its_environment_needs(services):

@@ -7,7 +7,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelled, Crashed, Running
-from sites import Site, until
+from sites import LOGIN, Site, until
 
 from flows.deployments import switch_on, switched_on
 from flows.keeper import REST, SIGN, SILENCE, Keeper
@@ -21,7 +21,7 @@ def client(tmp_path_factory):
     site = Site(tmp_path_factory.mktemp("site"))
     try:
         site.start("server")
-        with SyncPrefectClient(site.api) as client:
+        with SyncPrefectClient(site.api, auth_string=LOGIN) as client:
             until(lambda: client.api_healthcheck() is None, "the server")
             yield client
     finally:
