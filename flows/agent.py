@@ -30,6 +30,7 @@ from models.errors import UserError, program
 from pipelines.clone import home
 from pipelines.programs import end_leftovers, run_module
 
+PROCESS = "process"  # the type of the work pools that agents serve
 SIDE_BY_SIDE = 8  # orchestrating runs, which wait for others
 PATIENCE = 120.0  # seconds for the server to answer at first
 LETTING_GO = 5.0  # seconds that a worker may take to end
@@ -97,7 +98,7 @@ def main() -> None:
         work = ("--pool", "gpu", "--limit", "1", "--work-queue", f"gpus-{max(len(owned), 1)}")
     # The worker ends by SIGINT, which a job in a shell's background ignores, and its children with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(serve(("--type", "process", "--name", name, *work), mark, locks))
+    sys.exit(serve(("--type", PROCESS, "--name", name, *work), mark, locks))
 
 
 def serve(worker: Sequence[str], mark: str, locks: Sequence[int]) -> int:

@@ -21,11 +21,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Failed
 from prefect.workers.base import BaseWorker
 
+from flows.agent import PROCESS
 from models.errors import UserError, program
 
 DEPLOYMENTS = Path(__file__).parents[1] / "prefect.yaml"
 JOB_VARIABLES = frozenset({"gpus"})  # what the project's own runs set; see flows.runs.start
-PROCESS = "process"
 OF_THE_AGENT = ("command", "env", "working_dir")  # what the template of a process pool must leave alone
 
 
