@@ -12,6 +12,7 @@ refused without), and ``TUNELINE_ORIGINS`` with the addresses that they use. The
 
 import argparse
 import configparser
+import fcntl
 import ipaddress
 import os
 import re
@@ -21,15 +22,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from flows import gpus
 from flows.access import DEFAULT_PORT, LOGIN, ORIGINS, origins_of, own_login, refuse_bad_login
 from flows.agent import ENDING
 from models.errors import UserError, program
 from models.storage import writing
 from pipelines.clone import home, repository
-from pipelines.programs import become
+from pipelines.programs import become, end_leftovers
 
 CLIENT_LOGIN = "PREFECT_API_AUTH_STRING"  # in the environment of the server's clients
+SITE = "TUNELINE_SITE"  # in the environment of all that a site starts
 
 
 def refuse_if_open(host: str) -> None:
@@ -53,8 +57,19 @@ def refuse_if_taken(host: str, port: int) -> None:
     except (OSError, OverflowError) as error:
         said = getattr(error, "strerror", None) or error
         raise UserError(
-            f"The server cannot listen on {host}, port {port} ({said}); stop what does, or choose --port."
+            f"The server cannot listen on {host}, port {port} ({said}{_listeners(port)}); stop what does, or choose "
+            "--port."
         ) from None
+
+
+def _listeners(port: int) -> str:
+    """The processes that listen on a port, as far as this user may know them."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.Error:
+        return ""
+    pids = {found.pid for found in connections if found.status == psutil.CONN_LISTEN and found.laddr.port == port}
+    return "".join(f"; process {pid}" for pid in sorted(pids - {None}))
 
 
 def private(folder: Path) -> Path:
@@ -68,6 +83,32 @@ def private(folder: Path) -> Path:
         raise UserError(f"{folder} belongs to another user; choose another TUNELINE_HOME.")
     folder.chmod(0o700)
     return folder
+
+
+def hold_site(folder: Path) -> int:
+    """Be the one site of this folder for as long as this process lives, and whatever it becomes; gives the lock.
+
+    What a supervisor that was killed has left of the site is ended: it would hold the port and the agents' places.
+
+    Raises:
+        UserError: a site runs there already.
+    """
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        process = os.read(lock, 20).decode() or "unknown"
+        os.close(lock)
+        raise UserError(
+            f"A site runs in {folder} already (process {process}); stop it with Ctrl-C or `kill {process}`, or choose "
+            "another TUNELINE_HOME."
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    os.set_inheritable(lock, True)
+    if left := end_leftovers(SITE, str(folder), patience=ENDING):
+        print(f"Ended {left} programs of a killed site · 已结束被强制终止的站点遗留的 {left} 个程序", flush=True)
+    return lock
 
 
 def agents_of(said: Sequence[str] | None) -> list[str]:
@@ -153,11 +194,11 @@ def main() -> None:
     origins_of(arguments.host, arguments.port, os.environ.get(ORIGINS, ""))  # a mistake in it is told at once
     folder = home() / "server"
     refuse_if_variable(folder, Path.cwd(), Path(sys.executable))
+    hold_site(private(folder))
     refuse_if_taken(arguments.host, arguments.port)
-    private(folder)
     host = {"0.0.0.0": "127.0.0.1"}.get(arguments.host, arguments.host)
     address = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}"
-    os.environ |= {"PREFECT_API_URL": f"{address}/api", "TUNELINE_REPOSITORY": repository()}
+    os.environ |= {"PREFECT_API_URL": f"{address}/api", "TUNELINE_REPOSITORY": repository(), SITE: str(folder)}
     os.environ.setdefault("PREFECT_HOME", str(folder / "prefect"))
     os.environ |= dict.fromkeys((LOGIN, CLIENT_LOGIN), login or own_login(folder / "login"))
     configuration = write_configuration(folder, programs_of(arguments.host, arguments.port, owned))

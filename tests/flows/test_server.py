@@ -5,8 +5,11 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 
+import psutil
 import pytest
+from given import ROOT
 
 from flows import gpus, server
 from models.errors import UserError
@@ -31,7 +34,7 @@ def test_loopback_needs_none(host, monkeypatch):
 def test_where_something_listens_no_server_is_started(host):
     with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as other:
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port}"):
+        with pytest.raises(UserError, match=rf"port {port} .*; process {os.getpid()}\)"):
             server.refuse_if_taken(host, port)
     server.refuse_if_taken(host, port)
 
@@ -128,3 +131,61 @@ def test_a_folder_of_another_user_is_refused(tmp_path):
     os.chown(tmp_path, 12345, -1)
     with pytest.raises(UserError, match="another user"):
         server.private(tmp_path)
+
+
+def test_a_second_site_in_the_same_folder_is_refused_and_changes_nothing(start, tmp_path):
+    start()
+    configuration = tmp_path / "a home/server/supervisord.conf"
+    before = configuration.read_text()
+    with pytest.raises(UserError, match=f"process {os.getpid()}.*`kill {os.getpid()}`"):
+        start()  # on another port
+    assert configuration.read_text() == before
+    assert (configuration.parent / "lock").read_text() == str(os.getpid())
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from flows import server
+server.hold_site(Path(sys.argv[1]))
+server.become("timeit", "-n", "1", "-r", "1", "import subprocess, time; "
+    "subprocess.Popen(['sleep', '60']); print('held', flush=True); time.sleep(60)")
+"""
+
+
+def test_a_site_is_held_by_what_becomes_of_the_process_and_not_by_what_that_starts(tmp_path):
+    """supervisord takes the process over; its programs outlive it when it is killed."""
+    environment = os.environ | {server.SITE: str(tmp_path), "PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    (left,) = psutil.Process(holder.pid).children()
+    with pytest.raises(UserError, match=f"process {holder.pid}"):
+        server.hold_site(tmp_path)
+    holder.kill()
+    holder.wait()
+    assert left.is_running()
+    os.close(server.hold_site(tmp_path))
+    assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_a_killed_site_left_is_ended_and_another_sites_programs_are_not(tmp_path, capsys):
+    mine, other = (
+        subprocess.Popen(["sleep", "60"], env={**os.environ, server.SITE: str(folder)})
+        for folder in (tmp_path, tmp_path / "other")
+    )
+    try:
+        os.close(server.hold_site(tmp_path))
+        assert mine.poll() is not None
+        assert other.poll() is None
+        assert "Ended 1 programs of a killed site" in capsys.readouterr().out
+        os.close(server.hold_site(tmp_path))
+        assert capsys.readouterr().out == ""
+    finally:
+        mine.kill()
+        other.kill()
+
+
+def test_all_that_a_site_starts_bears_its_mark(start, tmp_path):
+    assert start()[1][server.SITE] == str(tmp_path / "a home/server")
