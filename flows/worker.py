@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 from prefect.cli import app
-from prefect.client.schemas.objects import FlowRun, WorkPool
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Failed
@@ -25,7 +25,7 @@ from flows.agent import PROCESS
 from models.errors import UserError, program
 
 DEPLOYMENTS = Path(__file__).parents[1] / "prefect.yaml"
-JOB_VARIABLES = frozenset({"gpus"})  # what the project's own runs set; see flows.runs.start
+JOB_VARIABLES = ("gpus",)  # what the project's own runs set; see flows.runs.start
 OF_THE_AGENT = ("command", "env", "working_dir")  # what the template of a process pool must leave alone
 
 
@@ -35,51 +35,46 @@ def entrypoints() -> set[str]:
 
 
 def refusal(
-    run: FlowRun, deployment: DeploymentResponse | None, pool: WorkPool, allowed: Collection[str]
+    run: FlowRun,
+    deployment: DeploymentResponse | None,
+    allowed: Collection[str],
+    template: dict[str, Any] | None = None,
 ) -> str | None:
     """Why an agent does not run this, in a sentence, or None. Values stay out of it: they may hold secrets.
 
     Args:
         allowed: entrypoints.
+        template: of the work pool, if it is one of processes; what containers run is for their pool to say.
     """
-    return next(_objections(run, deployment, pool, allowed), None)
+    return next(_objections(run, deployment, allowed, template or {}), None)
 
 
 def _objections(
-    run: FlowRun, deployment: DeploymentResponse | None, pool: WorkPool, allowed: Collection[str]
+    run: FlowRun, deployment: DeploymentResponse | None, allowed: Collection[str], template: dict[str, Any]
 ) -> Iterator[str]:
     if deployment is None:
         yield "Refused: the run has no deployment; start one of the deployments of prefect.yaml."
         return
     named = f"deployment {deployment.name!r}"
     for owner, variables in (("the run", run.job_variables), (named, deployment.job_variables)):
-        for name in _set(variables, {*(variables or ())} - JOB_VARIABLES):
-            yield f"Refused: {owner} sets job variable {name!r}; agents take {', '.join(sorted(JOB_VARIABLES))} alone."
+        for name, value in sorted((variables or {}).items()):
+            if value and name not in JOB_VARIABLES:
+                yield f"Refused: {owner} sets job variable {name!r}; agents take {', '.join(JOB_VARIABLES)} alone."
     if deployment.entrypoint not in allowed:
         yield f"Refused: {named} has an entrypoint that is none of prefect.yaml's: {deployment.entrypoint!r}."
     if deployment.pull_steps:
         yield f"Refused: {named} has pull steps; agents run the project that they are installed with."
     if deployment.storage_document_id or deployment.path not in (None, "", "."):
         yield f"Refused: {named} names a path or a storage; agents run the project that they are installed with."
-    for name in _set_in_template(pool) if pool.type == PROCESS else ():
-        yield (
-            f"Refused: the template of work pool {pool.name!r} sets {name!r}; reset the template, "
-            "and set variables in the environment of the agent."
-        )
-
-
-def _set(variables: dict[str, Any] | None, names: Collection[str]) -> list[str]:
-    """Those of these names that have a value, in order."""
-    return sorted(name for name in names if (variables or {}).get(name))
-
-
-def _set_in_template(pool: WorkPool) -> list[str]:
-    """What a template decides that an agent decides, by a fixed value or by a variable's default."""
-    template = pool.base_job_template or {}
     job = template.get("job_configuration", {})
     properties = template.get("variables", {}).get("properties", {})
-    fixed = [name for name in OF_THE_AGENT if job.get(name) not in (None, {}, f"{{{{ {name} }}}}")]
-    return fixed + [name for name in OF_THE_AGENT if properties.get(name, {}).get("default")]
+    for name in OF_THE_AGENT:
+        is_fixed = job.get(name) not in (None, {}, f"{{{{ {name} }}}}")
+        if is_fixed or properties.get(name, {}).get("default"):
+            yield (
+                f"Refused: the template of the work pool sets {name!r}; reset the template, and set variables in the "
+                "environment of the agent."
+            )
 
 
 def guarded(kind: str) -> type[BaseWorker]:
@@ -99,7 +94,9 @@ def guarded(kind: str) -> type[BaseWorker]:
 
             async def _submit_run(self, flow_run: FlowRun) -> None:
                 deployment = await _deployment_of(self.client, flow_run)
-                if reason := refusal(flow_run, deployment, self.work_pool, entrypoints()):
+                # By the worker's own type: the server's word for the pool's type may be another.
+                template = self.work_pool.base_job_template if kind == PROCESS else None
+                if reason := refusal(flow_run, deployment, entrypoints(), template):
                     await _fail(self, flow_run, reason)
                 else:
                     await super()._submit_run(flow_run)

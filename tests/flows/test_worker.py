@@ -24,33 +24,32 @@ def deployment(**more) -> DeploymentResponse:
     return DeploymentResponse(id=uuid4(), name="train", flow_id=uuid4(), **{"entrypoint": OURS} | more)
 
 
-def pool(kind: str = "process", **defaults) -> WorkPool:
+def template(**defaults) -> dict:
     """As Prefect makes one, with other defaults of its variables."""
-    template = ProcessWorker.get_default_base_job_template()
+    made = ProcessWorker.get_default_base_job_template()
     for name, value in defaults.items():
-        template["variables"]["properties"][name]["default"] = value
-    return WorkPool(name="cpu", type=kind, base_job_template=template)
+        made["variables"]["properties"][name]["default"] = value
+    return made
 
 
 def test_the_projects_own_runs_pass():
     allowed = worker.entrypoints()
     assert {OURS, "flows.sweep.sweep"} <= allowed
     for entrypoint in allowed:
-        assert worker.refusal(run(), deployment(entrypoint=entrypoint), pool(), allowed) is None
+        assert worker.refusal(run(), deployment(entrypoint=entrypoint), allowed, template()) is None
     for variables in ({"gpus": 2}, {"command": None}, {"env": {}}):
-        assert worker.refusal(run(**variables), deployment(job_variables=variables), pool(), allowed) is None
-    assert worker.refusal(run(), deployment(pull_steps=[], path=""), pool(), allowed) is None
+        assert worker.refusal(run(**variables), deployment(job_variables=variables), allowed) is None
+    assert worker.refusal(run(), deployment(pull_steps=[], path=""), allowed) is None
 
 
 @pytest.mark.parametrize(
     "name",
     ["command", "env", "env.PATH", "env.PREFECT_API_URL", "working_dir", "image", "volumes", "job_manifest", "gpus.x"],
 )
-@pytest.mark.parametrize("kind", ["process", "docker"])
-def test_a_variable_that_the_project_does_not_set_is_refused_by_name(name, kind):
+def test_a_variable_that_the_project_does_not_set_is_refused_by_name(name):
     for where in (run(**{name: "secret"}), run()):
         its = {name: "secret"} if not where.job_variables else {}
-        reason = worker.refusal(where, deployment(job_variables=its), pool(kind), [OURS])
+        reason = worker.refusal(where, deployment(job_variables=its), [OURS])
         assert reason.startswith("Refused: the run sets" if not its else "Refused: deployment 'train' sets")
         assert repr(name) in reason
         assert "secret" not in reason
@@ -71,21 +70,21 @@ def test_a_variable_that_the_project_does_not_set_is_refused_by_name(name, kind)
     ],
 )
 def test_a_deployment_of_other_code_is_refused(more):
-    assert worker.refusal(run(), deployment(**more), pool(), [OURS]).startswith("Refused: deployment 'train'")
+    assert worker.refusal(run(), deployment(**more), [OURS]).startswith("Refused: deployment 'train'")
 
 
 def test_a_run_without_a_deployment_is_refused():
-    assert "no deployment" in worker.refusal(run(), None, pool(), [OURS])
+    assert "no deployment" in worker.refusal(run(), None, [OURS])
 
 
-@pytest.mark.parametrize("name", worker.OF_THE_AGENT)
-def test_a_process_pool_that_decides_what_is_executed_is_refused(name):
-    value = {"PATH": "/srv"} if name == "env" else "/srv"
-    fixed = pool()
-    fixed.base_job_template["job_configuration"][name] = value
-    for changed in (pool(**{name: value}), fixed):
-        assert f"sets {name!r}" in worker.refusal(run(), deployment(), changed, [OURS])
-    assert worker.refusal(run(), deployment(), pool("docker", **{name: value}), [OURS]) is None  # its operator's
+@pytest.mark.parametrize("name", ["command", "env", "working_dir"])
+@pytest.mark.parametrize("value", ["{{ gpus }}", {"PATH": "/srv"}])
+def test_a_process_pool_that_decides_what_is_executed_is_refused(name, value):
+    """A template may hand on a variable that passes, too."""
+    fixed = template()
+    fixed["job_configuration"][name] = value
+    for changed in (template(**{name: value}), fixed):
+        assert f"sets {name!r}" in worker.refusal(run(), deployment(), [OURS], changed)
 
 
 class Client:
@@ -101,8 +100,9 @@ class Client:
         self.states.append((run, state, force))
 
 
-@pytest.mark.parametrize("variables", [{}, {"command": "true"}])
-def test_what_is_refused_has_failed_before_it_begins_and_frees_its_place(variables, monkeypatch):
+@pytest.mark.parametrize(("variables", "defaults"), [({}, {}), ({"command": "true"}, {}), ({}, {"command": "true"})])
+@pytest.mark.parametrize("said", ["process", "docker"])  # by the server, of the pool's type
+def test_what_is_refused_has_failed_before_it_begins_and_frees_its_place(variables, defaults, said, monkeypatch):
     begun = []
 
     async def submit(self, flow_run) -> None:
@@ -112,14 +112,16 @@ def test_what_is_refused_has_failed_before_it_begins_and_frees_its_place(variabl
 
     async def offer() -> None:
         made = worker.guarded("process")("cpu", limit=1)
-        made._client, made._work_pool, made._limiter = Client(deployment()), pool(), anyio.CapacityLimiter(1)
+        made._client, made._limiter = Client(deployment()), anyio.CapacityLimiter(1)
+        made._work_pool = WorkPool(name="cpu", type=said, base_job_template=template(**defaults))
         made.get_flow_run_logger = lambda run: logging.getLogger("worker")  # Prefect's sends lines to a server
         one = run(**variables)
         made._limiter.acquire_on_behalf_of_nowait(one.id)
         made._submitting_flow_run_ids.add(one.id)
         await made._submit_run(one)
-        assert begun == ([] if variables else [one])
-        if variables:
+        is_refused = bool(variables or defaults)
+        assert begun == ([] if is_refused else [one])
+        if is_refused:
             ((failed, state, force),) = made._client.states
             assert (failed, state.is_failed(), force) == (one.id, True, True)
             assert "'command'" in state.message
