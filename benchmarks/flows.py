@@ -3,7 +3,8 @@
 ``python -m benchmarks.flows prepare --repository FOLDER`` makes what is measured: a clone of this project with LoRA
 alone, which trains for some ten minutes on two cores (``--epochs``). ``TUNELINE_REPOSITORY=FOLDER python -m
 flows.server`` starts a site on it, with one CPU and one GPU agent. The other parts ask the server of
-``PREFECT_API_URL``, best in this order, and write ``benchmarks/results/flows.json``:
+``PREFECT_API_URL`` with the password of ``PREFECT_API_AUTH_STRING``, best in this order, and write
+``benchmarks/results/flows.json``:
 
 - *around*: of a retraining that trains LoRA for longer than before, what flow and DVC cost: the seconds in which no
   program of the pipeline ran, in the adapter's run once it had begun and in the whole; and what of that run was not the
@@ -28,7 +29,7 @@ from pathlib import Path
 import httpx
 import psutil
 import yaml
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
 from benchmarks.checkpoint import ROOT, machine
 from models.storage import read_json, write_json, write_text
@@ -38,7 +39,8 @@ from pipelines.retrain import BRANCH
 RESULTS = Path(__file__).parent / "results/flows.json"
 LOOKS = 0.5  # seconds between two looks at which stages run
 Spans = dict[tuple[int, float], float]  # of a process, by its number and start: when it was seen last
-SERVER, BUSY = httpx.Client(timeout=60), httpx.codes.SERVICE_UNAVAILABLE
+LOGIN = (PREFECT_API_AUTH_STRING.value() or "").partition(":")[::2]
+SERVER, BUSY = httpx.Client(timeout=60, auth=LOGIN), httpx.codes.SERVICE_UNAVAILABLE
 
 
 def prepare(folder: Path, epochs: int) -> None:

@@ -1,12 +1,12 @@
-"""An agent: a Prefect worker that owns GPUs. ``python -m flows.agent --gpus 0``, ``--gpus 0,1``, or ``--cpu``.
+"""An agent: a worker that owns GPUs. ``python -m flows.agent --gpus 0``, ``--gpus 0,1``, or ``--cpu``.
 
 With ``--gpus`` it serves pool ``gpu``, one run at a time, and of those the ones that need as many GPUs as it owns;
 no other agent on this host can own any of them, and what a run that died left there is ended before the next begins.
 ``--gpus none`` stands in for a GPU on a host without one. With ``--cpu`` it serves pool ``cpu``: orchestration, which
 waits most of the time. It ends with SIGTERM or SIGINT, and what it was doing is done again elsewhere.
 
-Prefect's worker is a process below it, and so is what that runs: whatever ends the agent, but for SIGKILL, ends them.
-A worker that breaks down is started again, and what a flow left that died alone is ended.
+Its worker (flows.worker) is a process below it, and so is what that runs: whatever ends the agent, but for SIGKILL,
+ends them. A worker that breaks down is started again, and what a flow left that died alone is ended.
 """
 
 import argparse
@@ -18,10 +18,11 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
 from flows import gpus
 from flows.orphans import end_orphans
@@ -29,11 +30,16 @@ from models.errors import UserError, program
 from pipelines.clone import home
 from pipelines.programs import end_leftovers, run_module
 
+PROCESS = "process"  # the type of the work pools that agents serve
 SIDE_BY_SIDE = 8  # orchestrating runs, which wait for others
 PATIENCE = 120.0  # seconds for the server to answer at first
 LETTING_GO = 5.0  # seconds that a worker may take to end
 ENDING = 40.0  # seconds that what it runs may take; a training writes a checkpoint
 SHORT = 60.0  # seconds: a worker that ends sooner would do so again
+REFUSALS = {  # of a server that is there, by status
+    httpx.codes.BAD_REQUEST: "it is reached by a name that it does not know; add that to TUNELINE_ORIGINS there.",
+    httpx.codes.UNAUTHORIZED: "the password is missing or wrong; set PREFECT_API_AUTH_STRING to the server's.",
+}
 
 
 def serve_alone(name: str) -> None:
@@ -52,17 +58,19 @@ def serve_alone(name: str) -> None:
 
 
 def wait_for_server() -> None:
-    """Raises UserError: no server is named, or none answers."""
-    address = PREFECT_API_URL.value()
+    """Raises UserError: no server is named, none answers, or it takes no request of this program's."""
+    address, login = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
     if not address:
         raise UserError("PREFECT_API_URL names no server; `make server` starts one and says its address.")
+    auth = httpx.BasicAuth(*login.partition(":")[::2]) if login else None
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
-        try:
-            if httpx.get(f"{address}/health", timeout=5).status_code == 200:
+        with suppress(httpx.HTTPError):
+            answer = httpx.get(f"{address}/version", auth=auth, timeout=5)  # /health asks for no password
+            if answer.status_code == httpx.codes.OK:
                 return
-        except httpx.HTTPError:
-            pass
+            if answer.status_code in REFUSALS:
+                raise UserError(f"The Prefect server at {address} refuses this program: {REFUSALS[answer.status_code]}")
         time.sleep(1)
     raise UserError(f"No Prefect server answers at {address}.")
 
@@ -90,13 +98,14 @@ def main() -> None:
         work = ("--pool", "gpu", "--limit", "1", "--work-queue", f"gpus-{max(len(owned), 1)}")
     # The worker ends by SIGINT, which a job in a shell's background ignores, and its children with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(serve(("worker", "start", "--type", "process", "--name", name, *work), mark, locks))
+    sys.exit(serve(("--type", PROCESS, "--name", name, *work), mark, locks))
 
 
 def serve(worker: Sequence[str], mark: str, locks: Sequence[int]) -> int:
-    """Run Prefect's worker, and another when it breaks down; gives the exit code of the last.
+    """Run a worker, and another when it breaks down; gives the exit code of the last.
 
     Args:
+        worker: arguments of flows.worker.
         mark: by which all that it starts is known.
         locks: open files that it holds for as long as it lives.
 
@@ -108,7 +117,7 @@ def serve(worker: Sequence[str], mark: str, locks: Sequence[int]) -> int:
         began, ended = time.monotonic(), threading.Event()
         threading.Thread(target=end_orphans, args=(mark, ENDING, ended), daemon=True).start()
         try:
-            code = run_module("prefect", *worker, patience=LETTING_GO, files=locks)
+            code = run_module("flows.worker", *worker, patience=LETTING_GO, files=locks)
         finally:
             ended.set()
             lived = time.monotonic() - began

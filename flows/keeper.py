@@ -8,6 +8,7 @@ and jump. While the server is away, and for a while behind it, nobody is declare
 """
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -26,18 +27,24 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import get_current_settings
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 
 from flows import notify
-from flows.agent import wait_for_server
-from flows.runs import BAD, OURS, end_children, restarts, starter_in
+from flows.agent import PROCESS, wait_for_server
+from flows.runs import BAD, HEARTBEAT, OURS, end_children, restarts, starter_in
 from models.errors import program
 
 TICK = 5.0  # seconds between two rounds
-SILENCE = 80.0  # seconds without a sign; they come every 30
+BEATS = 2  # heartbeats that may be missed
+DELIVERY = 20.0  # seconds that a heartbeat may take to be heard of
+# Seconds between the heartbeats of a run that has not said its own: Prefect's default, which a container may have.
+UNKNOWN_HEARTBEAT = 180.0
 AFTER_AN_OUTAGE = 120.0  # seconds more: a server whose database was away drops signs, and takes a while to go on
 OUTAGE = 15.0  # seconds for which a server may be slow to answer before that counts as away
-STARTING = 90.0  # seconds that a worker may take from taking a run to its first sign
+# Seconds from taking a run to its first sign, by type of pool: images are pulled, and pods wait for a free node.
+STARTING = {PROCESS: 90.0, "docker": 1800.0}
+STARTING_ELSEWHERE = 3600.0  # Kubernetes, and types that nobody has foreseen
 REST = 15.0  # seconds between a crash and the next attempt: a worker may still hold the place of the first
 RECENT = 86_400.0  # seconds: what had crashed before, when the keeper began, is history
 SIGN = "prefect.flow-run.heartbeat"
@@ -62,6 +69,7 @@ class Keeper:
     client: SyncPrefectClient
     seen: dict[UUID, Seen] = field(default_factory=dict)
     history: set[UUID] | None = None
+    kinds: dict[str, str] = field(default_factory=dict)  # of pools, by name; read anew in each round
 
     def round(self, seconds: float) -> None:
         """Look at every run once.
@@ -69,6 +77,7 @@ class Keeper:
         Args:
             seconds: for which the server could be heard since the last round.
         """
+        self.kinds.clear()  # a pool may have been made anew, of another type
         alive = self.runs(StateType.RUNNING, StateType.CANCELLING, StateType.PENDING)
         crashed = self.runs(StateType.CRASHED)
         if self.history is None:
@@ -110,16 +119,35 @@ class Keeper:
         body = {"filter": wanted | {"occurred": AT_ANY_TIME}, "limit": 1}
         return f"{run.state_id} {self.client.request('POST', '/events/filter', json=body).json()['total']}"
 
+    def kind_of(self, run: FlowRun) -> str:
+        """The type of the pool that a run is in, such as ``process``; empty if it is in none."""
+        pool = run.work_pool_name
+        if pool and pool not in self.kinds:
+            with suppress(ObjectNotFound):
+                self.kinds[pool] = self.client.read_work_pool(pool).type
+        return self.kinds.get(pool, "")
+
+    def patience_with(self, run: FlowRun) -> float:
+        """Seconds of silence after which a run is dead: by its pool before it begins, then by its own heartbeat."""
+        kind = self.kind_of(run)
+        if run.state.type == StateType.PENDING:
+            return STARTING.get(kind, STARTING_ELSEWHERE)
+        heartbeat = run.labels.get(HEARTBEAT)
+        if not isinstance(heartbeat, int | float):  # the run has not come to say it yet
+            own = get_current_settings().flows.heartbeat_frequency or 0  # which agents of this project have, too
+            heartbeat = own if kind == PROCESS else UNKNOWN_HEARTBEAT
+        return BEATS * heartbeat + DELIVERY if heartbeat else math.inf
+
     def bury_if_dead(self, run: FlowRun) -> None:
         silent = self.seen[run.id].silent
+        if silent <= self.patience_with(run):
+            return
         if run.state.type == StateType.PENDING:
-            if silent > STARTING:
-                self.set(run, Crashed(message=f"Taken by a worker, and not begun for {silent:.0f} s."))
-        elif silent > SILENCE:
-            if run.state.type == StateType.CANCELLING:
-                self.set(run, Cancelled(message=f"Whoever was to end it gave no sign of life for {silent:.0f} s."))
-            else:
-                self.set(run, Crashed(message=f"No sign of life for {silent:.0f} s: its process or host is gone."))
+            self.set(run, Crashed(message=f"Taken by a worker, and not begun for {silent:.0f} s."))
+        elif run.state.type == StateType.CANCELLING:
+            self.set(run, Cancelled(message=f"Whoever was to end it gave no sign of life for {silent:.0f} s."))
+        else:
+            self.set(run, Crashed(message=f"No sign of life for {silent:.0f} s: its process or host is gone."))
 
     def take_up(self, run: FlowRun) -> None:
         """Schedule a run again that crashed; one that was to end has ended, one that crashed too often failed."""

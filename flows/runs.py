@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import FailedRun, ObjectNotFound, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
+from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Cancelling, Failed
 
 from flows import notify
@@ -28,6 +29,7 @@ from pipelines.clone import RemoteAway, clones
 from pipelines.programs import end_leftovers
 
 OURS = "tuneline"  # the tag of every deployment
+HEARTBEAT = "tuneline.heartbeat"  # the label by which a run says how often it gives a sign of life, in seconds
 POLL = 3.0  # seconds
 AT_ONCE = 200  # runs that the server tells of in one answer
 PAUSES = (10, 30, 60, 300, 900, 1800)  # seconds between attempts while something elsewhere is away: an hour in all
@@ -77,14 +79,21 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def begin() -> str:
-    """This run's id, once nothing is left of an earlier life of it on this host.
+    """This run's id, once nothing is left of an earlier life of it on this host, and the keeper knows its heartbeat.
 
     Processes that a killed run had started live on without it, and would train beside their successors.
     """
     run = str(runtime.flow_run.id)
+    report_heartbeat(run)
     end_leftovers("PREFECT__FLOW_RUN_ID", run)
     clear_old(run)
     return run
+
+
+def report_heartbeat(run: str) -> None:
+    """Label a run with the seconds between its heartbeats, 0 for none: its host may have another setting."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run_labels(UUID(run), {HEARTBEAT: get_current_settings().flows.heartbeat_frequency or 0})
 
 
 @contextmanager

@@ -4,28 +4,36 @@ A Prefect server on loopback (SQLite), the keeper, a CPU agent and an agent for 
 starts again what ends and stops all with Ctrl-C or SIGTERM. The deployments of prefect.yaml are made, too.
 Everything lies in ``TUNELINE_HOME``; logs under ``server/``.
 
-To be reached from other hosts it needs a host name and a password: ``--host 0.0.0.0`` is refused without
-``PREFECT_SERVER_API_AUTH_STRING``. The database is another one with ``PREFECT_API_DATABASE_CONNECTION_URL``.
+The server asks for a password, on loopback too: that of ``PREFECT_SERVER_API_AUTH_STRING``, or one that is generated
+once and kept in ``server/login``. To be reached from other hosts it needs one of the user's own (``--host 0.0.0.0`` is
+refused without), and ``TUNELINE_ORIGINS`` with the addresses that they use. The database is another one with
+``PREFECT_API_DATABASE_CONNECTION_URL``.
 """
 
 import argparse
 import configparser
+import fcntl
 import ipaddress
 import os
 import re
+import shlex
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from flows import gpus
+from flows.access import DEFAULT_PORT, LOGIN, ORIGINS, origins_of, own_login, refuse_bad_login
 from flows.agent import ENDING
 from models.errors import UserError, program
 from models.storage import writing
 from pipelines.clone import home, repository
-from pipelines.programs import become
+from pipelines.programs import become, end_leftovers
 
-PORT = 4200
+CLIENT_LOGIN = "PREFECT_API_AUTH_STRING"  # in the environment of the server's clients
+SITE = "TUNELINE_SITE"  # in the environment of all that a site starts
 
 
 def refuse_if_open(host: str) -> None:
@@ -34,9 +42,9 @@ def refuse_if_open(host: str) -> None:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = host == "localhost"
-    if not loopback and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+    if not loopback and not os.environ.get(LOGIN):
         raise UserError(
-            f"--host {host} can be reached from elsewhere: set PREFECT_SERVER_API_AUTH_STRING to user:password here, "
+            f"--host {host} can be reached from elsewhere: set {LOGIN} to user:password here, "
             "and PREFECT_API_AUTH_STRING to the same for agents and users."
         )
 
@@ -49,8 +57,58 @@ def refuse_if_taken(host: str, port: int) -> None:
     except (OSError, OverflowError) as error:
         said = getattr(error, "strerror", None) or error
         raise UserError(
-            f"The server cannot listen on {host}, port {port} ({said}); stop what does, or choose --port."
+            f"The server cannot listen on {host}, port {port} ({said}{_listeners(port)}); stop what does, or choose "
+            "--port."
         ) from None
+
+
+def _listeners(port: int) -> str:
+    """The processes that listen on a port, as far as this user may know them."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.Error:
+        return ""
+    pids = {found.pid for found in connections if found.status == psutil.CONN_LISTEN and found.laddr.port == port}
+    return "".join(f"; process {pid}" for pid in sorted(pids - {None}))
+
+
+def private(folder: Path) -> Path:
+    """Make a folder that only this user can enter; gives it.
+
+    Raises:
+        UserError: it belongs to somebody else.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.geteuid():
+        raise UserError(f"{folder} belongs to another user; choose another TUNELINE_HOME.")
+    folder.chmod(0o700)
+    return folder
+
+
+def hold_site(folder: Path) -> int:
+    """Be the one site of this folder for as long as this process lives, and whatever it becomes; gives the lock.
+
+    What a supervisor that was killed has left of the site is ended: it would hold the port and the agents' places.
+
+    Raises:
+        UserError: a site runs there already.
+    """
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        process = os.read(lock, 20).decode() or "unknown"
+        os.close(lock)
+        raise UserError(
+            f"A site runs in {folder} already (process {process}); stop it with Ctrl-C or `kill {process}`, or choose "
+            "another TUNELINE_HOME."
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    os.set_inheritable(lock, True)
+    if left := end_leftovers(SITE, str(folder), patience=ENDING):
+        print(f"Ended {left} programs of a killed site · 已结束被强制终止的站点遗留的 {left} 个程序", flush=True)
+    return lock
 
 
 def agents_of(said: Sequence[str] | None) -> list[str]:
@@ -77,7 +135,7 @@ def refuse_if_variable(*folders: Path) -> None:
 
 def programs_of(host: str, port: int, owned: list[str]) -> dict[str, list[str]]:
     """What runs, by name: arguments of Python."""
-    server = ["-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    server = ["-m", "flows.api", "--host", host, "--port", str(port)]
     agents = {"gpu-" + re.sub(r"[^\w-]+", "-", each): ["-m", "flows.agent", "--gpus", each] for each in owned}
     keeper = {"keeper": ["-m", "flows.keeper"], "cpu": ["-m", "flows.agent", "--cpu"]}
     return {"server": server} | keeper | agents | {"deployments": ["-m", "flows.deployments"]}
@@ -126,24 +184,30 @@ def _program(name: str, command: list[str], folder: Path) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Server, keeper and agents of one machine.")
     parser.add_argument("--host", default="127.0.0.1", help="where the server listens (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=PORT, help=f"({PORT})")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"({DEFAULT_PORT})")
     parser.add_argument("--gpus", action="append", help="what one GPU agent owns, such as 0,1; by default one GPU each")
     arguments = parser.parse_args()
     owned = agents_of(arguments.gpus)
     refuse_if_open(arguments.host)
-    refuse_if_taken(arguments.host, arguments.port)
+    if login := os.environ.get(LOGIN):
+        refuse_bad_login(login)
+    origins_of(arguments.host, arguments.port, os.environ.get(ORIGINS, ""))  # a mistake in it is told at once
     folder = home() / "server"
     refuse_if_variable(folder, Path.cwd(), Path(sys.executable))
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    hold_site(private(folder))
+    refuse_if_taken(arguments.host, arguments.port)
     host = {"0.0.0.0": "127.0.0.1"}.get(arguments.host, arguments.host)
     address = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}"
-    os.environ |= {"PREFECT_API_URL": f"{address}/api", "TUNELINE_REPOSITORY": repository()}
+    os.environ |= {"PREFECT_API_URL": f"{address}/api", "TUNELINE_REPOSITORY": repository(), SITE: str(folder)}
     os.environ.setdefault("PREFECT_HOME", str(folder / "prefect"))
-    if password := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
-        os.environ.setdefault("PREFECT_API_AUTH_STRING", password)
+    os.environ |= dict.fromkeys((LOGIN, CLIENT_LOGIN), login or own_login(folder / "login"))
     configuration = write_configuration(folder, programs_of(arguments.host, arguments.port, owned))
     print(f"{address} · logs · 日志 {folder} · Ctrl-C stops all · 按 Ctrl-C 全部停止", flush=True)
     print(f"export PREFECT_API_URL={address}/api", flush=True)
+    if not login:
+        path = shlex.quote(str(folder / "login"))
+        print(f'export PREFECT_API_AUTH_STRING="$(cat {path})"', flush=True)
+        print(f"The UI asks for what {path} holds · 登录界面时输入该文件的内容", flush=True)
     become("supervisor.supervisord", "--nodaemon", "--configuration", str(configuration))
 
 

@@ -16,6 +16,7 @@ import psutil
 from given import ROOT, write_rows
 from project import PATH, Project
 
+LOGIN = "tests:the password of a test's site"
 LONG = 1200.0  # seconds that anything may take here, beside other tests on a slow machine
 TRAINING = "stages.train"
 
@@ -38,6 +39,7 @@ class Site:
             **os.environ,
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": self.api,
+            **dict.fromkeys(("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"), LOGIN),
             "TUNELINE_HOME": str(folder / "home"),
             "TUNELINE_REPOSITORY": str(self.project.folder),
             "HF_HUB_OFFLINE": "1",
@@ -47,7 +49,7 @@ class Site:
             **environment,
         }
         self.programs = {
-            "server": ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)),
+            "server": ("flows.api", "--host", "127.0.0.1", "--port", str(port)),
             "keeper": ("flows.keeper",),
             "cpu": ("flows.agent", "--cpu"),
             "gpu": ("flows.agent", "--gpus", "none"),
@@ -56,12 +58,10 @@ class Site:
     def start(self, *names: str) -> None:
         for name in names:
             with (self.folder / f"{name}.log").open("a") as log:
-                # flows sets Prefect's settings for whoever imports it; the server itself is told by its environment.
-                settings = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", **LEASES}
                 self.running[name] = subprocess.Popen(
                     [sys.executable, "-m", *self.programs[name]],
                     cwd=ROOT,
-                    env=settings | self.environment | self.own.get(name, {}),
+                    env=self.environment | self.own.get(name, {}),
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
@@ -92,8 +92,7 @@ class Site:
         self.start(*self.programs)
 
     def ask(self, method: str, path: str, body: dict | None = None):
-        secret = self.environment.get("PREFECT_API_AUTH_STRING")
-        auth = tuple(secret.split(":")) if secret else None
+        auth = tuple(self.environment["PREFECT_API_AUTH_STRING"].split(":"))
         until = time.monotonic() + 60
         while True:
             try:
@@ -167,9 +166,6 @@ class Site:
 
     def git(self, *arguments: str) -> str:
         return self.project.run("git", *arguments).stdout.strip()
-
-
-LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
 
 
 def make_small(project: Project) -> None:

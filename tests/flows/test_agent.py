@@ -1,12 +1,16 @@
 """Agents: whose GPUs are whose, and what one that died left behind."""
 
+import base64
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import psutil
 import pytest
 from given import ROOT
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows import agent
 from models.errors import UserError
@@ -70,3 +74,43 @@ def test_without_a_server_it_ends_with_a_sentence(tmp_path, address, said):
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def answers():
+    """A server that answers with ``server.status``, and keeps what it was asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(self.server.status.pop(0) if len(self.server.status) > 1 else self.server.status[0])
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("status", "said"), [(401, "PREFECT_API_AUTH_STRING"), (400, "TUNELINE_ORIGINS")])
+def test_a_server_that_refuses_a_program_is_not_waited_for(answers, status, said):
+    answers.status = [status]
+    address = f"http://127.0.0.1:{answers.server_port}/api"
+    with temporary_settings({PREFECT_API_URL: address}), pytest.raises(UserError, match=said):
+        agent.wait_for_server()
+    assert len(answers.asked) == 1
+
+
+def test_a_server_that_starts_is_waited_for_and_asked_with_the_password(answers, monkeypatch):
+    monkeypatch.setattr(agent.time, "sleep", lambda _: None)
+    answers.status = [503, 200]
+    address = f"http://127.0.0.1:{answers.server_port}/api"
+    with temporary_settings({PREFECT_API_URL: address, PREFECT_API_AUTH_STRING: "user:a:password"}):
+        agent.wait_for_server()
+    login = f"Basic {base64.b64encode(b'user:a:password').decode()}"
+    assert answers.asked == [("/api/version", login)] * 2  # /health answers whoever asks

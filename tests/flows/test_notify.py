@@ -1,7 +1,9 @@
 """What the outside is told: by HTTP to a server that really listens, and by a program that really runs."""
 
 import json
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -56,8 +58,9 @@ def test_what_cannot_be_told_stops_nothing_and_shows_no_secret(listener, monkeyp
     assert "secret" not in said
 
 
-def test_an_address_that_is_none_stops_nothing(monkeypatch, capsys):
-    monkeypatch.setenv("TUNELINE_WEBHOOK", "http://host:secret/x")
+@pytest.mark.parametrize("address", ["http://host:secret/x", f"http://{'secret' * 20}/", "secret"])
+def test_an_address_that_is_none_stops_nothing(monkeypatch, capsys, address):
+    monkeypatch.setenv("TUNELINE_WEBHOOK", address)
     monkeypatch.setenv("TUNELINE_COMMAND", " ")
     notify.tell("failed", "because")
     said = capsys.readouterr().out
@@ -69,4 +72,66 @@ def test_nobody_is_told_where_nobody_listens(monkeypatch, capsys):
     monkeypatch.delenv("TUNELINE_WEBHOOK", raising=False)
     monkeypatch.delenv("TUNELINE_COMMAND", raising=False)
     notify.tell("drift", "x")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def trickling():
+    """A server that answers byte by byte and never ends; gives its port, and whether a client still listens."""
+    left = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while not left.wait(0.02):
+                try:
+                    connection.sendall(b"a")
+                except OSError:
+                    left.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: answer(server.accept()[0]), daemon=True).start()
+        yield server.getsockname()[1], left
+        left.set()
+
+
+def test_a_webhook_that_answers_byte_by_byte_holds_nothing_up(trickling, monkeypatch, capsys):
+    port, left = trickling
+    monkeypatch.setattr(notify, "SECONDS", 0.5)
+    monkeypatch.setenv("TUNELINE_WEBHOOK", f"http://127.0.0.1:{port}/?key=secret")
+    monkeypatch.delenv("TUNELINE_COMMAND", raising=False)
+    started = time.monotonic()
+    notify.tell("failed", "because")
+    assert 0.4 < time.monotonic() - started < 2
+    assert capsys.readouterr().out == "The webhook was not told that failed: TimeoutException.\n"
+    assert left.wait(5)  # nobody goes on reading
+
+
+def test_a_name_that_takes_long_to_resolve_holds_nothing_up(monkeypatch, capsys):
+    monkeypatch.setattr(notify, "SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **more: time.sleep(3))
+    monkeypatch.setenv("TUNELINE_WEBHOOK", "http://slow.example/")
+    started = time.monotonic()
+    notify.tell("failed", "because")
+    assert time.monotonic() - started < 2
+    assert "was not told that failed: TimeoutException" in capsys.readouterr().out
+
+
+def test_the_body_of_an_answer_is_not_waited_for(monkeypatch, capsys):
+    """A status says enough; a body without end would only end by the limit."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+                connection.recv(1)
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv("TUNELINE_WEBHOOK", f"http://127.0.0.1:{server.getsockname()[1]}/")
+        started = time.monotonic()
+        notify.tell("drift", "x")
+    assert time.monotonic() - started < 2
     assert capsys.readouterr().out == ""

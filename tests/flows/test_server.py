@@ -1,9 +1,15 @@
 """The server of one machine: closed to others unless it asks for a password, and what supervisord is told."""
 
 import configparser
+import os
 import socket
+import stat
+import subprocess
+import sys
 
+import psutil
 import pytest
+from given import ROOT
 
 from flows import gpus, server
 from models.errors import UserError
@@ -28,7 +34,7 @@ def test_loopback_needs_none(host, monkeypatch):
 def test_where_something_listens_no_server_is_started(host):
     with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as other:
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port}"):
+        with pytest.raises(UserError, match=rf"port {port} .*; process {os.getpid()}\)"):
             server.refuse_if_taken(host, port)
     server.refuse_if_taken(host, port)
 
@@ -41,6 +47,7 @@ def test_supervisord_runs_server_keeper_and_an_agent_for_each_gpu(tmp_path, monk
     names = {name.partition(":")[2] for name in found.sections() if name.startswith("program:")}
     assert names == {"server", "keeper", "cpu", "gpu-0", "gpu-1-2", "deployments"}
     assert '"--gpus" "1,2"' in found["program:gpu-1-2"]["command"]
+    assert '"flows.api"' in found["program:server"]["command"]  # Prefect's own lets every page in
     assert all(found[f"program:{name}"]["killasgroup"] == "true" for name in names)
     assert "secret" not in path.read_text(encoding="utf-8")
 
@@ -60,3 +67,125 @@ def test_two_agents_never_own_the_same_gpu(monkeypatch):
             server.agents_of(said)
     with pytest.raises(UserError, match="it has 0, 1"):
         server.agents_of(["2"])
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch, capfd):
+    """Start a site up to where supervisord takes over; gives what it prints, and the environment of its programs."""
+
+    def started(*arguments: str, **environment: str) -> tuple[str, dict[str, str]]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        kept |= {"TUNELINE_HOME": str(tmp_path / "a home"), "TUNELINE_REPOSITORY": str(tmp_path)} | environment
+        monkeypatch.setattr(os, "environ", kept)
+        monkeypatch.setattr(server, "become", lambda *command: None)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        monkeypatch.setattr("sys.argv", ["server", "--gpus", "none", "--port", port, *arguments])
+        server.main.__wrapped__()
+        return capfd.readouterr().out, kept
+
+    return started
+
+
+def test_a_site_on_loopback_has_a_password_that_only_its_file_and_its_programs_hold(start, tmp_path):
+    said, environment = start()
+    path = tmp_path / "a home/server/login"
+    login = path.read_text().strip()
+    assert environment["PREFECT_SERVER_API_AUTH_STRING"] == environment["PREFECT_API_AUTH_STRING"] == login
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    password = login.partition(":")[2]
+    assert password not in said
+    assert password not in (path.parent / "supervisord.conf").read_text()
+    # What is printed sets a shell up, whatever stands in the path.
+    (line,) = (line for line in said.splitlines() if "PREFECT_API_AUTH_STRING" in line)
+    done = subprocess.run(
+        ["sh", "-c", f'{line}; printf %s "$PREFECT_API_AUTH_STRING"'], capture_output=True, text=True, env={}
+    )
+    assert done.stdout == login
+
+
+def test_a_password_of_the_users_own_wins(start, tmp_path):
+    _, environment = start(PREFECT_SERVER_API_AUTH_STRING="user:own", PREFECT_API_AUTH_STRING="user:former")
+    assert environment["PREFECT_SERVER_API_AUTH_STRING"] == environment["PREFECT_API_AUTH_STRING"] == "user:own"
+    assert not (tmp_path / "a home/server/login").exists()
+
+
+@pytest.mark.parametrize(
+    "environment", [{"PREFECT_SERVER_API_AUTH_STRING": "secret"}, {"TUNELINE_ORIGINS": "gpu-host:4200"}]
+)
+def test_a_mistake_in_the_environment_is_told_before_anything_starts(start, environment):
+    with pytest.raises(UserError, match=next(iter(environment))) as told:
+        start(**environment)
+    assert "secret" not in str(told.value)
+
+
+def test_a_folder_of_a_site_is_closed_to_others_though_it_was_open(tmp_path):
+    (tmp_path / "server").mkdir(mode=0o755)
+    assert stat.S_IMODE(server.private(tmp_path / "server").stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_refused(tmp_path):
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(UserError, match="another user"):
+        server.private(tmp_path)
+
+
+def test_a_second_site_in_the_same_folder_is_refused_and_changes_nothing(start, tmp_path):
+    start()
+    configuration = tmp_path / "a home/server/supervisord.conf"
+    before = configuration.read_text()
+    with pytest.raises(UserError, match=f"process {os.getpid()}.*`kill {os.getpid()}`"):
+        start()  # on another port
+    assert configuration.read_text() == before
+    assert (configuration.parent / "lock").read_text() == str(os.getpid())
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from flows import server
+server.hold_site(Path(sys.argv[1]))
+server.become("timeit", "-n", "1", "-r", "1", "import subprocess, time; "
+    "subprocess.Popen(['sleep', '60']); print('held', flush=True); time.sleep(60)")
+"""
+
+
+def test_a_site_is_held_by_what_becomes_of_the_process_and_not_by_what_that_starts(tmp_path):
+    """supervisord takes the process over; its programs outlive it when it is killed."""
+    environment = os.environ | {server.SITE: str(tmp_path), "PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    (left,) = psutil.Process(holder.pid).children()
+    with pytest.raises(UserError, match=f"process {holder.pid}"):
+        server.hold_site(tmp_path)
+    holder.kill()
+    holder.wait()
+    assert left.is_running()
+    os.close(server.hold_site(tmp_path))
+    assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_a_killed_site_left_is_ended_and_another_sites_programs_are_not(tmp_path, capsys):
+    mine, other = (
+        subprocess.Popen(["sleep", "60"], env={**os.environ, server.SITE: str(folder)})
+        for folder in (tmp_path, tmp_path / "other")
+    )
+    try:
+        os.close(server.hold_site(tmp_path))
+        assert mine.poll() is not None
+        assert other.poll() is None
+        assert "Ended 1 programs of a killed site" in capsys.readouterr().out
+        os.close(server.hold_site(tmp_path))
+        assert capsys.readouterr().out == ""
+    finally:
+        mine.kill()
+        other.kill()
+
+
+def test_all_that_a_site_starts_bears_its_mark(start, tmp_path):
+    assert start()[1][server.SITE] == str(tmp_path / "a home/server")

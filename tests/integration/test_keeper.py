@@ -7,13 +7,16 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelled, Crashed, Running
-from sites import Site, until
+from sites import LOGIN, Site, until
 
 from flows.deployments import switch_on, switched_on
-from flows.keeper import REST, SIGN, SILENCE, Keeper
-from flows.runs import OURS, end_children, tag_of
+from flows.keeper import BEATS, DELIVERY, REST, SIGN, Keeper
+from flows.runs import HEARTBEAT, OURS, end_children, tag_of
 
 pytestmark = pytest.mark.integration
+
+BEAT = 30
+SILENCE = BEATS * BEAT + DELIVERY
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +24,7 @@ def client(tmp_path_factory):
     site = Site(tmp_path_factory.mktemp("site"))
     try:
         site.start("server")
-        with SyncPrefectClient(site.api) as client:
+        with SyncPrefectClient(site.api, auth_string=LOGIN) as client:
             until(lambda: client.api_healthcheck() is None, "the server")
             yield client
     finally:
@@ -37,6 +40,7 @@ def run(client) -> FlowRun:
     body = {"name": "finetune lora", "tags": [OURS], "state": {"type": "PENDING"}}
     made = client.request("POST", f"/deployments/{deployment}/create_flow_run", json=body).json()["id"]
     client.set_flow_run_state(made, Running(), force=True)
+    client.update_flow_run_labels(made, {HEARTBEAT: BEAT})
     yield client.read_flow_run(made)
     client.delete_flow_run(made)
 
@@ -65,6 +69,33 @@ def test_a_sign_counts_whatever_the_clock_of_its_host_shows(client, run, occurre
     assert state(client, run) == StateType.RUNNING
     keeper.round(5)
     assert state(client, run) == StateType.CRASHED
+
+
+def test_a_run_whose_heartbeats_are_rare_is_listened_to_for_longer(client, run):
+    client.update_flow_run_labels(run.id, {HEARTBEAT: 180})
+    keeper = Keeper(client)
+    keeper.round(0)
+    keeper.round(BEATS * 180 + DELIVERY - 1)
+    assert state(client, run) == StateType.RUNNING
+    keeper.round(5)
+    assert state(client, run) == StateType.CRASHED
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("process", 90), ("docker", 1800), ("kubernetes", 3600)])
+def test_a_run_that_a_worker_has_taken_may_take_as_long_as_its_pool_needs_to_start_it(client, kind, seconds):
+    client.request("POST", "/work_pools/", json={"name": kind, "type": kind, "base_job_template": {}})
+    flow = client.request("POST", "/flows/", json={"name": "kept"}).json()["id"]
+    body = {"name": f"in {kind}", "flow_id": flow, "tags": [OURS], "work_pool_name": kind}
+    deployment = client.request("POST", "/deployments/", json=body).json()["id"]
+    body = {"tags": [OURS], "state": {"type": "PENDING"}}
+    made = client.request("POST", f"/deployments/{deployment}/create_flow_run", json=body).json()["id"]
+    taken, keeper = client.read_flow_run(made), Keeper(client)
+    keeper.round(0)
+    keeper.round(seconds)
+    assert state(client, taken) == StateType.PENDING
+    keeper.round(1)
+    assert state(client, taken) == StateType.CRASHED
+    client.delete_flow_run(made)
 
 
 def test_a_schedule_that_was_switched_on_is_switched_on_again(client):
