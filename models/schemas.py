@@ -8,14 +8,13 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import UserError
 
 MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 32
 MAX_KEYS = 1000  # of the outermost object; pydantic keeps an error for each unknown one
-Kind = TypeVar("Kind")
 
 Text = Annotated[str, Field(max_length=4096)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -26,6 +25,9 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 class Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Kind = TypeVar("Kind", bound=Schema)
 
 
 # Parsing -------------------------------------------------------------------------------------------
@@ -88,13 +90,13 @@ def _is_too_deep(value: Any) -> bool:
 
 
 def parse(kind: type[Kind], content: dict, path: Path) -> Kind:
-    """The content of a file as an instance of a schema or dataclass.
+    """The content of a file as an instance of a schema.
 
     Raises:
         UserError: a key is missing or unknown, or a value is not allowed; the sentence names it.
     """
     try:
-        return TypeAdapter(kind).validate_python(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(printable(part) for part in first["loc"])
