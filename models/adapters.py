@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, create_model
 
 from models import schemas
-from models.base import Base, load_model
+from models.base import Base, load_config, load_model
 from models.errors import UserError
 from models.prompt import PROMPT_VERSION
 from models.schemas import LoraFile, PrefixFile, Sha256, Text
@@ -508,6 +508,24 @@ def _on_base(folder: Path, manifest: Manifest, load_base: Callable):
     return tuned.eval()
 
 
+def read_prefix(folder: Path, base: Base):
+    """The (prefix tokens, 2 · layers · hidden_size) rows of a saved prefix.
+
+    Raises:
+        UserError: see :func:`load`.
+    """
+    import torch
+
+    manifest = _parse_manifest(folder)
+    check(manifest, base, folder)
+    saved, config = _read_saved(folder, manifest.method, manifest), load_config(base)
+    _refuse_other_names(saved.path, [PREFIX_ROWS], saved.tensors)
+    width = 2 * config.num_layers * config.hidden_size
+    wanted = torch.empty(saved.config.num_virtual_tokens, width, device="meta")
+    _refuse_misfit(saved.path, PREFIX_ROWS, saved.tensors[PREFIX_ROWS], wanted)
+    return saved.tensors[PREFIX_ROWS]
+
+
 def put_prefix(tuned, rows) -> None:
     """Make (prefix tokens, 2 · layers · hidden_size) rows the prefix of a model with one."""
     import torch
@@ -537,7 +555,7 @@ def load(folder: Path, base: Base, quantization: int | str | None = AS_TRAINED, 
     bits = manifest.quantization if quantization == AS_TRAINED else quantization
     if manifest.method == "full":
         if bits is not None:
-            raise UserError(f"{folder} holds all weights of a model, which are not loaded in {bits} bits; leave it out.")
+            raise UserError(f"{folder} holds all weights of a model, which do not load in {bits} bits; leave that out.")
         model = load_model(base, dtype or manifest.dtype)
         _load_all_weights(model, folder, manifest.weights_sha256)
         return model

@@ -106,14 +106,14 @@ def _refuse_foreign(folder: Path) -> None:
     """Raises UserError: weights stand twice, or the folder holds an adapter or tokens beside them."""
     if foreign := [name for name in FOREIGN if (folder / name).exists()]:
         raise UserError(
-            f"The base model in {folder} has {' and '.join(foreign)} beside its weights, which other programs load with "
-            "them. Tuneline loads the weights alone: merge it into them, or move it out of the folder."
+            f"The base model in {folder} has {' and '.join(foreign)} beside its weights, which other programs load "
+            "with them. Tuneline loads the weights alone: merge it into them, or move it out of the folder."
         )
     named = [name for name in (*SINGLE_WEIGHTS, *WEIGHT_INDEXES) if (folder / name).exists()]
     if len(named) > 1:
         raise UserError(
-            f"The base model in {folder} has its weights more than once: {' and '.join(named)}. Move those that are not "
-            "meant out of the folder; of a hub id, download the others alone and name their folder in base.model."
+            f"The base model in {folder} has its weights more than once: {' and '.join(named)}. Move those that "
+            "are not meant out of the folder; of a hub id, download the others alone and name their folder in base.model."
         )
 
 

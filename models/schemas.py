@@ -209,8 +209,8 @@ TOKENS = ("bos_token", "eos_token", "mask_token", "pad_token", "unk_token")
 class TokenizerConfig(Schema):
     """``tokenizer_config.json`` of ChatGLM-6B, as published or as transformers writes it.
 
-    Only :data:`TOKENS`, :data:`TOKENIZER_OPTIONS` and ``num_image_tokens`` are used; ``vocab_file``, which would name another vocabulary, is
-    unknown here.
+    Only :data:`TOKENS`, :data:`TOKENIZER_OPTIONS` and ``num_image_tokens`` are used. ``vocab_file``, which would name
+    another vocabulary, is unknown here.
     """
 
     do_lower_case: bool = False

@@ -69,6 +69,12 @@ def load_tensors(path: Path, sha256: str | None, changed: str) -> dict[str, "tor
     return dict(read_tensors(path, sha256, changed))
 
 
+def load_pickled(path: Path) -> dict[str, "torch.Tensor"]:
+    """All tensors of a file that torch.save wrote, whatever its name and hash; see :func:`unpickle`."""
+    with path.open("rb") as file:
+        return dict(_read_pickled(file, path, None, ""))
+
+
 # safetensors ---------------------------------------------------------------------------------------
 
 
