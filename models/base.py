@@ -21,6 +21,7 @@ WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json"
 # Other programs would load these with the weights, so a folder that holds one is not what its weights say.
 FOREIGN = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "added_tokens.json")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
+HASHED_AT_ONCE = 2**26  # bytes; hashing 13 GB takes ten seconds, which load_model spends anyway
 QUANTIZATIONS = (None, 4, 8)
 
 
@@ -113,7 +114,7 @@ def _refuse_foreign(folder: Path) -> None:
     if len(named) > 1:
         raise UserError(
             f"The base model in {folder} has its weights more than once: {' and '.join(named)}. Move those that "
-            "are not meant out of the folder; of a hub id, download the others alone and name their folder in base.model."
+            "are not meant out of the folder; of a hub id, download the others alone and give base.model their folder."
         )
 
 
@@ -239,7 +240,7 @@ def read_record(folder: Path) -> Base:
         if not file.is_file():
             raise UserError(f"The base model's file {file} is gone; run `dvc repro base`.")
         size = file.stat().st_size
-        if size != entry["size"] or (size <= 2**26 and sha256_of(file) != entry["sha256"]):
+        if size != entry["size"] or (size <= HASHED_AT_ONCE and sha256_of(file) != entry["sha256"]):
             raise UserError(_changed(file))
     _refuse_foreign(base.folder)
     return base
