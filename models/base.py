@@ -359,6 +359,8 @@ def load_model(base: Base, dtype: str, quantization: int | None = None):
     if quantizer is not None:
         model.hf_quantizer = quantizer
         quantizer.postprocess_model(model)
+    # Trainer leaves use_cache false in the config.json of what it trained; answers are generated with a KV cache.
+    model.generation_config.use_cache = True
     return model.requires_grad_(False).eval()
 
 

@@ -191,6 +191,15 @@ def test_a_configuration_that_would_change_what_is_loaded_is_refused(base_copy, 
         base.verify(base_copy, "tiny")
 
 
+def test_answers_are_generated_with_a_cache_whatever_the_configuration_says(base_copy):
+    """Trainer writes use_cache false into the config.json of the tiny base."""
+    edit(base_copy / "config.json", use_cache=False)
+    (base_copy / "generation_config.json").unlink()
+    model = base.load_model(base.verify(base_copy, "tiny"), "float32")
+    assert model.generation_config.use_cache
+    assert not model.config.use_cache
+
+
 def test_keys_that_say_where_a_checkpoint_comes_from_change_nothing(base_copy):
     before = base.load_config(base.verify(base_copy, "tiny")).to_dict()
     edit(
