@@ -206,7 +206,7 @@ def unpickle(file: Path, path: Path) -> dict[str, "torch.Tensor"]:
     try:
         content = load_state_dict(str(file))
     except pickle.UnpicklingError:
-        raise Damaged(f"{path} holds more than tensors, which could run code; refused.") from None
+        raise Damaged(f"{path} holds more than tensors, which could run code, or is damaged; refused.") from None
     except Exception as error:  # the unpickler fails in many ways on bytes that torch.save did not write
         reason = printable(next(iter(str(error).strip().splitlines()), ""), 200) or type(error).__name__
         raise Damaged(f"{path} cannot be read ({reason}); fetch it again.") from None
@@ -219,9 +219,14 @@ def _refuse_compressed(file: Path, path: Path) -> None:
     """Raises Damaged: the zip entries are compressed or larger than the file, as in a decompression bomb."""
     try:
         if not zipfile.is_zipfile(file):
+            with file.open("rb") as start:
+                if start.read(2) == b"PK":
+                    raise Damaged(f"{path} was cut off; fetch it again.")
             return  # the format before PyTorch 1.6
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
+    except Damaged:
+        raise
     except Exception as error:  # struct.error, UnicodeDecodeError and others, for damaged directories
         raise Damaged(f"{path} has a damaged directory ({type(error).__name__}); fetch it again.") from None
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)

@@ -284,6 +284,40 @@ def test_answers_of_other_weights_are_no_evidence(repository):
         promote.promote("lora")
 
 
+def with_configuration(folder: Path, content: str) -> dict:
+    """Give an adapter a configuration, with its hash in the manifest; gives the hashes."""
+    (folder / adapters.CONFIG).write_text(content)
+    manifest = read_json(folder / "manifest.json") | {"config_sha256": sha256_of(folder / adapters.CONFIG)}
+    write_json(folder / "manifest.json", manifest)
+    return {key: manifest[key] for key in promote.HASHED}
+
+
+def test_answers_with_another_configuration_are_no_evidence(repository):
+    """The same weights answer differently with another lora_alpha."""
+    hashes = with_configuration(promote.WEIGHTS / "lora", "{}")
+    path = promote.PREDICTIONS / "lora/figures.json"
+    figures = read_json(path)
+    with pytest.raises(UserError, match="are not those of"):
+        promote.promote("lora")
+    write_json(path, figures | {"of": hashes})
+    (promote.WEIGHTS / "lora" / adapters.CONFIG).write_text("{ }")
+    with pytest.raises(UserError, match="are not those of"):
+        promote.promote("lora")
+    (promote.WEIGHTS / "lora" / adapters.CONFIG).write_text("{}")
+    assert promote.promote("lora")["promote"]
+
+
+def test_adapters_are_told_apart_by_their_configuration_too(repository):
+    lora, other = promote.WEIGHTS / "lora", trained("other", "first")
+    assert promote.weights_of(lora) == promote.weights_of(other)
+    with_configuration(lora, "{}")
+    assert promote.weights_of(lora) != promote.weights_of(other)
+    with_configuration(other, "[]")
+    assert promote.weights_of(lora) != promote.weights_of(other)
+    with_configuration(other, "{}")
+    assert promote.weights_of(lora) == promote.weights_of(other)
+
+
 def test_stray_tags_are_passed_over(repository):
     git("tag", "champion@vfoo")
     git("tag", "champion@v1")
@@ -308,7 +342,17 @@ def test_answers_of_another_version_are_one_sentence(repository, capfd):
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("content", ["[]", '{"a": 1}', "{"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '{"a": 1}',
+        "{",
+        '{"weights_sha256": {"a": 1}}',
+        '{"weights_sha256": "a", "config_sha256": 1}',
+        "[" * 99_999,
+    ],
+)
 def test_a_manifest_that_is_none_is_one_sentence(repository, content):
     (promote.WEIGHTS / "lora/manifest.json").write_text(content)
     with pytest.raises(UserError, match=r"manifest\.json is"):

@@ -59,6 +59,7 @@ def test_a_third_adapter_is_one_more_entry(tmp_path):
             lambda c: (c["train"].update(precision="fp8"), c["adapters"]["lora"].update(quantization=4)),
             "exclude each other",
         ),
+        (lambda c: c["train"].update(precision="fp8"), "precision fp8 and base.dtype float32 exclude each other"),
         (lambda c: c["adapters"]["lora"].update(rank="many"), "rank"),
         (lambda c: c["adapters"]["lora"].update(rank=0), "greater than or equal to 1"),
         (lambda c: c["adapters"]["lora"].update(method="magic"), "magic"),
@@ -90,3 +91,11 @@ def test_no_file_and_no_yaml(tmp_path):
     (tmp_path / "params.yaml").write_text("base: [", encoding="utf-8")
     with pytest.raises(UserError, match="not valid YAML"):
         params.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_fp8_goes_with_a_base_in_16_bits(tmp_path, dtype):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    content["train"]["precision"], content["base"]["dtype"] = "fp8", dtype
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert params.load(tmp_path / "params.yaml").train.precision == "fp8"
