@@ -8,9 +8,12 @@ from pathlib import Path
 
 import torch
 
+from models import base
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from models.storage import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
+FILES = "files.json"  # the hashes of a checkpoint's files
 SMALL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "inner_hidden_size": 256, "vocab_size": 2048}
 SMALL |= {"bos_token_id": 2044, "eos_token_id": 2045, "mask_token_id": 2046, "gmask_token_id": 2047}
 
@@ -23,6 +26,13 @@ def make_checkpoint(folder: Path, small: bool, **sizes) -> None:
         model = ChatGLMForConditionalGeneration(ChatGLMConfig(**(SMALL if small else {}) | sizes))
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder, max_shard_size="2GB")
+    names = ["config.json", *(path.name for path in folder.glob("model*.safetensors*"))]
+    write_json(folder / FILES, base.hashes_of(folder, names))
+
+
+def base_of(folder: Path, name: str = "random") -> base.Base:
+    """The base that :func:`make_checkpoint` wrote, which has no tokenizer."""
+    return base.Base(name, folder, None, read_json(folder / FILES))
 
 
 def machine() -> dict:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.checkpoint import machine, make_checkpoint
+from benchmarks.checkpoint import base_of, machine, make_checkpoint
 from models import adapters, base
 from models.answering import greedy
 from models.decoding import Decoder
@@ -76,7 +76,7 @@ def main() -> None:
     results = {"machine": known | {"commit": arguments.commit or known["commit"]}, "cases": {}}
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
         make_checkpoint(Path(scratch) / "base", arguments.small)
-        found = base.Base("random", Path(scratch) / "base", None, {})
+        found = base_of(Path(scratch) / "base")
         for name in arguments.cases or CASES:
             figures = measure(found, CASES[name], 16 if arguments.small else ANSWER)
             if name in TARGET and not arguments.small:

@@ -40,7 +40,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from benchmarks.checkpoint import SMALL, machine, make_checkpoint
+from benchmarks.checkpoint import SMALL, base_of, machine, make_checkpoint
 from benchmarks.training import METHODS, ROW, StepTimes, rows_of
 from models import adapters, base, memory, training
 from models.chatglm import ChatGLMConfig
@@ -101,7 +101,7 @@ def train(checkpoint: Path, run: Run) -> dict:
     begun = psutil.Process().create_time()
     devices.take()
     full = run.method == "full"
-    model = base.load_model(base.Base("random", checkpoint, None, {}), "float32" if full else "bfloat16")
+    model = base.load_model(base_of(checkpoint), "float32" if full else "bfloat16")
     torch.manual_seed(0)
     how = EVERYWHERE if run.learnable and not full else METHODS.get(run.method, {})
     tuned = adapters.attach(model, run.method, **how)

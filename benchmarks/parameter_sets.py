@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.checkpoint import machine, make_checkpoint  # noqa: E402
+from benchmarks.checkpoint import base_of, machine, make_checkpoint  # noqa: E402
 from models import adapters, base, training  # noqa: E402
 from models.chatglm import ChatGLMConfig  # noqa: E402
 from stages import params  # noqa: E402
@@ -44,7 +44,7 @@ def full_rows(config: ChatGLMConfig, budget: params.Encode, count: int) -> list[
 def measure(checkpoint: Path, knobs: params.Params, name: str, checkpointing: bool, steps: int) -> dict:
     """Train one adapter of a parameter set for a number of steps."""
     adapter = knobs.adapters[name]
-    found = base.Base(knobs.base.model, checkpoint, None, {})
+    found = base_of(checkpoint, knobs.base.model)
     model = base.load_model(found, knobs.base.dtype, adapter.quantization)
     torch.manual_seed(0)
     tuned = adapters.attach(model, adapter.method, **adapter.attachment())

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from transformers import TrainerCallback
 
-from benchmarks.checkpoint import SMALL, machine, make_checkpoint
+from benchmarks.checkpoint import SMALL, base_of, machine, make_checkpoint
 from models import adapters, base, memory, precision, training
 from models.chatglm import ChatGLMConfig
 from models.storage import read_json, write_json
@@ -134,7 +134,7 @@ def rows_of(config, tokens: int, count: int) -> list[dict]:
 
 
 def measure(checkpoint: Path, case: Case, small: bool) -> dict:
-    found = base.Base("random", checkpoint, None, {})
+    found = base_of(checkpoint)
     model = base.load_model(found, "bfloat16", case.bits)
     torch.manual_seed(0)
     tuned = adapters.attach(model, case.method, **METHODS[case.method] | case.attachment)

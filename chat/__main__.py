@@ -21,7 +21,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m chat", description="Talk to the base model or an adapter on it.")
     parser.add_argument("--adapter", help="base, champion, or an adapter's key; the champion, if there is one")
     parser.add_argument("--weights", type=Path, default=Path("models/weights"))
-    parser.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="of the base's weights; auto is that of its checkpoint, or beside an adapter that of its training",
+    )
     parser.add_argument("--max-new-tokens", type=positive, default=256)
     parser.add_argument("--sample", action="store_true", help="sample instead of answering greedily")
     arguments = parser.parse_args()

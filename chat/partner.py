@@ -18,6 +18,7 @@ class Partner:
 
     Args:
         weights: folder of the base and the adapters; the champion and what was imported lie beside it.
+        dtype: that the base is loaded in, ``auto`` for the checkpoint's, or beside an adapter for that of its training.
         name: ``base``, ``champion``, an adapter's key, or None for the champion if there is one, else the base.
         room: tokens of an answer, at most.
         sample: whether answers are sampled, where they are not greedy.
@@ -31,7 +32,7 @@ class Partner:
             raise UserError(f"There is no base model in {weights / BASE}; run `make demo` or `dvc repro base`.")
         self.weights, self.dtype, self.room, self.sample = weights, dtype, room, sample
         self.base = base.read_record(weights / BASE)
-        self.tokenizer = base.load_tokenizer(self.base.folder)
+        self.tokenizer = base.load_tokenizer(self.base)
         self.key, self.model = "", None
         self.switch(name or self.first())
         if self.longest_prompt() < 1:
@@ -90,7 +91,9 @@ class Partner:
             self.decoder = Decoder()
 
     def _load(self, name: str):
-        return base.load_model(self.base, self.dtype) if name == BASE else adapters.load(self._folder(name), self.base)
+        if name == BASE:
+            return base.load_model(self.base, self.dtype)
+        return adapters.load(self._folder(name), self.base, dtype=None if self.dtype == "auto" else self.dtype)
 
     def answer(self, messages: Sequence[Message], differently: bool = False):
         """A :class:`models.answering.Stream` of the answer; ``differently`` samples one."""

@@ -1,29 +1,44 @@
 """Attach, save and load adapters; the only place that knows peft.
 
-An adapter folder holds peft's two files and ``manifest.json``, which says what the adapter is and
-what it belongs to. Whoever loads an adapter checks the manifest first.
+An adapter folder holds peft's two files and ``manifest.json``, which says what the adapter is, what it belongs to,
+and the hashes of the two files. What is loaded are the bytes of these hashes: peft never reads the folder itself.
+
+Manifests of format 1 have no hash of the configuration. They are loaded if ``adapter_config.json`` says what the
+manifest's settings say and every other feature of peft is off, which holds for each adapter that was trained or
+imported under format 1.
 """
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from models.base import Base, load_model
+from pydantic import Field, create_model
+
+from models import schemas
+from models.base import Base, load_config, load_model
 from models.errors import UserError
 from models.prompt import PROMPT_VERSION
-from models.storage import read_json, sha256_of, write_json, writing_folder
+from models.schemas import LoraFile, PrefixFile, Sha256, Text
+from models.storage import sha256_of, write_json, write_text, writing_folder
+from models.tensor_files import load_tensors, read_tensors
 
-MANIFEST = "manifest.json"
+MANIFEST, CONFIG = "manifest.json", "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX_ROWS = "prompt_embeddings"  # what peft calls a prefix in its file
 METHODS = ("lora", "ptuning_v2", "full")
+FORMAT = 2
+CONFIG_FILES = {"lora": LoraFile, "ptuning_v2": PrefixFile}
+Setting = bool | int | float | Text | list[Text] | None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an adapter is and what it belongs to.
+    """What an adapter is and what it belongs to. The types are checked when a manifest is read, not in code.
 
     Attributes:
         name: its key under ``adapters:`` in params.yaml.
@@ -38,22 +53,28 @@ class Manifest:
         code_commit: git commit of the code, with ``+`` if the tree was dirty, or None.
         training: summary of the run.
         weights_sha256: of the adapter's weights; filled in when saving.
+        config_sha256: of ``adapter_config.json``; filled in when saving, empty for ``full`` and in format 1.
     """
 
-    name: str
-    method: str
-    settings: dict
-    base: str
-    base_identity: str
-    tokenizer_sha256: str
-    prompt_version: str
-    quantization: int | None
-    dtype: str
-    receipt_sha256: str
-    code_commit: str | None
-    training: dict
-    weights_sha256: str = ""
-    format: int = field(default=1)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,200}$")]
+    method: Literal["lora", "ptuning_v2", "full"]
+    settings: Annotated[dict[Text, Setting], Field(max_length=200)]
+    base: Text
+    base_identity: Sha256
+    tokenizer_sha256: Sha256
+    prompt_version: Text
+    quantization: Literal[4, 8] | None
+    dtype: schemas.DtypeName
+    receipt_sha256: Sha256 | Literal[""]
+    code_commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?\+?$")] | None
+    training: dict[Text, Any]
+    weights_sha256: Sha256 = ""
+    config_sha256: Sha256 | Literal[""] = ""
+    format: Literal[1, 2] = FORMAT
+
+
+_FIELDS = {field.name: (field.type, ... if field.default is MISSING else field.default) for field in fields(Manifest)}
+ManifestFile = create_model("ManifestFile", __base__=schemas.Schema, **_FIELDS)
 
 
 def attach(
@@ -86,27 +107,14 @@ def attach(
     Raises:
         UserError: a target module does not exist.
     """
-    from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+    from peft import get_peft_model
 
     if method == "full":
         return model.requires_grad_(True).train()
     if method == "lora":
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
-            target_modules=target_modules,
-            use_rslora=rslora,
-            use_dora=dora,
-        )
+        config = _lora_config(rank, alpha, dropout, target_modules, rslora, dora)
     elif method == "ptuning_v2":
-        config = PrefixTuningConfig(
-            task_type="CAUSAL_LM",
-            num_virtual_tokens=prefix_tokens,
-            prefix_projection=projection,
-            encoder_hidden_size=model.config.hidden_size,
-        )
+        config = _prefix_config(model, prefix_tokens, projection)
     else:
         raise UserError(f"Unknown adapter method {method!r}; choose one of {', '.join(METHODS)}.")
     try:
@@ -115,6 +123,31 @@ def attach(
         raise UserError(f"The adapter cannot be attached: {str(error).splitlines()[0]}") from None
     _compute_in_the_type_of_the_base(tuned)
     return tuned
+
+
+def _lora_config(rank, alpha, dropout, target_modules, rslora, dora):
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+        use_rslora=rslora,
+        use_dora=dora,
+    )
+
+
+def _prefix_config(model, prefix_tokens: int, projection: bool):
+    from peft import PrefixTuningConfig
+
+    return PrefixTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=prefix_tokens,
+        prefix_projection=projection,
+        encoder_hidden_size=model.config.hidden_size,
+    )
 
 
 def _compute_in_the_type_of_the_base(tuned) -> None:
@@ -198,8 +231,9 @@ def save(model, folder: Path, manifest: Manifest, check: Callable[[Path], None] 
             path.chmod(0o644)  # safetensors keeps what it writes from other users
         if check is not None:
             check(temporary)
-        content = asdict(manifest) | {"weights_sha256": sha256_of(temporary / WEIGHTS)}
-        write_json(temporary / MANIFEST, content)
+        config = sha256_of(temporary / CONFIG) if manifest.method != "full" else ""
+        hashes = {"weights_sha256": sha256_of(temporary / WEIGHTS), "config_sha256": config}
+        write_json(temporary / MANIFEST, asdict(manifest) | hashes | {"format": FORMAT})
 
 
 def _save_adapter(model, folder: Path, base_name: str) -> None:
@@ -208,6 +242,14 @@ def _save_adapter(model, folder: Path, base_name: str) -> None:
     # No adapter here trains embeddings; left to itself, peft would ask the hub whether the base's changed.
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card; the manifest says more
+    _sort_config(folder / CONFIG)
+
+
+def _sort_config(path: Path) -> None:
+    """Give the same configuration the same bytes: peft writes the set of target modules in an order of its own."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content = {key: sorted(value) if isinstance(value, list) else value for key, value in content.items()}
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
 
 
 def _save_all_weights(model, folder: Path, dtype: str) -> None:
@@ -230,7 +272,10 @@ def reloaded(model, folder: Path):
         return
     own = model.active_adapter
     device = base_of(model).device
-    model.load_adapter(folder, "reloaded", torch_device=str(device))
+    method = "lora" if model.peft_config[own].peft_type == "LORA" else "ptuning_v2"
+    saved = _read_saved(folder, method)
+    model.add_adapter("reloaded", saved.peft_config(model))
+    saved.fill(model, "reloaded")
     for name, parameter in model.named_parameters():
         if ".reloaded." in name:
             parameter.data = parameter.data.to(device)  # peft leaves it where it was beside layers in fp8
@@ -243,27 +288,179 @@ def reloaded(model, folder: Path):
         model.delete_adapter("reloaded")
 
 
-def _load_all_weights(model, folder: Path) -> None:
-    from safetensors.torch import load_file
+# Reading -------------------------------------------------------------------------------------------
 
-    model.load_state_dict(load_file(folder / WEIGHTS))
+
+@dataclass(frozen=True)
+class _Saved:
+    """What was read of an adapter folder: the configuration and the tensors, both from the bytes that were hashed."""
+
+    config: LoraFile | PrefixFile
+    tensors: dict
+    path: Path
+
+    def peft_config(self, model):
+        """peft's configuration, made from the fields that are known and nothing else of the file."""
+        if isinstance(self.config, LoraFile):
+            config = _lora_config(**self.config.attachment())
+        else:
+            self._refuse_other_model(model)
+            config = _prefix_config(model, *self.config.attachment().values())
+        config.inference_mode = True
+        return config
+
+    def _refuse_other_model(self, model) -> None:
+        config = base_of(model).config
+        wanted = {
+            "token_dim": config.hidden_size,
+            "encoder_hidden_size": config.hidden_size,
+            "num_layers": config.num_layers,
+            "num_attention_heads": config.num_attention_heads,
+        }
+        for key, value in wanted.items():
+            if getattr(self.config, key) != value:
+                raise UserError(
+                    f"{self.path.with_name(CONFIG)} has {key} {getattr(self.config, key)}, but the base has {value}; "
+                    "the adapter belongs to another base. Train it again."
+                )
+
+    def fill(self, tuned, adapter: str = "default") -> None:
+        """Put the tensors into an adapter.
+
+        Raises:
+            UserError: one is missing, left over, or has another shape.
+        """
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        wanted = get_peft_model_state_dict(tuned, adapter_name=adapter, save_embedding_layers=False)
+        _refuse_other_names(self.path, wanted, self.tensors)
+        for name, tensor in self.tensors.items():
+            _refuse_misfit(self.path, name, tensor, wanted[name])
+        set_peft_model_state_dict(tuned, self.tensors, adapter_name=adapter)
+
+
+def _refuse_other_names(path: Path, wanted: Iterable[str], names: Iterable[str]) -> None:
+    for what, odd in (("lacks", set(wanted) - set(names)), ("holds an unknown", set(names) - set(wanted))):
+        if odd:
+            first = schemas.printable(min(odd), 200)
+            raise UserError(f"{path} {what} {first}, {len(odd)} in all; it is damaged. Train the adapter again.")
+
+
+def _refuse_misfit(path: Path, name: str, tensor, wanted) -> None:
+    import torch
+
+    if tensor.shape != wanted.shape:
+        reason = f"has shape {list(tensor.shape)} instead of {list(wanted.shape)}"
+    elif tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        reason = f"has type {tensor.dtype}, which no adapter is saved in"
+    elif not tensor.isfinite().all():
+        reason = "contains NaN or inf"
+    else:
+        return
+    raise UserError(f"{path}: {schemas.printable(name, 200)} {reason}; it is damaged. Train the adapter again.")
+
+
+def _load_all_weights(model, folder: Path, sha256: str | None = None) -> None:
+    """Put a fully trained model's weights into the base. Use the model only if nothing is raised.
+
+    Raises:
+        UserError: the file has another hash, or a weight is missing, left over, or unfit.
+    """
+    import torch
+
+    path, wanted, filled = folder / WEIGHTS, model.state_dict(), set()
+    for name, tensor in read_tensors(path, sha256, _changed(path)):
+        if name not in wanted:
+            _refuse_other_names(path, wanted, [*wanted, name])
+        _refuse_misfit(path, name, tensor, wanted[name])
+        with torch.no_grad():
+            wanted[name].copy_(tensor)
+        filled.add(name)
+    _refuse_other_names(path, wanted, filled)
+
+
+def _changed(path: Path) -> str:
+    return f"{path} is not the file that the manifest describes; train the adapter again."
+
+
+def _read_saved(folder: Path, method: str, manifest: Manifest | None = None) -> _Saved:
+    """Read an adapter's configuration and tensors.
+
+    Args:
+        manifest: whose hashes must be theirs; None for an adapter that was written a moment ago.
+
+    Raises:
+        UserError: a file is missing, damaged, or has another hash.
+    """
+    config = _read_config(folder, method, manifest)
+    path = folder / WEIGHTS
+    tensors = load_tensors(path, manifest and manifest.weights_sha256, _changed(path))
+    key, rank = ("r", ".lora_A.") if method == "lora" else ("num_virtual_tokens", PREFIX_ROWS)
+    rows = {tensor.shape[0] for name, tensor in tensors.items() if rank in name and tensor.dim()}
+    if rows - {getattr(config, key)}:  # before layers of that rank take memory
+        raise UserError(
+            f"{folder / CONFIG} has {key} {getattr(config, key)}, but {WEIGHTS} has {min(rows)}; the files do not "
+            "belong together. Train the adapter again."
+        )
+    return _Saved(config, tensors, path)
+
+
+def _read_config(folder: Path, method: str, manifest: Manifest | None) -> LoraFile | PrefixFile:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{path} is missing; train the adapter again.")
+    content = schemas.read_limited(path)
+    if manifest and manifest.format > 1 and hashlib.sha256(content).hexdigest() != manifest.config_sha256:
+        raise UserError(_changed(path))
+    config = schemas.parse(CONFIG_FILES[method], schemas.parse_json(content, path), path)
+    if manifest:
+        _refuse_other_settings(manifest, config, path)
+    return config
+
+
+def _refuse_other_settings(manifest: Manifest, config: LoraFile | PrefixFile, path: Path) -> None:
+    """Raises UserError: the manifest's settings say something else than the configuration, or in format 1 nothing."""
+    for key, value in {"method": manifest.method, **config.attachment()}.items():
+        if key not in manifest.settings:
+            if manifest.format == 1:
+                raise UserError(
+                    f"{path.with_name(MANIFEST)} has format 1 and no {key} under settings, so nothing vouches for "
+                    f"{CONFIG}; train the adapter again."
+                )
+            continue
+        setting = manifest.settings[key]
+        if (sorted(setting) if isinstance(setting, list) else setting) != value:
+            raise UserError(
+                f"{path} has {key} {value}, but {MANIFEST} says {schemas.printable(setting)}; one of them was changed. "
+                "Train the adapter again."
+            )
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read an adapter's manifest.
+    """Read an adapter's manifest and check the other files against it.
 
     Raises:
-        UserError: there is no adapter, or its manifest or weights are damaged.
+        UserError: there is no adapter, or its manifest, configuration or weights are damaged.
     """
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"There is no adapter in {folder}; run `dvc repro` to train it.")
-    try:
-        manifest = Manifest(**read_json(folder / MANIFEST))
-    except TypeError as error:
-        raise UserError(f"{folder / MANIFEST} is not a manifest of this version ({error}).") from None
+    manifest = _parse_manifest(folder)
+    if manifest.method != "full":
+        _read_config(folder, manifest.method, manifest)
     if not (folder / WEIGHTS).is_file() or sha256_of(folder / WEIGHTS) != manifest.weights_sha256:
-        raise UserError(f"{folder / WEIGHTS} is not the file that the manifest describes; train the adapter again.")
+        raise UserError(_changed(folder / WEIGHTS))
     return manifest
+
+
+def _parse_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"There is no adapter in {folder}; run `dvc repro` to train it.")
+    content = schemas.parse_json(schemas.read_limited(path), path)
+    if content.get("format") not in (1, FORMAT):
+        raise UserError(
+            f"{path} is not a manifest of this version: it has format {schemas.printable(content.get('format'))}, and "
+            f"1 and {FORMAT} can be read; update Tuneline, or train the adapter again."
+        )
+    return Manifest(**schemas.parse(ManifestFile, content, path).model_dump())
 
 
 def check(manifest: Manifest, base: Base, folder: Path) -> None:
@@ -273,33 +470,60 @@ def check(manifest: Manifest, base: Base, folder: Path) -> None:
         UserError: base, tokenizer or prompt differ from those of the training.
     """
     expected = {
-        "base model": (manifest.base_identity[:12], base.identity[:12]),
-        "tokenizer": (manifest.tokenizer_sha256[:12], base.tokenizer_sha256[:12]),
+        "base model": (manifest.base_identity, base.identity),
+        "tokenizer": (manifest.tokenizer_sha256, base.tokenizer_sha256),
         "prompt version": (manifest.prompt_version, PROMPT_VERSION),
     }
     for what, (trained, given) in expected.items():
         if trained != given:
+            length = None if what == "prompt version" else 12  # enough of a hash to tell two apart by eye
             raise UserError(
-                f"The adapter in {folder} was trained on {manifest.base!r} with {what} {trained}, but the {what} of "
-                f"{base.name!r} is {given}. Load it with the base it was trained on, or train it again."
+                f"The adapter in {folder} was trained on {manifest.base!r} with {what} {trained[:length]}, but the "
+                f"{what} of {base.name!r} is {given[:length]}. Load it with the base it was trained on, or train it "
+                "again."
             )
 
 
 def merged(folder: Path, base: Base):
-    """The base with a saved adapter in its weights, in the type and precision that it was trained beside.
+    """The base with a saved adapter in its weights, in the type that it was trained beside and without quantization.
 
     Raises:
         UserError: see :func:`load`.
     """
-    from peft import PeftModel
-
-    manifest = read_manifest(folder)
+    manifest = _parse_manifest(folder)
     check(manifest, base, folder)
-    model = load_model(base, manifest.dtype)
     if manifest.method == "full":
-        _load_all_weights(model, folder)
-        return model
-    return PeftModel.from_pretrained(model, folder).merge_and_unload()
+        return load(folder, base)
+    return _on_base(folder, manifest, lambda: load_model(base, manifest.dtype)).merge_and_unload()
+
+
+def _on_base(folder: Path, manifest: Manifest, load_base: Callable):
+    """peft's model of a saved adapter. Its files are read before the base, which may have many gigabytes."""
+    from peft import get_peft_model
+
+    saved = _read_saved(folder, manifest.method, manifest)
+    model = load_base()
+    tuned = get_peft_model(model, saved.peft_config(model))
+    saved.fill(tuned)
+    return tuned.eval()
+
+
+def read_prefix(folder: Path, base: Base):
+    """The (prefix tokens, 2 · layers · hidden_size) rows of a saved prefix.
+
+    Raises:
+        UserError: see :func:`load`.
+    """
+    import torch
+
+    manifest = _parse_manifest(folder)
+    check(manifest, base, folder)
+    saved, config = _read_saved(folder, manifest.method, manifest), load_config(base)
+    _refuse_other_names(saved.path, [PREFIX_ROWS], saved.tensors)
+    width = 2 * config.num_layers * config.hidden_size
+    wanted = torch.empty(saved.config.num_virtual_tokens, width, device="meta")
+    _refuse_misfit(saved.path, PREFIX_ROWS, saved.tensors[PREFIX_ROWS], wanted)
+    return saved.tensors[PREFIX_ROWS]
 
 
 def put_prefix(tuned, rows) -> None:
@@ -313,29 +537,32 @@ def put_prefix(tuned, rows) -> None:
 AS_TRAINED = "as trained"
 
 
-def load(folder: Path, base: Base, quantization: int | str | None = AS_TRAINED):
+def load(folder: Path, base: Base, quantization: int | str | None = AS_TRAINED, dtype: str | None = None):
     """A saved adapter on its base, in evaluation mode.
 
     The manifest is checked first: a mismatch is told before gigabytes are read.
 
     Args:
         quantization: 4 or 8 bits for the base, None for none; by default those of the training.
+        dtype: of the base; by default that of the training.
 
     Raises:
-        UserError: see :func:`read_manifest`, :func:`check` and :func:`models.base.load_model`.
+        UserError: the manifest, configuration or weights are damaged or do not fit the base; see also :func:`check`
+            and :func:`models.base.load_model`.
     """
-    from peft import PeftModel
-
-    manifest = read_manifest(folder)
+    manifest = _parse_manifest(folder)
     check(manifest, base, folder)
-    model = load_model(base, manifest.dtype, manifest.quantization if quantization == AS_TRAINED else quantization)
+    bits = manifest.quantization if quantization == AS_TRAINED else quantization
     if manifest.method == "full":
-        _load_all_weights(model, folder)
+        if bits is not None:
+            raise UserError(f"{folder} holds all weights of a model, which do not load in {bits} bits; leave that out.")
+        model = load_model(base, dtype or manifest.dtype)
+        _load_all_weights(model, folder, manifest.weights_sha256)
         return model
-    tuned = PeftModel.from_pretrained(model, folder).eval()
+    tuned = _on_base(folder, manifest, lambda: load_model(base, dtype or manifest.dtype, bits))
     _compute_in_the_type_of_the_base(tuned)
-    if not manifest.settings.get("dora"):
+    if not getattr(tuned.peft_config["default"], "use_dora", False):
         for name, parameter in tuned.named_parameters():
             if ".lora_A." in name or ".lora_B." in name:  # products take them so; turned once, not for every token
-                parameter.data = parameter.data.to(model.dtype)
+                parameter.data = parameter.data.to(base_of(tuned).dtype)
     return tuned

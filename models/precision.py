@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.errors import UserError
+
 log = logging.getLogger("tuneline.precision")
 _LARGEST = 448.0  # of float8_e4m3fn
 
@@ -103,15 +105,23 @@ def freeze_in_fp8(module: nn.Module) -> int:
 
     Layers whose sides are no multiples of 16, which fp8 products need, stay as they are; all do where the GPU
     has no fp8, with a line in the log.
+
+    Raises:
+        UserError: the layers are in float32, which products in fp8 with a bias do not give.
     """
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
         log.info("train.precision: no GPU with fp8 here (compute capability 8.9 or more); training goes on without it")
         return 0
-    replaced = 0
+    replaced, frozen = 0, set(_frozen_layers(module))
+    if any(layer.weight.dtype == torch.float32 for layer in frozen):
+        raise UserError("train.precision fp8 needs a base in 16 bits; set base.dtype to bfloat16, or precision: base.")
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            frozen = type(child) is nn.Linear and not child.weight.requires_grad
-            if frozen and child.in_features % 16 == child.out_features % 16 == 0:
+            if child in frozen and child.in_features % 16 == child.out_features % 16 == 0:
                 setattr(parent, name, FrozenFloat8Linear(child))
                 replaced += 1
     return replaced
+
+
+def _frozen_layers(module: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in module.modules() if type(layer) is nn.Linear and not layer.weight.requires_grad]

@@ -121,6 +121,8 @@ def read_json(path: Path) -> dict:
         raise UserError(f"{path} does not exist; run `dvc repro` to make it.") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run `dvc repro`.") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply; delete it and run `dvc repro`.") from None
 
 
 def read_jsonl(path: Path) -> list[dict]:

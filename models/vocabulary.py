@@ -4,6 +4,7 @@ The tokenizer of :mod:`models.chatglm` is built on it. The data checks use it al
 processes count the tokens of millions of rows and need not import a deep-learning stack for that.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ class Vocabulary:
         file: path of the SentencePiece model.
         do_lower_case, remove_space: published options, both off in published checkpoints.
 
+    Attributes:
+        sha256: of the bytes that the model was parsed from.
+
     Raises:
         OSError, RuntimeError: the file cannot be read as a SentencePiece model.
     """
@@ -34,7 +38,9 @@ class Vocabulary:
     def __init__(self, file: str | Path, do_lower_case: bool = False, remove_space: bool = False):
         self.do_lower_case, self.remove_space = do_lower_case, remove_space
         self.pieces = sentencepiece.SentencePieceProcessor()
-        self.pieces.Load(str(file))
+        content = Path(file).read_bytes()
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.pieces.LoadFromSerializedProto(content)
 
     def _prepare(self, text: str) -> str:
         if self.remove_space:

@@ -50,7 +50,10 @@ def main() -> None:
     ways.add_argument("--merged", type=Path, metavar="DIR", help="a whole model in the official file layout")
     ways.add_argument("--official", type=Path, metavar="DIR", help="a prefix as the published P-Tuning code saves it")
     ways.add_argument("--from", type=Path, metavar="FILE", dest="file", help="pytorch_model.bin to make the adapter of")
+    parser.add_argument("--onto-16-bits", action="store_true", help="merge an adapter of a base in 4 or 8 bits, too")
     arguments = parser.parse_args()
+    if arguments.onto_16_bits and not arguments.merged:
+        parser.error("--onto-16-bits goes with --merged")
     if arguments.file is not None:
         out = take_over(arguments.adapter, arguments.file)
         print(f"{out}\nTalk to it · 和它对话：python -m chat --adapter {out.name}")
@@ -58,7 +61,10 @@ def main() -> None:
     folder, found = folder_of(arguments.adapter), base.read_record(WEIGHTS / "base")
     out = arguments.merged or arguments.official
     refuse_to_overwrite(out)
-    (exchange.save_merged if arguments.merged else exchange.save_official_prefix)(folder, found, out)
+    if arguments.merged:
+        exchange.save_merged(folder, found, out, arguments.onto_16_bits)
+    else:
+        exchange.save_official_prefix(folder, found, out)
     print(out)
 
 

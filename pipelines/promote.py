@@ -26,6 +26,7 @@ EVIDENCE = Path("models/checkpoints/evidence")  # what models must be run for, k
 ANSWERS = EVIDENCE / "answers"  # of the champion to the rows of today
 TIMES = EVIDENCE / "times"  # of each pair, so that what was decided once is decided so again
 TIMING = Path("stages/promote/timing.py")
+HASHED = {"weights_sha256": "adapter_model.safetensors", "config_sha256": "adapter_config.json"}  # in a manifest
 NOT_PROMOTED = 3
 
 
@@ -73,21 +74,28 @@ def refuse_what_was_not_evaluated(challenger: Path, predictions: Path) -> None:
     if not (challenger / "manifest.json").is_file():
         raise UserError(f"There is no adapter in {challenger}; run `dvc repro` first.")
     answered = read_json(predictions / "figures.json").get("of", {})
-    lies_there = sha256_of(challenger / "adapter_model.safetensors")
-    if not answered.get("weights_sha256") == weights_of(challenger) == lies_there:
+    hashes = hashes_of(challenger)
+    lies_there = {key: sha256_of(challenger / HASHED[key]) for key in hashes}
+    if not hashes == lies_there == {key: answered.get(key) for key in hashes}:
         raise UserError(f"The answers in {predictions} are not those of {challenger}; run `dvc repro` to evaluate it.")
 
 
-def weights_of(adapter: Path) -> str:
-    """The hash of an adapter's weights, as its manifest has it.
+def hashes_of(adapter: Path) -> dict[str, str]:
+    """The hashes of an adapter's files, as its manifest has them; older manifests have none of the configuration.
 
     Raises:
         UserError: the manifest is not one.
     """
     manifest = read_json(adapter / "manifest.json")
-    if not isinstance(manifest, dict) or "weights_sha256" not in manifest:
+    hashes = {key: manifest.get(key, "") for key in HASHED} if isinstance(manifest, dict) else {}
+    if not hashes.get("weights_sha256") or not all(isinstance(value, str) for value in hashes.values()):
         raise UserError(f"{adapter / 'manifest.json'} is no adapter's manifest; run `dvc repro` to train it again.")
-    return manifest["weights_sha256"]
+    return {key: value for key, value in hashes.items() if value}
+
+
+def weights_of(adapter: Path) -> str:
+    """One string for an adapter's weights and configuration, to tell adapters apart by; see :func:`hashes_of`."""
+    return " ".join(hashes_of(adapter).values())
 
 
 def refuse_the_champion_itself(challenger: Path, champion: Path) -> None:

@@ -92,7 +92,7 @@ def main() -> None:
         _, general = read_checked(arguments.general, found)
         replayed = replay(samples, general["train"], knobs.replay, knobs.seed)
     samples["train"] += replayed
-    tokenizer = base.load_tokenizer(found.folder)
+    tokenizer = base.load_tokenizer(found)
     encoded = {split: encode(tokenizer, each) for split, each in samples.items()}
     with writing_folder(arguments.out) as folder:
         for split, rows in encoded.items():

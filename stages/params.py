@@ -311,6 +311,11 @@ class Params(Section):
         if taken := sorted(RESERVED_NAMES & set(self.adapters)):
             raise ValueError(f"adapters: the name {taken[0]!r} is taken; call the adapter something else")
         longest = self.encode.max_prompt_tokens + self.encode.max_answer_tokens
+        if self.train.precision == "fp8" and self.base.dtype == "float32":
+            raise ValueError(
+                "train.precision fp8 and base.dtype float32 exclude each other: products in 8 bits give 16-bit "
+                "results; set base.dtype to bfloat16"
+            )
         for name, adapter in self.adapters.items():
             if adapter.pack_tokens is not None and adapter.pack_tokens < longest:
                 raise ValueError(

@@ -1,5 +1,7 @@
 """Configuration of ChatGLM-6B, taking the keys of the published config.json as they are."""
 
+from collections.abc import Container
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -13,6 +15,15 @@ _SUCCESSOR_KEYS = ("padded_vocab_size", "ffn_hidden_size", "multi_query_attentio
 def image_tokens_of(vocab_size: int) -> int:
     """How many image tokens stand before the text tokens: 20,000 in the 150,528-entry vocabulary."""
     return IMAGE_TOKENS if vocab_size == TEXT_VOCAB_SIZE + IMAGE_TOKENS else 0
+
+
+def refuse_successor(keys: Container[str]) -> None:
+    """Raises ValueError: the keys of a config.json are those of ChatGLM2-6B or a later model."""
+    if found := [key for key in _SUCCESSOR_KEYS if key in keys]:
+        raise ValueError(
+            f"This config.json describes a successor of ChatGLM-6B (it has {', '.join(found)}), "
+            "not ChatGLM-6B itself; load a checkpoint in the ChatGLM-6B layout."
+        )
 
 
 @strict
@@ -74,11 +85,7 @@ class ChatGLMConfig(PreTrainedConfig):
     tokenizer_class: str | None = "ChatGLMTokenizer"
 
     def __post_init__(self, **kwargs):
-        if found := [key for key in _SUCCESSOR_KEYS if key in kwargs]:
-            raise ValueError(
-                f"This config.json describes a successor of ChatGLM-6B (it has {', '.join(found)}), "
-                "not ChatGLM-6B itself; load a checkpoint in the ChatGLM-6B layout."
-            )
+        refuse_successor(kwargs)
         if not self.position_encoding_2d:
             raise ValueError("position_encoding_2d is false; only two-dimensional positions are supported.")
         if self.quantization_bit:

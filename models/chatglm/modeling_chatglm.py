@@ -59,10 +59,14 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 def split_and_rotate(
     mixed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, fused: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rotated query and key, and the value, (B, H, L, D) each, from their joint projection (B, L, H, 3D)."""
+    """Rotated query and key, and the value, (B, H, L, D) each, from their joint projection (B, L, H, 3D).
+
+    Args:
+        fused: use the Triton kernels, if heads of D channels suit them.
+    """
     if fused:
         from models.chatglm import rotary_triton
-
+    if fused and rotary_triton.fits(mixed.shape[-1] // 3):
         angles = (each.squeeze(1).chunk(2, dim=-1)[0].flatten(-2) for each in (cos, sin))
         return rotary_triton.split_and_rotate(mixed, *angles)
     query, key, value = mixed.transpose(1, 2).chunk(3, dim=-1)

@@ -132,8 +132,7 @@ def gather(names: list[str], predictions: Path, weights: Path, common: bool = Fa
     """
     models = []
     for name in names:
-        manifest = weights / name / "manifest.json"
-        history = read_json(manifest)["training"].get("history", []) if manifest.is_file() else []
+        history = _history_of(weights / name / "manifest.json")
         probes, task, general = (
             read_jsonl(predictions / name / f"{kind}.jsonl") for kind in ("probes", "eval", "general")
         )
@@ -145,6 +144,23 @@ def gather(names: list[str], predictions: Path, weights: Path, common: bool = Fa
     if common:
         models = [replace(model, figures=_once_more(model)) for model in models]
     return [replace(model, figures=model.figures | {"beside": beside(models[0], model)}) for model in models]
+
+
+def _history_of(manifest: Path) -> list[dict]:
+    """The losses of an adapter's training; none for the base, which has no manifest.
+
+    Raises:
+        UserError: the manifest is damaged.
+    """
+    if not manifest.is_file():
+        return []
+    try:
+        history = read_json(manifest)["training"].get("history", [])
+        if all(isinstance(point["step"], int) for point in history):
+            return history
+    except (TypeError, KeyError, AttributeError):
+        pass
+    raise UserError(f"{manifest} is no adapter's manifest; run `dvc repro` to train it again.")
 
 
 def _alike(models: list[Model], what: str, common: bool) -> list[Model]:

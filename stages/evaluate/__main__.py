@@ -84,10 +84,14 @@ def main() -> None:
     else:
         model = adapters.load(arguments.weights, found, **bits)
 
-    of = {"base_identity": found.identity, "weights_sha256": manifest and manifest.weights_sha256}
+    of = {
+        "base_identity": found.identity,
+        "weights_sha256": manifest and manifest.weights_sha256,
+        "config_sha256": manifest and manifest.config_sha256,
+    }
     key = key_of(of | {"bits": arguments.bits}, questions, knobs)
     kept = Kept(arguments.kept / f"{arguments.model}.{key[:16]}")
-    measured = measure(Model(model, base.load_tokenizer(found.folder), kept, knobs), questions)
+    measured = measure(Model(model, base.load_tokenizer(found), kept, knobs), questions)
     found_out = measured.figures | {
         "training": of_training(manifest),
         "of": of,

@@ -49,7 +49,7 @@ def seconds_of(model, tokenizer, conversations: Sequence[Sequence[Message]], tok
 def in_turn(folders: dict[str, Path | None], found: base.Base, questions: Sequence, knobs: params.Params) -> dict:
     """Mean seconds of an answer for each side; a side without a folder is the base itself."""
     length = min(TOKENS, knobs.evaluate.max_new_tokens)
-    tokenizer = base.load_tokenizer(found.folder)
+    tokenizer = base.load_tokenizer(found)
     rounds: dict[str, list[list[float]]] = {side: [] for side in folders}
     for _ in range(ROUNDS):
         for side, folder in folders.items():

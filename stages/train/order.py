@@ -10,8 +10,7 @@ import psutil
 import torch
 
 from models import memory, provenance
-from models.base import Base
-from models.chatglm import ChatGLMConfig
+from models.base import Base, load_config
 from models.errors import UserError
 from models.prompt import PROMPT_VERSION, label
 from models.storage import sha256_of_json
@@ -116,7 +115,7 @@ def what_decides_memory(
     labelled = max(sum(place >= 0 for place in row["labels"]) for row in rows)
     at_once = min(adapter.batch_size, len(rows))
     return memory.Training(
-        config=ChatGLMConfig.from_pretrained(found.folder),
+        config=load_config(found),
         method=adapter.method,
         attachment=adapter.attachment(),
         dtype=knobs.base.dtype,

@@ -93,3 +93,22 @@ def test_no_base_and_no_room_are_one_sentence(weights, tmp_path):
         partner_of(tmp_path)
     with pytest.raises(UserError, match="max-new-tokens must be less"):
         Partner(weights, "base", "float32", room=100_000, sample=False)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("auto", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
+)
+@pytest.mark.parametrize("name", ["base", "lora", "ptuning_v2"])
+def test_the_type_asked_for_holds_for_adapters_too(weights, name, dtype, expected):
+    partner = Partner(weights, name, dtype, room=8, sample=False)
+    assert adapters.base_of(partner.model).get_parameter("lm_head.weight").dtype == expected
+    if dtype == "bfloat16":
+        assert answer(partner)
+
+
+def test_without_a_type_the_one_of_the_training_holds(weights):
+    manifest = weights / "lora/manifest.json"
+    write_json(manifest, read_json(manifest) | {"dtype": "bfloat16"})
+    partner = Partner(weights, "lora", "auto", room=8, sample=False)
+    assert adapters.base_of(partner.model).dtype == torch.bfloat16

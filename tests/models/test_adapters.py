@@ -1,12 +1,15 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from given import SETTINGS, logits, manifest_of, shake
+from safetensors.torch import load_file, save_file
 
 from models import adapters, base
 from models.errors import UserError
+from models.storage import sha256_of
 
 
 @pytest.fixture
@@ -140,6 +143,272 @@ def test_a_damaged_manifest_is_one_sentence(saved, content):
     (saved / adapters.MANIFEST).write_text(content)
     with pytest.raises(UserError, match="manifest"):
         adapters.read_manifest(saved)
+
+
+# What the manifest vouches for ----------------------------------------------------------------------
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def fit_hashes(folder: Path) -> None:
+    """Give the manifest the hashes of the files as they are now, as somebody would who edits an adapter."""
+    hashes = {"weights_sha256": sha256_of(folder / adapters.WEIGHTS)}
+    if (folder / adapters.CONFIG).is_file():
+        hashes["config_sha256"] = sha256_of(folder / adapters.CONFIG)
+    edit(folder / adapters.MANIFEST, **hashes)
+
+
+def refuses(folder: Path, found: base.Base, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        adapters.load(folder, found)
+    with pytest.raises(UserError, match=reason):
+        adapters.merged(folder, found)
+
+
+@pytest.fixture
+def trained(base_folder, tmp_path) -> Path:
+    """An adapter with the settings that stage train writes into its manifest."""
+    found, settings = base.read_record(base_folder), SETTINGS["lora everywhere"]
+    model = adapters.attach(base.load_model(found, "float32"), "lora", **settings)
+    shake(model)
+    written = {"method": "lora", "dropout": 0.0, "rslora": False, "dora": False, "epochs": 2.0, **settings}
+    adapters.save(model, tmp_path / "trained", dataclasses.replace(manifest_of(found), settings=written))
+    return tmp_path / "trained"
+
+
+def test_the_same_configuration_has_the_same_bytes(base_folder, tmp_path):
+    found = base.read_record(base_folder)
+    modules = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+    for number, targets in enumerate((modules, modules[::-1])):
+        model = adapters.attach(base.load_model(found, "float32"), "lora", rank=2, alpha=4, target_modules=targets)
+        adapters.save(model, tmp_path / str(number), manifest_of(found))
+    first, second = ((tmp_path / name / adapters.CONFIG).read_bytes() for name in "01")
+    assert first == second
+    content = json.loads(first)
+    assert content["target_modules"] == sorted(modules)
+    assert list(content) == sorted(content)
+
+
+@pytest.mark.parametrize("changes", [{"lora_alpha": 16}, {"use_rslora": True}, {"target_modules": ["dense"]}, {"r": 8}])
+def test_a_changed_configuration_is_refused(saved, base_folder, changes):
+    edit(saved / adapters.CONFIG, **changes)
+    with pytest.raises(UserError, match=r"adapter_config\.json is not the file that the manifest describes"):
+        adapters.read_manifest(saved)
+    refuses(saved, base.read_record(base_folder), "is not the file that the manifest describes")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"lora_alpha": 16}, "alpha 16"),
+        ({"use_rslora": True}, "rslora True"),
+        ({"use_dora": True}, "dora True"),
+        ({"lora_dropout": 0.5}, "dropout 0.5"),
+        ({"target_modules": ["dense"]}, r"target_modules \['dense'\]"),
+        ({"layers_to_transform": [0]}, "layers_to_transform is not known"),
+        ({"layers_pattern": "layers"}, "layers_pattern is not known"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"init_lora_weights": False}, "init_lora_weights"),
+        ({"rank_pattern": {"dense": 1}}, "rank_pattern is not known"),
+        ({"alpha_pattern": {"dense": 99}}, "alpha_pattern is not known"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is not known"),
+        ({"target_parameters": ["weight"]}, "target_parameters is not known"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices is not known"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out is not known"),
+        ({"auto_mapping": {"parent_library": "os"}}, "auto_mapping is not known"),
+        ({"megatron_config": {"a": 1}}, "megatron_config is not known"),
+        ({"use_qalora": True}, "use_qalora is not known"),
+        ({"bias": "all"}, "bias"),
+        ({"target_modules": ".*"}, "target_modules"),
+        ({"target_modules": ["lm_head"]}, "target_modules"),
+        ({"target_modules": []}, "target_modules"),
+        ({"peft_type": "IA3"}, "peft_type"),
+        ({"peft_type": "PREFIX_TUNING"}, "peft_type"),
+        ({"task_type": "SEQ_CLS"}, "task_type"),
+        ({"r": 0}, "r: "),
+        ({"r": 10**9}, "r: "),
+        ({"r": 1000}, "rank 1000"),
+        ({"lora_alpha": -4}, "lora_alpha"),
+        ({"lora_alpha": "4"}, "lora_alpha"),
+        ({"lora_dropout": 1.0}, "lora_dropout"),
+        ({"use_rslora": 1}, "use_rslora"),
+    ],
+)
+def test_a_changed_configuration_with_a_fitting_hash_is_refused(trained, base_folder, changes, reason):
+    edit(trained / adapters.CONFIG, **changes)
+    fit_hashes(trained)
+    refuses(trained, base.read_record(base_folder), rf"adapter_config\.json.*{reason}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"token_dim": 64}, "token_dim 64, but the base has 32"),
+        ({"num_layers": 1}, "num_layers 1, but the base has 2"),
+        ({"num_attention_heads": 4}, "num_attention_heads 4"),
+        ({"encoder_hidden_size": 16}, "encoder_hidden_size 16"),
+        ({"num_virtual_tokens": 6}, "num_virtual_tokens 6, but adapter_model.safetensors has 5"),
+        ({"num_virtual_tokens": 10**9}, "num_virtual_tokens"),
+        ({"num_transformer_submodules": 2}, "num_transformer_submodules"),
+    ],
+)
+def test_a_prefix_of_another_shape_is_refused(base_folder, tmp_path, changes, reason):
+    found = base.read_record(base_folder)
+    model = adapters.attach(base.load_model(found, "float32"), "ptuning_v2", prefix_tokens=5)
+    adapters.save(model, tmp_path / "a", manifest_of(found, "ptuning_v2"))
+    edit(tmp_path / "a" / adapters.CONFIG, **changes)
+    fit_hashes(tmp_path / "a")
+    with pytest.raises(UserError, match=reason):
+        adapters.load(tmp_path / "a", found)
+
+
+WEIGHT_CHANGES = [
+    (lambda w: w[min(w)].fill_(torch.nan), "contains NaN or inf"),
+    (lambda w: w[max(w)].view(-1)[-1:].fill_(torch.inf), "contains NaN or inf"),
+    (lambda w: w.clear(), "lacks"),
+    (lambda w: w.pop(max(w)), "lacks"),
+    (lambda w: w.update(more=torch.ones(2)), "holds an unknown more"),
+    (lambda w: w.update({max(w): torch.ones(5)}), "has shape"),
+    (lambda w: w.update({max(w): w[max(w)].double()}), "has type torch.float64"),
+    (lambda w: w.update({name: value.to(torch.int8) for name, value in w.items()}), "has type I8"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), WEIGHT_CHANGES)
+@pytest.mark.parametrize("kind", ["lora", "ptuning_v2", "full"])
+def test_weights_that_would_load_as_something_else_are_refused(base_folder, tmp_path, kind, change, reason):
+    found = base.read_record(base_folder)
+    model = adapters.attach(base.load_model(found, "float32"), kind, **SETTINGS[kind])
+    shake(model)
+    adapters.save(model, tmp_path / "a", manifest_of(found, kind))
+    weights = load_file(tmp_path / "a" / adapters.WEIGHTS)
+    change(weights)
+    save_file(weights, tmp_path / "a" / adapters.WEIGHTS)
+    fit_hashes(tmp_path / "a")
+    with pytest.raises(UserError, match=reason):
+        adapters.load(tmp_path / "a", found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 3},
+        {"format": "2"},
+        {"format": None},
+        {"method": "qlora"},
+        {"method": "ptuning_v2"},
+        {"dtype": "int8"},
+        {"quantization": 2},
+        {"quantization": "4"},
+        {"base_identity": "0" * 12},
+        {"base_identity": "x" * 64},
+        {"tokenizer_sha256": ""},
+        {"receipt_sha256": "abc"},
+        {"code_commit": "main"},
+        {"name": "../lora"},
+        {"name": ""},
+        {"settings": {"rank": {"a": 1}}},
+        {"settings": []},
+        {"training": []},
+        {"weights_sha256": ""},
+        {"config_sha256": ""},
+        {"surprise": 1},
+        {"prompt_version": 1},
+    ],
+)
+def test_a_manifest_with_an_unknown_value_is_refused(saved, base_folder, changes):
+    edit(saved / adapters.MANIFEST, **changes)
+    with pytest.raises(UserError):
+        adapters.read_manifest(saved)
+    refuses(saved, base.read_record(base_folder), r"\.")
+
+
+def test_a_rank_that_the_weights_do_not_have_is_refused_before_it_takes_memory(saved, base_folder, monkeypatch):
+    edit(saved / adapters.CONFIG, r=60_000)
+    fit_hashes(saved)  # and no settings to compare with
+    monkeypatch.setattr(adapters, "load_model", lambda *_: pytest.fail("the base was loaded"))
+    refuses(saved, base.read_record(base_folder), "r 60000, but adapter_model.safetensors has 4")
+
+
+def test_a_manifest_without_a_field_is_refused(saved):
+    content = json.loads((saved / adapters.MANIFEST).read_text())
+    for key in content:
+        (saved / adapters.MANIFEST).write_text(json.dumps({name: content[name] for name in content if name != key}))
+        with pytest.raises(UserError, match="manifest"):
+            adapters.read_manifest(saved)
+
+
+def as_format_1(folder: Path, **changes) -> None:
+    """Make the manifest one of those that were written before the configuration was hashed."""
+    content = json.loads((folder / adapters.MANIFEST).read_text()) | {"format": 1} | changes
+    del content["config_sha256"]
+    (folder / adapters.MANIFEST).write_text(json.dumps(content))
+
+
+def test_a_manifest_of_format_1_loads_if_its_settings_say_what_the_configuration_says(trained, base_folder):
+    found = base.read_record(base_folder)
+    before = adapters.load(trained, found)
+    as_format_1(trained)
+    edit(trained / adapters.CONFIG, target_modules=["dense_h_to_4h", "dense", "dense_4h_to_h"])  # in another order
+    after = adapters.load(trained, found)
+    assert torch.equal(logits(after, after.config), logits(before, before.config))
+    assert adapters.read_manifest(trained).config_sha256 == ""
+    edit(trained / adapters.CONFIG, lora_alpha=8)
+    refuses(trained, found, "alpha 8.*but manifest.json says 4")
+
+
+def test_a_manifest_of_format_1_that_says_nothing_of_the_configuration_is_refused(saved, base_folder):
+    as_format_1(saved)
+    refuses(saved, base.read_record(base_folder), "format 1 and no method under settings.*train the adapter again")
+
+
+@pytest.mark.parametrize("name", [adapters.WEIGHTS, adapters.CONFIG])
+@pytest.mark.parametrize("kind", ["lora", "ptuning_v2", "full"])
+def test_a_file_that_is_swapped_between_check_and_load_is_refused(base_folder, tmp_path, monkeypatch, kind, name):
+    found, folder = base.read_record(base_folder), tmp_path / "a"
+    model = adapters.attach(base.load_model(found, "float32"), kind, **SETTINGS[kind])
+    adapters.save(model, folder, manifest_of(found, kind))
+    if not (folder / name).is_file():
+        return
+    usual = adapters.check
+
+    def check_and_swap(*arguments):
+        usual(*arguments)
+        content = (folder / name).read_bytes()
+        (folder / "other").write_bytes(content.replace(b"true", b"null") if name == adapters.CONFIG else content[:-1])
+        (folder / "other").replace(folder / name)
+
+    adapters.read_manifest(folder)
+    monkeypatch.setattr(adapters, "check", check_and_swap)
+    with pytest.raises(UserError, match=r"is not the file that the manifest describes|header says"):
+        adapters.load(folder, found)
+
+
+def test_all_weights_are_not_loaded_in_few_bits(base_folder, tmp_path):
+    found = base.read_record(base_folder)
+    model = adapters.attach(base.load_model(found, "float32"), "full")
+    adapters.save(model, tmp_path / "a", manifest_of(found, "full"))
+    with pytest.raises(UserError, match="do not load in 8 bits"):
+        adapters.load(tmp_path / "a", found, quantization=8)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_base_is_loaded_in_the_type_asked_for(base_folder, tmp_path, kind):
+    found = base.read_record(base_folder)
+    model = adapters.attach(base.load_model(found, "float32"), kind, **SETTINGS[kind])
+    adapters.save(model, tmp_path / "a", manifest_of(found, kind))
+    for asked, dtype in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
+        loaded = adapters.base_of(adapters.load(tmp_path / "a", found, dtype=asked))
+        assert loaded.get_parameter("lm_head.weight").dtype == dtype
+
+
+def test_identities_are_compared_to_their_last_character(saved, base_folder):
+    found = base.read_record(base_folder)
+    similar = found.identity[:-1] + ("0" if found.identity[-1] != "0" else "1")
+    edit(saved / adapters.MANIFEST, base_identity=similar)
+    refuses(saved, found, "with base model")
 
 
 def test_no_adapter_is_one_sentence(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import sys
+import types
 
 import pytest
 import torch
@@ -260,3 +261,27 @@ def test_the_older_vocabulary_with_image_tokens():
 def test_other_architectures_are_refused_with_a_sentence(keys, said):
     with pytest.raises(ValueError, match=said):
         ChatGLMConfig(**keys)
+
+
+@pytest.mark.parametrize("suits", [True, False])
+def test_heads_that_the_kernels_do_not_suit_are_rotated_without_them(monkeypatch, suits):
+    """The kernels' tiles have sides of powers of two; 12 channels a head are allowed and are none."""
+    from models import chatglm
+    from models.chatglm import modeling_chatglm
+
+    asked = []
+    kernels = types.SimpleNamespace(
+        fits=lambda head_dim: asked.append(head_dim) or suits, split_and_rotate=lambda mixed, *angles: "by the kernels"
+    )
+    monkeypatch.setattr(chatglm, "rotary_triton", kernels, raising=False)
+    monkeypatch.setitem(sys.modules, "models.chatglm.rotary_triton", kernels)
+    mixed = torch.randn(1, 3, 2, 36)
+    positions = torch.arange(3).expand(1, 2, 3)
+    rotary = modeling_chatglm.rotary_embedding(positions, 6, torch.float32)
+    result = modeling_chatglm.split_and_rotate(mixed, *rotary, fused=True)
+    assert asked == [12]
+    if suits:
+        assert result == "by the kernels"
+    else:
+        expected = modeling_chatglm.split_and_rotate(mixed, *rotary, fused=False)
+        assert all(torch.equal(*pair) for pair in zip(result, expected, strict=True))

@@ -1,6 +1,11 @@
 """What goes out comes back: merged models and published prefixes give the logits of the adapter."""
 
+import dataclasses
+import io
 import json
+import pickle
+import tarfile
+import zipfile
 
 import pytest
 import torch
@@ -106,3 +111,169 @@ def test_what_cannot_be_exchanged_is_one_sentence(base_folder, tmp_path):
     for name in ("cut.bin", "missing.bin"):
         with pytest.raises(UserError):
             exchange.load_official_prefix(tmp_path / name, found, "x", "float32", tmp_path / "out")
+
+
+# Adapters of a quantized base -----------------------------------------------------------------------
+
+
+def test_an_adapter_of_a_quantized_base_is_merged_only_when_asked_for(base_folder, tmp_path):
+    found = base.read_record(base_folder)
+    tuned = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
+    shake(tuned)
+    adapters.save(tuned, tmp_path / "a", dataclasses.replace(manifest_of(found), quantization=4))
+    with pytest.raises(UserError, match=r"beside a base in 4 bits.*--onto-16-bits"):
+        exchange.save_merged(tmp_path / "a", found, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    exchange.save_merged(tmp_path / "a", found, tmp_path / "merged", onto_16_bits=True)
+    record = json.loads((tmp_path / "merged/merged.json").read_text())
+    manifest = adapters.read_manifest(tmp_path / "a")
+    assert (record["base_bits_at_training"], record["merged_into"]) == (4, "float32")
+    assert (record["weights_sha256"], record["base_identity"]) == (manifest.weights_sha256, found.identity)
+    base.verify(tmp_path / "merged", "merged")
+
+
+def test_a_merged_model_says_what_it_was_made_of(base_folder, tmp_path):
+    saved("lora", base_folder, tmp_path / "adapter")
+    exchange.save_merged(tmp_path / "adapter", base.read_record(base_folder), tmp_path / "merged")
+    record = json.loads((tmp_path / "merged/merged.json").read_text())
+    assert record["base_bits_at_training"] is None
+    assert record["name"] == "lora"
+
+
+# Files that are no prefix ---------------------------------------------------------------------------
+
+ROWS = f"{exchange.PREFIX}embedding.weight"
+LAYERS = {
+    "embedding.weight": torch.ones(4, 8),
+    "trans.0.weight": torch.ones(6, 8),
+    "trans.0.bias": torch.ones(6),
+    "trans.2.weight": torch.ones(32, 6),
+    "trans.2.bias": torch.ones(32),
+}
+
+
+def layers(**changes) -> dict:
+    """A published projection with some layers replaced, or removed by None; dots are underscores."""
+    changed = LAYERS | {name.replace("_", "."): value for name, value in changes.items()}
+    return {exchange.PREFIX + name: value for name, value in changed.items() if value is not None}
+
+
+def nested(depth: int) -> dict:
+    value = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+def cyclic() -> dict:
+    value = {"a": torch.ones(1)}
+    value["b"] = value
+    return value
+
+
+STORED = {
+    "a cyclic dict": (cyclic(), "no tensors by name"),
+    "a nested dict": ({"state_dict": {ROWS: torch.ones(2, 8)}}, "no tensors by name"),
+    "many levels": (nested(300), "no tensors by name"),
+    "nothing": ({}, "no tensors by name"),
+    "None": (None, "no tensors by name"),
+    "a number": ({ROWS: 1}, "no tensors by name"),
+    "a tensor alone": (torch.ones(2, 8), "no tensors by name"),
+    "numbers for names": ({1: torch.ones(2, 8)}, "no tensors by name"),
+    "a long name": ({"x" * 10_000: torch.ones(2)}, "no tensors by name"),
+    "int8": ({ROWS: torch.ones(2, 8, dtype=torch.int8)}, "has type torch.int8"),
+    "bool": ({ROWS: torch.ones(2, 8, dtype=torch.bool)}, "has type torch.bool"),
+    "complex": ({ROWS: torch.ones(2, 8, dtype=torch.complex64)}, "has type torch.complex64"),
+    "float8": ({ROWS: torch.ones(2, 8).to(torch.float8_e4m3fn)}, "has type torch.float8"),
+    "sparse": ({ROWS: torch.eye(8).to_sparse()}, "no plain matrix"),
+    "no data": ({ROWS: torch.ones(2, 8, device="meta")}, "no plain matrix"),
+    "more than the file holds": ({ROWS: torch.ones(1).expand(2**20, 2**20)}, "more than the file holds"),
+    "a scalar": ({ROWS: torch.tensor(1.0)}, "is damaged"),
+    "three dimensions": ({ROWS: torch.ones(2, 2, 2)}, "is damaged"),
+    "no numbers": ({ROWS: torch.ones(2, 0)}, "is damaged"),
+    "too many tokens": ({ROWS: torch.ones(exchange.MAX_PREFIX_TOKENS + 1, 1)}, "is damaged"),
+    "infinity": ({ROWS: torch.full((2, 8), torch.inf)}, "NaN or inf"),
+    "infinity in float32": ({ROWS: torch.full((2, 8), 1e300, dtype=torch.float64)}, "NaN or inf"),
+    "one layer of two": (layers(trans_2_weight=None, trans_2_bias=None), "trans.2.bias is missing"),
+    "no first layer": (layers(trans_0_weight=None), "trans.0.weight is missing"),
+    "no embedding": (layers(embedding_weight=None), "no P-Tuning checkpoint"),
+    "another layer": (layers(trans_4_weight=torch.ones(2)), "trans.4.weight, which no"),
+    "a bias that would be spread": (layers(trans_0_bias=torch.ones(1)), "do not fit"),
+    "another bias": (layers(trans_2_bias=torch.ones(31)), "do not fit"),
+    "another width": (layers(trans_0_weight=torch.ones(6, 9)), "do not fit"),
+    "a flat layer": (layers(trans_2_weight=torch.ones(32)), "do not fit"),
+    "an empty layer": (layers(trans_0_weight=torch.ones(0, 8), trans_0_bias=torch.ones(0)), "do not fit"),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_file_without_a_prefix_is_one_sentence(tmp_path, kind):
+    content, reason = STORED[kind]
+    torch.save(content, tmp_path / "a.bin")
+    with pytest.raises(UserError, match=reason):
+        exchange.prefix_rows(exchange._tensors(tmp_path / "a.bin"))
+
+
+def test_a_projection_of_fitting_layers_is_accepted(tmp_path):
+    torch.save(layers(), tmp_path / "a.bin")
+    assert exchange.prefix_rows(exchange._tensors(tmp_path / "a.bin")).shape == (4, 32)
+
+
+def zipped(name: str, content: bytes, how: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how) as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
+def tarred() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+    return file.getvalue()
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code of a checkpoint was run",))
+
+
+RAW = {
+    "an empty file": (b"", "not written by PyTorch"),
+    "a tar": (tarred(), "not written by PyTorch"),
+    "a page": (b"<!DOCTYPE html>", "not written by PyTorch"),
+    "the first bytes of a zip": (b"PK", "was cut off"),
+    "another zip": (zipped("readme.txt", b"hello"), "cannot be read"),
+    "an empty zip": (b"PK\x05\x06" + b"\0" * 18, "cannot be read|damaged directory"),
+    "a zip with a pickle": (zipped("archive/data.pkl", pickle.dumps({"a": 1})), "cannot be read"),
+    "a compressed zip": (zipped("archive/data.pkl", b"\0" * 10**6, zipfile.ZIP_DEFLATED), "is compressed"),
+    "a pickle": (pickle.dumps({"a": [1]}, protocol=2), "cannot be read|more than tensors"),
+    "a pickle with code": (pickle.dumps(Evil(), protocol=2), "more than tensors|cannot be read"),
+    "the first bytes of a pickle": (b"\x80\x02", "cannot be read"),
+    "a pickle without end": (b"\x80\x02" + b"(" * 20_000, "cannot be read|more than tensors"),
+    "lists without end": (b"\x80\x02" + b"]" * 20_000 + b"a" * 20_000 + b".", "cannot be read|more than tensors"),
+}
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_bytes_that_torch_did_not_save_are_one_sentence(tmp_path, capsys, kind):
+    content, reason = RAW[kind]
+    (tmp_path / "a.bin").write_bytes(content)
+    with pytest.raises(UserError, match=reason):
+        exchange._tensors(tmp_path / "a.bin")
+    assert "code" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keep", [3, 30, 0.5, 0.9, -1])
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_file_that_was_cut_off_is_one_sentence(tmp_path, keep, new_format):
+    torch.save({ROWS: torch.ones(20, 80)}, tmp_path / "a.bin", _use_new_zipfile_serialization=new_format)
+    content = (tmp_path / "a.bin").read_bytes()
+    (tmp_path / "a.bin").write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(UserError, match=r"cannot be read|more than tensors|was cut off"):
+        exchange._tensors(tmp_path / "a.bin")
+
+
+def test_the_former_format_of_torch_is_read(tmp_path):
+    torch.save({ROWS: torch.ones(2, 8)}, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
+    assert torch.equal(exchange.prefix_rows(exchange._tensors(tmp_path / "a.bin")), torch.ones(2, 8))

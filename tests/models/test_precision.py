@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from models import adapters, precision
+from models.errors import UserError
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -48,3 +49,13 @@ def test_without_a_gpu_that_has_it_fp8_changes_nothing_and_says_so(caplog):
         assert precision.freeze_in_fp8(layers.requires_grad_(False)) == 0
     assert type(layers[0]) is nn.Linear
     assert "no GPU with fp8" in caplog.text
+
+
+def test_fp8_beside_a_base_in_float32_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    layers = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8))
+    with pytest.raises(UserError, match="needs a base in 16 bits"):
+        precision.freeze_in_fp8(layers.requires_grad_(False))
+    assert precision.freeze_in_fp8(nn.Sequential(nn.Linear(16, 16))) == 0  # trained, so it may be in float32
+    assert precision.freeze_in_fp8(layers.bfloat16()) == 1  # of the two, the one whose sides are multiples of 16

@@ -12,7 +12,7 @@ from given import ROOT, write_rows
 
 from models import adapters
 from models.errors import UserError
-from models.storage import sha256_of, write_json
+from models.storage import read_json, sha256_of, write_json
 from pipelines import dvc, promote, registry
 from pipelines.programs import output_of
 
@@ -282,6 +282,58 @@ def test_answers_of_other_weights_are_no_evidence(repository):
     trained("lora", "trained again")
     with pytest.raises(UserError, match="are not those of models/weights/lora"):
         promote.promote("lora")
+
+
+@pytest.fixture
+def pair(tmp_path, monkeypatch):
+    """Two adapters with the same weights, the first of them evaluated; no repository."""
+    monkeypatch.chdir(tmp_path)
+    first, second = (trained(name, "the same") for name in ("lora", "other"))
+    evaluated("lora", 1.0)
+    return first, second
+
+
+def with_configuration(folder: Path, content: str) -> dict:
+    """Give an adapter a configuration, with its hash in the manifest; gives the hashes."""
+    (folder / adapters.CONFIG).write_text(content)
+    manifest = read_json(folder / "manifest.json") | {"config_sha256": sha256_of(folder / adapters.CONFIG)}
+    write_json(folder / "manifest.json", manifest)
+    return {key: manifest[key] for key in promote.HASHED}
+
+
+def test_answers_with_another_configuration_are_no_evidence(pair):
+    """The same weights answer differently with another lora_alpha."""
+    predictions = promote.PREDICTIONS / "lora"
+    promote.refuse_what_was_not_evaluated(pair[0], predictions)
+    hashes = with_configuration(pair[0], "{}")
+    with pytest.raises(UserError, match="are not those of"):
+        promote.refuse_what_was_not_evaluated(pair[0], predictions)
+    write_json(predictions / "figures.json", {"of": hashes})
+    promote.refuse_what_was_not_evaluated(pair[0], predictions)
+    (pair[0] / adapters.CONFIG).write_text("{ }")
+    with pytest.raises(UserError, match="are not those of"):
+        promote.refuse_what_was_not_evaluated(pair[0], predictions)
+
+
+def test_adapters_are_told_apart_by_their_configuration_too(pair):
+    assert promote.weights_of(pair[0]) == promote.weights_of(pair[1])
+    with_configuration(pair[0], "{}")
+    assert promote.weights_of(pair[0]) != promote.weights_of(pair[1])
+    with_configuration(pair[1], "[]")
+    assert promote.weights_of(pair[0]) != promote.weights_of(pair[1])
+    with_configuration(pair[1], "{}")
+    assert promote.weights_of(pair[0]) == promote.weights_of(pair[1])
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"weights_sha256": {"a": 1}}', '{"weights_sha256": "a", "config_sha256": 1}', "[" * 99_999, "null", ""],
+    ids=["no text", "no text for the configuration", "nested", "null", "empty"],
+)
+def test_a_manifest_of_odd_values_is_one_sentence(pair, content):
+    (pair[0] / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json is"):
+        promote.weights_of(pair[0])
 
 
 def test_stray_tags_are_passed_over(repository):

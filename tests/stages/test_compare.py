@@ -148,3 +148,20 @@ def test_of_revisions_with_other_rows_only_those_of_both_count_in_every_figure(e
     assert base.figures["eval"]["loss"] == pytest.approx((2 + 3 + 4 + 5) / 4)
     with pytest.raises(UserError, match="different rows"):
         models_of(evaluated)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"training": []}',
+        '{"training": {"history": [1]}}',
+        '{"training": {"history": [{"step": "x"}]}}',
+        "{",
+    ],
+)
+def test_a_manifest_that_is_damaged_is_one_sentence(evaluated, content):
+    (evaluated / "weights/lora/manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json is"):
+        models_of(evaluated)

@@ -59,6 +59,7 @@ def test_a_third_adapter_is_one_more_entry(tmp_path):
             lambda c: (c["train"].update(precision="fp8"), c["adapters"]["lora"].update(quantization=4)),
             "exclude each other",
         ),
+        (lambda c: c["train"].update(precision="fp8"), "precision fp8 and base.dtype float32 exclude each other"),
         (lambda c: c["adapters"]["lora"].update(rank="many"), "rank"),
         (lambda c: c["adapters"]["lora"].update(rank=0), "greater than or equal to 1"),
         (lambda c: c["adapters"]["lora"].update(method="magic"), "magic"),
@@ -102,3 +103,11 @@ def test_resolved_parameters_hold_every_default_and_each_adapter_as_it_is_attach
     assert params.resolve(params.Params.model_validate(content)) == written
     content["train"]["logs"] = 201
     assert params.resolve(params.Params.model_validate(content)) != written
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_fp8_goes_with_a_base_in_16_bits(tmp_path, dtype):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    content["train"]["precision"], content["base"]["dtype"] = "fp8", dtype
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert params.load(tmp_path / "params.yaml").train.precision == "fp8"

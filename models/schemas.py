@@ -1,0 +1,312 @@
+"""Typed models of the JSON files of checkpoints and adapters, and the limits within which such files are parsed.
+
+The files come from other people or from a disk that may be damaged. Unknown keys, other types, NaN, numbers beyond
+their limits, repeated keys, deep nesting and large files are refused with one sentence each.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.errors import UserError
+
+MAX_BYTES = 16 * 2**20
+MAX_DEPTH = 32
+MAX_KEYS = 1000  # of the outermost object; pydantic keeps an error for each unknown one
+
+Text = Annotated[str, Field(max_length=4096)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]  # never a path
+DtypeName = Literal["float32", "float16", "bfloat16"]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Schema(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Kind = TypeVar("Kind", bound=Schema)
+
+
+# Parsing -------------------------------------------------------------------------------------------
+
+
+def read_limited(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The bytes of a small file.
+
+    Raises:
+        UserError: it is missing, is no regular file, cannot be read, or is larger than ``limit`` bytes.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; run `dvc repro` to make it.")
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    if len(content) > limit:
+        raise UserError(f"{path} is larger than {limit} bytes, which no file of its kind is; fetch or make it again.")
+    return content
+
+
+def parse_json(content: bytes, path: Path, max_keys: int = MAX_KEYS) -> dict:
+    """The JSON object in the bytes of a file.
+
+    Raises:
+        UserError: they hold anything else, repeat a key, or nest deeper than ``MAX_DEPTH``.
+    """
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({printable(error)}); fetch or make it again.") from None
+    except RecursionError:
+        raise UserError(f"{path} nests deeper than {MAX_DEPTH} levels; fetch or make it again.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object; fetch or make it again.")
+    if len(value) > max_keys:
+        raise UserError(f"{path} has {len(value)} keys, more than the {max_keys} allowed; fetch or make it again.")
+    if _is_too_deep(value):
+        raise UserError(f"{path} nests deeper than {MAX_DEPTH} levels; fetch or make it again.")
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("an object repeats a key")
+    return value
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        children = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [child for nodes in children for child in nodes if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def parse(kind: type[Kind], content: dict, path: Path) -> Kind:
+    """The content of a file as an instance of a schema.
+
+    Raises:
+        UserError: a key is missing or unknown, or a value is not allowed; the sentence names it.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(printable(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        raise UserError(f"{path}: the key {where} is not known; remove it, or use the file that came with the model.")
+    reason = printable(first["msg"].removeprefix("Value error, "), 300)
+    raise UserError(f"{path}: {f'{where}: ' if where else ''}{reason}.")
+
+
+def printable(value: object, length: int = 80) -> str:
+    """A value for a message, on one line and cut off; a lone surrogate, which cannot be printed, is escaped."""
+    text = " ".join(str(value).encode("utf-8", "backslashreplace").decode("utf-8").split())
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+# A base model --------------------------------------------------------------------------------------
+
+
+class FileEntry(Schema):
+    """What the record says of one file."""
+
+    size: Annotated[int, Field(ge=0, lt=2**50)]
+    sha256: Sha256
+
+
+class BaseRecord(Schema):
+    """``base.json``."""
+
+    name: Text
+    folder: Annotated[str, Field(min_length=1, max_length=4096)]
+    revision: Text | None
+    files: Annotated[dict[FileName, FileEntry], Field(max_length=MAX_KEYS)]
+    identity: Sha256
+
+
+class WeightIndex(Schema):
+    """``*.index.json``: the file that holds each tensor. Other keys are ignored; nothing is read from them."""
+
+    model_config = ConfigDict(extra="ignore")
+    weight_map: Annotated[dict[Text, Text], Field(min_length=1, max_length=100_000)]
+
+
+class ModelConfig(Schema):
+    """``config.json`` of ChatGLM-6B, as published or as transformers writes it.
+
+    The keys of :data:`NOT_USED` say where a checkpoint comes from and are not handed on. Every other key of
+    transformers would change what is loaded or generated (``attn_implementation``, ``quantization_config``,
+    ``transformers_weights``, ``repetition_penalty``) and is therefore unknown here.
+    """
+
+    model_type: Literal["chatglm"]
+    vocab_size: Annotated[int, Field(ge=1, le=2**20)] = 1
+    hidden_size: Annotated[int, Field(ge=1, le=2**16)] = 1
+    num_layers: Annotated[int, Field(ge=1, le=1024)] = 1
+    num_attention_heads: Annotated[int, Field(ge=0, le=1024)] = 1  # the sentence for 0 is that of ChatGLMConfig
+    inner_hidden_size: Annotated[int, Field(ge=1, le=2**18)] = 1
+    layernorm_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    max_sequence_length: Annotated[int, Field(ge=1, le=2**20)] = 1
+    initializer_range: Annotated[float, Field(gt=0, le=10)] = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: Literal[False] = False
+    bos_token_id: TokenId | None = None
+    eos_token_id: TokenId | None = None
+    mask_token_id: TokenId | None = None
+    gmask_token_id: TokenId | None = None
+    pad_token_id: TokenId | None = None
+    position_encoding_2d: bool = True
+    pre_seq_len: Annotated[int, Field(ge=0, le=2**16)] | None = None
+    prefix_projection: bool = False
+    quantization_bit: Annotated[int, Field(ge=0, le=64)] = 0
+    dtype: DtypeName | None = None
+    torch_dtype: DtypeName | None = None
+    tokenizer_class: Text | None = None
+    name_or_path_: Any = Field(default=None, alias="_name_or_path")
+    architectures: Any = None
+    auto_map: Any = None
+    transformers_version: Any = None
+    quantization_embeddings: Any = None
+
+
+NOT_USED = {
+    "name_or_path_",
+    "architectures",
+    "auto_map",
+    "transformers_version",
+    "quantization_embeddings",
+    "tokenizer_class",
+    "torch_dtype",
+}
+
+
+class Token(Schema):
+    """A special token with its flags, which are ChatGLMTokenizer's own whatever stands here."""
+
+    type_: Any = Field(default=None, alias="__type")
+    content: Annotated[str, Field(min_length=1, max_length=64)]
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+    single_word: bool = False
+    special: bool = True
+
+
+SpecialToken = Annotated[str, Field(min_length=1, max_length=64)] | Token
+TokenNumber = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+TOKENIZER_OPTIONS = ("do_lower_case", "remove_space", "clean_up_tokenization_spaces")
+TOKENS = ("bos_token", "eos_token", "mask_token", "pad_token", "unk_token")
+
+
+class TokenizerConfig(Schema):
+    """``tokenizer_config.json`` of ChatGLM-6B, as published or as transformers writes it.
+
+    Only :data:`TOKENS`, :data:`TOKENIZER_OPTIONS` and ``num_image_tokens`` are used. ``vocab_file``, which would name
+    another vocabulary, is unknown here.
+    """
+
+    do_lower_case: bool = False
+    remove_space: bool = False
+    num_image_tokens: Annotated[int, Field(ge=0, le=2**20)] | None = None
+    clean_up_tokenization_spaces: bool = True
+    bos_token: SpecialToken = "<sop>"
+    eos_token: SpecialToken = "<eop>"
+    mask_token: SpecialToken = "[MASK]"
+    pad_token: SpecialToken = "<pad>"
+    unk_token: SpecialToken = "<unk>"
+    gmask_token: SpecialToken = "[gMASK]"
+    eop_token: SpecialToken = "<eop>"
+    end_token: SpecialToken = "</s>"
+    added_tokens_decoder: Annotated[dict[TokenNumber, Token], Field(max_length=64)] = {}
+    padding_side: Literal["left"] = "left"
+    split_special_tokens: Literal[False] = False
+    truncation_side: Literal["left", "right"] = "right"
+    model_max_length: Annotated[float, Field(ge=1)] | None = None
+    tokenizer_class: Text | None = None
+    tokenizer_file: None = None
+    name_or_path: Any = None
+    auto_map: Any = None
+    backend: Any = None
+    chat_template: Any = None
+    extra_special_tokens: Annotated[dict | list, Field(max_length=0)] | None = None
+    additional_special_tokens: Annotated[list, Field(max_length=0)] | None = None
+    is_local: Any = None
+    local_files_only: Any = None
+    processor_class: Any = None
+    special_tokens_map_file: Any = None
+    use_fast: Any = None
+
+
+# An adapter ----------------------------------------------------------------------------------------
+
+LinearLayer = Literal["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+Rank = Annotated[int, Field(ge=1, le=2**16)]
+
+
+class PeftConfig(Schema):
+    """``adapter_config.json``. A key that is not listed is a feature of peft that must be off: null, false or empty."""
+
+    task_type: Literal["CAUSAL_LM"]
+    inference_mode: bool
+    base_model_name_or_path: Text | None = None
+    peft_version: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_is_off(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        known = cls.model_fields.keys()
+        return {key: value for key, value in content.items() if key in known or not _is_off(value)}
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False or value in ({}, [])
+
+
+class LoraFile(PeftConfig):
+    peft_type: Literal["LORA"]
+    r: Rank
+    lora_alpha: Annotated[float, Field(gt=0, le=2**20)]
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: Annotated[list[LinearLayer], Field(min_length=1, max_length=4)]
+    use_rslora: bool
+    use_dora: bool
+    bias: Literal["none"] = "none"
+    init_lora_weights: Literal[True] = True
+    megatron_core: Text | None = None  # used with megatron_config alone, which must be off
+    qalora_group_size: int | None = None  # used with use_qalora alone, which must be off
+
+    def attachment(self) -> dict:
+        """As for :func:`models.adapters.attach`."""
+        return {
+            "rank": self.r,
+            "alpha": self.lora_alpha,
+            "dropout": self.lora_dropout,
+            "target_modules": sorted(self.target_modules),
+            "rslora": self.use_rslora,
+            "dora": self.use_dora,
+        }
+
+
+class PrefixFile(PeftConfig):
+    peft_type: Literal["PREFIX_TUNING"]
+    num_virtual_tokens: Rank
+    prefix_projection: bool
+    encoder_hidden_size: Rank
+    token_dim: Rank
+    num_layers: Rank
+    num_attention_heads: Rank
+    num_transformer_submodules: Literal[1] = 1
+
+    def attachment(self) -> dict:
+        """As for :func:`models.adapters.attach`."""
+        return {"prefix_tokens": self.num_virtual_tokens, "projection": self.prefix_projection}
