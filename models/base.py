@@ -344,16 +344,15 @@ def load_model(base: Base, dtype: str, quantization: int | None = None):
     kind = getattr(torch, kind) if isinstance(kind, str) else kind  # None: every tensor stays as it is stored
     model, quantizer = _without_weights(config, kind, quantization)
     wanted, filled = set(model.state_dict()), set()
-    for file in base.weight_files:
-        path = base.folder / file
-        try:
-            for name, tensor in tensor_files.read_tensors(path, base.files[file]["sha256"], _changed(path)):
-                if not _is_ignored(model, name):
-                    _refuse_misfit(model, name, tensor, name in filled, path)
-                    _set_weight(model, name, tensor.to(device, kind), quantizer)
-                    filled.add(name)
-        except (OSError, RuntimeError) as error:  # a disk that fails, a GPU without memory
-            raise UserError(f"The weights in {base.folder} cannot be loaded ({_reason(error)}).") from None
+    files = [(path := base.folder / name, base.files[name]["sha256"], _changed(path)) for name in base.weight_files]
+    try:
+        for path, name, tensor in tensor_files.read_files(files):
+            if not _is_ignored(model, name):
+                _refuse_misfit(model, name, tensor, name in filled, path)
+                _set_weight(model, name, tensor.to(device, kind), quantizer)
+                filled.add(name)
+    except (OSError, RuntimeError) as error:  # a disk that fails, a GPU without memory
+        raise UserError(f"The weights in {base.folder} cannot be loaded ({_reason(error)}).") from None
     if lacking := sorted(wanted - filled):
         raise UserError(f"The weights in {base.folder} lack {len(lacking)} tensors, the first being {lacking[0]}.")
     if quantizer is not None:
