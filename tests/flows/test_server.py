@@ -187,5 +187,24 @@ def test_what_a_killed_site_left_is_ended_and_another_sites_programs_are_not(tmp
         other.kill()
 
 
+@pytest.mark.parametrize(("name", "is_site"), [("supervisor.supervisord", True), ("another.program", False)])
+def test_a_supervisor_that_lost_its_lock_is_not_taken_for_what_a_killed_one_left(tmp_path, name, is_site):
+    command = [sys.executable, "-c", "import time; time.sleep(60)", name]
+    process = subprocess.Popen(command, env={**os.environ, server.SITE: str(tmp_path)})
+    (tmp_path / "supervisord.pid").write_text(f"{process.pid}\n")
+    try:
+        if is_site:
+            with pytest.raises(UserError, match=f"process {process.pid}"):
+                server.hold_site(tmp_path)
+            assert process.poll() is None
+        else:
+            os.close(server.hold_site(tmp_path))
+            assert process.poll() is not None
+    finally:
+        process.kill()
+    (tmp_path / "supervisord.pid").write_text("damaged")
+    os.close(server.hold_site(tmp_path))
+
+
 def test_all_that_a_site_starts_bears_its_mark(start, tmp_path):
     assert start()[1][server.SITE] == str(tmp_path / "a home/server")
