@@ -59,18 +59,18 @@ def refuse_if_taken(host: str, port: int) -> None:
     except (OSError, OverflowError) as error:
         said = getattr(error, "strerror", None) or error
         raise UserError(
-            f"The server cannot listen on {host}, port {port} ({said}{_listeners(port)}); stop what does, or choose "
+            f"The server cannot listen on {host}, port {port} ({said}{_holders(port)}); stop what does, or choose "
             "--port."
         ) from None
 
 
-def _listeners(port: int) -> str:
-    """The processes that listen on a port, as far as this user may know them."""
+def _holders(port: int) -> str:
+    """The processes that hold a port, as far as this user may know them."""
     try:
         connections = psutil.net_connections("tcp")
     except psutil.Error:
         return ""
-    pids = {found.pid for found in connections if found.status == psutil.CONN_LISTEN and found.laddr.port == port}
+    pids = {found.pid for found in connections if found.laddr.port == port}
     return "".join(f"; process {pid}" for pid in sorted(pids - {None}))
 
 

@@ -30,12 +30,26 @@ def test_loopback_needs_none(host, monkeypatch):
     server.refuse_if_open(host)
 
 
+LISTEN = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print('listens', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def neighbour():
+    """The process of a program that listens on a port of its own."""
+    process = subprocess.Popen([sys.executable, "-c", LISTEN], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "listens\n"
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_where_something_listens_no_server_is_started(host):
+def test_where_something_listens_no_server_is_started(host, neighbour):
     with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as other:
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=rf"port {port} .*; process {os.getpid()}\)"):
+        with pytest.raises(UserError, match=rf"port {port} .*; process {os.getpid()}\)") as told:
             server.refuse_if_taken(host, port)
+        assert str(neighbour) not in str(told.value)
     server.refuse_if_taken(host, port)
 
 
@@ -107,7 +121,8 @@ def test_a_site_on_loopback_has_a_password_that_only_its_file_and_its_programs_h
 
 
 def test_a_password_of_the_users_own_wins(start, tmp_path):
-    _, environment = start(PREFECT_SERVER_API_AUTH_STRING="user:own", PREFECT_API_AUTH_STRING="user:former")
+    said, environment = start(PREFECT_SERVER_API_AUTH_STRING="user:own", PREFECT_API_AUTH_STRING="user:former")
+    assert "AUTH_STRING" not in said  # its user has it
     assert environment["PREFECT_SERVER_API_AUTH_STRING"] == environment["PREFECT_API_AUTH_STRING"] == "user:own"
     assert not (tmp_path / "a home/server/login").exists()
 
@@ -140,6 +155,12 @@ def test_a_second_site_in_the_same_folder_is_refused_and_changes_nothing(start, 
     with pytest.raises(UserError, match=f"process {os.getpid()}.*`kill {os.getpid()}`"):
         start()  # on another port
     assert configuration.read_text() == before
+
+
+def test_the_lock_names_the_process_that_holds_it_alone(start, tmp_path):
+    configuration = server.private(tmp_path / "a home/server") / "supervisord.conf"
+    (configuration.parent / "lock").write_text("9" * 12)  # of an earlier site
+    start()
     assert (configuration.parent / "lock").read_text() == str(os.getpid())
 
 
