@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -51,6 +52,13 @@ def test_where_something_listens_no_server_is_started(host, neighbour):
             server.refuse_if_taken(host, port)
         assert str(neighbour) not in str(told.value)
     server.refuse_if_taken(host, port)
+
+
+def test_processes_that_this_user_may_not_know_are_left_out(monkeypatch):
+    address = SimpleNamespace(ip="127.0.0.1", port=4200)
+    connections = [SimpleNamespace(laddr=address, pid=pid) for pid in (None, 12)]
+    monkeypatch.setattr(psutil, "net_connections", lambda kind: connections)
+    assert server._holders(4200) == "; process 12"
 
 
 def test_supervisord_runs_server_keeper_and_an_agent_for_each_gpu(tmp_path, monkeypatch):
@@ -223,6 +231,13 @@ def test_a_supervisor_that_lost_its_lock_is_not_taken_for_what_a_killed_one_left
             assert process.poll() is not None
     finally:
         process.kill()
+    another = subprocess.Popen(command, env={**os.environ, server.SITE: "another"})  # which got its number
+    (tmp_path / "supervisord.pid").write_text(str(another.pid))
+    try:
+        os.close(server.hold_site(tmp_path))
+        assert another.poll() is None
+    finally:
+        another.kill()
     (tmp_path / "supervisord.pid").write_text("damaged")
     os.close(server.hold_site(tmp_path))
 
