@@ -20,6 +20,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,7 @@ from pipelines.clone import home, repository
 from pipelines.programs import become, end_leftovers
 
 CLIENT_LOGIN = "PREFECT_API_AUTH_STRING"  # in the environment of the server's clients
+SUPERVISOR = "supervisor.supervisord"
 SITE = "TUNELINE_SITE"  # in the environment of all that a site starts
 
 
@@ -57,18 +59,18 @@ def refuse_if_taken(host: str, port: int) -> None:
     except (OSError, OverflowError) as error:
         said = getattr(error, "strerror", None) or error
         raise UserError(
-            f"The server cannot listen on {host}, port {port} ({said}{_listeners(port)}); stop what does, or choose "
+            f"The server cannot listen on {host}, port {port} ({said}{_holders(port)}); stop what does, or choose "
             "--port."
         ) from None
 
 
-def _listeners(port: int) -> str:
-    """The processes that listen on a port, as far as this user may know them."""
+def _holders(port: int) -> str:
+    """The processes that hold a port, as far as this user may know them."""
     try:
         connections = psutil.net_connections("tcp")
     except psutil.Error:
         return ""
-    pids = {found.pid for found in connections if found.status == psutil.CONN_LISTEN and found.laddr.port == port}
+    pids = {found.pid for found in connections if found.laddr.port == port}
     return "".join(f"; process {pid}" for pid in sorted(pids - {None}))
 
 
@@ -96,19 +98,30 @@ def hold_site(folder: Path) -> int:
     lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        holder = _supervisor(folder)  # `supervisorctl reload` closes the lock, and goes on
     except BlockingIOError:
-        process = os.read(lock, 20).decode() or "unknown"
+        holder = os.read(lock, 20).decode() or "unknown"
+    if holder:
         os.close(lock)
         raise UserError(
-            f"A site runs in {folder} already (process {process}); stop it with Ctrl-C or `kill {process}`, or choose "
+            f"A site runs in {folder} already (process {holder}); stop it with Ctrl-C or `kill {holder}`, or choose "
             "another TUNELINE_HOME."
-        ) from None
+        )
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     os.set_inheritable(lock, True)
     if left := end_leftovers(SITE, str(folder), patience=ENDING):
         print(f"Ended {left} programs of a killed site · 已结束被强制终止的站点遗留的 {left} 个程序", flush=True)
     return lock
+
+
+def _supervisor(folder: Path) -> int | None:
+    """The process number of the supervisord that runs the site of this folder, if one does."""
+    with suppress(OSError, ValueError, psutil.Error):  # none ever ran, it is gone, or its number is another user's
+        process = psutil.Process(int((folder / "supervisord.pid").read_text()))
+        if process.environ().get(SITE) == str(folder) and SUPERVISOR in process.cmdline():
+            return process.pid
+    return None
 
 
 def agents_of(said: Sequence[str] | None) -> list[str]:
@@ -208,7 +221,7 @@ def main() -> None:
         path = shlex.quote(str(folder / "login"))
         print(f'export PREFECT_API_AUTH_STRING="$(cat {path})"', flush=True)
         print(f"The UI asks for what {path} holds · 登录界面时输入该文件的内容", flush=True)
-    become("supervisor.supervisord", "--nodaemon", "--configuration", str(configuration))
+    become(SUPERVISOR, "--nodaemon", "--configuration", str(configuration))
 
 
 if __name__ == "__main__":

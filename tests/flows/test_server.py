@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -30,13 +31,34 @@ def test_loopback_needs_none(host, monkeypatch):
     server.refuse_if_open(host)
 
 
+LISTEN = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print('listens', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def neighbour():
+    """The process of a program that listens on a port of its own."""
+    process = subprocess.Popen([sys.executable, "-c", LISTEN], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "listens\n"
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_where_something_listens_no_server_is_started(host):
+def test_where_something_listens_no_server_is_started(host, neighbour):
     with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as other:
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=rf"port {port} .*; process {os.getpid()}\)"):
+        with pytest.raises(UserError, match=rf"port {port} .*; process {os.getpid()}\)") as told:
             server.refuse_if_taken(host, port)
+        assert str(neighbour) not in str(told.value)
     server.refuse_if_taken(host, port)
+
+
+def test_processes_that_this_user_may_not_know_are_left_out(monkeypatch):
+    address = SimpleNamespace(ip="127.0.0.1", port=4200)
+    connections = [SimpleNamespace(laddr=address, pid=pid) for pid in (None, 12)]
+    monkeypatch.setattr(psutil, "net_connections", lambda kind: connections)
+    assert server._holders(4200) == "; process 12"
 
 
 def test_supervisord_runs_server_keeper_and_an_agent_for_each_gpu(tmp_path, monkeypatch):
@@ -107,7 +129,8 @@ def test_a_site_on_loopback_has_a_password_that_only_its_file_and_its_programs_h
 
 
 def test_a_password_of_the_users_own_wins(start, tmp_path):
-    _, environment = start(PREFECT_SERVER_API_AUTH_STRING="user:own", PREFECT_API_AUTH_STRING="user:former")
+    said, environment = start(PREFECT_SERVER_API_AUTH_STRING="user:own", PREFECT_API_AUTH_STRING="user:former")
+    assert "AUTH_STRING" not in said  # its user has it
     assert environment["PREFECT_SERVER_API_AUTH_STRING"] == environment["PREFECT_API_AUTH_STRING"] == "user:own"
     assert not (tmp_path / "a home/server/login").exists()
 
@@ -140,6 +163,12 @@ def test_a_second_site_in_the_same_folder_is_refused_and_changes_nothing(start, 
     with pytest.raises(UserError, match=f"process {os.getpid()}.*`kill {os.getpid()}`"):
         start()  # on another port
     assert configuration.read_text() == before
+
+
+def test_the_lock_names_the_process_that_holds_it_alone(start, tmp_path):
+    configuration = server.private(tmp_path / "a home/server") / "supervisord.conf"
+    (configuration.parent / "lock").write_text("9" * 12)  # of an earlier site
+    start()
     assert (configuration.parent / "lock").read_text() == str(os.getpid())
 
 
@@ -185,6 +214,32 @@ def test_what_a_killed_site_left_is_ended_and_another_sites_programs_are_not(tmp
     finally:
         mine.kill()
         other.kill()
+
+
+@pytest.mark.parametrize(("name", "is_site"), [("supervisor.supervisord", True), ("another.program", False)])
+def test_a_supervisor_that_lost_its_lock_is_not_taken_for_what_a_killed_one_left(tmp_path, name, is_site):
+    command = [sys.executable, "-c", "import time; time.sleep(60)", name]
+    process = subprocess.Popen(command, env={**os.environ, server.SITE: str(tmp_path)})
+    (tmp_path / "supervisord.pid").write_text(f"{process.pid}\n")
+    try:
+        if is_site:
+            with pytest.raises(UserError, match=f"process {process.pid}"):
+                server.hold_site(tmp_path)
+            assert process.poll() is None
+        else:
+            os.close(server.hold_site(tmp_path))
+            assert process.poll() is not None
+    finally:
+        process.kill()
+    another = subprocess.Popen(command, env={**os.environ, server.SITE: "another"})  # which got its number
+    (tmp_path / "supervisord.pid").write_text(str(another.pid))
+    try:
+        os.close(server.hold_site(tmp_path))
+        assert another.poll() is None
+    finally:
+        another.kill()
+    (tmp_path / "supervisord.pid").write_text("damaged")
+    os.close(server.hold_site(tmp_path))
 
 
 def test_all_that_a_site_starts_bears_its_mark(start, tmp_path):

@@ -40,6 +40,9 @@ def test_the_projects_own_runs_pass():
     for variables in ({"gpus": 2}, {"command": None}, {"env": {}}):
         assert worker.refusal(run(**variables), deployment(job_variables=variables), allowed) is None
     assert worker.refusal(run(), deployment(pull_steps=[], path=""), allowed) is None
+    emptied = template()
+    emptied["job_configuration"] |= {"env": {}, "command": None}
+    assert worker.refusal(run(), deployment(), allowed, emptied) is None
 
 
 @pytest.mark.parametrize(
