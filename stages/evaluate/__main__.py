@@ -69,7 +69,7 @@ def main() -> None:
     if is_base:
         model = base.load_model(found, knobs.base.dtype, **bits)
     else:
-        model = adapters.load(arguments.weights, found, **bits)
+        model = adapters.load(arguments.weights, found, manifest=manifest, **bits)
 
     key = key_of(arguments, knobs, found, manifest and manifest.weights_sha256 + manifest.config_sha256)
     kept = Kept(arguments.kept / f"{arguments.model}.{key[:16]}")

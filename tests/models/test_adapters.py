@@ -386,6 +386,20 @@ def test_a_file_that_is_swapped_between_check_and_load_is_refused(base_folder, t
         adapters.load(folder, found)
 
 
+@pytest.mark.parametrize("load", [adapters.load, adapters.merged])
+def test_an_adapter_swapped_with_its_manifest_is_not_the_one_that_was_read(base_folder, tmp_path, load):
+    """Figures name the hashes of the manifest that was read first."""
+    found = base.read_record(base_folder)
+    for _ in range(2):
+        model = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
+        shake(model)
+        manifest = adapters.read_manifest(tmp_path / "a") if (tmp_path / "a").exists() else None
+        adapters.save(model, tmp_path / "a", manifest_of(found))
+    with pytest.raises(UserError, match="is not the file that the manifest describes"):
+        load(tmp_path / "a", found, manifest=manifest)
+    load(tmp_path / "a", found)
+
+
 def test_all_weights_are_not_loaded_in_few_bits(base_folder, tmp_path):
     found = base.read_record(base_folder)
     model = adapters.attach(base.load_model(found, "float32"), "full")
