@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -295,3 +296,15 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, suffix):
             list(reader)
     with pytest.raises(UserError, match="changed"):
         tensor_files.load_tensors(path, sha256, "changed")
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.ones(10_000), "b": torch.ones(1_000_000)}, path)
+    reader = tensor_files.read_tensors(path, sha256_of(path), "changed")
+    next(reader)
+    os.truncate(path, 200_000)
+    with pytest.raises(UserError, match="ended while it was read"):
+        next(reader)
