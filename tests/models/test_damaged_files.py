@@ -41,20 +41,20 @@ def places(value: object, path: tuple = ()) -> list[tuple]:
 def mutated_values(draw, content: dict) -> bytes:
     """The content with one to three values replaced, removed, or put under unknown keys."""
     content = copy.deepcopy(content)
+    odd = odd_values.map(copy.deepcopy)  # the next round may mutate it
     for _ in range(draw(st.integers(1, 3))):
         *parents, last = draw(st.sampled_from(places(content)[1:] or [("new",)]))
         target = content
         for key in parents:
             target = target[key]
         how = draw(st.sampled_from(["replace", "remove", "add"]))
-        if how == "remove":
+        if how == "remove" and last != "new":
             del target[last]
         elif how == "add" and isinstance(target, dict):
-            target[draw(st.sampled_from(["new", "vocab_file", "quantization_config", "transformers_weights"]))] = draw(
-                odd_values
-            )
+            key = draw(st.sampled_from(["new", "vocab_file", "quantization_config", "transformers_weights"]))
+            target[key] = draw(odd)
         else:
-            target[last] = draw(odd_values)
+            target[last] = draw(odd)
     return json.dumps(content).encode()
 
 
