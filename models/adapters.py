@@ -484,16 +484,19 @@ def check(manifest: Manifest, base: Base, folder: Path) -> None:
             )
 
 
-def merged(folder: Path, base: Base):
+def merged(folder: Path, base: Base, manifest: Manifest | None = None):
     """The base with a saved adapter in its weights, in the type that it was trained beside and without quantization.
+
+    Args:
+        manifest: see :func:`load`.
 
     Raises:
         UserError: see :func:`load`.
     """
-    manifest = _parse_manifest(folder)
+    manifest = manifest or _parse_manifest(folder)
     check(manifest, base, folder)
     if manifest.method == "full":
-        return load(folder, base)
+        return load(folder, base, manifest=manifest)
     return _on_base(folder, manifest, lambda: load_model(base, manifest.dtype)).merge_and_unload()
 
 
@@ -508,7 +511,7 @@ def _on_base(folder: Path, manifest: Manifest, load_base: Callable):
     return tuned.eval()
 
 
-def read_prefix(folder: Path, base: Base):
+def read_prefix(folder: Path, base: Base, manifest: Manifest):
     """The (prefix tokens, 2 · layers · hidden_size) rows of a saved prefix.
 
     Raises:
@@ -516,7 +519,6 @@ def read_prefix(folder: Path, base: Base):
     """
     import torch
 
-    manifest = _parse_manifest(folder)
     check(manifest, base, folder)
     saved, config = _read_saved(folder, manifest.method, manifest), load_config(base)
     _refuse_other_names(saved.path, [PREFIX_ROWS], saved.tensors)
@@ -537,7 +539,13 @@ def put_prefix(tuned, rows) -> None:
 AS_TRAINED = "as trained"
 
 
-def load(folder: Path, base: Base, quantization: int | str | None = AS_TRAINED, dtype: str | None = None):
+def load(
+    folder: Path,
+    base: Base,
+    quantization: int | str | None = AS_TRAINED,
+    dtype: str | None = None,
+    manifest: Manifest | None = None,
+):
     """A saved adapter on its base, in evaluation mode.
 
     The manifest is checked first: a mismatch is told before gigabytes are read.
@@ -545,12 +553,13 @@ def load(folder: Path, base: Base, quantization: int | str | None = AS_TRAINED, 
     Args:
         quantization: 4 or 8 bits for the base, None for none; by default those of the training.
         dtype: of the base; by default that of the training.
+        manifest: that was read before, whose hashes the files must have; by default the one in the folder.
 
     Raises:
         UserError: the manifest, configuration or weights are damaged or do not fit the base; see also :func:`check`
             and :func:`models.base.load_model`.
     """
-    manifest = _parse_manifest(folder)
+    manifest = manifest or _parse_manifest(folder)
     check(manifest, base, folder)
     bits = manifest.quantization if quantization == AS_TRAINED else quantization
     if manifest.method == "full":

@@ -343,24 +343,33 @@ def load_model(base: Base, dtype: str, quantization: int | None = None):
     kind = config.dtype if dtype == "auto" else dtype
     kind = getattr(torch, kind) if isinstance(kind, str) else kind  # None: every tensor stays as it is stored
     model, quantizer = _without_weights(config, kind, quantization)
-    wanted, filled = set(model.state_dict()), set()
-    files = [(path := base.folder / name, base.files[name]["sha256"], _changed(path)) for name in base.weight_files]
     try:
-        for path, name, tensor in tensor_files.read_files(files):
-            if not _is_ignored(model, name):
-                _refuse_misfit(model, name, tensor, name in filled, path)
-                _set_weight(model, name, tensor.to(device, kind), quantizer)
-                filled.add(name)
+        _fill(model, base, device, kind, quantizer)
     except (OSError, RuntimeError) as error:  # a disk that fails, a GPU without memory
         raise UserError(f"The weights in {base.folder} cannot be loaded ({_reason(error)}).") from None
-    if lacking := sorted(wanted - filled):
-        raise UserError(f"The weights in {base.folder} lack {len(lacking)} tensors, the first being {lacking[0]}.")
     if quantizer is not None:
         model.hf_quantizer = quantizer
         quantizer.postprocess_model(model)
     # Trainer leaves use_cache false in the config.json of what it trained; answers are generated with a KV cache.
     model.generation_config.use_cache = True
     return model.requires_grad_(False).eval()
+
+
+def _fill(model, base: Base, device, dtype, quantizer) -> None:
+    """Give every parameter its weight, converted and quantized one tensor at a time.
+
+    Raises:
+        UserError: a weight is missing, left over or of another shape, or a file changed since.
+    """
+    wanted, filled = set(model.state_dict()), set()
+    files = [(path := base.folder / name, base.files[name]["sha256"], _changed(path)) for name in base.weight_files]
+    for path, name, tensor in tensor_files.read_files(files):
+        if not _is_ignored(model, name):
+            _refuse_misfit(model, name, tensor, name in filled, path)
+            _set_weight(model, name, tensor.to(device, dtype), quantizer)
+            filled.add(name)
+    if lacking := sorted(wanted - filled):
+        raise UserError(f"The weights in {base.folder} lack {len(lacking)} tensors, the first being {lacking[0]}.")
 
 
 def _without_weights(config, dtype, quantization: int | None):

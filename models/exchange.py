@@ -49,7 +49,7 @@ def save_merged(folder: Path, found: base.Base, out: Path, onto_16_bits: bool = 
             "the unrounded weights instead, so it answers differently, and nobody has measured how. Pass "
             "--onto-16-bits to merge it all the same, and evaluate the merged model before you use it."
         )
-    model = adapters.merged(folder, found)
+    model = adapters.merged(folder, found, manifest)
     with writing_folder(out) as temporary:
         model.save_pretrained(temporary, max_shard_size=SHARD)
         for path in temporary.iterdir():
@@ -74,7 +74,7 @@ def save_official_prefix(folder: Path, found: base.Base, out: Path) -> None:
     manifest = adapters.read_manifest(folder)
     if manifest.method != "ptuning_v2":
         raise UserError(f"{folder} is no prefix ({manifest.method}); export it with --merged.")
-    rows = adapters.read_prefix(folder, found)
+    rows = adapters.read_prefix(folder, found, manifest)
     config = parse_json(found.read(base.CONFIG), found.folder / base.CONFIG)
     config |= {"pre_seq_len": len(rows), "prefix_projection": False}
     with writing_folder(out) as temporary:

@@ -82,7 +82,7 @@ def main() -> None:
     if is_base:
         model = base.load_model(found, knobs.base.dtype, **bits)
     else:
-        model = adapters.load(arguments.weights, found, **bits)
+        model = adapters.load(arguments.weights, found, manifest=manifest, **bits)
 
     of = {
         "base_identity": found.identity,

@@ -377,13 +377,28 @@ def test_a_file_that_is_swapped_between_check_and_load_is_refused(base_folder, t
     def check_and_swap(*arguments):
         usual(*arguments)
         content = (folder / name).read_bytes()
-        (folder / "other").write_bytes(content.replace(b"true", b"null") if name == adapters.CONFIG else content[:-1])
+        flipped = content[:-1] + bytes([content[-1] ^ 1])
+        (folder / "other").write_bytes(content.replace(b"true", b"null") if name == adapters.CONFIG else flipped)
         (folder / "other").replace(folder / name)
 
     adapters.read_manifest(folder)
     monkeypatch.setattr(adapters, "check", check_and_swap)
-    with pytest.raises(UserError, match=r"is not the file that the manifest describes|header says"):
+    with pytest.raises(UserError, match="is not the file that the manifest describes"):
         adapters.load(folder, found)
+
+
+@pytest.mark.parametrize("load", [adapters.load, adapters.merged])
+def test_an_adapter_swapped_with_its_manifest_is_not_the_one_that_was_read(base_folder, tmp_path, load):
+    """Figures name the hashes of the manifest that was read first."""
+    found = base.read_record(base_folder)
+    for _ in range(2):
+        model = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
+        shake(model)
+        manifest = adapters.read_manifest(tmp_path / "a") if (tmp_path / "a").exists() else None
+        adapters.save(model, tmp_path / "a", manifest_of(found))
+    with pytest.raises(UserError, match="is not the file that the manifest describes"):
+        load(tmp_path / "a", found, manifest=manifest)
+    load(tmp_path / "a", found)
 
 
 def test_all_weights_are_not_loaded_in_few_bits(base_folder, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,20 +41,20 @@ def places(value: object, path: tuple = ()) -> list[tuple]:
 def mutated_values(draw, content: dict) -> bytes:
     """The content with one to three values replaced, removed, or put under unknown keys."""
     content = copy.deepcopy(content)
+    odd = odd_values.map(copy.deepcopy)  # the next round may mutate it
     for _ in range(draw(st.integers(1, 3))):
         *parents, last = draw(st.sampled_from(places(content)[1:] or [("new",)]))
         target = content
         for key in parents:
             target = target[key]
         how = draw(st.sampled_from(["replace", "remove", "add"]))
-        if how == "remove":
+        if how == "remove" and last != "new":
             del target[last]
         elif how == "add" and isinstance(target, dict):
-            target[draw(st.sampled_from(["new", "vocab_file", "quantization_config", "transformers_weights"]))] = draw(
-                odd_values
-            )
+            key = draw(st.sampled_from(["new", "vocab_file", "quantization_config", "transformers_weights"]))
+            target[key] = draw(odd)
         else:
-            target[last] = draw(odd_values)
+            target[last] = draw(odd)
     return json.dumps(content).encode()
 
 
@@ -295,3 +296,15 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, suffix):
             list(reader)
     with pytest.raises(UserError, match="changed"):
         tensor_files.load_tensors(path, sha256, "changed")
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.ones(10_000), "b": torch.ones(1_000_000)}, path)
+    reader = tensor_files.read_tensors(path, sha256_of(path), "changed")
+    next(reader)
+    os.truncate(path, 200_000)
+    with pytest.raises(UserError, match="ended while it was read"):
+        next(reader)

@@ -226,6 +226,14 @@ def zipped(name: str, content: bytes, how: int = zipfile.ZIP_STORED) -> bytes:
     return file.getvalue()
 
 
+def overlapping() -> bytes:
+    """A zip whose entry says that it is larger than the file, as entries that share their bytes are in sum."""
+    content = bytearray(zipped("archive/data.pkl", b"0"))
+    directory = content.index(b"PK\x01\x02")
+    content[directory + 20 : directory + 28] = 2 * (2**30).to_bytes(4, "little")
+    return bytes(content)
+
+
 def tarred() -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -247,6 +255,8 @@ RAW = {
     "an empty zip": (b"PK\x05\x06" + b"\0" * 18, "cannot be read|damaged directory"),
     "a zip with a pickle": (zipped("archive/data.pkl", pickle.dumps({"a": 1})), "cannot be read"),
     "a compressed zip": (zipped("archive/data.pkl", b"\0" * 10**6, zipfile.ZIP_DEFLATED), "is compressed"),
+    "a small compressed zip": (zipped("archive/data.pkl", b"0", zipfile.ZIP_DEFLATED), "is compressed"),
+    "overlapping entries": (overlapping(), "is compressed"),
     "a pickle": (pickle.dumps({"a": [1]}, protocol=2), "cannot be read|more than tensors"),
     "a pickle with code": (pickle.dumps(Evil(), protocol=2), "more than tensors|cannot be read"),
     "the first bytes of a pickle": (b"\x80\x02", "cannot be read"),
