@@ -128,7 +128,8 @@ def gather(names: list[str], predictions: Path, weights: Path, common: bool = Fa
         common: whether rows that not all of them answered are left out, instead of refused.
 
     Raises:
-        UserError: they answered different probes or rows, or have none in common.
+        UserError: they answered different probes or rows, or have none in common, or were scored by different
+            versions of the metrics.
     """
     models = []
     for name in names:
@@ -138,6 +139,7 @@ def gather(names: list[str], predictions: Path, weights: Path, common: bool = Fa
             read_jsonl(predictions / name / f"{kind}.jsonl") for kind in ("probes", "eval", "general")
         )
         models.append(Model(name, read_json(predictions / name / figures.FILE), probes, history, task, general))
+    figures.refuse_other_versions({model.name: model.figures for model in models})
     if not models[0].task:
         raise UserError("There are no evaluation rows to compare on; raise validate.eval_share in params.yaml.")
     for what in ("probes", "task", "general"):

@@ -38,7 +38,8 @@ def key_of(arguments: argparse.Namespace, knobs: params.Params, found: base.Base
     receipts = [sha256_of(folder / receipt.RECEIPT) for folder in (arguments.checked, arguments.general)]
     how = {"tokens": knobs.evaluate.max_new_tokens, "dtype": knobs.base.dtype, "prompt": PROMPT_VERSION}
     inputs = {"base": found.identity, "weights": weights, "data": receipts, "probes": sha256_of(arguments.probes)}
-    return sha256_of_json(inputs | how | {"samples": knobs.evaluate.samples, "bits": arguments.bits})
+    how |= {"samples": knobs.evaluate.samples, "bits": arguments.bits, "metrics": figures.METRICS_VERSION}
+    return sha256_of_json(inputs | how)
 
 
 def of_training(manifest: adapters.Manifest | None) -> dict:
