@@ -69,9 +69,7 @@ def main() -> None:
             f"{champion.name} and {challenger.name} were evaluated on different rows; run `dvc repro`, then promote."
         )
     base_figures = read_json(arguments.base_predictions / figures.FILE)
-    figures.refuse_other_versions(
-        {"base": base_figures} | {side.name: side.figures for side in (champion, challenger)}
-    )
+    figures.refuse_other_versions({"base": base_figures} | {side.name: side.figures for side in (champion, challenger)})
     try:
         base = base_figures["general"]["loss"]
         guards = Guards(**knobs.guards.model_dump())
