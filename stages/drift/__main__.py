@@ -29,10 +29,15 @@ def read_raw(sources: Iterable[Path]) -> tuple[list[tuple[Message, ...]], int]:
         for name, path in raw.find_files(source).items():
             for row in raw.read_rows(path, name):
                 try:
-                    found.append(read_messages(json.loads(row.content)))
+                    found.append(read_messages(_without_origin(json.loads(row.content))))
                 except (UnknownFormat, ValueError, RecursionError):
                     unreadable += 1
     return found, unreadable
+
+
+def _without_origin(row: object) -> object:
+    """The row without id and source, which rows have that passed the checks."""
+    return {"messages": row["messages"]} if isinstance(row, dict) and "messages" in row else row
 
 
 def some(conversations: Sequence, most: int) -> list:
