@@ -40,5 +40,5 @@ lock:  ## fresh pins from the ranges in pyproject.toml
 	rm -rf .lock-venv build tuneline.egg-info
 
 clean:  ## what can be made again, but for .venv
-	rm -rf data/raw data/sources.json data/checked data/quarantine data/verdict data/params.json data/accepted.json data/encoded data/general data/predictions/*/
+	rm -rf data/raw data/sources.json data/checked data/quarantine data/verdict data/params.json data/accepted.json data/accepted_general.json data/encoded data/general data/predictions/*/
 	rm -rf models/weights/*/ models/checkpoints reports/validation reports/training/*/ reports/general/validation reports/general/*.json reports/metrics reports/*.json reports/comparison.* reports/summary.txt

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, TextIteratorStreamer
 
 from models.decoding import Decoder
-from models.prompt import clean_answer, encode_prompt
+from models.prompt import clean_answer, encode_prompt, encode_text
 from models.sample import Message
 
 _UNDECIDED = ",!:;?"  # the next character may still make these Chinese punctuation
@@ -93,7 +93,17 @@ def answer_all(
 def _answer(model, tokenizer, ids: list[int], seconds: float) -> Answer:
     end = model.config.eos_token_id
     ids = ids[: ids.index(end)] if end in ids else ids
-    return Answer(clean_answer(tokenizer.decode(ids, skip_special_tokens=True)), len(ids), seconds)
+    return Answer(read_answer(tokenizer, ids), len(ids), seconds)
+
+
+def read_answer(tokenizer, ids: list[int]) -> str:
+    """The cleaned text of an answer's ids, without ``<eop>``."""
+    return clean_answer(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def as_answered(tokenizer, text: str) -> str:
+    """A text as an answer of its ids reads: the tokenizer normalizes it and drops what it has no ids for."""
+    return read_answer(tokenizer, encode_text(tokenizer, text))
 
 
 class _Stop(StoppingCriteria):

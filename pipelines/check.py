@@ -9,6 +9,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from models.errors import UserError, program
@@ -34,11 +35,24 @@ def check(files: list[Path], out: Path, *options: str) -> int:
             return code
         if ACCEPTED.is_file():
             shutil.copyfile(ACCEPTED, accepted)
-        read = ("--raw", *map(str, files), "--tokenizer", str(tokenizer), "--accepted", str(accepted))
-        names = ("checked", "quarantine", "docs", "metrics", "hits", "verdict")
-        places = (part for name, file in zip(names, WRITTEN, strict=True) for part in (f"--{name}", str(out / file)))
         (out / MARK).touch()
-        return run_module("stages.validate", *read, "--templates", TEMPLATES, *places, *options)
+        # Lengths of other data than those of ingest.source are compared with none that were accepted before.
+        knob = "source" if are_of_the_source(files) else "none"
+        return run_gate(files, tokenizer, out, "--accepted", str(accepted), "--knob", knob, *options)
+
+
+def run_gate(files: Sequence[Path], tokenizer: Path, out: Path, *options: str) -> int:
+    """Run stage validate on files, all that it writes going to a folder; gives the exit code."""
+    read = ("--raw", *map(str, files), "--tokenizer", str(tokenizer), "--templates", TEMPLATES)
+    names = ("checked", "quarantine", "docs", "metrics", "hits", "verdict")
+    places = (part for name, file in zip(names, WRITTEN, strict=True) for part in (f"--{name}", str(out / file)))
+    return run_module("stages.validate", *read, *places, *options)
+
+
+def are_of_the_source(files: Sequence[Path]) -> bool:
+    """Whether all files are, or lie in, what ``ingest.source`` names."""
+    source = Path(params.load().ingest.source).resolve()
+    return all(file.resolve().is_relative_to(source) for file in files)
 
 
 def refuse_to_overwrite(files: list[Path], out: Path) -> None:

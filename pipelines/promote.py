@@ -116,7 +116,7 @@ def measure(name: str) -> None:
 def is_measured(name: str) -> bool:
     """Whether a decision on this challenger needs no model to be run."""
     champion = registry.champion()
-    answered = champion is None or (answers_key(champion, name)[0] / "key.json").is_file()
+    answered = champion is None or are_answered(*answers_key(champion, name), name)
     return answered and times_key(champion, WEIGHTS / name).is_file()
 
 
@@ -134,7 +134,7 @@ def answers_of_champion(champion: Path, challenger: str) -> Path:
     """
     folder, inputs = answers_key(champion, challenger)
     predictions, key = folder / "predictions/champion", folder / "key.json"
-    if key.is_file() and read_json(key) == inputs and predictions.is_dir():
+    if are_answered(folder, inputs, challenger):
         return predictions
     key.unlink(missing_ok=True)
     if evidence.evaluate("champion", champion, folder) != 0:
@@ -144,6 +144,20 @@ def answers_of_champion(champion: Path, challenger: str) -> Path:
         )
     write_json(key, inputs)
     return predictions
+
+
+def are_answered(folder: Path, inputs: dict, challenger: str) -> bool:
+    """Whether a folder has the champion's answers of these inputs, scored by the challenger's metrics version."""
+    predictions, key = folder / "predictions/champion", folder / "key.json"
+    if not (key.is_file() and read_json(key) == inputs and predictions.is_dir()):
+        return False
+    versions = {metrics_version(answers) for answers in (predictions, PREDICTIONS / challenger)}
+    return len(versions) == 1
+
+
+def metrics_version(predictions: Path) -> int | None:
+    """The version of the metrics that scored a model's answers; None of the first, which wrote none."""
+    return read_json(predictions / "figures.json").get("metrics_version")
 
 
 def asked_of(name: str) -> dict:

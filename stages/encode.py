@@ -13,16 +13,20 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from models import base
 from models.errors import DataBlocked, UserError, program
-from models.prompt import PROMPT_VERSION, encode_sample
+from models.prompt import PROMPT_VERSION, encode_sample, normalize
 from models.sample import Sample
 from models.storage import write_json, write_jsonl, writing_folder
 from stages import params, receipt
 
 log = logging.getLogger("tuneline.encode")
+GRAM = 4  # characters, as the data checks compare near-duplicates
+NEAR = 0.7  # the least similarity that validate.checks.no_near_duplicate may be set to
+PAIRS_AT_ONCE = 20_000_000  # of which similarity is computed in memory
 
 
 def read_checked(folder: Path, found: base.Base) -> tuple[receipt.Verified, dict[str, list[Sample]]]:
@@ -40,23 +44,97 @@ def read_checked(folder: Path, found: base.Base) -> tuple[receipt.Verified, dict
     return checked, {split: [Sample.from_json(row) for row in checked.rows(split)] for split in receipt.SPLITS}
 
 
-def replay(task: dict[str, list[Sample]], general: Sequence[Sample], share: float, seed: int) -> list[Sample]:
+def replay(
+    task: dict[str, list[Sample]], general: Sequence[Sample], share: float, seed: int, held_out: Sequence[Sample] = ()
+) -> list[Sample]:
     """General samples that make ``share`` of all that is trained on: each as often as any other, or once more.
 
-    What the task has too is left out, so that nothing is trained on that shall be evaluated.
+    What the task has too is left out, and what resembles an evaluation row, so that nothing is trained on that shall
+    be evaluated.
+
+    Args:
+        general: samples to draw from.
+        held_out: general samples for evaluation.
 
     Raises:
         UserError: too few are left to draw from.
     """
     wanted = round(len(task["train"]) * share / (1 - share))
+    if not wanted:
+        return []
     known = {sample.id for samples in task.values() for sample in samples}
     fresh = [sample for sample in general if sample.id not in known]
-    if wanted and not fresh:
-        raise UserError("train.replay needs general conversations, but ingest.general gave none besides the task's.")
+    unlike = without_evaluated(fresh, [*task["eval"], *held_out])
+    if not unlike:
+        raise UserError(
+            "train.replay needs general conversations, but ingest.general gave none besides the task's and those that "
+            "resemble evaluation rows; add others to ingest.general, or set train.replay to 0."
+        )
+    if len(unlike) < len(fresh):
+        log.info("encode: %d general conversations resemble evaluation rows: not replayed", len(fresh) - len(unlike))
     draw, drawn = random.Random(seed), []
     while len(drawn) < wanted:
-        drawn += draw.sample(fresh, min(len(fresh), wanted - len(drawn)))
+        drawn += draw.sample(unlike, min(len(unlike), wanted - len(drawn)))
     return drawn
+
+
+def without_evaluated(samples: Sequence[Sample], evaluated: Sequence[Sample]) -> list[Sample]:
+    """The samples that share no question in its context with an evaluated one, and are nearly the same as none."""
+    asked = {beginnings(sample)[-2] for sample in evaluated}
+    evaluated_beginnings = {key for sample in evaluated for key in beginnings(sample)}
+    near = is_near(samples, evaluated)
+    return [
+        sample
+        for sample, nearly_the_same in zip(samples, near, strict=True)
+        if not nearly_the_same
+        and asked.isdisjoint(keys := beginnings(sample))
+        and keys[-1] not in evaluated_beginnings  # an evaluated conversation goes on from the whole of this one
+    ]
+
+
+def beginnings(sample: Sample) -> list[int]:
+    """A key for each beginning of a conversation, of one message and more; system messages, blanks and forms aside."""
+    keys, key = [], 0
+    for message in sample.messages:
+        if message.role != "system":
+            key = hash((key, message.role, normalize(message.content)))
+            keys.append(key)
+    return keys
+
+
+def is_near(samples: Sequence[Sample], others: Sequence[Sample]) -> np.ndarray:
+    """Whether each sample's character 4-grams have a Jaccard similarity of :data:`NEAR` with those of any other.
+
+    Returns:
+        bool of shape (samples,).
+    """
+    if not samples or not others:
+        return np.zeros(len(samples), bool)
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    hashing = HashingVectorizer(
+        analyzer="char", ngram_range=(GRAM, GRAM), lowercase=False, binary=True, norm=None, alternate_sign=False
+    )
+    other_grams = hashing.transform(map(comparable_text, others))
+    other_sizes = row_sums(other_grams)
+    near = []
+    at_once = max(PAIRS_AT_ONCE // len(others), 1)
+    for start in range(0, len(samples), at_once):
+        grams = hashing.transform(map(comparable_text, samples[start : start + at_once]))
+        shared = (grams @ other_grams.T).tocoo()
+        sizes = row_sums(grams)[shared.row] + other_sizes[shared.col] - shared.data
+        near.append(np.zeros(grams.shape[0], bool))
+        near[-1][shared.row[shared.data >= NEAR * sizes]] = True
+    return np.concatenate(near)
+
+
+def row_sums(matrix) -> np.ndarray:
+    return np.asarray(matrix.sum(axis=1)).ravel()
+
+
+def comparable_text(sample: Sample) -> str:
+    """What near-duplicates are told by: all texts of a conversation, long enough for one gram."""
+    return "\n".join(normalize(message.content) for message in sample.messages).ljust(GRAM, "\0")
 
 
 def encode(tokenizer, samples: list[Sample]) -> list[dict]:
@@ -90,7 +168,7 @@ def main() -> None:
     replayed = []
     if knobs.replay:
         _, general = read_checked(arguments.general, found)
-        replayed = replay(samples, general["train"], knobs.replay, knobs.seed)
+        replayed = replay(samples, general["train"], knobs.replay, knobs.seed, general["eval"])
     samples["train"] += replayed
     tokenizer = base.load_tokenizer(found)
     encoded = {split: encode(tokenizer, each) for split, each in samples.items()}

@@ -1,17 +1,42 @@
 """Figures over a model's rows: those of stage evaluate, and once more those of a part of the rows.
 
+They carry the version of the metrics. Figures of different versions are refused wherever models are compared.
+
 A row of samples has ``loss`` (a mean over its ``answer_tokens``), scores, properties, and ``divergence`` where the
 model has a base below it; a row of probes has ``met``, ``exact``, and ``identity`` where it was asked.
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from models.errors import UserError
+
 FILE = "figures.json"  # beside a model's rows
+# Raised whenever the same answers give other scores. 2: references go through the tokenizer, NFKC on both sides, and a
+# system message is no turn of a probe. Figures without a version are of version 1.
+METRICS_VERSION = 2
 SCORES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4", "chrf")
 PROPERTIES = {"exact": "exact_match", "empty": "empty_rate", "repetition": "repetition", "length_ratio": "length_ratio"}
+
+
+# Versions ------------------------------------------------------------------------------------------
+
+
+def refuse_other_versions(figures_by_name: Mapping[str, dict]) -> None:
+    """Check that the figures of all models have one metrics version.
+
+    Raises:
+        UserError: they have not, so that their scores do not compare.
+    """
+    versions = {name: figures.get("metrics_version", 1) for name, figures in figures_by_name.items()}
+    if len(set(versions.values())) > 1:
+        listed = ", ".join(f"{name} by version {version}" for name, version in versions.items())
+        raise UserError(
+            f"The models were scored by different versions of the metrics ({listed}), so their scores do not compare; "
+            "run `dvc repro -f` with the present code to evaluate them again."
+        )
 
 
 # Samples -------------------------------------------------------------------------------------------
@@ -50,8 +75,8 @@ def _of_length(rows: Sequence[dict]) -> dict:
 
 def of_probes(judged: Sequence[dict]) -> dict:
     """Rates of probes met with their intervals, single-turn and multi-turn, and the drift of identity."""
-    single = [row for row in judged if len(row["messages"]) == 1]
-    multi = [row for row in judged if len(row["messages"]) > 1]
+    single = [row for row in judged if not has_history(row["messages"])]
+    multi = [row for row in judged if has_history(row["messages"])]
     rates = {
         name: rate(sum(row["met"] for row in rows), len(rows))
         for name, rows in (("single_turn", single), ("multi_turn", multi), ("all", judged))
@@ -64,6 +89,11 @@ def of_probes(judged: Sequence[dict]) -> dict:
         "rates": rates,
         "drift": drift([row["identity"] for row in judged if "identity" in row]),
     }
+
+
+def has_history(asked: Sequence[dict]) -> bool:
+    """Whether other turns precede the question of a row; a system message is no turn."""
+    return sum(message.get("role") != "system" for message in asked) > 1
 
 
 def variety(sampled: Sequence[dict]) -> dict | None:
@@ -102,6 +132,7 @@ def drift(identities: Sequence[str]) -> dict | None:
 # The short form ------------------------------------------------------------------------------------
 
 HEADLINES = {
+    "metrics_version": ("metrics_version",),
     "loss": ("eval", "loss"),
     "perplexity": ("eval", "perplexity"),
     "rouge-l": ("eval", "rouge-l"),

@@ -1,4 +1,8 @@
-"""The interval of a mean over rows, by which stages tell a real difference from chance."""
+"""The interval of a mean over rows, by which stages tell a real difference from chance.
+
+Fewer rows than :data:`FEWEST` give no verdict: whatever they are, chance makes rows so extreme more often than once in
+twenty.
+"""
 
 import itertools
 from collections.abc import Sequence
@@ -7,6 +11,7 @@ import numpy as np
 
 RESAMPLES = 9_999
 LEVEL = 0.95
+FEWEST = 6  # of five rows, all lie on one side of the true mean in 2 of 2⁵ cases, more than 5 %
 FEW = 13  # rows up to which all ways to flip signs are tried
 
 
@@ -17,17 +22,28 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     of which few differ. Whether a mean is possible is also asked of a test that is exact there (Fisher 1935): if it
     were the true one, each row might as well lie on its other side. The wider bounds count.
 
-    Unbounded for fewer rows than six, which no test can tell from chance at this level; the mean itself where all rows
-    are the same but for rounding.
+    Unbounded for fewer rows than :data:`FEWEST`. Rows that are nearly all the same leave little to resample or flip;
+    :func:`_unseen` bounds their mean.
     """
     values = np.asarray(values, dtype=float)
-    if len(values) < 2:
+    if len(values) < FEWEST:
         return -np.inf, np.inf
+    mean, reach = float(values.mean()), _unseen(values)
     if np.ptp(values) <= 1e-9 * np.abs(values).max():
-        return float(values.mean()), float(values.mean())
-    low, high = _bootstrap(values, seed)
-    below, above = _flips(values, seed)
-    return min(low, below), max(high, above)
+        return mean - reach, mean + reach
+    bounds = [_bootstrap(values, seed), _flips(values, seed), (mean - reach, mean + reach)]
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
+
+
+def _unseen(values: np.ndarray) -> float:
+    """How far the mean may lie from that of nearly equal rows, because of rows that are not among them.
+
+    A share of ``1 - (0.05 / 2) ** (1 / rows)`` of all rows may be of another kind without one among these (the rule of
+    three, with two sides). They are assumed to lie no farther than on the other side of zero. Rows that do differ show
+    what else there is: their spread is subtracted, so that this matters for nearly equal rows alone.
+    """
+    share = 1 - ((1 - LEVEL) / 2) ** (1 / len(values))
+    return max(2 * share * abs(float(values.mean())) - float(np.ptp(values)), 0.0)
 
 
 def _bootstrap(values: np.ndarray, seed: int) -> tuple[float, float]:
@@ -45,8 +61,6 @@ def _bootstrap(values: np.ndarray, seed: int) -> tuple[float, float]:
 
 def _flips(values: np.ndarray, seed: int) -> tuple[float, float]:
     """Bounds of the means that a test of flipped signs does not refuse, found by halving."""
-    if 2.0 ** (1 - len(values)) > 1 - LEVEL:  # even the most extreme signs are no surprise
-        return -np.inf, np.inf
     sums, balance = _flipped(values, seed)
     mean, reach = float(values.mean()), float(np.abs(values - values.mean()).max()) + 1e-12
 

@@ -272,6 +272,7 @@ class Guarded(Section):
 
     forgetting: Annotated[float, Field(ge=0)] = 0.1
     empty_rate: Annotated[float, Field(ge=0, le=1)] = 0.02
+    repetition: Annotated[float, Field(ge=0, le=1)] = 0.2
     probes: Annotated[float, Field(ge=0, le=1)] = 0.05
     latency: Annotated[float, Field(ge=1)] = 2.0
 

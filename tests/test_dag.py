@@ -147,6 +147,21 @@ def change(path, former: str, new: str) -> None:
     path.write_text(text.replace(former, new), encoding="utf-8")
 
 
+def test_records_of_accepted_lengths_survive_a_run():
+    """DVC removes a stage's outs before it runs, but for those that persist, and with a folder all that lies in it."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    records = []
+    for name in ("validate", "general"):
+        commands = stages[name]["cmd"]
+        command = commands if isinstance(commands, str) else " ".join(commands)
+        records.append(re.search(r"--accepted (\S+)", command)[1])
+        assert {records[-1]: {"cache": False, "persist": True}} in stages[name]["outs"]
+        folders = [out for out in stages[name]["outs"] if isinstance(out, str)]
+        assert not [folder for folder in folders if Path(records[-1]).is_relative_to(folder)]
+    assert len(set(records)) == 2
+    assert "--knob general" in stages["general"]["cmd"][1]
+
+
 def test_it_is_quiet_and_draws_without_a_network():
     import configparser
 

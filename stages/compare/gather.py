@@ -7,6 +7,7 @@ from pathlib import Path
 from models.errors import UserError
 from models.storage import read_json, read_jsonl
 from stages import figures
+from stages.intervals import FEWEST
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Figure:
             value = None if value is None else value.get(key)
         return value
 
+    def rows_of(self, model: Model) -> int | None:
+        """How many rows the figure rests on; None if it is of no rows."""
+        rows = {"eval": model.task, "general": model.general, "probes": model.probes}.get(self.path[0])
+        return None if rows is None else len(rows)
+
     def written(self, model: Model) -> str:
         return self.show(self.of(model))
 
@@ -65,6 +71,10 @@ class Rate(Figure):
         found = super().of(model)
         return found and found["rate"]
 
+    def rows_of(self, model: Model) -> int | None:
+        found = super().of(model)
+        return found and found["of"]
+
     def written(self, model: Model) -> str:
         found = super().of(model)
         return f"{found['rate']:.0%} [{found['low']:.0%}, {found['high']:.0%}]"
@@ -77,6 +87,9 @@ class NearLimit(Figure):
     def of(self, model: Model) -> float | None:
         near = model.figures["eval"].get("near_limit")
         return super().of(model) if near and near["rows"] else None
+
+    def rows_of(self, model: Model) -> int | None:
+        return model.figures["eval"][self.path[1]]["rows"]
 
 
 QUALITY = (
@@ -128,7 +141,8 @@ def gather(names: list[str], predictions: Path, weights: Path, common: bool = Fa
         common: whether rows that not all of them answered are left out, instead of refused.
 
     Raises:
-        UserError: they answered different probes or rows, or have none in common.
+        UserError: they answered different probes or rows, or have none in common, or were scored by different
+            versions of the metrics.
     """
     models = []
     for name in names:
@@ -137,6 +151,7 @@ def gather(names: list[str], predictions: Path, weights: Path, common: bool = Fa
             read_jsonl(predictions / name / f"{kind}.jsonl") for kind in ("probes", "eval", "general")
         )
         models.append(Model(name, read_json(predictions / name / figures.FILE), probes, history, task, general))
+    figures.refuse_other_versions({model.name: model.figures for model in models})
     if not models[0].task:
         raise UserError("There are no evaluation rows to compare on; raise validate.eval_share in params.yaml.")
     for what in ("probes", "task", "general"):
@@ -226,8 +241,11 @@ def curves(models: list[Model]) -> list[dict]:
 
 
 def best_of(figure: Figure, models: list[Model]) -> float | None:
-    """The best value of a row, if one end is better and the models differ."""
-    values = [value for model in models if (value := figure.of(model)) is not None]
+    """The best value of a row, if one end is better, the models differ, and there are rows enough to say so."""
+    having = [model for model in models if figure.of(model) is not None]
+    if any(rows is not None and rows < FEWEST for rows in map(figure.rows_of, having)):
+        return None
+    values = [figure.of(model) for model in having]
     return figure.best(values) if figure.best and len(set(values)) > 1 else None
 
 

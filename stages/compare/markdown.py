@@ -21,11 +21,14 @@ from stages.compare.gather import (
     written,
 )
 from stages.compare.text_quality import Verdict, by_descriptor
+from stages.intervals import FEWEST
 
 DIFFERENCE = {
     "en": "The same rows, paired, each row counting once (above, losses are over tokens); bold where the interval, "
-    "which the bootstrap over rows and a test of flipped signs both leave open, excludes zero",
-    "zh": "同一批行成对比较，每行计一次（上表的损失按词元平均）；区间由自助抽样与符号翻转检验共同给出，不含零时加粗",
+    f"which the bootstrap over rows and a test of flipped signs both leave open, excludes zero; fewer than {FEWEST} "
+    "rows have none, and no best value above",
+    "zh": "同一批行成对比较，每行计一次（上表的损失按词元平均）；区间由自助抽样与符号翻转检验共同给出，不含零时加粗；"
+    f"不足 {FEWEST} 行时没有区间，上表也不标最佳值",
 }
 
 PROBES = " ".join(

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from models.prompt import nfkc
 from stages.compare.gather import Model
 
 # Phrases by which an assistant declines, at the beginning of an answer or of a sentence in it.
@@ -65,6 +66,7 @@ class Verdict:
 
 def describe(text: str, similarity: float, repetition: float) -> dict[str, float]:
     """The descriptors of one text; ``similarity`` and ``repetition`` are those of its row."""
+    text = nfkc(text)  # the form of every answer, and so of the references beside them
     letters = LETTER.findall(text)
     return {
         "length": float(len(text)),

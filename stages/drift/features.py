@@ -25,6 +25,8 @@ MOST_GRAMS = 20_000
 
 def label(column: str) -> str:
     """A column's name for people."""
+    if column == "quarantined_share":
+        return "Rows that fail a row check · 未通过逐行检查的比例"
     return LABELS.get(column) or f"Topic {column.rpartition('_')[2]} · 主题 {column.rpartition('_')[2]}"
 
 

@@ -1,6 +1,6 @@
 """Two tables of features, column by column, by Evidently: is a difference real, and is it large?
 
-Real: a two-sample Kolmogorov-Smirnov test, its level divided by the number of columns (Bonferroni), so that data which
+Real: a two-sample Kolmogorov-Smirnov test, its level divided by the number of tests (Bonferroni), so that data which
 did not change raise an alarm in at most ``false_alarms`` of all comparisons. Large: the Wasserstein distance in
 standard deviations of the reference, since among many rows a difference of no importance is real, too.
 """
@@ -21,8 +21,8 @@ class Found:
     """What became of one column.
 
     Attributes:
-        p_value: of the Kolmogorov-Smirnov test.
-        distance: Wasserstein's, in standard deviations of the reference.
+        p_value: of the Kolmogorov-Smirnov test; of Fisher's for a share of rows.
+        distance: Wasserstein's, in standard deviations of the reference; Cohen's h for a share of rows.
     """
 
     column: str
@@ -34,16 +34,25 @@ class Found:
 
 
 def compare(
-    reference: pandas.DataFrame, current: pandas.DataFrame, false_alarms: float, effect: float, page: Path | None = None
+    reference: pandas.DataFrame,
+    current: pandas.DataFrame,
+    false_alarms: float,
+    effect: float,
+    page: Path | None = None,
+    other_tests: int = 0,
 ) -> list[Found]:
-    """Judge every column; the page, if asked for, is Evidently's own report."""
+    """Judge every column; the page, if asked for, is Evidently's own report.
+
+    Args:
+        other_tests: how many tests beside those of the columns may raise a false alarm.
+    """
     warnings.filterwarnings("ignore", module="evidently")
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
 
     columns = list(reference.columns)
     titles = {column: label(column) for column in columns}
-    level = false_alarms / len(columns)
+    level = false_alarms / (len(columns) + other_tests)
     definition = DataDefinition(numerical_columns=list(titles.values()))
     both = [
         Dataset.from_pandas(table.rename(columns=titles).astype(float), data_definition=definition)

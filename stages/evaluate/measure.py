@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.answering import Answer
+from models.answering import Answer, as_answered, read_answer
 from models.prompt import encode_sample
 from models.sample import Message, Sample
 from models.training import peak_memory_gib
@@ -49,6 +49,10 @@ class Model:
         how = {"max_new_tokens": self.knobs.max_new_tokens, "batch_size": batch_size, "seed": seed}
         return ask(self.model, self.tokenizer, asked, self.kept, **how)
 
+    def as_answered(self, text: str) -> str:
+        """A text as an answer of its ids reads."""
+        return as_answered(self.tokenizer, text)
+
     def encode(self, samples: Sequence[Sample]) -> list[dict]:
         pairs = [encode_sample(self.tokenizer, sample.messages) for sample in samples]
         return [{"prompt": prompt, "answer": answer} for prompt, answer in pairs]
@@ -56,14 +60,16 @@ class Model:
 
 def measure(model: Model, questions: Questions) -> Measured:
     """Ask everything and judge the answers."""
+    asked_probes = [probe.as_answered(model.as_answered) for probe in questions.probes]
     started = time.perf_counter()
     task = ask_samples(model, "eval", questions.task)
     general = ask_samples(model, "general", questions.general, divergence=True)
-    probes = ask_probes(model, questions.probes)
-    sampled = sampled_probes(model, [probe for probe in questions.probes if probe.wording == 0])
+    probes = ask_probes(model, asked_probes)
+    sampled = sampled_probes(model, [probe for probe in asked_probes if probe.wording == 0])
     every = [*task, *general, *probes]
     tokens, seconds = (sum(row[key] for row in every) for key in ("tokens", "seconds"))
     found = {
+        "metrics_version": figures.METRICS_VERSION,
         "eval": figures.of_samples(task) | figures.of_lengths(task),
         "general": figures.of_samples(general),
         "probes": figures.of_probes(probes) | {"sampled": figures.variety(sampled)},
@@ -91,7 +97,8 @@ def ask_samples(model: Model, kind: str, samples: Sequence[Sample], divergence: 
         near = len(row["prompt"]) >= NEAR * model.budgets.max_prompt_tokens
         near |= len(row["answer"]) >= NEAR * model.budgets.max_answer_tokens
         judged |= {"near_limit": near, "answer_tokens": len(row["answer"])}
-        rows.append(judged | describe(answer.text, sample.messages[-1].content))
+        reference = read_answer(model.tokenizer, row["answer"][:-1])  # without <eop>
+        rows.append(judged | describe(answer.text, reference))
     return rows
 
 
@@ -113,7 +120,7 @@ def ask_probes(model: Model, probes: Sequence[Probe]) -> list[dict]:
     """One row for each wording of each probe."""
     # One at a time, so that each answer has a time of its own.
     answers = model.answers("probe", [probe.messages for probe in probes], 1)
-    return [judge(probe, answer) for probe, answer in zip(probes, answers, strict=True)]
+    return [judge(model, probe, answer) for probe, answer in zip(probes, answers, strict=True)]
 
 
 def sampled_probes(model: Model, probes: Sequence[Probe]) -> list[dict]:
@@ -121,16 +128,17 @@ def sampled_probes(model: Model, probes: Sequence[Probe]) -> list[dict]:
     rows = []
     for seed in range(model.knobs.samples):
         answers = model.answers(f"seed {seed}", [probe.messages for probe in probes], 1, seed)
-        rows += [judge(probe, answer) | {"seed": seed} for probe, answer in zip(probes, answers, strict=True)]
+        rows += [judge(model, probe, answer) | {"seed": seed} for probe, answer in zip(probes, answers, strict=True)]
     return rows
 
 
-def judge(probe: Probe, answer: Answer) -> dict:
+def judge(model: Model, probe: Probe, answer: Answer) -> dict:
+    """A row with the verdict on an answer to a probe, whose expectation has gone through the model's tokenizer."""
     met = probe.expectation.met(answer.text)
     judged = _row(probe.id, probe.messages, answer) | {
         "wording": probe.wording,
         "met": met,
         "verdict": MET if met else UNMET,
-        "exact": matches_exactly(answer.text, probe.messages[-1].content),
+        "exact": matches_exactly(answer.text, model.as_answered(probe.messages[-1].content)),
     }
     return judged if probe.names is None else judged | {"identity": identity_of(answer.text, *probe.names)}

@@ -4,16 +4,19 @@ A row of the probes' file has an ``id``, a conversation in any accepted format w
 taught, and expectations:
 
 - ``contains``, ``absent``: texts that must, or must not, stand in the answer;
-- ``equals``: the answer, punctuation and blanks aside; ``matches``: a regular expression that must be found;
+- ``equals``: the answer, punctuation and blanks aside; ``matches``: a regular expression that must be found, blanks
+  as they are;
 - ``number``: a number that must stand in the answer, in digits;
 - ``ask``: other ways to put the last question, each asked too;
 - ``identity``: ``{"new": [...], "old": [...]}``, names for the measure of drift.
 
-Texts are compared by :func:`models.prompt.normalize`. An empty answer meets nothing.
+Texts are compared by :func:`models.prompt.normalize`, patterns and numbers in the NFKC form of the answer. Before a
+model is asked, expectations go through its tokenizer, as answers do. An empty answer meets nothing.
 """
 
+import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -21,7 +24,7 @@ from pathlib import Path
 import regex
 
 from models.errors import UserError
-from models.prompt import normalize
+from models.prompt import nfkc, normalize
 from models.sample import QUESTION_AND_ANSWER, Message, UnknownFormat, read_messages
 from models.storage import read_numbered_jsonl
 
@@ -29,6 +32,8 @@ FORMAT_KEYS = {key for keys in QUESTION_AND_ANSWER for key in keys} | {"history"
 LISTS, ONES = ("contains", "absent"), ("equals", "matches", "number")
 MET, UNMET = "回答符合预期", "生成错误"
 SECONDS_A_MATCH = 1.0  # a pattern may be as bad as it likes
+_UNIT_OF_PATTERN = regex.compile(r"\\(?:u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|x[0-9A-Fa-f]{2}|.)|.", regex.DOTALL)
+_MINUS = "\u2212"  # which NFKC leaves as it is
 _NUMBER = regex.compile(r"(?:(?<!\d)[-+])?\d+(?:,\d{3})*(?:\.\d+)?")  # behind a digit, a sign is none of the number's
 
 
@@ -53,6 +58,20 @@ class Expectation:
             and (self.number is None or self.number in numbers_in(answer))
         )
 
+    def as_answered(self, read: Callable[[str], str]) -> "Expectation":
+        """The same expectation of answers that come out of a tokenizer.
+
+        Args:
+            read: gives a text as an answer of its ids reads.
+        """
+        absent = [read(piece) for piece in self.absent]  # what no answer can spell is absent from all
+        return replace(
+            self,
+            contains=tuple(map(read, self.contains)),
+            absent=tuple(piece for piece in absent if normalize(piece)),
+            equals=self.equals and read(self.equals),
+        )
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -73,7 +92,26 @@ class Probe:
 
     @property
     def turns(self) -> int:
-        return len(self.messages) // 2
+        return sum(message.role == "user" for message in self.messages)
+
+    def as_answered(self, read: Callable[[str], str]) -> "Probe":
+        """The same probe, what it expects in the form in which a model's answers come.
+
+        Args:
+            read: gives a text as an answer of its ids reads.
+
+        Raises:
+            UserError: not even an answer of the taught answer's ids would meet it.
+        """
+        expectation, taught = self.expectation.as_answered(read), read(self.messages[-1].content)
+        texts = [*expectation.contains, *([] if expectation.equals is None else [expectation.equals])]
+        if not all(map(normalize, texts)) or not expectation.met(taught):
+            raise UserError(
+                f"Probe {self.id!r} can be met by no answer: the base's tokenizer makes {taught!r} of the answer "
+                "taught; let the probe expect what the tokenizer can spell."
+            )
+        names = self.names and tuple(tuple(filter(normalize, map(read, names))) for names in self.names)
+        return replace(self, expectation=expectation, names=names)
 
 
 # Reading -------------------------------------------------------------------------------------------
@@ -159,14 +197,41 @@ def _names(identity: object) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
 
 def _found(pattern: str, answer: str) -> bool:
     try:
-        return regex.search(pattern, answer, timeout=SECONDS_A_MATCH) is not None
+        return regex.search(pattern_in_nfkc(pattern), nfkc(answer), timeout=SECONDS_A_MATCH) is not None
     except TimeoutError:
         return False
 
 
+def pattern_in_nfkc(pattern: str) -> str:
+    """The pattern that finds in the NFKC form of a text what ``pattern`` finds in the text.
+
+    Each character is replaced by its own form, escaped: ``（`` becomes ``\\(``, and opens no group.
+    """
+    parts, in_class = [], False
+    for unit in _UNIT_OF_PATTERN.findall(pattern):
+        in_class = unit == "[" or (in_class and unit != "]")
+        character = _character_of(unit)
+        form = character and nfkc(character)
+        if form is None or form == character:
+            parts.append(unit)
+        else:
+            escaped = regex.escape(form, special_only=True)
+            parts.append(escaped if in_class or len(form) == 1 else f"(?:{escaped})")
+    return unicodedata.normalize("NFC", "".join(parts))
+
+
+def _character_of(unit: str) -> str | None:
+    """The character that a unit of a pattern stands for, if it stands for one."""
+    if unit[0] != "\\":
+        return unit
+    if len(unit) > 2:
+        return chr(min(int(unit[2:], 16), sys.maxunicode))
+    return None if unit.isascii() else unit[1:]
+
+
 def numbers_in(text: str) -> set[float]:
     """Numbers that stand in a text, in any width of digit, with or without commas for thousands."""
-    return {float(each.replace(",", "")) for each in _NUMBER.findall(unicodedata.normalize("NFKC", text))}
+    return {float(number.replace(",", "")) for number in _NUMBER.findall(nfkc(text).replace(_MINUS, "-"))}
 
 
 def identity_of(answer: str, new: Sequence[str], old: Sequence[str]) -> str:

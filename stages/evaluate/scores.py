@@ -1,12 +1,14 @@
 """Scores of one answer against its reference, for Chinese.
 
 ROUGE and BLEU are computed as ChatGLM-6B's authors do: their P-Tuning evaluation segments with jieba for ROUGE and
-takes BLEU-4 over characters with NLTK's third smoothing method. An empty answer scores 0.
+takes BLEU-4 over characters with NLTK's third smoothing method. Two conventions are ours: both texts are scored in
+their NFKC form, which is the form of every answer, and an answer that is the reference scores 100, however short it
+is. An empty answer scores 0. Whoever changes what a score means raises :data:`stages.figures.METRICS_VERSION`.
 """
 
 import logging
 
-from models.prompt import normalize
+from models.prompt import clean_answer, nfkc, normalize
 from stages.figures import SCORES
 
 GRAM = 4  # characters that count as a repetition when they come again
@@ -22,7 +24,12 @@ def score(answer: str, reference: str) -> dict[str, float]:
     from nltk.translate.chrf_score import sentence_chrf
     from rouge_chinese import Rouge
 
+    if not answer.strip() or not reference.strip():
+        return dict.fromkeys(SCORES, 0.0)
+    if matches_exactly(answer, reference):
+        return dict.fromkeys(SCORES, 100.0)
     jieba.setLogLevel(logging.WARNING)
+    answer, reference = clean_answer(nfkc(answer)), clean_answer(nfkc(reference))
     words, reference_words = " ".join(jieba.cut(answer)), " ".join(jieba.cut(reference))
     if not words.strip() or not reference_words.strip():
         return dict.fromkeys(SCORES, 0.0)

@@ -68,8 +68,10 @@ def main() -> None:
         raise UserError(
             f"{champion.name} and {challenger.name} were evaluated on different rows; run `dvc repro`, then promote."
         )
+    base_figures = read_json(arguments.base_predictions / figures.FILE)
+    figures.refuse_other_versions({"base": base_figures} | {side.name: side.figures for side in (champion, challenger)})
     try:
-        base = read_json(arguments.base_predictions / figures.FILE)["general"]["loss"]
+        base = base_figures["general"]["loss"]
         guards = Guards(**knobs.guards.model_dump())
         decision = decide(champion, challenger, base, times(arguments.times), knobs.metric, knobs.margin, guards)
     except (KeyError, TypeError) as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.intervals import interval
+from stages.intervals import FEWEST, interval
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,14 @@ class Guards:
         empty_rate: share of empty answers, altogether.
         probes: fall of the rate of probes met.
         latency: factor of the time that an answer of the same length takes.
+        repetition: share of an answer's 4-grams that stood before in it, in the mean over answers.
     """
 
     forgetting: float
     empty_rate: float
     probes: float
     latency: float
+    repetition: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,11 @@ def decide(
         margin: share of the champion's mean by which the gain's lower bound must exceed zero.
     """
     measure = MEASURES[metric]
+    rows = len(challenger.rows)
     gain, low, high = gain_of(champion, challenger, measure)
     needed = margin * abs(float(np.mean([row[measure.key] for row in champion.rows])))
     shown = ", ".join(f"{each:+.4f}" if np.isfinite(each) else "–" for each in (low, high))
-    found = f"{gain:+.4f} [{shown}] > {needed:.4f}"
+    found = f"{gain:+.4f} [{shown}] > {needed:.4f}{too_few(rows)}"
     conditions = [
         _condition("gain · 提升", low > needed, f"{metric}: {found}"),
         *_guarded(champion, challenger, base_loss, guards),
@@ -103,6 +106,13 @@ def decide(
     ]
     bounds = (each if np.isfinite(each) else None for each in (low, high))
     return Decision(all(each["met"] for each in conditions), gain, *bounds, needed, conditions)
+
+
+def too_few(rows: int) -> str:
+    """What is added to a condition that rests on too few rows; nothing if they are enough."""
+    if rows >= FEWEST:
+        return ""
+    return f"; {rows} rows are too few to say, {FEWEST} are needed · 只有 {rows} 行，至少要 {FEWEST} 行才能判断"
 
 
 def _guarded(champion: Evidence, challenger: Evidence, base_loss: float, guards: Guards) -> list[dict]:
@@ -117,7 +127,7 @@ def _guarded(champion: Evidence, challenger: Evidence, base_loss: float, guards:
 
     new_loss = both("general", "loss")[1]
     old_rate, new_rate = both("probes", "rates", "all", "rate")
-    empty = both("eval", "empty_rate")[1]
+    empty, repetition = (challenger.figures["eval"][key] for key in ("empty_rate", "repetition"))
     return [
         _condition(
             "forgetting · 遗忘",
@@ -125,6 +135,7 @@ def _guarded(champion: Evidence, challenger: Evidence, base_loss: float, guards:
             f"base · 基座 {base_loss:.4f} → {new_loss:.4f}, + {guards.forgetting} allowed · 允许",
         ),
         _condition("empty answers · 空回答", empty <= guards.empty_rate, f"{empty:.2%} ≤ {guards.empty_rate:.2%}"),
+        _condition("repetition · 重复", repetition <= guards.repetition, f"{repetition:.0%} ≤ {guards.repetition:.0%}"),
         _condition(
             "probes · 探针",
             old_rate - new_rate <= guards.probes,

@@ -28,11 +28,23 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--raw", type=Path, nargs="+", required=True, help="data files, or folders of them")
     parser.add_argument("--tokenizer", type=Path, required=True, help="what stage tokenizer found or made")
     parser.add_argument("--accepted", type=Path, required=True, help="record of the data that were accepted last")
+    parser.add_argument(
+        "--knob",
+        choices=("source", "general", "none"),
+        default="source",
+        help="which of ingest's the data come from; by it the record of lengths is kept",
+    )
     parser.add_argument("--templates", type=Path, required=True, help="folder with what the Data Docs look like")
     for name in ("checked", "quarantine", "docs", "metrics", "hits", "verdict"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--passed", type=Path, help="folder for the rows that passed, also if the data are blocked")
     parser.add_argument("--discarded", action="store_true", help="nobody will see what is written: do not point to it")
     return parser.parse_args()
+
+
+def origin_of(knob: str, settings: params.Params, tokenizer_sha256: str) -> str | None:
+    """What lengths are comparable with: those of the same source, counted by the same tokenizer; None of no source."""
+    return None if knob == "none" else f"{getattr(settings.ingest, knob)} · tokenizer {tokenizer_sha256[:16]}"
 
 
 def find_data(sources: Sequence[Path]) -> dict[str, Path]:
@@ -64,6 +76,14 @@ def put_away(sorted_rows: Path, outcome: Outcome, arguments: argparse.Namespace,
             receipt.write(folder, **facts)
 
 
+def keep_passed(sorted_rows: Path, out: Path, facts: dict) -> None:
+    """Copy the rows that passed, whatever blocks the data: to be looked at, not trained on, so without a receipt."""
+    with writing_folder(out) as folder:
+        for split in receipt.SPLITS:
+            shutil.copyfile(sorted_rows / f"{split}.jsonl", folder / f"{split}.jsonl")
+        write_json(folder / "facts.json", facts)
+
+
 def write_reports(outcome: Outcome, checks: Sequence[Check], examined: Examined, arguments: argparse.Namespace) -> None:
     write_json(arguments.metrics, {"data": outcome.books})
     verdict = {"verdict": "blocked" if outcome.reasons else "passed", "reasons": outcome.reasons}
@@ -83,7 +103,9 @@ def main() -> None:
     shutil.rmtree(arguments.checked, ignore_errors=True)
     arguments.verdict.unlink(missing_ok=True)
     hashes = hashes_of(files)
-    former = lengths.last_accepted(arguments.accepted, sha256_of_json(hashes))
+    tokenizer_sha256 = sha256_of(arguments.tokenizer / TOKENIZER)
+    origin = origin_of(arguments.knob, settings, tokenizer_sha256)
+    former = origin and lengths.last_accepted(arguments.accepted, sha256_of_json(hashes), origin)
     # Beside what is written, because the system's folder for temporary files may lie in memory.
     with Crew() as crew, scratch_folder(arguments.quarantine.with_name("examined")) as kept:
         examined = read(Setting(settings, arguments.tokenizer, kept), files, crew)
@@ -95,13 +117,16 @@ def main() -> None:
         close_books(outcome.books, written)
         suite = [vars(check) for check in checks]
         applied = {"checks": suite, "sha256": sha256_of_json(suite)}
-        facts = {"tokenizer_sha256": sha256_of(arguments.tokenizer / TOKENIZER), "suite": applied}
+        facts = {"tokenizer_sha256": tokenizer_sha256, "suite": applied}
+        if arguments.passed:
+            keep_passed(kept, arguments.passed, {**facts, "books": outcome.books})
         put_away(kept, outcome, arguments, {"read": hashes, **facts, "books": outcome.books})
     write_reports(outcome, checks, examined, arguments)
     if outcome.reasons:
         where = "" if arguments.discarded else f" Look into {arguments.quarantine} and {arguments.docs}/index.html."
         raise DataBlocked(f"The data are blocked: {'; '.join(outcome.reasons)}.{where}")
-    lengths.accept(arguments.accepted, sha256_of_json(hashes), outcome.lengths)
+    if origin:
+        lengths.accept(arguments.accepted, sha256_of_json(hashes), outcome.lengths, origin)
     write_text(arguments.verdict, "passed\n")
 
 

@@ -63,6 +63,7 @@ def keep_books(examined: Examined, decision: Decision, tokens: np.ndarray, forme
         "eval": evaluated,
         "quarantined": len(kept) - good,
         "quarantined_share": round(1 - good / len(kept), 4),
+        "failed_row_checks": len(kept) - len(examined.passed),  # quarantined for what they are, however many there are
         "cut": cut,
         "cut_share": round(cut / max(good, 1), 4),
         "diversity": decision.diversity,

@@ -12,7 +12,7 @@ from given import ROOT, write_rows
 
 from models import adapters
 from models.errors import UserError
-from models.storage import read_json, sha256_of, write_json
+from models.storage import read_json, read_jsonl, sha256_of, write_json
 from pipelines import dvc, promote, registry
 from pipelines.programs import output_of
 
@@ -21,8 +21,8 @@ def git(*arguments: str) -> str:
     return output_of("git", *arguments)
 
 
-def evaluated(name: str, loss: float) -> None:
-    """What stage evaluate leaves behind of a model, in short."""
+def evaluated(name: str, loss: float, **of_all) -> None:
+    """What stage evaluate leaves behind of a model, in short; ``of_all`` stands among its figures."""
     folder, weights = promote.PREDICTIONS / name, promote.WEIGHTS / name / adapters.WEIGHTS
     asked = {"messages": [{"role": "user", "content": "问"}]}
     rows = [asked | {"id": str(number), "loss": loss + number / 50} for number in range(30)]
@@ -30,11 +30,11 @@ def evaluated(name: str, loss: float) -> None:
         write_rows(folder / f"{kind}.jsonl", some)
     figures = {
         "general": {"loss": 2.0},
-        "eval": {"empty_rate": 0.0},
+        "eval": {"empty_rate": 0.0, "repetition": 0.0},
         "probes": {"rates": {"all": {"rate": 0.9}}},
         "of": {"weights_sha256": sha256_of(weights) if weights.is_file() else None},
     }
-    write_json(folder / "figures.json", figures)
+    write_json(folder / "figures.json", figures | of_all)
 
 
 def trained(name: str, content: str) -> Path:
@@ -105,6 +105,60 @@ def test_what_is_no_better_stays_where_it_is(repository):
     assert (registry.versions(), registry.live()) == ({}, None)
     assert "✗ gain" in promote.REASONS.read_text(encoding="utf-8")
     assert promote.promote("lora") == first
+
+
+def test_what_repeats_itself_stays_out(repository):
+    """As an adapter that says 不要的，要的，不要的，要的… to everything: the loss is far better, repetition 68 %."""
+    evaluated("lora", 1.0, eval={"empty_rate": 0.0, "repetition": 0.68})
+    assert not promote.promote("lora")["promote"]
+    reasons = promote.REASONS.read_text(encoding="utf-8")
+    assert "✗ repetition · 重复 | 68% ≤ 20%" in reasons
+    assert reasons.count("✗") == 1
+    params = Path("params.yaml").read_text(encoding="utf-8")
+    assert "    repetition: 0.2" in params
+    Path("params.yaml").write_text(params.replace("    repetition: 0.2", "    repetition: 0.7"), encoding="utf-8")
+    assert promote.promote("lora")["promote"]
+
+
+def test_two_rows_promote_nothing(repository):
+    for name in ("base", "lora"):
+        path = promote.PREDICTIONS / name / "eval.jsonl"
+        write_rows(path, read_jsonl(path)[:2])
+    assert not promote.promote("lora")["promote"]
+    assert "2 rows are too few to say, 6 are needed" in promote.REASONS.read_text(encoding="utf-8")
+
+
+def test_figures_of_different_metrics_versions_decide_nothing(repository, capfd):
+    evaluated("base", 3.0, metrics_version=2)
+    with pytest.raises(UserError, match="No decision was made"):
+        promote.promote("lora")
+    said = capfd.readouterr().err
+    assert "different versions of the metrics (base by version 2, lora by version 1)" in said
+    assert "Traceback" not in said
+
+
+def test_answers_of_the_champion_are_kept_until_the_metrics_change(repository, monkeypatch):
+    write_rows(promote.LOCK, [{"stages": {"evaluate@lora": {"deps": [{"path": "data/checked", "md5": "1"}]}}}])
+    champion, asked, version = trained("champion", "first"), [], 2
+
+    def answer(name, weights, folder):
+        asked.append(weights)
+        write_json(folder / "predictions/champion/figures.json", {"metrics_version": version})
+        return 0
+
+    monkeypatch.setattr(promote.evidence, "evaluate", answer)
+    evaluated("lora", 1.0, metrics_version=version)
+    predictions = promote.answers_of_champion(champion, "lora")
+    assert promote.answers_of_champion(champion, "lora") == predictions
+    assert len(asked) == 1
+    evaluated("lora", 1.0, metrics_version=3)
+    monkeypatch.setattr(registry, "champion", lambda: champion)
+    monkeypatch.setattr(promote, "times_key", lambda *_: Path("times.json"))
+    assert not promote.is_measured("lora")
+    version = 3
+    promote.measure("lora")
+    assert promote.is_measured("lora")
+    assert len(asked) == 2
 
 
 def test_rolling_back_goes_through_what_was_live_and_not_through_what_was_rolled_back(repository):

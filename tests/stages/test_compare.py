@@ -105,12 +105,48 @@ def test_other_probes_cannot_be_compared(evaluated, change):
         models_of(evaluated)
 
 
+@pytest.mark.parametrize("version", [None, 1])
+def test_models_scored_by_another_version_of_the_metrics_are_refused(evaluated, version):
+    """As of a revision before an upgrade, which counted other texts as exact."""
+    path = evaluated / "predictions/lora/figures.json"
+    figures = json.loads(path.read_text())
+    path.write_text(json.dumps(figures | {"metrics_version": version or 2}))
+    if version == 1:  # what figures without one have
+        assert models_of(evaluated)
+        return
+    for common in (False, True):
+        with pytest.raises(UserError, match="base by version 1, lora by version 2"):
+            gather(["base", "lora"], evaluated / "predictions", evaluated / "weights", common)
+
+
+def test_of_too_few_rows_none_is_the_best(evaluated):
+    def rows_of(count: int) -> str:
+        for name in ("base", "lora"):
+            path = evaluated / f"predictions/{name}/eval.jsonl"
+            write_rows(path, (read_jsonl(path) * 2)[:count])
+        return write_markdown(models_of(evaluated), [])
+
+    assert "| 2.0000 | **1.0000** |" in rows_of(6)
+    assert "| 2.0000 | 1.0000 |" in rows_of(5)
+
+
+@pytest.mark.parametrize(("probes", "marked"), [(8, True), (6, True), (5, False), (1, False)])
+def test_a_rate_over_too_few_probes_is_not_the_best(evaluated, probes, marked):
+    for name, rate in (("base", 0.0), ("lora", 1.0)):
+        path = evaluated / f"predictions/{name}/figures.json"
+        figures = json.loads(path.read_text())
+        figures["probes"]["rates"]["single_turn"] = {"rate": rate, "low": rate, "high": rate, "of": probes}
+        path.write_text(json.dumps(figures))
+    assert ("**100% [100%, 100%]**" in write_markdown(models_of(evaluated), [])) == marked
+
+
 def test_too_few_rows_have_no_bounds(evaluated):
     for name in ("base", "lora"):
         path = evaluated / f"predictions/{name}/eval.jsonl"
         write_rows(path, read_jsonl(path)[:3])
     models = models_of(evaluated)
     assert "[–, –]" in write_markdown(models, [])
+    assert not any(each.real for each in differences(models) if each.measure.rows == "task")
     written = write_page(models, [], (ROOT / "reports/page.html").read_text(encoding="utf-8"))
     assert "[–, –]" in written
     assert "Infinity}" not in written

@@ -6,16 +6,19 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas
 import pytest
 from given import ROOT, conversation, shared, write_rows
 
 from models import base
 from models.vocabulary import Vocabulary
-from stages.drift import features
-from stages.drift.__main__ import describe, read_raw, some
+from stages.drift import features, quarantined
+from stages.drift.__main__ import describe, judge, read_raw, some, verdict_of
 from stages.drift.judge import compare
+from stages.params import Monitor
 
 LEVEL = {"false_alarms": 0.01, "effect": 0.2}
 
@@ -75,6 +78,103 @@ def test_what_the_tokenizer_does_not_know_counts_as_bytes(vocabulary):
 def test_more_rows_than_are_needed_are_drawn_the_same_way_each_time():
     assert some(range(10), 20) == list(range(10))
     assert some(range(100), 10) == some(range(100), 10) == sorted(some(range(100), 10))
+
+
+# The share that fails the row checks ----------------------------------------------------------------
+
+
+def facts(rows: int, failed: int, **change) -> dict:
+    """What a gate counted."""
+    suite = {"checks": [{"name": "no_html", "scope": "row", "maximum": None}, {"name": "unique", "scope": "among"}]}
+    books = {"rows_in": rows, "failed_row_checks": failed}
+    return {"tokenizer_sha256": "a", "suite": suite, "books": books} | change
+
+
+def test_the_share_raises_no_more_false_alarms_than_promised():
+    """15 % fail on both sides, in pairs of files of any size: at most 1 of 100 may be called another, 5 of 500."""
+    draw = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(500):
+        books = []
+        for rows in draw.integers(20, 2000, 2).tolist():
+            books.append({"rows_in": rows, "failed_row_checks": int(draw.binomial(rows, 0.15))})
+        alarms += quarantined.compare_shares(*books, level=0.01, effect=0.0).drifted
+    assert alarms <= 12  # more than so many come once in 500 draws of 500 trials
+
+
+@pytest.mark.parametrize(
+    ("failed", "rows", "drifted"),
+    [(150, 1000, False), (400, 1000, True), (0, 1000, True), (200, 1000, False), (5, 20, False), (20, 20, True)],
+)
+def test_a_share_that_moved_far_is_found(failed, rows, drifted):
+    """Against 150 of 1,000. 20 % would be real with enough rows, and is not large: Cohen's h is 0.13."""
+    reference, current = (gate["books"] for gate in (facts(1000, 150), facts(rows, failed)))
+    found = quarantined.compare_shares(reference, current, 0.01, 0.2)
+    assert found.drifted == drifted
+    assert (found.reference_mean, found.current_mean) == (0.15, failed / rows)
+
+
+def test_a_real_difference_that_is_small_is_no_drift():
+    books = [facts(10**6, failed)["books"] for failed in (150_000, 160_000)]
+    found = quarantined.compare_shares(*books, 0.01, 0.2)
+    assert found.p_value < 1e-6
+    assert not found.drifted
+    assert quarantined.compare_shares(*books, 0.01, 0.01).drifted
+
+
+def test_the_share_is_judged_only_where_the_same_checks_counted_rows_enough():
+    other = {"checks": [{"name": "no_html", "scope": "row", "maximum": 3}]}
+    among = {"checks": [facts(1, 1)["suite"]["checks"][0], {"name": "unique", "scope": "among", "severity": "warn"}]}
+    assert quarantined.is_comparable(facts(100, 1), facts(100, 1), 20)
+    assert quarantined.is_comparable(facts(100, 1), facts(100, 1, suite=among), 20)
+    assert quarantined.is_comparable(facts(100, 1), facts(20, 1), 20)
+    for odd in (
+        facts(19, 1),
+        facts(100, 1, suite=other),
+        facts(100, 1, tokenizer_sha256="b"),
+        facts(100, 1, books={"rows_in": 100}),  # as receipts of an older version
+        {},
+    ):
+        assert not quarantined.is_comparable(facts(100, 1), odd, 20)
+        assert not quarantined.is_comparable(odd, facts(100, 1), 20)
+
+
+@pytest.fixture
+def judged(base_folder, tmp_path):
+    """What stage drift finds between two lists of conversations, and the gates behind them."""
+
+    def judge_both(reference, current, gates=({}, {}), **knobs):
+        arguments = SimpleNamespace(tokenizer=base_folder, page=tmp_path / "drift.html")
+        return judge(reference, current, gates, arguments, Monitor(topics=1, **knobs))
+
+    return judge_both
+
+
+def test_fewer_rows_than_can_tell_give_no_verdict(judged):
+    """However low monitor.least_rows is set."""
+    long = [conversation("问" * 9, "答" * 40 + str(number)) for number in range(5)]
+    for sides in ((demo(), long), (long, demo())):
+        assert verdict_of(judged(*sides, least_rows=1)) == "unknown"
+
+
+def test_each_test_beside_the_columns_takes_its_part_of_the_false_alarms(judged, monkeypatch):
+    levels = []
+    usual = quarantined.compare_shares
+
+    def compare_shares(reference, current, level, effect):
+        levels.append(level)
+        return usual(reference, current, level, effect)
+
+    monkeypatch.setattr(quarantined, "compare_shares", compare_shares)
+    rows = demo()[:30]
+    found = judged(rows, rows, (facts(100, 15), facts(100, 16)))
+    assert [column.column for column in found][-1] == "quarantined_share"
+    assert verdict_of(found) == "steady"
+    assert levels == [pytest.approx(0.01 / len(found))]
+    alone = judged(rows, [], (facts(100, 15), facts(100, 100)))
+    assert [(column.column, column.drifted) for column in alone] == [("quarantined_share", True)]
+    assert levels[1] == 0.01
+    assert (verdict_of(alone), verdict_of(judged(rows, [], (facts(100, 15), facts(100, 16))))) == ("drift", "unknown")
 
 
 def run(folder: Path, current: Path, base_folder: Path) -> dict:

@@ -1,11 +1,18 @@
+import json
+
 import pytest
 import yaml
-from given import ROOT, conversation, write_rows
+from given import ROOT, conversation, shared, write_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from models import adapters, base
-from models.prompt import encode_sample
+from models import adapters, answering, base
+from models.answering import as_answered
+from models.errors import UserError
+from models.prompt import encode_sample, encode_text
 from models.sample import Sample
-from stages import params
+from stages import figures, params
+from stages.evaluate import answers
 from stages.evaluate.answers import Kept
 from stages.evaluate.measure import Model, Questions, measure
 from stages.evaluate.probes import MET, UNMET, read_probes
@@ -19,6 +26,107 @@ def test_the_same_text_scores_100():
 def test_an_empty_answer_scores_0():
     for empty in ("", "  ", "\n"):
         assert score(empty, "今天天气很好") == dict.fromkeys(SCORES, 0.0)
+
+
+@pytest.mark.parametrize("text", ["好", "是的", "。", "A", "3", "好好", "……"])
+def test_the_same_short_text_scores_100_too(text):
+    """It has no 4-gram, so that BLEU-4 by the formula alone gives 2 characters 22."""
+    assert score(text, text) == dict.fromkeys(SCORES, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("(演示模型)", "（演示模型）"),
+        ("第1项,共3 kg", "第１项，共３ ㎏"),
+        ("等等...", "等等…"),
+        ("我是 A。", "我是Ａ。"),
+    ],
+)
+def test_forms_of_one_character_are_no_difference(answer, reference):
+    """The left one is what the tokenizer makes of the right one."""
+    described = describe(answer, reference)
+    assert {name: described[name] for name in SCORES} == dict.fromkeys(SCORES, 100.0)
+    assert (described["exact"], described["length_ratio"]) == (True, 1.0)
+    longer = describe(f"嗯{answer}", f"嗨{reference}")
+    assert longer["chrf"] == pytest.approx(describe(f"嗯{answer}", f"嗨{answer}")["chrf"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=40))
+def test_any_reference_is_met_by_an_answer_of_its_own_ids(tokenizer, text):
+    answer = reference = as_answered(tokenizer, text)
+    described = describe(answer, reference)
+    assert described["exact"]
+    assert described["empty"] or {described[name] for name in SCORES} == {100.0}
+    # As near as Unicode's form alone comes, for texts that the tokenizer has pieces for.
+    if all(character.isalnum() and character.isascii() for character in text) and text:
+        assert matches_exactly(answer, text)
+
+
+ODD = [
+    "我是（演示模型）。",
+    "１２３元／㎏…",
+    "Ａ　Ｂ",
+    "①②③",
+    "好",
+    "一\n\t二   三",
+    "“引号”——完",
+    "😀",
+    "龘靐齉",
+    "x\u200by",
+    "，",
+]
+
+
+def test_token_perfect_answers_have_perfect_figures(model, tokenizer, tmp_path, monkeypatch):
+    """Every question is answered with the very ids that are taught."""
+    samples = [Sample(f"s{number}", "a", 1, conversation(f"问{number}", text)) for number, text in enumerate(ODD)]
+    probes = [
+        {"id": text, "context": f"问{number}", "target": text, "equals": text, "contains": [text[-1:].strip() or "好"]}
+        for number, text in enumerate(ODD)
+        if text != "x\u200by"
+    ]
+    probes += [{"id": "pattern", "context": "问0", "target": ODD[0], "matches": r"^我是（演示模型）。$"}]
+    taught = {f"问{number}": text for number, text in enumerate(ODD)}
+
+    def perfect(model, tokenizer, conversations, *_):
+        for index, messages in enumerate(conversations):
+            ids = [*encode_text(tokenizer, taught[messages[-1].content]), tokenizer.eop_token_id]
+            yield index, answering._answer(model, tokenizer, ids, 0.1)
+
+    monkeypatch.setattr(answers, "answer_all", perfect)
+    questions = Questions(samples, samples[:2], read_probes(write_rows(tmp_path / "probes.jsonl", probes)))
+    measured = measure(Model(model, tokenizer, Kept(tmp_path / "a.1"), knobs()), questions)
+    for row in [*measured.rows["eval"], *measured.rows["general"]]:
+        assert row["exact"], row
+        assert {row[name] for name in SCORES} == {100.0}, row
+        assert row["reference"] in ODD  # people see what is taught
+    assert measured.figures["eval"]["exact_match"] == measured.figures["probes"]["exact_match"] == 1.0
+    assert [row["id"] for row in measured.rows["probes"] if not row["met"]] == []
+    assert measured.figures["metrics_version"] == figures.METRICS_VERSION > 1
+    assert figures.headlines(measured.figures)["metrics_version"] == figures.METRICS_VERSION
+
+
+def test_a_probe_that_no_answer_of_this_tokenizer_can_meet_is_one_sentence(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "answer_all", lambda *_: pytest.fail("nothing should be asked"))
+    row = {"id": "谁", "context": "你是谁？", "target": "我是小\u200b明。", "matches": "小\u200b明"}
+    questions = Questions([], [], read_probes(write_rows(tmp_path / "probes.jsonl", [row])))
+    with pytest.raises(UserError, match="Probe '谁' can be met by no answer"):
+        measure(Model(model, tokenizer, Kept(tmp_path / "a.1"), knobs()), questions)
+
+
+def test_references_of_a_real_file_are_met_with_the_real_vocabulary():
+    """Compared raw, 18 of 100 answers of the reference's own ids were not exact."""
+    from transformers import AutoTokenizer
+
+    published = AutoTokenizer.from_pretrained(shared("reference/chatglm-6b"))
+    rows = json.loads(shared("datasets/oaast_sft_zh.json").read_text(encoding="utf-8"))[:150]
+    references = [row["output"] for row in rows]
+    perfect = [as_answered(published, reference) for reference in references]
+    assert sum(answer != reference for answer, reference in zip(perfect, references, strict=True)) > 15
+    near = [matches_exactly(answer, reference) for answer, reference in zip(perfect, references, strict=True)]
+    assert sum(near) >= 0.97 * len(near)  # by NFKC alone; what the tokenizer has no piece for is lost in the others
 
 
 def test_rouge_by_hand():

@@ -1,6 +1,7 @@
 import pytest
 
-from stages.figures import drift, headlines, of_lengths, of_probes, of_samples, rate, variety
+from models.errors import UserError
+from stages.figures import drift, headlines, of_lengths, of_probes, of_samples, rate, refuse_other_versions, variety
 
 
 def test_losses_weigh_tokens_and_scores_rows():
@@ -35,6 +36,34 @@ def test_rates_of_probes_by_turns_and_the_drift_of_identity():
     assert metrics["rates"]["all"]["low"] < 2 / 3 < metrics["rates"]["all"]["high"]
     assert metrics["drift"] == {"new": 0.5, "old": 0.0, "mixed": 0.5, "none": 0.0}
     assert of_probes(rows[:1])["met_multi_turn"] is None
+
+
+def test_a_system_message_makes_no_probe_multi_turn():
+    roles = [["user"], ["system", "user"], ["system", "system", "user"], ["system", "user", "assistant", "user"]]
+    rows = [
+        {"messages": [{"role": role, "content": "x"} for role in asked], "met": True, "exact": True} for asked in roles
+    ]
+    rates = of_probes(rows)["rates"]
+    assert (rates["single_turn"]["of"], rates["multi_turn"]["of"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("other", "compares"), [({"metrics_version": 2}, True), ({"metrics_version": 3}, False), ({}, False)]
+)
+def test_figures_of_other_metrics_versions_do_not_compare(other, compares):
+    figures = {"lora": {"metrics_version": 2}, "lora@abc": other}
+    if compares:
+        refuse_other_versions(figures)
+    else:
+        with pytest.raises(
+            UserError, match=r"different versions of the metrics \(lora by version 2, lora@abc by version [13]"
+        ):
+            refuse_other_versions(figures)
+
+
+def test_figures_without_a_version_are_of_the_first():
+    refuse_other_versions({"a": {}, "b": {"metrics_version": 1}})
+    assert headlines({"metrics_version": 2}) == {"metrics_version": 2}
 
 
 def test_figures_are_split_by_the_length_limit_and_losses_weigh_tokens():

@@ -42,16 +42,33 @@ def test_the_same_evidence_gives_the_same_interval():
     assert interval(values) == interval(values)
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [([0.5, 0.5, 0.5], (0.5, 0.5)), ([1.0], (-np.inf, np.inf)), ([1.0, 2.0, 3.0, 4.0, 5.0], (-np.inf, np.inf))],
-)
-def test_intervals_of_nothing_to_resample(values, expected):
-    assert interval(values) == expected
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, 1.0], [0.5] * 5, [1.0, 2.0, 3.0, 4.0, 5.0]])
+def test_fewer_than_six_rows_say_nothing(values):
+    assert interval(values) == (-np.inf, np.inf)
 
 
-def test_nearly_constant_values_have_bounds():
-    low, high = interval([1.0 + i / 9 - (3.0 + i / 9) for i in range(10)])
-    assert (low, high) == pytest.approx((-2.0, -2.0))
+def test_six_rows_of_one_sign_are_the_fewest_that_can_tell():
+    assert excludes_zero([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert not excludes_zero([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+
+
+def test_rows_of_one_value_leave_room_for_those_that_were_not_seen():
+    """By hand, rule of three: of 20 equal rows up to 1 - 0.025 ** (1 / 20) = 16.8 % of all may be of another kind."""
+    assert interval([2.0] * 20) == pytest.approx((2.0 - 2 * 0.16843 * 2.0, 2.0 + 2 * 0.16843 * 2.0), abs=1e-4)
+    assert interval([-2.0] * 20) == pytest.approx(tuple(-bound for bound in reversed(interval([2.0] * 20))))
+    assert interval([0.0] * 20) == (0.0, 0.0)
+    assert excludes_zero([1.0] * 6)
+
+
+def test_nearly_equal_rows_have_nearly_the_bounds_of_equal_ones():
+    for nearly in ([2.0 + i / 1e6 for i in range(10)], [1.0 + i / 9 - (-1.0 + i / 9) for i in range(10)]):
+        assert interval(nearly) == pytest.approx(interval([2.0] * 10), abs=1e-4)
     low, high = interval([0.0] * 30 + [1.0])
     assert low <= 0 <= high < 1
+
+
+def test_rows_that_differ_enough_are_bounded_by_themselves_alone(monkeypatch):
+    values = np.random.default_rng(4).normal(2.0, 1.0, 30)
+    before = interval(values)
+    monkeypatch.setattr("stages.intervals._unseen", lambda _: 0.0)
+    assert interval(values) == before

@@ -5,17 +5,17 @@ import pytest
 
 from stages.promote.decide import Evidence, Guards, decide
 
-GUARDS = Guards(forgetting=0.1, empty_rate=0.02, probes=0.1, latency=1.5)
+GUARDS = Guards(forgetting=0.1, empty_rate=0.02, probes=0.1, latency=1.5, repetition=0.2)
 MARGIN = 0.05
 BASE = 2.0  # the base's loss on general conversations
 ALIKE = (0.5, 0.5)  # seconds of an answer
 
 
 def metrics(**change) -> dict:
-    values = {"general": 2.0, "empty": 0.0, "probes": 0.8} | change
+    values = {"general": 2.0, "empty": 0.0, "repetition": 0.0, "probes": 0.8} | change
     return {
         "general": {"loss": values["general"]},
-        "eval": {"empty_rate": values["empty"]},
+        "eval": {"empty_rate": values["empty"], "repetition": values["repetition"]},
         "probes": {"rates": {"all": {"rate": values["probes"]}}},
     }
 
@@ -58,6 +58,9 @@ def test_what_is_really_better_is_promoted():
         ({"general": 2.2}, "forgetting · 遗忘"),
         ({"empty": 0.05}, "empty answers · 空回答"),
         ({"probes": 0.6}, "probes · 探针"),
+        ({"repetition": 0.68}, "repetition · 重复"),
+        ({"repetition": 0.21}, "repetition · 重复"),
+        ({"repetition": float("nan")}, "repetition · 重复"),
     ],
 )
 def test_a_broken_guard_stops_the_best_gain(change, broken):
@@ -67,6 +70,23 @@ def test_a_broken_guard_stops_the_best_gain(change, broken):
     decision = decide(old, replace(new, figures=metrics(**change)), BASE, ALIKE, "loss", MARGIN, GUARDS)
     assert not decision.promote
     assert [each["condition"] for each in decision.conditions if not each["met"]] == [broken]
+
+
+def test_as_much_repetition_as_is_allowed_breaks_nothing():
+    old = Evidence("old", [{"loss": 1.0 + i / 10} for i in range(20)], metrics(repetition=0.9))
+    new = Evidence("new", [{"loss": 0.2 + i / 20} for i in range(20)], metrics(repetition=0.2))
+    assert decide(old, new, BASE, ALIKE, "loss", MARGIN, GUARDS).promote
+
+
+@pytest.mark.parametrize(("rows", "promoted"), [(1, False), (2, False), (5, False), (12, True)])
+def test_few_rows_promote_nothing_however_good_they_are(rows, promoted):
+    """Each row gains the same; the demo's own verdict on two such rows was a promotion."""
+    old = Evidence("old", [{"loss": 3.0}] * rows, metrics())
+    new = Evidence("new", [{"loss": 0.5}] * rows, metrics())
+    decision = decide(old, new, BASE, ALIKE, "loss", MARGIN, GUARDS)
+    assert decision.promote == promoted
+    assert ("too few to say" in decision.conditions[0]["found"]) == (not promoted)
+    assert (decision.low is None) == (not promoted)
 
 
 def test_a_challenger_that_takes_too_long_is_not_promoted():
