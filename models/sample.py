@@ -57,6 +57,10 @@ class UnknownFormat(ValueError):
     """A row in none of the accepted formats; the message says what is off."""
 
 
+class UnknownLayout(UnknownFormat):
+    """A row whose keys are those of another program's layout."""
+
+
 @dataclass(frozen=True)
 class Message:
     role: str
@@ -181,7 +185,7 @@ def _layout_of(row: dict) -> tuple[str, ...]:
     if layouts:
         return layouts[0]
     keys = ", ".join(map(quoted, list(row)[:6])) or "no keys"
-    raise UnknownFormat(f"no known format has these keys: {keys}")
+    raise UnknownLayout(f"no known format has these keys: {keys}")
 
 
 def _refuse_unsupported(part: dict, loss_keys: tuple[str, ...]) -> None:
@@ -207,9 +211,9 @@ def _from_messages(messages: object) -> tuple[Message, ...]:
         raise UnknownFormat("'messages' must be a list with at least one message")
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise UnknownFormat("every message needs 'role' and 'content'")
+            raise UnknownLayout("every message needs 'role' and 'content'")
         if message["role"] not in ROLES:
-            raise UnknownFormat(f"a role must be one of {', '.join(ROLES)}, not {quoted(message['role'])}")
+            raise UnknownLayout(f"a role must be one of {', '.join(ROLES)}, not {quoted(message['role'])}")
         # Only the last answer is learnt, so that the loss of an earlier one is 0 as it stands.
         _refuse_unsupported(message, _MESSAGE_LOSS_KEYS if message is messages[-1] else ())
     # Exports write an empty system message where no system prompt was set.
