@@ -12,7 +12,8 @@ from models.prompt import normalize
 from models.sample import Message, sample_id
 from stages.validate.grams import jaccard
 
-LONG = 50  # characters; fewer may be a greeting, with which many conversations open that have nothing in common
+# Characters; what is shorter may be a greeting, with which many conversations open that have nothing in common.
+SHORT, LONG = 10, 50
 _PRIME, _BASE = 2**61 - 1, 0x1A5D_C3F7_90B1_6E2D  # of polynomial hashes, so that parts of any length take linear time
 _SHARED_BANDS = 2  # that make two rows candidates
 _CROWD = 30  # rows shortly before it that a row is paired with, among all that share a band with it
@@ -31,7 +32,8 @@ class Keys:
         sample: of the whole conversation; in hexadecimal it is the sample's id.
         prompt: of everything before the answer, blanks left out.
         answer: of the answer, blanks left out.
-        question: of the first question.
+        question: of the first question. The last two bits of this key, of ``prompt`` and of ``turns`` tell whether the
+            text is short.
         counts: how many turns each row has: int32.
         turns: of every row the keys of its turns, as :func:`_turn_keys` gives them, one row after another.
         starts: where each row's begin in ``turns``, and where the last end: int64 of shape (rows + 1,).
@@ -72,15 +74,18 @@ def _keys_of(messages: Sequence[Message]) -> tuple[tuple[int, int, int, int, int
     prompt = "\n".join([f"{message.role}:{text}" for message, text in zip(messages[:-1], texts, strict=False)])
     answer = hashed(texts[-1])
     system = hashed(texts[0]) if messages[0].role == "system" else 0
-    turns, question, question_length, first = [], 0, 0, 0
+    turns, question, question_length, first, said = [], 0, 0, 0, 0
     for message, text in zip(messages, texts, strict=True):
         if message.role == "user":
             question, question_length = hashed(text), len(text)
-            first = first or question & ~1 | (question_length >= LONG)
+            first = first or question & ~3 | _length_class(question_length)
+            said += len(text)
         elif message.role == "assistant":
             code = answer if message is messages[-1] else hashed(text)
             turns.append(((question * _BASE + code) % _PRIME, question_length + len(text)))
-    return (int(sample_id(messages), 16), hashed(prompt), answer, first, len(turns)), _turn_keys(turns, system)
+            said += len(text)
+    before = hashed(prompt) & ~3 | _length_class(said - len(texts[-1]))
+    return (int(sample_id(messages), 16), before, answer, first, len(turns)), _turn_keys(turns, system)
 
 
 def _turn_keys(turns: Sequence[tuple[int, int]], system: int) -> list[int]:
@@ -109,8 +114,12 @@ def _turn_keys(turns: Sequence[tuple[int, int]], system: int) -> list[int]:
 
 
 def _marked(code: int, length: int) -> int:
-    """A key whose last bit tells whether the text is long; never 0."""
-    return code << 2 | 2 | (length >= LONG)
+    return code << 2 | _length_class(length)
+
+
+def _length_class(length: int) -> int:
+    """1, 2 or 3 for a short, middling or long text: the last two bits of its key, which so is never 0."""
+    return 1 + (length >= SHORT) + (length >= LONG)
 
 
 def hashed(text: str) -> int:

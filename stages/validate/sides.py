@@ -15,6 +15,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -22,9 +23,10 @@ from scipy.sparse.csgraph import connected_components
 
 from stages.validate.among import Keys
 
-# Conversations that go on from one opening and are kept together, where it is short and where it is long: many
-# questions may be about one document.
-FEW, MANY = 8, 100
+# Conversations that go on from one opening, and answers to one prompt, that are kept together. The shorter it is, the
+# more likely it is a greeting; a long one may be a document that many questions are about.
+FEW, MANY, ALL = 8, 100, 2**62
+MOST_GOING_ON, MOST_ANSWERS = (FEW, FEW, FEW, MANY), (FEW, FEW, MANY, ALL)  # by the last two bits of a key
 _SPREAD, _WORD = 0x9E3779B97F4A7C15, 2**64  # make 64 random bits of a key
 _NONE = -1
 
@@ -81,7 +83,7 @@ class Opening:
         first: the first 1, 2, … n turns.
         own: the same together with the system message; ``first`` itself where there is none.
         last: the last 1, 2, … n - 1 turns.
-        values: keys of question, first and own.
+        values: keys of the parts from the most general to the most special one.
     """
 
     prompt: int
@@ -94,7 +96,9 @@ class Opening:
     @property
     def growing(self) -> list[int]:
         """From the most general part to the most special one, in the order of ``values``."""
-        return [self.question, *self.first, *(self.own if self.own is not self.first else ())]
+        if self.own is self.first:
+            return [self.question, *self.first]
+        return [self.question, *chain.from_iterable(zip(self.first, self.own, strict=True))]
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,8 @@ class _Openings:
             numbers = turns[starts[index] : starts[index + 1]].tolist()
             has_system = len(numbers) == 3 * count - 1 and count > 0
             ending = (1 + has_system) * count
-            values = [int(self.heads[index, 1]), *self.turns[starts[index] : starts[index] + ending].tolist()]
+            keys = self.turns[starts[index] : starts[index] + ending].reshape(1 + has_system, count).T
+            values = [int(self.heads[index, 1]), *keys.ravel().tolist()]
             prompt, question = heads[index].tolist()
             first, last = numbers[:count], numbers[ending:]
             yield row, Opening(prompt, question, first, numbers[count:ending] or first, last, values)
@@ -169,7 +174,8 @@ class _Sides:
         self._limit = eval_share * 2.0**64
         self._hashes = questions.astype(np.float64)
         self.evaluated = self._hashes < self._limit
-        self._most = np.where(repeated & np.uint64(1), MANY, FEW).tolist()
+        length_class = (repeated & np.uint64(3)).astype(np.int64)
+        self._going_on, self._answers = (np.array(most)[length_class] for most in (MOST_GOING_ON, MOST_ANSWERS))
         # By the number of a part: the first row that begins with it, that ends with it, and how many went on from it.
         self._openers, self._closers = (array("q", [_NONE]) * len(repeated) for _ in range(2))
         self._singles: set[int] = set()  # parts that are a whole row of one turn
@@ -185,7 +191,7 @@ class _Sides:
             neighbours: earlier rows that it resembles.
         """
         bonds = [*self._kin(opening), *(earlier for earlier in neighbours if earlier not in self.torn)]
-        bonds = bonds or [*self._follow(self._openers, [opening.question])]
+        bonds = bonds or [*self._follow(self._openers, [opening.question], self._going_on)]
         for earlier in bonds[1:]:
             if self.evaluated[earlier] != self.evaluated[bonds[0]]:
                 self.torn[row] = earlier
@@ -207,20 +213,30 @@ class _Sides:
 
     def _kin(self, opening: Opening) -> Iterator[int]:
         """Earlier rows of the same dialogue: one by how the row begins, two by where it and another one overlap."""
-        same = self._known(self._openers, (opening.prompt, opening.own[-1] if opening.own else _NONE))
-        yield from (self._openers[same],) if same != _NONE else self._follow(self._openers, opening.growing[1:])
+        whole = opening.own[-1] if opening.own else _NONE
+        if self._known(self._openers, [whole]) != _NONE:
+            yield self._openers[whole]
+        elif self._known(self._openers, [opening.prompt]) != _NONE:
+            most = self._answers if len(opening.first) < 2 else self._going_on
+            yield from self._follow(self._openers, [opening.prompt], most)
+        else:
+            yield from self._follow(self._openers, opening.growing[1:], self._going_on)
         # A turn that stands alone too, such as a question of an identity, is no sign of one dialogue.
         if len(opening.first) > 1:
             single = self._singles.intersection((opening.first[0], *opening.last[:1]))
-            yield from self._follow(self._closers, [part for part in opening.first if part not in single])
-            yield from self._follow(self._openers, [part for part in opening.last if part not in single])
+            yield from self._follow(
+                self._closers, [part for part in opening.first if part not in single], self._going_on
+            )
+            yield from self._follow(
+                self._openers, [part for part in opening.last if part not in single], self._going_on
+            )
 
-    def _follow(self, rows: array, parts: Sequence[int]) -> Iterator[int]:
-        """The row known by the longest of the parts, unless too many have followed it for a short opening."""
+    def _follow(self, rows: array, parts: Sequence[int], most: np.ndarray) -> Iterator[int]:
+        """The row known by the most special of the parts, unless as many as may have followed it already."""
         number = self._known(rows, reversed(parts))
         if number == _NONE:
             return
-        if self._followers[number] >= self._most[number]:
+        if self._followers[number] >= most[number]:
             self.is_crowded = True
             return
         self._followers[number] += 1
@@ -250,8 +266,9 @@ class _Sides:
         _, component = connected_components(graph, directed=False)
         lowest = np.full(count, np.inf)
         np.minimum.at(lowest, component[going], self._hashes[going])
-        whole = np.unique(component[going])
+        whole, sizes = np.unique(component[going], return_counts=True)
         if len(whole) > 1:
+            whole = whole[2 * sizes <= going.sum()]
             changing = np.argmax if self.evaluated[going].all() else np.argmin
             self.evaluated ^= component == whole[changing(lowest[whole])]
 
