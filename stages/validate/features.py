@@ -46,7 +46,8 @@ def parse(content: bytes, max_bytes: int) -> tuple[tuple[Message, ...] | Fault, 
         return read_row(row)
     except UnknownLayout as error:
         layout = recognize(row)
-        known = f"; it looks like {layout.name}" if layout and layout.is_known else ""
+        # The names of the keys stand there already.
+        known = f"; it looks like {layout.name}" if layout and layout.is_known and layout.name[0] != "'" else ""
         return Fault("known_format", f"{error}{known}", layout), set()
     except UnknownFormat as error:
         return Fault("known_format", str(error)), set()
