@@ -73,10 +73,12 @@ def test_dialogues_that_open_with_one_greeting_are_divided(greeting):
             [*opening, (f"我要第 {number} 号", f"好的，第 {number} 号。"), ("谢谢", f"不客气，{number} 号。")]
         )
     rows = list(dict.fromkeys(rows))
-    outcome = divide(rows)
-    going = [position for position in range(len(rows)) if position not in outcome.torn]
-    assert len(rows) - len(going) <= len(greeting)  # the greeting itself, where it is a row that belongs to both sides
-    assert 0.2 < outcome.evaluated[going].mean() < 0.45  # of 0.3, with 100 of the 600 together at most
+    for ordered in (rows, rows[::-1]):
+        outcome = divide(ordered)
+        going = [position for position in range(len(rows)) if position not in outcome.torn]
+        # The greeting itself is set aside, where it is a row that belongs to both sides.
+        assert len(rows) - len(going) <= len(greeting)
+        assert 0.2 < outcome.evaluated[going].mean() < 0.45  # of 0.3, with 100 of the 600 together at most
 
 
 def test_a_greeting_of_both_sides_is_set_aside_and_names_a_row_of_the_other_side():
@@ -117,11 +119,21 @@ def test_a_row_between_a_dialogue_and_its_copy_on_the_other_side_is_set_aside():
     rows = [*APART, (*APART[trained], *conversation("还有呢？", "没有了。"))]
     assert divide(rows, pairs=[(40, trained, 0.9)]).torn == {}
     assert divide(rows, pairs=[(40, kept, 0.9)]).torn == {40: kept}
-    # What is set aside decides nothing for the rows behind it.
-    rows.append((*rows[-1], *conversation("真的？", "真的。")))
-    outcome = divide(rows, pairs=[(40, kept, 0.9)])
-    assert set(outcome.torn) == {40}
-    assert outcome.evaluated[41] == outcome.evaluated[trained]
+
+
+def test_what_is_set_aside_decides_nothing_for_the_rows_behind_it():
+    evaluated = divide(APART).evaluated
+    sides = sorted((int(np.argmin(evaluated)), int(np.argmax(evaluated))))
+    alone = [conversation(f"谁 {number}？", "我。") for number in range(30)]
+    # A row that would go elsewhere by itself than to the side of the first row that it resembles.
+    row = next(row for row in alone if divide([*APART, row]).evaluated[40] != evaluated[sides[0]])
+    other = next(other for other in alone if divide([*APART, other]).evaluated[40] == evaluated[sides[0]])
+    rows = [*APART, row, (*row, *conversation("真的？", "真的。")), other]
+    pairs = [*((40, side, 0.9) for side in sides), (42, 40, 0.9)]
+    outcome = divide(rows, pairs=pairs)
+    assert outcome.torn == {40: sides[1]}
+    assert outcome.evaluated[41] != evaluated[sides[0]]
+    assert outcome.evaluated[42] == evaluated[sides[0]]
 
 
 @settings(max_examples=40, deadline=None)
