@@ -129,8 +129,8 @@ class _Openings:
         turns = keys.turns[keys.starts[rows][owner] + within]
         ordered = np.sort(np.concatenate([heads.ravel(), turns]))
         repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        is_shared = np.isin(heads, repeated).any(axis=1)
-        is_shared[owner[np.isin(turns, repeated)]] = True
+        is_shared = (_places(repeated, heads) != _NONE).any(axis=1)
+        is_shared[owner[_places(repeated, turns) != _NONE]] = True
         is_shared[np.array(alike, np.int64)] = True
         kept = np.flatnonzero(is_shared)
         starts = np.cumsum([0, *lengths[kept]], dtype=np.int64)
@@ -138,7 +138,7 @@ class _Openings:
 
     def __iter__(self) -> Iterator[tuple[int, Opening]]:
         """Positions of rows, in order, and their openings."""
-        heads, turns = self._numbers(self.heads), self._numbers(self.turns)
+        heads, turns = _places(self.repeated, self.heads), _places(self.repeated, self.turns)
         starts = self.starts.tolist()
         for index, (row, count) in enumerate(zip(self.rows.tolist(), self.counts.tolist(), strict=True)):
             numbers = turns[starts[index] : starts[index + 1]].tolist()
@@ -150,11 +150,13 @@ class _Openings:
             first, last = numbers[:count], numbers[ending:]
             yield row, Opening(prompt, question, first, numbers[count:ending] or first, last, values)
 
-    def _numbers(self, keys: np.ndarray) -> np.ndarray:
-        if not len(self.repeated):
-            return np.full(keys.shape, _NONE)
-        numbers = np.minimum(np.searchsorted(self.repeated, keys), len(self.repeated) - 1)
-        return np.where(self.repeated[numbers] == keys, numbers, _NONE)
+
+def _places(ordered: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Where each key stands among keys in order, -1 where it does not: int64 of the shape of ``keys``."""
+    if not len(ordered):
+        return np.full(keys.shape, _NONE)
+    places = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+    return np.where(ordered[places] == keys, places, _NONE)
 
 
 # Sides ---------------------------------------------------------------------------------------------
