@@ -143,6 +143,8 @@ class Checks(Section):
     no_personal_data: Check = Check()
     no_secrets: Check = Check()
     right_name: RightName = RightName()
+    no_null_marks: Check = Check()
+    no_escapes: Check = Check()
     unique: Check = Check()
     no_near_duplicate: NearDuplicate = NearDuplicate(severity="warn")
     one_answer: Check = Check(severity="warn")

@@ -87,10 +87,11 @@ def keep_passed(sorted_rows: Path, out: Path, facts: dict) -> None:
 def write_reports(outcome: Outcome, checks: Sequence[Check], examined: Examined, arguments: argparse.Namespace) -> None:
     write_json(arguments.metrics, {"data": outcome.books})
     verdict = {"verdict": "blocked" if outcome.reasons else "passed", "reasons": outcome.reasons}
-    write_json(arguments.hits, {**verdict, "books": outcome.books, "rows": outcome.rows, "data": outcome.data})
+    hits = {"books": outcome.books, "notes": outcome.notes, "rows": outcome.rows, "data": outcome.data}
+    write_json(arguments.hits, {**verdict, **hits})
     with writing_folder(arguments.docs) as folder:
         write_text(folder / "index.html", data_docs(checks, outcome, examined.place, arguments.templates))
-    report.print_table(outcome.rows, outcome.data, outcome.books)
+    report.print_table(outcome.rows, outcome.data, outcome.books, outcome.notes)
 
 
 @program

@@ -1,27 +1,20 @@
-"""What can only be said of a row among all others: copies, near-duplicates, answers that differ, and its side.
-
-A row's side of the split depends on a hash of its *group*. Rows with the same group key, which is made
-from how their conversation begins, are always together. A near-duplicate joins the side of the first
-row that it resembles. Rows are taken in the order in which they were read, so that rows which arrive
-later, behind the old ones, never move an old one; a row that resembles rows on both sides can be on
-neither, and is quarantined.
-"""
+"""What can only be said of a row among all others: copies, near-duplicates and answers that differ."""
 
 import hashlib
-from collections import defaultdict
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from models.prompt import normalize
 from models.sample import Message, sample_id
 from stages.validate.grams import jaccard
 
-OPENING = 10  # characters; a conversation that opens with less, as with a greeting, is told apart by what follows
+# Characters; what is shorter may be a greeting, with which many conversations open that have nothing in common.
+SHORT, LONG = 10, 50
+_PRIME, _BASE = 2**61 - 1, 0x1A5D_C3F7_90B1_6E2D  # of polynomial hashes, so that parts of any length take linear time
 _SHARED_BANDS = 2  # that make two rows candidates
 _CROWD = 30  # rows shortly before it that a row is paired with, among all that share a band with it
 _DEPTH = 4  # bands in a row by which crowds are divided
@@ -39,39 +32,94 @@ class Keys:
         sample: of the whole conversation; in hexadecimal it is the sample's id.
         prompt: of everything before the answer, blanks left out.
         answer: of the answer, blanks left out.
-        group: of how the conversation begins.
+        question: of the first question. The last two bits of this key, of ``prompt`` and of ``turns`` tell whether the
+            text is short.
+        counts: how many turns each row has: int32.
+        turns: of every row the keys of its turns, as :func:`_turn_keys` gives them, one row after another.
+        starts: where each row's begin in ``turns``, and where the last end: int64 of shape (rows + 1,).
     """
 
     sample: np.ndarray
     prompt: np.ndarray
     answer: np.ndarray
-    group: np.ndarray
+    question: np.ndarray
+    counts: np.ndarray
+    turns: np.ndarray
+    starts: np.ndarray
 
     @classmethod
     def joined(cls, parts: Sequence["Keys"]) -> "Keys":
-        return cls(*(np.concatenate(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in (*_COLUMNS, "turns")}
+        lengths = [np.diff(part.starts) for part in parts]
+        return cls(**columns, starts=np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64))
+
+
+_COLUMNS = ("sample", "prompt", "answer", "question", "counts")
 
 
 def keys_of(conversations: Sequence[Sequence[Message] | None]) -> Keys:
     """Keys of conversations, None standing for a row that has none."""
-    none = (0, 0, 0, 0)
-    rows = [none if messages is None else _keys_of(messages) for messages in conversations]
-    return Keys(*np.array(rows, np.uint64).reshape(-1, 4).T)
+    rows, starts, turns = [], [0], array("Q")
+    for messages in conversations:
+        row, row_turns = ((0, 0, 0, 0, 0), ()) if messages is None else _keys_of(messages)
+        rows.append(row)
+        turns.extend(row_turns)
+        starts.append(len(turns))
+    *columns, counts = np.array(rows, np.uint64).reshape(-1, len(_COLUMNS)).T
+    return Keys(*columns, counts.astype(np.int32), np.array(turns, np.uint64), np.array(starts, np.int64))
 
 
-def _keys_of(messages: Sequence[Message]) -> tuple[int, int, int, int]:
-    prompt = "\n".join([f"{message.role}:{normalize(message.content)}" for message in messages[:-1]])
-    answer = normalize(messages[-1].content)
-    return int(sample_id(messages), 16), hashed(prompt), hashed(answer), hashed(_opening(messages))
+def _keys_of(messages: Sequence[Message]) -> tuple[tuple[int, int, int, int, int], list[int]]:
+    texts = [normalize(message.content) for message in messages]
+    prompt = "\n".join([f"{message.role}:{text}" for message, text in zip(messages[:-1], texts, strict=False)])
+    answer = hashed(texts[-1])
+    system = hashed(texts[0]) if messages[0].role == "system" else 0
+    turns, question, question_length, first, said = [], 0, 0, 0, 0
+    for message, text in zip(messages, texts, strict=True):
+        if message.role == "user":
+            question, question_length = hashed(text), len(text)
+            first = first or question & ~3 | _length_class(question_length)
+            said += len(text)
+        elif message.role == "assistant":
+            code = answer if message is messages[-1] else hashed(text)
+            turns.append(((question * _BASE + code) % _PRIME, question_length + len(text)))
+            said += len(text)
+    before = hashed(prompt) & ~3 | _length_class(said - len(texts[-1]))
+    return (int(sample_id(messages), 16), before, answer, first, len(turns)), _turn_keys(turns, system)
 
 
-def _opening(messages: Sequence[Message]) -> str:
-    """The first questions of a conversation, as many as it takes to tell it from others."""
-    opening = ""
-    for message in messages:
-        if message.role == "user" and len(opening) < OPENING:
-            opening += normalize(message.content)
-    return opening
+def _turn_keys(turns: Sequence[tuple[int, int]], system: int) -> list[int]:
+    """Keys of a conversation's parts: equal parts of any conversations have equal keys.
+
+    Args:
+        turns: hash and length of each question with its answer.
+        system: hash of the system message, 0 if there is none.
+
+    Returns:
+        Of n turns: the first 1, 2, … n; with a system message, those together with it; the last 1, 2, … n - 1.
+    """
+    first, first_with_system, last = [], [], []
+    code, with_system, length = 0, system, 0
+    for turn, turn_length in turns:
+        code, with_system = (code * _BASE + turn) % _PRIME, (with_system * _BASE + turn) % _PRIME
+        length += turn_length
+        first.append(_marked(code, length))
+        first_with_system.append(_marked(with_system, length))
+    code, power, length = 0, 1, 0
+    for turn, turn_length in reversed(turns[1:]):
+        code, power = (turn * power + code) % _PRIME, power * _BASE % _PRIME
+        length += turn_length
+        last.append(_marked(code, length))
+    return [*first, *(first_with_system if system else ()), *last]
+
+
+def _marked(code: int, length: int) -> int:
+    return code << 2 | _length_class(length)
+
+
+def _length_class(length: int) -> int:
+    """1, 2 or 3 for a short, middling or long text: the last two bits of its key, which so is never 0."""
+    return 1 + (length >= SHORT) + (length >= LONG)
 
 
 def hashed(text: str) -> int:
@@ -183,66 +231,3 @@ def _most_alike(coded: np.ndarray, bands: np.ndarray) -> np.ndarray:
     order = np.lexsort((earlier, -shared, later))
     _, rank = _runs(later[order])
     return np.sort(coded[order[rank < _MOST_ALIKE]])
-
-
-# Sides ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Split:
-    """Where rows go.
-
-    Attributes:
-        evaluated: bool of shape (rows,): kept for evaluation, else for training.
-        torn: rows that are nearly the same as rows of both sides, and one of the other side for each.
-    """
-
-    evaluated: np.ndarray
-    torn: dict[int, int]
-
-
-def split(groups: np.ndarray, pairs: Sequence[tuple[int, int, float]], eval_share: float) -> Split:
-    """Divide rows into training and evaluation.
-
-    Args:
-        groups: group key of each row, of shape (rows,).
-        pairs: near-duplicates among them: later row, earlier row, similarity.
-    """
-    by_hash = groups.astype(np.float64) < eval_share * 2.0**64
-    first = first_of(groups)
-    moved: dict[int, bool] = {}  # groups that follow the side of a near-duplicate instead of their own hash
-    torn: dict[int, int] = {}
-
-    def side_of(row: int) -> bool:
-        return moved.get(int(groups[row]), bool(by_hash[row]))
-
-    for later, neighbours in _by_later(pairs).items():
-        sides = {side_of(row): row for row in reversed(neighbours) if row not in torn}
-        if first[later] == later and len(sides) == 1:
-            moved[int(groups[later])] = next(iter(sides))
-        elif (not side_of(later)) in sides:
-            torn[later] = sides[not side_of(later)]
-    evaluated = np.array([side_of(row) for row in range(len(groups))], bool) if moved else by_hash
-    return Split(_never_one_sided(evaluated, groups, pairs), torn)
-
-
-def _never_one_sided(evaluated: np.ndarray, groups: np.ndarray, pairs: Sequence[tuple]) -> np.ndarray:
-    """The same, but where few rows all fell to one side, those with the most extreme hash change over."""
-    if len(groups) == 0 or evaluated.any() != evaluated.all():
-        return evaluated
-    edges = np.array([[later, earlier] for later, earlier, _ in pairs] or [[0, 0]])
-    linked = np.concatenate([edges, np.stack([np.arange(len(groups)), first_of(groups)], axis=1)])
-    graph = coo_array((np.ones(len(linked)), (linked[:, 0], linked[:, 1])), shape=(len(groups), len(groups)))
-    count, component = connected_components(graph, directed=False)
-    if count == 1:
-        return evaluated
-    lowest = [groups[component == index].min() for index in range(count)]
-    changing = int(np.argmax(lowest) if evaluated.all() else np.argmin(lowest))
-    return np.where(component == changing, ~evaluated, evaluated)
-
-
-def _by_later(pairs: Sequence[tuple[int, int, float]]) -> dict[int, list[int]]:
-    grouped = defaultdict(list)
-    for later, earlier, _ in pairs:
-        grouped[later].append(earlier)
-    return dict(sorted(grouped.items()))

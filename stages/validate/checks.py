@@ -81,6 +81,8 @@ _OF_ROWS = {
         ),
         "not_repetitive": ("has an answer that repeats itself", "回答自我重复"),
         "right_name": ("gives the assistant another name", "以其他助手自称"),
+        "no_null_marks": ("has a mark such as nan instead of a text", "以 nan 之类的空值标记代替文本"),
+        "no_escapes": ("spells escapes that were meant to be characters", "把转义序列写成了文字"),
     },
     "privacy · 隐私": {
         "no_personal_data": ("has personal data", "有个人信息"),

@@ -8,10 +8,11 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.params import Validate
-from stages.validate.among import first_of, near_duplicates, other_answers, split
+from stages.validate.among import first_of, near_duplicates, other_answers
 from stages.validate.checks import Check
 from stages.validate.examine import Examined, StoredThings
 from stages.validate.expectations import Finding, judge
+from stages.validate.sides import split
 from stages.validate.workers import Crew
 
 _SAMPLED = 2000  # rows by which diversity is told: it falls with the number of rows looked at
@@ -93,7 +94,7 @@ class _Sieve:
         """Which rows are kept for evaluation: bool of shape (rows,)."""
         position = {row: index for index, row in enumerate(self.going.tolist())} if pairs else {}
         among = [(position[a], position[b], share) for a, b, share in pairs if a in position and b in position]
-        divided = split(self.examined.keys.group[self.going], among, eval_share)
+        divided = split(self.examined.keys, self.going, among, eval_share)
         evaluated = np.zeros(len(self.examined.lines), bool)
         evaluated[self.going] = divided.evaluated
         torn = {int(self.going[row]): int(self.going[other]) for row, other in divided.torn.items()}

@@ -32,7 +32,8 @@ def data_docs(checks: Sequence[Check], outcome: Outcome, place: Callable[[int], 
     )
     view = DefaultJinjaPageView(custom_views_directory=str(templates))
     style = (templates / "bootstrap.css").read_text(encoding="utf-8")
-    return view.render(document, template="page.html", books=outcome.books, reasons=outcome.reasons, style=style)
+    told = {"books": outcome.books, "reasons": outcome.reasons, "notes": outcome.notes}
+    return view.render(document, template="page.html", style=style, **told)
 
 
 def _section(group: str, checked: Sequence[tuple[Check, Finding]], outcome: Outcome, place: Callable[[int], str]):

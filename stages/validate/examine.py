@@ -1,9 +1,11 @@
 """Look at every row by itself, piece by piece; what will be needed of it later is kept on disk."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +13,22 @@ import numpy as np
 from models.sample import Message, Sample
 from models.vocabulary import Vocabulary
 from stages.params import Params
-from stages.raw import RawRow, read_rows
+from stages.raw import RawRow, place_of, read_rows
 from stages.validate.among import Keys, keys_of
 from stages.validate.checks import Check, checks_of
 from stages.validate.expectations import Finding, judge
-from stages.validate.features import Fault, describe, parse, without_oldest
+from stages.validate.features import Fault, describe, parse, shown, without_oldest
 from stages.validate.grams import bands, grams
+from stages.validate.layouts import Layout
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
 # Of a piece, which is what a worker has in memory at a time. Great Expectations takes a third of a second for
 # any table, so smaller ones cost time.
 _ROWS, _BYTES = 40_000, 16 * 2**20
+MOST_NAMES = 100  # keys and layouts that are counted by name, since rows may have any number of them
+OTHERS = "other keys"
+_TOLD = 10_000  # characters by which a language is told
+_LETTERS = 0.5  # tokens for a character of English: a real tokenizer takes 0.25
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class Examined:
     """What is known of rows once they were looked at.
 
     Attributes:
-        files, lines, offsets: where each row stood, of shape (rows,).
+        files, lines, offsets, numbers: where each row stood, of shape (rows,); see :class:`stages.raw.RawRow`.
         keys: what identifies each.
         prompt_tokens, answer_tokens, turns_cut: lengths, NaN where a row has none, of shape (rows,).
         findings: one for each check of scope ``row``.
@@ -112,11 +119,15 @@ class Examined:
         bands: of those rows, of shape (passed, bands).
         grams, samples: of those rows, a file for each piece of the data: 4-grams; records as JSON lines.
         contents: of all rows, a file for each piece: their own bytes.
+        unread: how many rows have each key that nothing reads.
+        layouts: how many rows of each file have a layout that is not accepted.
+        spelled: rows over the token budget because the tokenizer cuts their English into letters: bool, (rows,).
     """
 
     files: np.ndarray
     lines: np.ndarray
     offsets: np.ndarray
+    numbers: np.ndarray
     keys: Keys
     prompt_tokens: np.ndarray
     answer_tokens: np.ndarray
@@ -127,9 +138,12 @@ class Examined:
     grams: list[Stored]
     samples: list[Stored]
     contents: list[Stored]
+    unread: Counter[str]
+    layouts: Counter[tuple[str, Layout]]
+    spelled: np.ndarray
 
     def place(self, row: int) -> str:
-        return f"{self.files[row]}:{self.lines[row]}"
+        return place_of(self.files[row], self.lines[row], self.numbers[row])
 
     @classmethod
     def joined(cls, parts: Sequence["Examined"]) -> "Examined":
@@ -137,11 +151,31 @@ class Examined:
         columns = {name: [getattr(part, name) for part in parts] for name in cls.__dataclass_fields__}
         keys = Keys.joined(columns.pop("keys"))
         findings = [Finding.joined(same) for same in zip(*columns.pop("findings"), strict=True)]
+        counted = {name: _added(columns.pop(name)) for name in ("unread", "layouts")}
         stored = {
             name: [one for part in columns.pop(name) for one in part] for name in ("grams", "samples", "contents")
         }
         arrays = {name: np.concatenate(column) for name, column in columns.items()}
-        return cls(keys=keys, findings=findings, **stored, **arrays)
+        return cls(keys=keys, findings=findings, **counted, **stored, **arrays)
+
+
+def _added(counters: Sequence[Counter]) -> Counter:
+    """All counts together."""
+    return _counted((name for counter in counters for name in counter), (n for c in counters for n in c.values()))
+
+
+def _counted(names: Iterable[Hashable], counts: Iterable[int] = repeat(1)) -> Counter:
+    """How often each of the names came; those that come when there are many already, together."""
+    total = Counter()
+    for name, count in zip(names, counts, strict=False):
+        total[name if name in total or len(total) < MOST_NAMES else OTHERS] += count
+    return total
+
+
+def _unread_names(unread: Sequence[set[str]]) -> Counter[str]:
+    """How many rows have each key that nothing reads, by the key as a report shows it."""
+    total = _counted(key for keys in unread for key in sorted(keys)[:MOST_NAMES])
+    return _counted(map(shown, total), total.values())
 
 
 class StoredThings:
@@ -164,7 +198,8 @@ class StoredThings:
 
 def examine(setting: Setting, piece: Piece) -> Examined:
     """Parse and describe the rows of a piece and have Great Expectations judge each by itself."""
-    parsed = [parse(row.content, setting.params.validate_.checks.parseable.max_bytes) for row in piece.rows]
+    max_bytes = setting.params.validate_.checks.parseable.max_bytes
+    parsed, unread = zip(*(parse(row.content, max_bytes) for row in piece.rows), strict=True)
     features = describe(parsed, setting.vocabulary, setting.params)
     numbers = np.arange(piece.first, piece.first + len(parsed))
     checks = [check for check in setting.checks if check.scope == "row"]
@@ -172,7 +207,7 @@ def examine(setting: Setting, piece: Piece) -> Examined:
     out = {row for check, found in zip(checks, findings, strict=True) if check.severity != "warn" for row in found.rows}
     passed = [index for index, number in enumerate(numbers.tolist()) if number not in out]
     keys = keys_of([None if isinstance(messages, Fault) else messages for messages in parsed])
-    values, starts = grams(["\n".join(message.content for message in parsed[index]) for index in passed])
+    values, starts = grams([_said(parsed[index]) for index in passed])
     samples = [
         sample_line(piece.rows[index], parsed[index], int(keys.sample[index]), int(features["turns_cut"][index]))
         for index in passed
@@ -183,6 +218,7 @@ def examine(setting: Setting, piece: Piece) -> Examined:
         files=np.array([row.file for row in piece.rows], object),
         lines=np.array([row.line for row in piece.rows], np.int64),
         offsets=np.array([row.offset for row in piece.rows], np.int64),
+        numbers=np.array([row.number for row in piece.rows], np.int64),
         keys=keys,
         **{name: features[name].astype(np.float32) for name in ("prompt_tokens", "answer_tokens", "turns_cut")},
         findings=findings,
@@ -191,10 +227,34 @@ def examine(setting: Setting, piece: Piece) -> Examined:
         grams=[Stored(file.with_suffix(".grams"), starts, "uint32")],
         samples=[Stored.of_bytes(file.with_suffix(".samples"), samples)],
         contents=[Stored.of_bytes(file.with_suffix(".contents"), [row.content for row in piece.rows])],
+        spelled=_spelled(parsed, features, findings, piece.first),
+        unread=_unread_names(unread),
+        layouts=_counted(
+            (row.file, fault.layout)
+            for row, fault in zip(piece.rows, parsed, strict=True)
+            if isinstance(fault, Fault) and fault.layout
+        ),
     )
+
+
+def _spelled(parsed: Sequence, features: Mapping, findings: Sequence[Finding], first: int) -> np.ndarray:
+    """Which rows are over the token budget because the tokenizer cuts their English into letters: bool, (rows,)."""
+    spelled = np.zeros(len(parsed), bool)
+    for row in {row for finding in findings if finding.check in ("prompt_fits", "answer_fits") for row in finding.rows}:
+        text = _said(parsed[row - first])
+        letters = sum(character.isalpha() and character.isascii() for character in text[:_TOLD])
+        tokens = features["prompt_tokens"][row - first] + features["answer_tokens"][row - first]
+        spelled[row - first] = 2 * letters > len(text[:_TOLD]) and tokens > _LETTERS * len(text)
+    return spelled
+
+
+def _said(messages: Sequence[Message]) -> str:
+    """What user and assistant say; a system message may be the same in all rows, and would make them all alike."""
+    return "\n".join(message.content for message in messages if message.role != "system")
 
 
 def sample_line(row: RawRow, messages: Sequence[Message], key: int, turns_cut: int) -> bytes:
     """The record of a sample as a line of JSON. Its id is that of the whole conversation, before anything was cut."""
     kept = without_oldest(messages, turns_cut) if turns_cut else messages
-    return _JSON.encode(Sample(f"{key:016x}", row.file, row.line, kept).to_json()).encode("utf-8") + b"\n"
+    sample = Sample(f"{key:016x}", row.file, row.line, kept, row.number or None)
+    return _JSON.encode(sample.to_json()).encode("utf-8") + b"\n"

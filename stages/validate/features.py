@@ -2,7 +2,7 @@
 
 import json
 import re
-import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -10,41 +10,59 @@ from functools import lru_cache, partial
 import numpy as np
 
 from models.prompt import ANSWER_MARKS, PROMPT_MARKS, render
-from models.sample import Message, UnknownFormat, read_messages
+from models.sample import Message, UnknownFormat, UnknownLayout, is_null_mark, quoted, read_row
+from models.sample import is_blank as _is_blank
 from models.vocabulary import Vocabulary
 from stages.params import Params
-from stages.validate import characters, leftovers, privacy
+from stages.raw import encoding_of
+from stages.validate import characters, escapes, leftovers, privacy
 from stages.validate.grams import repetition
+from stages.validate.layouts import Layout, recognize
 
 # A few words of a text, so that a report shows what was seen without becoming a copy of the data.
 EXCERPT, SENTENCE = 40, 160
+_MARKS = 20  # that are looked at in a conversation: each is compared with what stands before it
 FEW_LETTERS = 10  # too few to tell a language by: a formula, a smiley
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a row holds no conversation: the check that it fails, and what was seen."""
+    """Why a row holds no conversation: the check that it fails, what was seen, and the layout if that is the reason."""
 
     check: str
     seen: str
+    layout: Layout | None = None
 
 
 # Parsing -------------------------------------------------------------------------------------------
 
 
-def parse(content: bytes, max_bytes: int) -> tuple[Message, ...] | Fault:
-    """The conversation in a row's bytes, or why there is none."""
+def parse(content: bytes, max_bytes: int) -> tuple[tuple[Message, ...] | Fault, set[str]]:
+    """The conversation in a row's bytes, or why there is none, and the keys that nothing reads."""
+    row = _decode(content, max_bytes)
+    if isinstance(row, Fault):
+        return row, set()
+    try:
+        return read_row(row)
+    except UnknownLayout as error:
+        layout = recognize(row)
+        # The names of the keys stand there already.
+        known = f"; it looks like {layout.name}" if layout and layout.is_known and layout.name[0] != "'" else ""
+        return Fault("known_format", f"{error}{known}", layout), set()
+    except UnknownFormat as error:
+        return Fault("known_format", str(error)), set()
+
+
+def _decode(content: bytes, max_bytes: int) -> object | Fault:
+    """The JSON value in a row's bytes, or why there is none."""
     if len(content) > max_bytes:
         return Fault("parseable", f"{len(content)} bytes, more than {max_bytes}")
     try:
-        return read_messages(_JSON.decode(content.decode("utf-8")))
-    except UnknownFormat as error:
-        return Fault("known_format", str(error))
+        return _JSON.decode(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-            return Fault("parseable", "not UTF-8 but UTF-16; save the file as UTF-8")
         byte = content[error.start]
-        return Fault("parseable", f"not UTF-8: byte 0x{byte:02x} at byte {error.start + 1} of the row")
+        encoding = f", perhaps {encoding_of(content).upper()}" if encoding_of(content) else ""
+        return Fault("parseable", f"not UTF-8{encoding}: byte 0x{byte:02x} at byte {error.start + 1} of the row")
     except json.JSONDecodeError as error:
         what = error.msg.removesuffix(" at")
         return Fault("parseable", f"not JSON: {what} at character {error.pos + 1} of the row")
@@ -58,8 +76,9 @@ def _refuse_twins(pairs: list[tuple[str, object]]) -> dict:
     """An object, unless a key stands in it twice: readers disagree on which of the two counts."""
     made = dict(pairs)
     if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+        seen = set()
+        twin = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {quoted(twin)} stands there twice")
     return made
 
 
@@ -133,6 +152,8 @@ def _of_texts(conversations: Sequence[Sequence[Message]], vocabulary: Vocabulary
         "right_name": (partial(leftovers.other_name, params.validate_.checks.right_name.assistant), answers, anyway),
         "no_personal_data": (privacy.personal_data, texts, shows("number", "at")),
         "no_secrets": (privacy.secret, texts, shows("word")),
+        "no_null_marks": (null_mark, conversations, anyway),
+        "no_escapes": (escapes.escape, conversations, np.array(["\\" in t or "_x" in t for t in texts], bool)),
     }
     return {f"{name}_fault": _look(name, *look) for name, look in looks.items()}
 
@@ -176,9 +197,14 @@ def _of_numbers(conversations: Sequence[Sequence[Message]], params: Params) -> d
     }
 
 
-def _is_blank(text: str) -> bool:
-    """Whether nothing of a text is seen; ``isspace`` alone would let zero-width characters pass."""
-    return not text.strip() or (len(text) < EXCERPT and all(unicodedata.category(one)[0] in "ZC" for one in text))
+def null_mark(messages: Sequence[Message]) -> str | None:
+    """The first text that is nothing but the mark of a missing value, such as ``nan``."""
+    marks = [index for index, message in enumerate(messages) if is_null_mark(message.content)]
+    for index in marks[:_MARKS]:
+        before = "\n".join(message.content for message in (messages[0], messages[max(index - 1, 0)]) if index)
+        if is_null_mark(messages[index].content, before):
+            return messages[index].content
+    return None
 
 
 def role_fault(messages: Sequence[Message]) -> str | None:
@@ -215,10 +241,15 @@ def _fit(messages: Sequence[Message], vocabulary: Vocabulary, limit: int, tokens
 
     A prompt whose newest question alone is too long keeps all of its turns and its length.
     """
-    for turns in range(1, turns_before(messages) + 1):
+
+    def tokens_without(turns: int) -> int:
         (count,) = vocabulary.count([render(without_oldest(messages, turns)[:-1])])
-        if count + PROMPT_MARKS <= limit:
-            return turns, count + PROMPT_MARKS
+        return count + PROMPT_MARKS
+
+    # The more turns go, the fewer tokens are left. Counting for every turn would be quadratic in a row's length.
+    turns = 1 + bisect_left(range(1, turns_before(messages)), True, key=lambda turns: tokens_without(turns) <= limit)
+    if turns <= turns_before(messages) and (fitting := tokens_without(turns)) <= limit:
+        return turns, fitting
     return 0, tokens
 
 

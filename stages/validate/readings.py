@@ -80,6 +80,8 @@ def quarantined_lines(examined: Examined, decision: Decision, checks: Sequence[C
                 told = {"check": check.name, "severity": check.severity}
                 failed.append(told | {"seen": finding.seen[index], "limit": check.limit})
         where = {"file": examined.files[row], "line": int(examined.lines[row]), "offset": int(examined.offsets[row])}
+        if number := int(examined.numbers[row]):
+            where["number"] = number
         record = {**where, **_as_text(contents[row].tobytes()), "failed": failed}
         yield json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
 

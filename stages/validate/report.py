@@ -30,8 +30,8 @@ def hits_of(checks: Sequence[Check], findings: Sequence[Finding], examined: Exam
     return table
 
 
-def print_table(rows: Sequence[dict], data: Sequence[dict], books: dict) -> None:
-    """Checks that some row failed, what was found of the data as a whole, and the books."""
+def print_table(rows: Sequence[dict], data: Sequence[dict], books: dict, notes: Sequence[dict]) -> None:
+    """Checks that some row failed, what was found of the data as a whole, notes, and the books."""
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     failed = [line for line in rows if line["rows"]]
     if failed:
@@ -45,6 +45,9 @@ def print_table(rows: Sequence[dict], data: Sequence[dict], books: dict) -> None
             console.print(
                 f"{SEVERITIES[line['severity']]}: {line['check']}: {meaning['en']} · {meaning['zh']}: {limit}"
             )
+    for note in notes:
+        # Not wrapped, so that a command can be copied.
+        console.print(f"{note['en']}\n{note['zh']}", soft_wrap=True)
     sides = "train · 训练 {train:,} + eval · 评测 {eval:,} + quarantined · 隔离 {quarantined:,}"
     console.print(f"rows in · 输入 {{rows_in:,}} = {sides}".format(**books))
 

@@ -10,6 +10,7 @@ from stages.validate.checks import Check
 from stages.validate.decide import Decision
 from stages.validate.examine import Examined
 from stages.validate.expectations import Finding, judge
+from stages.validate.notes import layout_notes, notes_of
 from stages.validate.report import hits_of
 
 _WORST = 3
@@ -26,6 +27,7 @@ class Outcome:
         data: for each check of the whole, what was seen and whether it passed.
         findings: of all checks, in their order.
         reasons: why these data must not go on; empty if they may.
+        notes: what else a person should know, each a sentence by language.
     """
 
     books: dict
@@ -34,6 +36,7 @@ class Outcome:
     data: list[dict]
     findings: list[Finding]
     reasons: list[str]
+    notes: list[dict[str, str]]
 
 
 def judge_whole(examined: Examined, decision: Decision, checks: Sequence[Check], former: list[int] | None) -> Outcome:
@@ -47,7 +50,10 @@ def judge_whole(examined: Examined, decision: Decision, checks: Sequence[Check],
     rows = hits_of(checks, decision.findings, examined)
     data, findings = judge_books(books, [check for check in checks if check.scope == "data"])
     reasons = reasons_to_block(books, rows, data)
-    return Outcome(books, lengths.histogram(tokens), rows, data, [*decision.findings, *findings], reasons)
+    if reasons:
+        reasons += [note["en"].removesuffix(".") for note in layout_notes(examined)]
+    findings = [*decision.findings, *findings]
+    return Outcome(books, lengths.histogram(tokens), rows, data, findings, reasons, notes_of(examined))
 
 
 def keep_books(examined: Examined, decision: Decision, tokens: np.ndarray, former: list[int] | None) -> dict:
@@ -72,6 +78,7 @@ def keep_books(examined: Examined, decision: Decision, tokens: np.ndarray, forme
         "length_drift_class": lengths.drift_class(moved),
         # Those that failed none would be thirty columns of zeros in `dvc exp show`.
         "failed": {finding.check: len(finding.rows) for finding in decision.findings if len(finding.rows)},
+        "unread_keys": dict(sorted(examined.unread.items())),
     }
 
 

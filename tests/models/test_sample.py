@@ -3,7 +3,7 @@ from given import conversation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.sample import Sample, UnknownFormat, read_messages, sample_id
+from models.sample import Message, Sample, UnknownFormat, read_messages, read_row, sample_id
 
 TURNS = [["早", "早上好"], ["吃了吗", "吃了"]]
 
@@ -25,6 +25,102 @@ TURNS = [["早", "早上好"], ["吃了吗", "吃了"]]
 )
 def test_every_accepted_format(row, texts):
     assert read_messages(row) == conversation(*texts)
+
+
+ALPACA, CHAT = {"instruction": "问", "output": "答"}, {"context": "问", "target": "答"}
+MESSAGES = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]
+SYSTEM = {"role": "system", "content": "您好。"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *({**row, "system": "您好。"} for row in (ALPACA, CHAT, {"messages": MESSAGES})),
+        {"messages": [SYSTEM, *MESSAGES], "system": "您好。"},
+        {"messages": [SYSTEM, *MESSAGES], "system": None},
+        {"messages": [{**SYSTEM, "content": ""}, SYSTEM, *MESSAGES]},
+    ],
+)
+def test_a_system_text_is_the_first_message(row):
+    assert read_messages(row) == (Message("system", "您好。"), *conversation("问", "答"))
+
+
+@pytest.mark.parametrize("mark", ["", " \n", "\u200b", "nan", "None", "null", "#N/A", "\\N", "<NA>", None])
+def test_what_stands_for_a_missing_value_is_left_out(mark):
+    for key in ("input", "system", "history"):
+        assert read_messages({**ALPACA, key: mark}) == conversation("问", "答")
+    assert read_messages({"messages": [{"role": "system", "content": mark}, *MESSAGES]}) == conversation("问", "答")
+
+
+def test_a_mark_that_the_instruction_is_about_is_an_input():
+    row = {"instruction": "这个 Python 值是什么类型？", "input": "None", "output": "NoneType"}
+    assert read_messages(row)[0].content == "这个 Python 值是什么类型？\nNone"
+
+
+def test_a_missing_instruction_is_not_hidden_by_its_input():
+    assert read_messages({**ALPACA, "instruction": "nan", "input": "一段文字"})[0].content == "nan"
+
+
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        ({**CHAT, "score": 1, "id": 0, "empty": None, "none": "nan", "list": []}, {"score", "id"}),
+        ({**CHAT, "input": "文"}, {"input"}),
+        ({**ALPACA, "input": "文", "history": [], "system": ""}, set()),
+        ({"messages": MESSAGES, "history": [["早", "好"]], "prompt": "问"}, {"history", "prompt"}),
+        ({"messages": [{**MESSAGES[0], "name": "甲"}, MESSAGES[1]]}, {"messages[].name"}),
+        ({**CHAT, "weight": 1, "loss": True, "tools": [], "images": ""}, set()),
+        ({"messages": [*MESSAGES[:1], {**MESSAGES[1], "weight": 0}, *MESSAGES]}, set()),  # an earlier answer
+    ],
+)
+def test_keys_that_nothing_reads_are_named(row, unread):
+    assert read_row(row)[1] == unread
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({**CHAT, "tools": [{"name": "weather"}]}, "tools"),
+        ({"messages": MESSAGES, "tools": '[{"name":"weather"}]'}, "tools"),
+        ({**ALPACA, "images": ["a.jpg"]}, "images"),
+        ({**CHAT, "videos": ["a.mp4"]}, "videos"),
+        ({**CHAT, "audio": "a.wav"}, "audio"),
+        ({"messages": MESSAGES, "functions": [{}]}, "functions"),
+        ({"messages": [MESSAGES[0], {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]}, "tool_calls"),
+        ({"messages": [{**MESSAGES[0], "images": ["a.jpg"]}, MESSAGES[1]]}, "images"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}]}, "weight"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "loss": False}]}, "loss"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "train": False}]}, "train"),
+        ({**CHAT, "weight": 0.5}, "weight"),
+        ({**CHAT, "loss": 0}, "loss"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "问"}]}, MESSAGES[1]]}, "content"),
+        ({"messages": [SYSTEM, *MESSAGES], "system": "别的"}, "system"),
+        ({**CHAT, "system": ["您好。"]}, "system"),
+        ({"messages": [{**SYSTEM, "content": ""}]}, "messages"),
+    ],
+)
+def test_what_the_base_cannot_learn_is_refused_by_its_key(row, key):
+    with pytest.raises(UnknownFormat, match=f"'{key}'|the key '{key}'"):
+        read_messages(row)
+
+
+def test_a_message_shows_the_first_characters_of_a_user_s_value():
+    for row in (
+        {"x" * 10**6: 1},
+        {"messages": [{"role": "x" * 10**6, "content": ""}]},
+        {**CHAT, "weight": "9" * 10**6},
+    ):
+        with pytest.raises(UnknownFormat) as caught:
+            read_messages(row)
+        assert len(str(caught.value)) < 300
+
+
+def test_a_sample_keeps_its_number_in_an_array():
+    messages = conversation("问", "答")
+    sample = Sample("0", "a.json", 1, messages, 3)
+    assert sample.to_json()["source"] == {"file": "a.json", "line": 1, "number": 3}
+    assert Sample.from_json(sample.to_json()) == sample
+    assert Sample("0", "a.jsonl", 1, messages).to_json()["source"] == {"file": "a.jsonl", "line": 1}
 
 
 @pytest.mark.parametrize(

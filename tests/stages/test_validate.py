@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stages import receipt
 from stages.raw import read_rows
-from stages.validate.among import near_duplicates, split
+from stages.validate.among import near_duplicates
 from stages.validate.features import repetition, role_fault
 from stages.validate.grams import bands, grams, jaccard
 from stages.validate.lengths import accept, drift, drift_class, histogram, last_accepted
@@ -49,6 +49,9 @@ BAD = [
     ("right_name", '{"context": "问", "target": "我是ChatGPT。"}'),
     ("not_repetitive", json.dumps({"context": "问", "target": "好的" * 100})),
     ("answer_fits", json.dumps({"context": "问", "target": "".join(map(chr, range(0x4E00, 0x4E00 + 2000)))})),
+    ("known_format", '{"context": "问", "target": "答", "tools": [{"name": "weather"}]}'),
+    ("no_null_marks", '{"instruction": "茶叶怎么存？", "input": "", "output": "nan"}'),
+    ("no_escapes", json.dumps({"context": "怎么泡茶？", "target": "第一步，温杯。\\n第二步，投茶。"})),
     ("unique", json.dumps(GOOD)),
 ]
 
@@ -132,22 +135,6 @@ def test_near_duplicates_are_found_in_a_crowd_made_from_one_template():
     assert sum((number + 1500, number) in found for number in range(1500)) >= 1490
     before = near_duplicates(bands(values, starts)[:2000], lambda row: values[starts[row] : starts[row + 1]], 0.8)
     assert before == [pair for pair in pairs if pair[0] < 2000]  # rows that follow change nothing
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.data())
-def test_old_rows_stay_put_when_new_ones_follow(data):
-    count = data.draw(st.integers(40, 80))
-    groups = np.array([hash((number, 1)) % 2**64 for number in range(count)], np.uint64)
-    edge = st.tuples(st.integers(1, count - 1), st.integers(0, count - 2)).filter(lambda pair: pair[0] > pair[1])
-    pairs = sorted({(*pair, 0.9) for pair in data.draw(st.lists(edge, max_size=20))})
-    old = count - data.draw(st.integers(1, 9))
-    before = split(groups[:old], [pair for pair in pairs if pair[0] < old], 0.3)
-    after = split(groups, pairs, 0.3)
-    assert (before.evaluated == after.evaluated[:old]).all()
-    for later, earlier, _ in pairs:
-        if later not in after.torn and earlier not in after.torn:
-            assert after.evaluated[later] == after.evaluated[earlier]
 
 
 def test_cutting_takes_the_oldest_turns_and_never_the_newest_question(gate, tmp_path):

@@ -1,0 +1,193 @@
+"""Layouts, keys and missing values as exports bring them: read, refused with a way out, or counted; never dropped."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from gate import GOOD, Outcome
+from given import ROOT, conversation, write_rows
+
+from models.sample import UnknownFormat, read_messages
+from stages.validate.escapes import escape
+from stages.validate.features import null_mark, parse
+from stages.validate.layouts import command_of, recognize, sentence
+from stages.validate.notes import layout_notes, notes_of
+
+SHAREGPT = {"conversations": [{"from": "human", "value": "茶怎么泡？"}, {"from": "gpt", "value": "先温杯。"}]}
+TWO_TEXTS = ["茶怎么泡？", "先温杯。"]
+FOREIGN = [
+    (SHAREGPT, "ShareGPT", TWO_TEXTS),
+    ({"id": 1, "system": "您好。", **SHAREGPT}, "ShareGPT", ["您好。", *TWO_TEXTS]),
+    ({"messages": SHAREGPT["conversations"]}, "ShareGPT", TWO_TEXTS),
+    ({"conversations": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]}, "", ["问", "答"]),
+    ({"messages": [{"role": "human", "content": "问"}, {"role": "gpt", "content": "答"}]}, "", ["问", "答"]),
+    ({"conversation": [{"human": "问", "assistant": "答"}, {"human": "再问", "assistant": "再答"}]}, "", 4),
+    ({"dialog": ["问", "答"]}, "texts", ["问", "答"]),
+    ({"query": "问", "response": "答", "history": [["早", "好"]], "system": "您好。"}, "", 5),
+    ({"question": "问", "answer": "答"}, "'question' and 'answer'", ["问", "答"]),
+    ({"Question": "问", "Answer": "答"}, "'Question' and 'Answer'", ["问", "答"]),
+    ({"问题": "问", "答案": "答"}, "", ["问", "答"]),
+    ({"question": "问", "context": "文", "answer": "答"}, "", ["问\n文", "答"]),
+    ({"instruction": "问", "context": "文", "response": "答", "category": "x"}, "", ["问\n文", "答"]),
+    ({"system_prompt": "您好。", "question": "问", "response": "答"}, "", ["您好。", "问", "答"]),
+    ({"prompt": "问", "completion": "答"}, "", ["问", "答"]),
+    ({"prompt": "问", "chosen": "答", "rejected": "错"}, "", ["问", "答"]),
+    ({"train": [{"instruction": "问", "output": "答"}]}, "below 'train'", ["问", "答"]),
+]
+
+
+@pytest.mark.parametrize(("row", "name", "texts"), FOREIGN)
+def test_another_layout_is_named_and_its_line_converts_it(tmp_path, row, name, texts):
+    with pytest.raises(UnknownFormat):
+        read_messages(row)
+    layout = recognize(row)
+    assert name in layout.name
+    assert layout.is_known
+    if not shutil.which("jq"):
+        pytest.skip("needs jq")
+    for file, content in (("it's.json", json.dumps([row, row])), ("rows.jsonl", json.dumps(row) + "\n")):
+        (tmp_path / file).write_text(content, encoding="utf-8")
+        subprocess.run(["bash", "-c", command_of(file, layout)], cwd=tmp_path, check=True)
+        converted = (tmp_path / f"{file.partition('.')[0]}.converted.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(converted) == (2 if file == "it's.json" else 1)
+        messages = read_messages(json.loads(converted[0]))
+        assert [message.content for message in messages] == texts or len(messages) == texts
+
+
+def test_what_cannot_be_converted_has_no_line():
+    assert command_of("a.jsonl", recognize({"text": "一段文字"})) is None
+    assert "QUESTION" in command_of("a.jsonl", recognize({"甲": "问", "乙": "答"}))
+    assert command_of("a.jsonl.gz", recognize(SHAREGPT)).startswith("gzip -dc a.jsonl.gz | jq")
+    for row in ({"messages": [{"role": "robot", "content": "问"}]}, [1], {}):
+        assert recognize(row) is None
+    assert all("messages: [{role, content}" in text for text in sentence("a.jsonl", 3, recognize(SHAREGPT)).values())
+
+
+@pytest.mark.parametrize(
+    ("answer", "question"),
+    [
+        *(
+            (mark, "茶叶怎么存？")
+            for mark in ("nan", "NaN", "-nan", "None", "NULL", "null", "undefined", "<NA>", "N/A")
+        ),
+        *((mark, "How do I store bananas?") for mark in ("nan", "#N/A", "#VALUE!", "#DIV/0!", "\\N", "_x000D_", "NaT")),
+        *((mark, "最好的策略是什么？") for mark in ("略", "同上。", "待补充", "（待完善）", "nan nan", " None. ")),
+        ("nan", "Which tea is the best?"),
+    ],
+)
+def test_a_mark_of_a_missing_value_is_no_text(answer, question):
+    assert null_mark(conversation(question, answer)) == answer
+    assert null_mark(conversation(answer, "先温杯。")) == answer
+    assert null_mark(conversation("早", "好", question, answer)) == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "question"),
+    [
+        ("None", "Python 里没有 return 的函数返回什么？"),
+        ("None", "Which of these animals can fly: a dog or a cat?"),
+        ("NaN", "在 JavaScript 里 0/0 得什么？输出是？"),
+        ("#DIV/0!", "Excel 里除以零显示什么？"),
+        ("N/A", "填出生日期，没有就写 N/A。"),
+        ("undefined", "变量没有赋值时是什么？"),
+        ("Nana", "她叫什么？"),
+        ("无", "有错别字吗？"),
+    ],
+)
+def test_a_mark_that_is_the_answer_passes(answer, question):
+    assert null_mark(conversation(question, answer)) is None
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("怎么泡茶？", "第一步，温杯。\\n第二步，投茶。"),
+        ("怎么泡茶？", "步骤如下：\\n1. 温杯\\n2. 投茶"),
+        ("How to make tea?", "Warm the cup.\\nAdd the leaves.\\n\\nPour."),
+        ("\\u600e\\u4e48\\u6ce1\\u8336", "先温杯。"),
+        ("换行怎么写？", "第一行_x000D_\n第二行"),
+        ("介绍一下_x000D_\n产品", "好_x000D_\n的"),
+        ("他说什么？", '他说\\"你好\\"。'),
+        ("网址是？", "http:\\/\\/a.cn\\/b"),
+        ("写一段代码。", "第一行。\\n第二行。\\n第三行。\\n第四行。"),
+    ],
+)
+def test_text_that_was_encoded_twice_is_found(texts):
+    assert escape(conversation(*texts))
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("换行怎么写？", "用\\n表示换行。"),
+        ("梯度是什么？", "记作：\\nabla f，其中 \\nu 是常数。"),
+        ("放在哪里？", "在 C:\\new\\notes 里。"),
+        ("怎么打印两行？", "```\nprint('一。\\n二')\n```"),
+        ("_x000D_ 是什么意思？", "_x000D_ 是回车。"),
+        ("\\u4f60 是哪个字？", "是“你”的 Unicode 转义 \\u4f60\\u597d\\u5417。"),
+        ("求解", "$x \\neq y。\\n$"),
+    ],
+)
+def test_escapes_that_are_meant_pass(texts):
+    assert escape(conversation(*texts)) is None
+
+
+def test_a_row_of_many_keys_or_turns_takes_linear_time():
+    """A repeated key among 100,000 took minutes."""
+    keys = ", ".join(f'"{number}": 1' for number in range(100_000))
+    rows = [
+        f'{{{keys}, "99999": 1}}',
+        f'{{"prompt": "问", "response": "答", {keys}}}',
+        json.dumps({"messages": [{"role": "user", "content": "nan", "weight": 0}] * 30_000}),
+        json.dumps({"prompt": "问", "response": "答", "history": [["python", "nan"]] * 30_000}),
+    ]
+    started = time.process_time()
+    faults = [parse(row.encode(), 10**8) for row in rows]
+    assert null_mark(faults[3][0]) is None
+    assert time.process_time() - started < 10
+    assert "'99999' stands there twice" in faults[0][0].seen
+    assert len(faults[1][1]) == 100_000
+
+
+def test_the_gate_tells_of_layouts_keys_and_foreign_tokens(base_folder, tmp_path):
+    rows = [{**GOOD, "context": f"问题 {number}", "score": 1, "id": number, "tag": None} for number in range(30)]
+    rows += [{"messages": [{"role": "user", "content": "问", "name": "甲"}, {"role": "assistant", "content": "答"}]}]
+    rows += [{"question": "问", "answer": "答"}, {"甲": "问"}]
+    english = " ".join(["Every adapter is a small matrix beside the weights of the model, and it learns fast."] * 40)
+    rows += [{"prompt": "Explain adapters.", "response": english}]
+    write_rows(tmp_path / "raw/a.jsonl", rows)
+    (tmp_path / "raw/b.json").write_text(json.dumps([SHAREGPT, SHAREGPT, {"甲": "问"}, {"甲": "答"}] * 2), "utf-8")
+    (tmp_path / "raw/c.jsonl").write_text('{"乙": "问"}\n' * 3, encoding="utf-8")
+    outcome = Outcome(tmp_path / "raw", base_folder, tmp_path / "kept")
+    examined = outcome.examined
+    assert examined.unread == {"score": 30, "id": 30, "messages[].name": 1}
+    notes = notes_of(examined)
+    assert [note["en"].partition(":")[0] for note in layout_notes(examined)] == [
+        "b.json",
+        "b.json",
+        "c.jsonl",
+        "a.jsonl",
+    ]
+    assert "4 rows have a layout that is not read: ShareGPT" in notes[0]["en"]
+    assert "1 English rows are over the token budget" in notes[-2]["en"]
+    assert notes[-1]["en"] == "unread keys: score (30 rows), messages[].name (1 rows)"
+    assert notes[-1]["zh"] == "未读取的键：score（30 行），messages[].name（1 行）"
+    (first,) = (row for row in outcome.rows["quarantine"] if row["file"] == "b.json" and row["number"] == 1)
+    assert "it looks like ShareGPT" in first["failed"][0]["seen"]
+    assert examined.place(len(rows)) == "b.json#1"
+    assert examined.place(0) == "a.jsonl:1"
+
+
+def test_a_blocked_export_says_once_how_to_convert_it(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [SHAREGPT | {"system": f"{number}"} for number in range(30)])
+    command = [sys.executable, "-m", "pipelines.check", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    blocked = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert blocked.count("ShareGPT") == 1
+    assert "`jq -c '" in blocked
+    assert json.loads((tmp_path / "out/data_checks.json").read_text(encoding="utf-8"))["notes"][0]["zh"]
+    assert "ShareGPT" in (tmp_path / "out/validation/index.html").read_text(encoding="utf-8")
