@@ -17,7 +17,8 @@ _CALCULATES = frozenset("=+*/^×")
 _MOBILE = re.compile(r"(?<!\d)(?:(?:00|\+)?86[ -]?)?(1[3-9]\d[ -]?\d{4}[ -]?\d{4})(?!\d)")
 # Of Hong Kong, Macau and Taiwan only where a country code or the groups of three tell them from other numbers.
 _MOBILE_ABROAD = re.compile(
-    r"\+(?:85[23][ -]?[5-9]\d{3}[ -]?\d{4}|886[ -]?0?9\d{2}[ -]?\d{3}[ -]?\d{3})(?!\d)|(?<![\d-])09\d{2}([ -])\d{3}\1\d{3}(?![\d-])"
+    r"\+(?:85[23][ -]?[5-9]\d{3}[ -]?\d{4}|886[ -]?0?9\d{2}[ -]?\d{3}[ -]?\d{3})(?!\d)"
+    r"|(?<![\d-])09\d{2}([ -])\d{3}\1\d{3}(?![\d-])"
 )
 _DOTTED = re.compile(r"(?<![\d.])1[3-9]\d\.\d{4}\.\d{4}(?![\d.])")
 _IDENTITY = re.compile(r"(?<!\d)\d{6}[ -]?\d{8}[ -]?\d{3}[\dXx](?!\d)")

@@ -114,7 +114,8 @@ def cut_off(answer: str) -> str | None:
 
 def _is_label(text: str) -> bool:
     """Whether an end that hangs is meant, as of a word such as "给予" or "备注：" by itself."""
-    return len(text) < 20 and "\n" not in text and not re.search(r"[，。、,;；]|[^\d\s]\.", text)
+    longest = {"：": 4, ":": 12}.get(text[-1:], 0 if text[-1:] in "（(【{“‘「『《" else 20)
+    return len(text) < longest and "\n" not in text and not re.search(r"[，。、,;；]|[^\d\s]\.", text)
 
 
 def _breaks_off(tail: str, text: str) -> bool:
