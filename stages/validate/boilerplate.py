@@ -14,12 +14,11 @@ _SIMPLIFIED = str.maketrans(
     "动务举难输应询几么与欢产业设计规则产识别声读写画显视频档拥备权响电脑话软员慧谁吗进违买卖订执协满传览获证",
 )
 _SIGNS = (
-    "抱歉", "对不起", "對不起", "遗憾", "遺憾", "不好意思", "作为", "作為", "身为", "身為", "人工智", "语言模型",
-    "語言模型", "AI",
-    "机器人", "機器人", "无法", "無法", "没有提供", "沒有提供", "没有能力", "沒有能力", "看不到", "不明白",
-    "artificial intelligence", " AI", "language model", "orry", "pologi", "nfortunately",
-    "I cannot", "I can't", "I can’t", "I'm unable", "I am unable", "I'm not able", "I am not able", "I don't have",
-    "I do not have",
+    "抱歉", "对不起", "對不起", "憾", "不好意思", "无法", "無法", "有能力", "看不到", "不明白", "AI", "人工智", "模型",
+    "机器人", "機器人", "助手", "助理", "程序", "程式", "GPT",
+)  # fmt: skip
+_ENGLISH_SIGNS = (
+    "language", "artificial", "orry", "pologi", "nfortunately", "I can", "I'm ", "I’m ", "I am ", "I don", "I do not",
 )  # fmt: skip
 
 # "As an AI model", "since I am only a chat bot" ------------------------------------------------------
@@ -133,7 +132,7 @@ _REFUSES_EN = re.compile(
 )
 # What follows a refusal and helps: then it was an answer.
 _HELPS = re.compile(
-    r"请您?(?:提供|告知|留下|联系|拨打|稍|放心|把|将|先|尽|到|携带|去|及时|登录|点击|在|按|核对|确认)|建议|马上|立即"
+    r"请您?(?:提供|告知|留下|联系|拨打|稍|放心|把|将|先|尽|到|携带|去|及时|登录|点击|在|按|核对|确认|查看|参考|查询)|建议|马上|立即"
     r"|稍后|转接|核实|核对|可以(?:先|尝试|试试|通过|到|去|考虑|帮|为|告诉|提供|给)|不妨|试试"
     r"|订单|快递|物流|退款|退货|换货|发货|客服|店铺|门店|会员|优惠|确诊|诊断|就诊|就医|医院|医生|检查|处方|用药|病情"
     r"|面诊|化验|复查"
@@ -169,7 +168,9 @@ def boilerplate(answer: str, asked: str = "") -> str | None:
         asked: all that came before the answer.
     """
     answer = answer[:_LONGEST]
-    if not any(sign in answer for sign in _SIGNS):
+    if not (
+        any(sign in answer for sign in _SIGNS) or (" " in answer and any(sign in answer for sign in _ENGLISH_SIGNS))
+    ):
         return None
     asked = asked[-_LONGEST:]
     others = WORDS_OF_OTHERS.search(asked)

@@ -75,11 +75,9 @@ _NAMED = re.compile(
     r"|你的|由)[^。！？\n]{0,24}?(?:AI|人工智[能慧]|语言模型|智能助[手理]|大模型|机器人)"
 )
 _LONGEST = 20_000  # characters of an answer that are looked at, which bounds the time
-_CLAIM_SIGNS = (
-    "我是", "我叫", "我就是", "我其实", "我的", "名字", "名为", "自称", "这里是", "本人是", "叫我", "我由", "作为由",
-    "模型由", "助手由", " am ", "'m ", "’m ", "ame is",
-    "all me", "his is", " by ",
-)  # fmt: skip
+_I_SIGNS = ("我是", "我叫", "我就", "我其", "我的", "叫我", "我由", "我现", "我只", "我不", "称我")
+_CLAIM_SIGNS = ("名字", "名为", "自称", "这里是", "本人是", "作为由", "模型由", "助手由")
+_ENGLISH_SIGNS = (" am ", "'m ", "’m ", "ame is", "all me", "his is", " by ", "nown as")
 
 
 def other_name(assistant: str | None, answer: str, asked: str = "") -> str | None:
@@ -91,7 +89,7 @@ def other_name(assistant: str | None, answer: str, asked: str = "") -> str | Non
         asked: all that came before the answer.
     """
     answer = answer[:_LONGEST]
-    if not any(sign in answer for sign in _CLAIM_SIGNS):
+    if not _may_claim(answer):
         return None
     if assistant:
         answer = re.sub(re.escape(assistant), "\N{BULLET}", answer, flags=re.IGNORECASE)
@@ -106,3 +104,12 @@ def other_name(assistant: str | None, answer: str, asked: str = "") -> str | Non
             if _AS_ASSISTANT.search(answer, max(named.start() - 40, 0), named.end() + 40):
                 return named[1] or named[2]
     return None
+
+
+def _may_claim(answer: str) -> bool:
+    """Whether an answer has words by which one speaks of oneself; most have none."""
+    return (
+        ("我" in answer and any(sign in answer for sign in _I_SIGNS))
+        or any(sign in answer for sign in _CLAIM_SIGNS)
+        or (" " in answer and any(sign in answer for sign in _ENGLISH_SIGNS))
+    )

@@ -92,6 +92,8 @@ _HANGS = re.compile(
     r"|such as|including|e\.g|i\.e)\Z"
 )
 _TERMINATOR = re.compile(r"[。！？!?]")
+# What most answers end with, at which none hangs.
+_ENDS = frozenset("。！？!?～~”』」》}`'…|％%") | {""}
 # A letter or a character at which no sentence of a conversation ends by itself.
 _BREAKS_OFF = re.compile(r"(?:[A-Za-z]|(?![的了吧啦啊呢哦呀吗嘛哈好复康乐谢油您你他她它们])[\u4e00-\u9fff])\Z")
 _PROSE, _TERMINATORS = 200, 3  # characters and full stops of an answer that ends its sentences
@@ -105,11 +107,14 @@ def cut_off(answer: str) -> str | None:
     """
     text = answer.rstrip()
     if text.count("```") % 2:
-        return f"``` … {text[-_SEEN:]}"
+        return f"``` … {' '.join(text[-_SEEN:].split())}"
+    if text[-1:] in _ENDS:
+        return None
     tail = text[-_TAIL:]
-    if _HANGS.search(tail[-60:]) and not _is_label(text):
-        return tail[-_SEEN:]
-    return tail[-_SEEN:] if len(text) >= _PROSE and _breaks_off(tail, text) else None
+    hangs = _HANGS.search(tail[-60:]) and not _is_label(text)
+    if hangs or (len(text) >= _PROSE and _breaks_off(tail, text)):
+        return " ".join(tail[-_SEEN:].split())
+    return None
 
 
 def _is_label(text: str) -> bool:
