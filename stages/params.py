@@ -95,9 +95,20 @@ class Languages(AtMost):
 
 
 class RightName(Check):
-    """``assistant``: the name that answers may give themselves; None where the task is not identity."""
+    """``assistant``: the name that answers may give themselves; None where the data teach none.
+
+    Answers that speak as a well-known assistant of others are found in any case. Unless a ``severity`` is set, they are
+    counted where the data teach no name, and set aside where they do.
+    """
 
     assistant: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counts_without_a_name(cls, content: object) -> object:
+        if isinstance(content, dict) and "severity" not in content:
+            return content | {"severity": "quarantine" if content.get("assistant") else "warn"}
+        return content
 
 
 class NearDuplicate(Check):
@@ -133,16 +144,18 @@ class Checks(Section):
     no_control_tokens: Check = Check()
     prompt_fits: BindingCheck = BindingCheck()
     answer_fits: BindingCheck = BindingCheck()
+    answer_whole: Check = Check(severity="warn")
     history_whole: Check = Check(severity="warn")
     no_placeholders: Check = Check()
     no_html: Check = Check()
+    no_role_marks: Check = Check(severity="warn")
     no_boilerplate: Check = Check()
     not_repetitive: AtMost = AtMost(limit=0.8)
     mostly_text: AtMost = AtMost(limit=0.5)
     known_language: Languages = Languages(limit=0.5)
     no_personal_data: Check = Check()
     no_secrets: Check = Check()
-    right_name: RightName = RightName()
+    right_name: RightName = RightName(severity="warn")
     no_null_marks: Check = Check()
     no_escapes: Check = Check()
     unique: Check = Check()

@@ -1,4 +1,4 @@
-"""What a text is made of: kinds of characters, characters that do not belong, mojibake."""
+"""What a text is made of: kinds of characters, and characters that do not belong."""
 
 import re
 import sys
@@ -8,6 +8,8 @@ from functools import cache
 
 import numpy as np
 
+from stages.validate.mojibake import marks_of_mojibake
+
 # Blanks and formatting; Chinese characters; Latin letters; letters of other scripts; digits and punctuation; the rest.
 BLANK, HAN, LATIN, OTHER_LETTER, MARK, SYMBOL = range(6)
 _HAN_RANGES = ((0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x33480))
@@ -15,7 +17,6 @@ _LATIN_RANGES = ((0x41, 0x5B), (0x61, 0x7B), (0xC0, 0x250), (0xFF21, 0xFF3B), (0
 _WRITTEN_SYMBOLS = "$+<=>^`|~＋＜＝＞｜～￥×÷±≤≥≠≈°℃√∞→"  # of everyday writing, formulas and code
 # Replacement characters, control characters other than tab and line ends, and lone surrogates.
 _BAD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff\ud800-\udfff]")
-_LATIN_1 = re.compile("[\x80-\xff]")
 
 
 def code_points(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -65,15 +66,12 @@ _LONG_WORD = 8  # ASCII characters without a blank: no key, token or password is
 def signs(texts: Sequence[str]) -> np.ndarray:
     """Which signs every text shows, as bits of :data:`SIGNS`: uint8 of shape (texts,).
 
-    ``bad`` and ``mojibake``: what :func:`bad_character` and :func:`mojibake` may find; ``number``: an ASCII
-    digit; ``word``: a long word of ASCII; ``at``: ``@``; ``opener``: one of ``<&{[``.
+    ``bad``: what :func:`bad_character` finds; ``mojibake``: what :func:`stages.validate.mojibake.mojibake` may find;
+    ``number``: a digit of any script; ``word``: a long word of ASCII; ``at``: ``@`` or ``＠``; ``opener``: ``<&{[【#``.
     """
     codes, ends = code_points([f"{text}\0" for text in texts])  # what closes each text keeps runs apart
-    table = _sign_table()
-    shown = table[codes]
-    suspect, ascii_ = shown & _SUSPECT > 0, (codes > 0x20) & (codes < 0x7F)
-    shown &= ~np.uint8(_SUSPECT)
-    shown[suspect & np.roll(suspect, -1) & np.roll(suspect, -2)] |= SIGNS["mojibake"]
+    shown = _sign_table()[codes]
+    ascii_ = (codes > 0x20) & (codes < 0x7F)
     for step in (1, 2, 4):
         ascii_ &= np.roll(ascii_, -step)
     shown[ascii_] |= SIGNS["word"]
@@ -81,18 +79,13 @@ def signs(texts: Sequence[str]) -> np.ndarray:
     return np.bitwise_or.reduceat(shown, ends[:-1]) if len(texts) else np.empty(0, np.uint8)
 
 
-_SUSPECT = 1 << 7
-
-
 @cache
 def _sign_table() -> np.ndarray:
     table = np.zeros(sys.maxunicode + 1, dtype=np.uint8)
-    marks = {"at": "@", "opener": "<&{[", "number": "0123456789"}
+    marks = {"at": "@＠", "opener": "<&{[【#", "number": "".join(_digits()), "mojibake": marks_of_mojibake()}
     marks["bad"] = "".join(filter(_BAD.match, map(chr, (*range(0x20000),))))
-    marks["mojibake"] = "".join(map(chr, range(0x80, 0x100)))
     for name, characters in marks.items():
         table[[ord(character) for character in characters]] |= SIGNS[name]
-    table[[ord(character) for character in _gbk_suspects()]] |= _SUSPECT
     return table
 
 
@@ -102,35 +95,30 @@ def bad_character(text: str) -> str | None:
     return f"U+{ord(found[0]):04X}" if found else None
 
 
-def mojibake(text: str) -> str | None:
-    """The first piece that was read in the wrong encoding: UTF-8 as Latin-1 or as GBK.
+# One character, several forms ------------------------------------------------------------------------
 
-    ftfy finds the first kind by what its many users reported. It leaves out the second, where all
-    characters are plausible Chinese: they are mojibake if their GBK bytes are Chinese in UTF-8.
+
+@cache
+def _digits() -> dict[str, int]:
+    """Decimal digits of all scripts, full-width and Arabic-Indic ones too, and their values."""
+    characters = map(chr, range(0x20000))
+    return {character: value for character in characters if (value := unicodedata.decimal(character, None)) is not None}
+
+
+@cache
+def _ascii_forms() -> tuple[re.Pattern, dict[int, str]]:
+    """A pattern of what :func:`in_ascii` is worth while for, and the ASCII form of every character that has one."""
+    digits = {character: str(value) for character, value in _digits().items() if character > "\x7f"}
+    joints = dict.fromkeys("‐‑‒–—―−﹣－", "-") | dict.fromkeys("\xa0\u2002\u2003\u2007\u2009\u202f\u3000", " ")
+    forms = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)} | digits | joints
+    telling = re.compile(rf"[\d＠](?<![0-9])|(?<=[0-9])[{''.join(joints)}．](?=[0-9])")
+    return telling, {ord(form): plain for form, plain in forms.items()}
+
+
+def in_ascii(text: str) -> str:
+    """The text with digits of all scripts, full-width characters, dashes and blanks as ASCII, each at its place.
+
+    Texts without such digits, and without such characters between digits, are left alone.
     """
-    if _LATIN_1.search(text):
-        from ftfy.badness import BADNESS_RE
-
-        if found := BADNESS_RE.search(text):
-            return found[0]
-    return next((run for run in _suspect_run().findall(text) if _is_gbk_of_utf8(run)), None)
-
-
-@cache
-def _gbk_suspects() -> str:
-    """Chinese characters whose GBK bytes can be those of Chinese characters in UTF-8."""
-    leads, trails = range(0xE4, 0xEA), range(0x80, 0xC0)
-    pairs = [(a, b) for a in (*trails, *leads) for b in (*trails, *leads) if a not in leads or b not in leads]
-    decoded = {bytes(pair).decode("gbk", "ignore") for pair in pairs}
-    return "".join(sorted(one for one in decoded if len(one) == 1 and "\u4e00" <= one <= "\u9fff"))
-
-
-@cache
-def _suspect_run() -> re.Pattern:
-    return re.compile(f"[{_gbk_suspects()}]{{3,}}")
-
-
-def _is_gbk_of_utf8(han: str) -> bool:
-    code = han.encode("gbk", "ignore")
-    reread_han = sum("\u4e00" <= character <= "\u9fff" for character in code.decode("utf-8", "ignore"))
-    return reread_han >= 2 and 3 * reread_han >= 0.7 * len(code)
+    telling, table = _ascii_forms()
+    return text.translate(table) if telling.search(text) else text

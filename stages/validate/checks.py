@@ -70,17 +70,19 @@ _OF_ROWS = {
     "length · 长度": {
         "prompt_fits": ("has a prompt over the token budget", "提示超出词元预算"),
         "answer_fits": ("has an answer over the token budget", "回答超出词元预算"),
+        "answer_whole": ("has an answer that breaks off", "回答没有写完就中断"),
         "history_whole": ("lost its oldest turns to fit the budget", "为符合预算而去掉了最早的轮次"),
     },
     "leftovers · 残留": {
         "no_placeholders": ("has an unfilled placeholder", "有未填写的占位符"),
         "no_html": ("has debris of HTML", "有 HTML 残留"),
+        "no_role_marks": ("has role marks or a prompt template inside of a text", "文本中有角色标记或提示模板"),
         "no_boilerplate": (
             "answers with a refusal or 'as an AI language model'",
             "回答是拒绝或“作为AI语言模型”之类的套话",
         ),
         "not_repetitive": ("has an answer that repeats itself", "回答自我重复"),
-        "right_name": ("gives the assistant another name", "以其他助手自称"),
+        "right_name": ("speaks as another assistant", "以其他助手自称"),
         "no_null_marks": ("has a mark such as nan instead of a text", "以 nan 之类的空值标记代替文本"),
         "no_escapes": ("spells escapes that were meant to be characters", "把转义序列写成了文字"),
     },

@@ -15,13 +15,17 @@ from models.sample import is_blank as _is_blank
 from models.vocabulary import Vocabulary
 from stages.params import Params
 from stages.raw import encoding_of
-from stages.validate import characters, escapes, leftovers, privacy
+from stages.validate import characters, escapes, leftovers, names, privacy
+from stages.validate.boilerplate import boilerplate
 from stages.validate.grams import repetition
 from stages.validate.layouts import Layout, recognize
+from stages.validate.mojibake import mojibake
+from stages.validate.turns import cut_off, role_mark
 
 # A few words of a text, so that a report shows what was seen without becoming a copy of the data.
 EXCERPT, SENTENCE = 40, 160
 _MARKS = 20  # that are looked at in a conversation: each is compared with what stands before it
+_MASKED_PART = 4096  # characters: far more than a report shows and than any secret is long
 FEW_LETTERS = 10  # too few to tell a language by: a formula, a smiley
 
 
@@ -126,36 +130,48 @@ def shown(seen: str | None, longest: int = EXCERPT) -> str | None:
     if seen is None:
         return None
     # What a terminal or a UTF-8 file cannot show, such as an escape sequence or a lone surrogate, is told by its code.
-    text = "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in privacy.mask(seen)[: longest + 1])
+    text = "".join(
+        one if one.isprintable() else f"\\u{ord(one):04x}" for one in privacy.mask(seen[:_MASKED_PART])[: longest + 1]
+    )
     return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def _of_texts(conversations: Sequence[Sequence[Message]], vocabulary: Vocabulary, params: Params) -> dict:
     """Features that are None, or the first fault that was seen."""
-    texts = ["\n".join(message.content for message in messages) for messages in conversations]
-    prose = [leftovers.without_code(text) for text in texts]
+    asked = ["\n".join(message.content for message in messages[:-1]) for messages in conversations]
     answers = [messages[-1].content for messages in conversations]
+    texts = [f"{before}\n{answer}" for before, answer in zip(asked, answers, strict=True)]
+    both = list(zip(answers, asked, strict=True))
     signs = characters.signs(texts)
     anyway = np.ones(len(texts), bool)
+    question_marks = np.array(["???" in text for text in texts], bool)
 
     def shows(*names: str) -> np.ndarray:
         return signs & sum(characters.SIGNS[name] for name in names) > 0
 
+    right_name = partial(names.other_name, params.validate_.checks.right_name.assistant)
     looks = {
         "roles_alternate": (role_fault, conversations, anyway),
         "clean_characters": (characters.bad_character, texts, shows("bad")),
-        "no_mojibake": (characters.mojibake, texts, shows("mojibake")),
+        "no_mojibake": (mojibake, texts, shows("mojibake") | question_marks),
         "no_control_tokens": (_finder(vocabulary.control_tokens()), texts, shows("opener")),
-        "no_placeholders": (leftovers.placeholder, prose, shows("opener")),
-        "no_html": (leftovers.html, prose, shows("opener")),
-        "no_boilerplate": (leftovers.boilerplate, answers, anyway),
-        "right_name": (partial(leftovers.other_name, params.validate_.checks.right_name.assistant), answers, anyway),
+        "no_placeholders": (_of_both(leftovers.placeholder), both, shows("opener")),
+        "no_html": (_of_both(leftovers.html), both, shows("opener")),
+        "no_role_marks": (_of_both(role_mark), both, anyway),
+        "no_boilerplate": (_of_both(boilerplate), both, anyway),
+        "right_name": (_of_both(right_name), both, anyway),
+        "answer_whole": (cut_off, answers, anyway),
         "no_personal_data": (privacy.personal_data, texts, shows("number", "at")),
         "no_secrets": (privacy.secret, texts, shows("word")),
         "no_null_marks": (null_mark, conversations, anyway),
         "no_escapes": (escapes.escape, conversations, np.array(["\\" in t or "_x" in t for t in texts], bool)),
     }
     return {f"{name}_fault": _look(name, *look) for name, look in looks.items()}
+
+
+def _of_both(find: Callable[[str, str], str | None]) -> Callable[[tuple[str, str]], str | None]:
+    """A function of the pair of an answer and what was asked."""
+    return lambda both: find(*both)
 
 
 def _look(name: str, find: Callable[[object], str | None], texts: Sequence, where: np.ndarray) -> np.ndarray:

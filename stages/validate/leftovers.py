@@ -1,4 +1,7 @@
-"""What was left over in a text from where it was made: placeholders, HTML, a chat model's boilerplate, its name."""
+"""What was left over in a text from where it was made: placeholders and HTML.
+
+Both are what a row is about where it asks for code, a web page or a template: then they are meant.
+"""
 
 import re
 
@@ -7,69 +10,88 @@ import re
 _NO_PLACEHOLDERS = (
     "UNK|ENTER|RETURN|TAB|ESC|CTRL|ALT|SHIFT|DEL|DELETE|SPACE|CMD|HTML|HEAD|BODY|DIV|SPAN|TABLE|SCRIPT|CODE"
 )
-_PLACEHOLDER = re.compile(
-    rf"<(?!(?:{_NO_PLACEHOLDERS})>)[A-Z][A-Z_]{{2,}}>|<(?:your|insert)[ _][^<>]{{1,30}}>"
-    r"|\{\{[ #/^>&]*[A-Za-z_\u4e00-\u9fff][\w .|-]{0,60}\}\}"
+_SLOT = re.compile(
+    rf"<(?!(?:{_NO_PLACEHOLDERS})>)[A-Z][A-Z_]{{2,40}}+>|<(?:your|insert)[ _][^<>]{{1,30}}>"
+    r"|\{\{[ #/^>&]{0,4}[A-Za-z_\u4e00-\u9fff][\w .|-]{0,60}\}\}"
     r"|\$\{(?!(?:HOME|PATH|USER|PWD|SHELL)\})[A-Za-z_\u4e00-\u9fff][\w.-]{2,60}\}|\{%.{0,80}?%\}"
-    r"|\[(?:(?:[Yy]our|YOUR|[Ii]nsert|INSERT)\b|插入|填写|请填|请输入|你的|您的)[^\[\]\n(]{0,30}\](?!\()"
+)
+_OF_CODE = re.compile(r"[{$]|<(?:your|insert|api|path|file|url|token|key|host|user|db|port|secret|id)", re.IGNORECASE)
+# What a person fills in; in a letter or a form it is what was asked for.
+_BLANK = re.compile(
+    r"\[(?:(?:[Yy]our|YOUR|[Ii]nsert|INSERT)\b|插入|填写|请填|请输入|你的|您的)[^\[\]\n(]{0,30}\](?!\()"
     r"|\[(?:[Nn]ame|NAME|姓名|名字|日期|公司名?)\](?!\()|【(?:你的|您的|插入|填写|请填|请输入)[^【】\n]{0,30}】"
 )
+_DOCUMENT = re.compile(
+    r"信[函件]|[封写回]信|[封写][^。\n]{0,16}信(?![息用任号])|情书|传单|新闻稿|消息|(?:求职|感谢|推荐|道歉|邀请|辞职"
+    r"|介绍|投诉|表扬|慰问|祝贺|申诉|证明)信|邮件|郵件|模板|範本|范本|范文|样本|格式|简历|履历|履歷|合同|协议|申请"
+    r"|通知"
+    r"|公告|请柬|邀请|证明|收据|发票|票据|文案|脚本|台词|致辞|演讲|发言|备忘|报告|声明|海报|广告|贺卡|礼品卡|短信"
+    r"|便条|请假|检讨|自我介绍|报价|提案|计划|书面|话术"
+    r"|\b(?:letters?|e-?mails?|templates?|resum[eé]s?|cv|cover|contracts?|invoices?|receipts?|memos?|scripts?"
+    r"|invitations?|speech|posts?|ads?|advert\w*|messages?|notes?|forms?"
+    r"|proposals?|agreements?|certificates?|reports?|cards?|greetings?|bio|statements?|offer|notice|pitch|voicemail"
+    r"|resignation|press release|bios?|introduction)\b",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(
+    r"(?m:^)\W{0,4}(?:Dear|Hi|Hello|Hey|To whom|Subject:|尊敬的|亲爱的|敬爱的|致[：:]|主题[：:])|此致|敬礼|敬上"
+    r"|Sincerely|Regards|regards|Best wishes"
+)
+
 _TAGS = (
     "a|b|body|code|div|em|font|form|h[1-6]|head|html|i|li|ol|p|pre|script|span|strong|style|table|tbody|td|th|tr|u|ul"
 )
+_ENTITY = r"&(?:nbsp|lt|gt|amp|quot|apos|copy|reg|hellip|mdash|ndash|middot|[lr][ds]quo|#\d{2,6}|#x[0-9A-Fa-f]{2,6});"
 # A tag that closes, has attributes or stands alone is debris; a bare opening one may be what a text speaks of.
-_HTML = re.compile(
-    rf"</(?:{_TAGS})\s*>|<(?:{_TAGS}|img)\s+[a-z-]+\s*=[^<>]{{1,200}}>|<(?:br|hr|p|li|td|tr)\s*/?>"
-    r"|&(?:nbsp|lt|gt|amp|quot|apos|copy|reg|hellip|mdash|ndash|middot|[lr][ds]quo|#\d{2,6}|#x[0-9A-Fa-f]{2,6});",
+_TAG = (
+    rf"</(?:{_TAGS})\s{{0,4}}>|<(?:{_TAGS}|img)\s{{1,8}}[a-z-]{{1,20}}\s{{0,4}}=[^<>]{{1,200}}>"
+    r"|<(?:br|hr|p|li|td|tr)\s{0,4}/?>"
+)
+_HTML = re.compile(f"{_TAG}|{_ENTITY}", re.IGNORECASE)
+_ENTITIES = re.compile(_ENTITY, re.IGNORECASE)
+_ESCAPED_TAG = re.compile(r"&lt;/?[a-z][a-z0-9]{0,9}[^&<>\n]{0,60}?&gt;", re.IGNORECASE)
+_ANY_TAG = re.compile(
+    r"</?([A-Za-z][\w:.-]{0,40})(?:\s[^<>]{0,400})?/?>|<!--.{0,200}?-->|<![A-Za-z][^<>]{0,200}>", re.DOTALL
+)
+_OF_PROSE = frozenset(["p", "br", "span", "div", "b", "i", "u", "strong", "em", "font", "a", "hr"])
+
+_MARKUP_TOPIC = re.compile(
+    r"(?<![A-Za-z])(?:x?html5?|xml|svg|css3?|jsx|tsx|xslt?|dom|vue(?:\.?js)?|react(?:\.?js)?|angular(?:js)?|jquery"
+    r"|bootstrap|tailwind|jinja2?|handlebars|mustache|django"
+    r"|flask|php|jsp|asp(?:\.net)?|javascript|typescript|node\.?js|markdown|web ?(?:pages?|forms?|apps?|components?"
+    r"|development)|front-?end|hyper-?links?|tags?|templat(?:es?|ing)"
+    r"|markup|iframe|rss|sitemap|escap(?:e|ed|ing)|entit(?:y|ies)|helm|ansible|github actions?|prompt)(?![A-Za-z])"
+    r"|标签|標籤|网页|網頁|前端|模板|模版|樣板|超链接|超連結|超文本|标记语言|小程序|富文本|爬虫|爬蟲|实体字符|转义"
+    r"|占位符|佔位符|提示词|变量插值",
     re.IGNORECASE,
 )
-# «As an AI language model, I», in simplified and traditional characters, and refusals.
-_MODEL = (
-    r"(?:AI|人工智能|大型?)?\s*的?\s*(?:AI|人工智能|大型?)?\s*(?:语言|語言)模型"
-    r"|(?:AI|人工智能)\s*(?:助手|助理|模型|程序)"
+_MARKUP_WORD = re.compile(
+    r"(?<![A-Za-z])(?:X?HTML5?|XML|SVG|JSX|XSLT?|DOM|Jinja2?|Vue|React)(?![A-Za-z])|标记语言"
+    r"|(?:</?[a-z][a-z0-9]{0,9} ?/?>|&[a-z]{2,6};)\W{0,3}(?:标签|標籤|元素|标记|实体|实体字符|转义|tag\b|element\b"
+    r"|entity\b)"
 )
-_BOILERPLATE = re.compile(
-    "|".join(
-        (
-            rf"作[为為]\s*(?:一[个個名款位种種])?\s*(?:{_MODEL})\s*[，,]?\s*(?:我|本|这个问题|很难|无法|不能)",
-            r"\b[Aa]s an? (?:AI|artificial intelligence)(?:,| (?:language )?(?:model|assistant))",
-            r"\b[Aa]s an? (?:large )?language model",
-            r"(?:很|非常)?(?:抱歉|对不起|對不起|不好意思)[，,]?(?:但|可是)?(?:作[为為][^，。]{0,20}[，,])?"
-            r"我(?:并|暂时|目前|还)?(?:无法|無法|不能|没有办法|没办法)",
-            r"(?:I(?:['’]m| am) )?[Ss]orry,? (?:but )?I (?:can(?:no|['’])t|am (?:not able|unable))",
-            r"I cannot (?:fulfill|assist|help)",
-        )
-    )
+_CODE_TOPIC = re.compile(
+    r"(?<![A-Za-z])(?:code|coding|python|java|c\+\+|c#|golang|rust|ruby|perl|kotlin|sql|api|regex"
+    r"|regular expressions?|algorithms?|snippets?|bash|shell|linux|yaml|json|latex|docker\w*"
+    r"|kubernetes|makefile|web ?sites?|buttons?|navbar|drop-?down|checkbox)(?![A-Za-z])|代码|代碼|程式|函数|函數|脚本"
+    r"|腳本|编程|編程|算法|演算法|正则|正則|变量|變數|組件|组件|控件|字符串"
+    r"|按钮|按鈕|表单|表單|(?:创建|制作|设计|开发|搭建|实现|生成|添加)[^。\n]{0,20}(?:网站|網站|页面|頁面|表格|列表"
+    r"|链接|导航|菜单)",
+    re.IGNORECASE,
 )
-_BOILERPLATE_SIGNS = (
-    "作为",
-    "作為",
-    "抱歉",
-    "对不起",
-    "對不起",
-    "不好意思",
-    " an AI",
-    " a l",
-    " artificial",
-    "orry",
-    "I cannot",
+# Words that people use who do not write code, too.
+_PERHAPS_CODE = re.compile(
+    r"(?<![A-Za-z])(?:programs?|functions?|scripts?|compiles?|class|methods?|pars(?:e|ing)|strings?|navigation|menu"
+    r"|layout)(?![A-Za-z])|程序|语法|解析|数据库|编写",
+    re.IGNORECASE,
+)
+_CODE_LINE = re.compile(
+    r"(?m)^[ \t]{0,40}(?:import \w|from [\w.]+ import|def \w+\(|class \w+|function\b|const \w|let \w|var \w|return\b"
+    r"|public |private |#include|using \w|package \w|<\?(?:php|xml)|<!DOCTYPE"
+    r"|@\w+|//|/\*|if ?\(|for ?\(|while ?\(|export |async |SELECT |INSERT |\}|\);?$)|[;{]$|=> ?[({]"
 )
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
-OTHER_ASSISTANTS = (
-    "ChatGPT", "GPT-3", "GPT-4", "GPT-5", "OpenAI", "Claude", "Anthropic", "Gemini", "Google Bard", "Copilot", "Llama",
-    "Mistral", "Grok", "DeepSeek", "Qwen", "ChatGLM", "GLM-4", "MOSS", "Baichuan", "InternLM", "Yi-34B", "Kimi",
-    "Open Assistant", "文心一言", "通义千问", "讯飞星火", "智谱清言", "百川", "豆包", "混元", "书生",
-    "元宝", "小冰", "小度",
-)  # fmt: skip
-# "I am X", but not "I was made on the basis of X", "unlike X", "I am not X".
-_CLAIM = re.compile(
-    r"(?:(?:我是|我叫|我就是|名字是|名字叫|名为|自称)(?:(?!基于|不是|而非|不同于)[^。！？!?\n，,在比像]){0,12}?"
-    r"|(?:[Ii] am|[Ii]'m|[Mm]y name is|[Cc]all me)\b(?:(?!\bnot\b|based|like|than)[^.!?\n,]){0,20}?)"
-    rf"({'|'.join(map(re.escape, OTHER_ASSISTANTS))})(?![A-Za-z])"
-)
-
-
-_CLAIM_SIGNS = ("我是", "我叫", "我就是", "名字", "名为", "自称", " am ", "'m ", "name is", "all me")
+_LONGEST = 20_000  # characters of a row that are looked at to tell what it is about
 
 
 def without_code(text: str) -> str:
@@ -77,29 +99,63 @@ def without_code(text: str) -> str:
     return _CODE.sub(" ", text) if "`" in text else text
 
 
-def placeholder(text: str) -> str | None:
-    """The first unfilled placeholder outside of code: ``<NAME>``, ``{{name}}``, ``[Your name]``."""
-    return _first(_PLACEHOLDER, text)
+def placeholder(answer: str, asked: str = "") -> str | None:
+    """The first unfilled placeholder outside of code: ``<NAME>``, ``{{name}}``, ``[Your name]``.
+
+    Args:
+        asked: all that came before the answer, where blanks such as ``[Your name]`` may be spoken of.
+    """
+    for slot in _SLOT.finditer(f"{without_code(asked)}\n{without_code(answer)}"):
+        if not (_OF_CODE.match(slot[0]) and _is_code(answer, asked)):
+            return slot[0]
+    for blank in _BLANK.finditer(without_code(answer)):
+        if blank[0] in asked or _DOCUMENT.search(asked[-_LONGEST:]) or _LETTER.search(answer[:_LONGEST]):
+            return None
+        return blank[0]
+    return None
 
 
-def html(text: str) -> str | None:
-    """The first HTML tag or entity outside of code."""
-    return _first(_HTML, text)
-
-
-def boilerplate(answer: str) -> str | None:
-    """The first words by which an answer refuses or calls itself a language model."""
-    return _first(_BOILERPLATE, answer) if any(sign in answer for sign in _BOILERPLATE_SIGNS) else None
-
-
-def other_name(assistant: str | None, answer: str) -> str | None:
-    """Another assistant's name that the answer gives itself; None where no ``assistant`` is configured."""
-    if not assistant or not any(sign in answer for sign in _CLAIM_SIGNS):
+def html(answer: str, asked: str = "") -> str | None:
+    """The first HTML tag or entity outside of code, unless the row is about markup or code."""
+    found = _HTML.search(f"{without_code(asked)}\n{without_code(answer)}")
+    if not found:
         return None
-    found = _CLAIM.search(re.sub(re.escape(assistant), "\N{BULLET}", answer, flags=re.IGNORECASE))
-    return found[1] if found else None
+    if escaped := _escaped_markup(answer, asked):
+        return escaped
+    if _MARKUP_TOPIC.search(asked[-_LONGEST:]) or _MARKUP_WORD.search(answer[:_LONGEST]) or _is_markup(answer, asked):
+        return None
+    if not _is_code(answer, asked):
+        return found[0]
+    entity = _ENTITIES.search(f"{without_code(asked)}\n{without_code(answer)}")  # code does not write > as &gt;
+    return entity and entity[0]
 
 
-def _first(pattern: re.Pattern, text: str) -> str | None:
-    found = pattern.search(text)
-    return found[0] if found else None
+def _escaped_markup(answer: str, asked: str) -> str | None:
+    """The first tag of a page whose tags were all escaped, which no browser would show as one."""
+    tags = _ESCAPED_TAG.findall(answer[:_LONGEST])
+    if len(tags) < 3 or _ANY_TAG.search(answer[:_LONGEST]):
+        return None
+    return None if re.search(r"转义|实体|escap|entit|&lt;", asked) else tags[0]
+
+
+def _is_markup(answer: str, asked: str) -> bool:
+    """Whether the answer as a whole is markup, or alters markup that it was given."""
+    given = any(
+        line.startswith("<") and line.endswith(">") and len(line) > 6
+        for line in map(str.strip, asked[-_LONGEST:].split("\n"))
+    )
+    text = answer[:_LONGEST].strip()
+    if not (text.startswith("<") and (text.endswith(">") or len(answer) > _LONGEST)):
+        return given and bool(_ANY_TAG.search(text))
+    tags = [(tag[1] or "", len(tag[0])) for tag in _ANY_TAG.finditer(text)]
+    built = any(name.lower() not in _OF_PROSE for name, _ in tags)
+    return given or (built and sum(length for _, length in tags) >= 0.4 * len(text))
+
+
+def _is_code(answer: str, asked: str) -> bool:
+    """Whether the row asks for code, a page or a template, or the answer consists of it."""
+    topic = asked[-_LONGEST:]
+    if _MARKUP_TOPIC.search(topic) or _CODE_TOPIC.search(topic) or _MARKUP_WORD.search(answer[:_LONGEST]):
+        return True
+    lines = len(_CODE_LINE.findall(answer[:_LONGEST]))
+    return lines > 1 or (lines == 1 and bool(_PERHAPS_CODE.search(topic)))

@@ -54,6 +54,11 @@ BAD = [
     ("no_escapes", json.dumps({"context": "怎么泡茶？", "target": "第一步，温杯。\\n第二步，投茶。"})),
     ("unique", json.dumps(GOOD)),
 ]
+COUNTED = [
+    ("no_role_marks", '{"context": "价钱？", "target": "十元。<|im_end|>"}'),
+    ("answer_whole", '{"context": "步骤？", "target": "先洗米，再加水，"}'),
+]
+WARNINGS = {"one_answer", "no_near_duplicate", "no_role_marks", "answer_whole"}
 
 
 def test_every_check_finds_its_fault_and_only_that(gate, tmp_path):
@@ -63,10 +68,18 @@ def test_every_check_finds_its_fault_and_only_that(gate, tmp_path):
     outcome = gate()
     assert outcome.failed(1) == set()
     for line, (check, _) in enumerate(BAD, start=2):
-        binding = outcome.failed(line) - {"one_answer", "no_near_duplicate"}
+        binding = outcome.failed(line) - WARNINGS
         assert binding == {check}, lines[line - 1]
     assert outcome.written["quarantine"] == len(BAD)
     assert [row["content"] for row in outcome.rows["quarantine"]] == lines[1:]
+
+
+def test_what_is_only_counted_goes_on(gate, tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.jsonl").write_text("\n".join(line for _, line in COUNTED), encoding="utf-8")
+    outcome = gate()
+    assert [outcome.failed(line) for line in (1, 2)] == [{check} for check, _ in COUNTED]
+    assert outcome.written["quarantine"] == 0
 
 
 def test_personal_data_and_secrets_are_masked_where_they_are_told():
@@ -268,7 +281,7 @@ def test_self_cognition_with_its_placeholders_filled_passes(tmp_path):
     assert "no_placeholders" in page
 
 
-@pytest.mark.parametrize(("file", "share"), [("adgen_dev.jsonl", 0.01), ("oaast_sft_zh.json", 0.06)])
+@pytest.mark.parametrize(("file", "share"), [("adgen_dev.jsonl", 0.01), ("oaast_sft_zh.json", 0.08)])
 def test_real_data_lose_few_rows_with_the_real_vocabulary(tmp_path, file, share):
     vocabulary = shared("reference/chatglm-6b")
     (tmp_path / "raw").mkdir()

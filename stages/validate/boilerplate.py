@@ -1,0 +1,193 @@
+"""A chat model's boilerplate: answers that refuse, or that speak of being a model.
+
+People refuse and apologise too: in customer service, medicine, novels and translations. What counts is therefore the
+sentence that speaks of a model, or a refusal of what only a model is asked for with nothing behind it.
+"""
+
+import re
+
+# Traditional characters of the patterns below, so that each is written once.
+_SIMPLIFIED = str.maketrans(
+    "為個這種語無對問題應請沒辦學習會來說訊資內體該從實現時經驗觀點見機處圖網連線開號幫給讓發過還樣僅並項訓練們當"
+    "動務舉難輸應詢幾麼與歡產業設計規則產識別聲讀寫畫顯視頻檔擁備權響電腦話軟員慧誰嗎進違買賣訂執協滿傳覽獲證",
+    "为个这种语无对问题应请没办学习会来说讯资内体该从实现时经验观点见机处图网连线开号帮给让发过还样仅并项训练们当"
+    "动务举难输应询几么与欢产业设计规则产识别声读写画显视频档拥备权响电脑话软员慧谁吗进违买卖订执协满传览获证",
+)
+_SIGNS = (
+    "抱歉", "对不起", "對不起", "憾", "不好意思", "无法", "無法", "有能力", "看不到", "不明白", "AI", "人工智", "模型",
+    "机器人", "機器人", "助手", "助理", "程序", "程式", "GPT",
+)  # fmt: skip
+_ENGLISH_SIGNS = (
+    "language", "artificial", "orry", "pologi", "nfortunately", "I can", "I'm ", "I’m ", "I am ", "I don", "I do not",
+)  # fmt: skip
+
+# "As an AI model", "since I am only a chat bot" ------------------------------------------------------
+
+_KIND = (
+    r"(?:(?:AI|A\.I\.|ＡＩ|人工智[能慧]|智能|虚拟|聊天|对话|大型?|文字型?|文本型?|自然|计算机|语言|预训练|机器学习"
+    r"|在线|生成式|的|[、，\s])"
+    r"{0,9}(?:语言模型|文[本字]模型|大模型|AI(?!画|绘|芯|公司|技术|领域|行业|时代|专家|工程|研究|产品|应用)"
+    r"|人工智[能慧](?!专家|工程|研究|公司|领域"
+    r"|行业|技术|时代)|机器人|智能助[手理]|虚拟助[手理]|聊天助[手理]|语言助[手理]|计算机程序|电脑程序|ChatGPT|GPT-?\d?)"
+    r"(?:语言|对话|聊天|虚拟|智能)?(?:助[手理]|模型|程序|系统|机器人|工具)?)"
+)
+_MAKER = r"(?:由[^，。！？\n]{1,20}?(?:训练|开发|研发|创建|设计|打造|制造|推出|编写|构成|组成)(?:出来|而成)?的)?"
+_A = r"(?:一[个名款位种台]|[您你]的)?"
+_ADJECTIVES = r"(?:[^，。！？\n我你您他]{0,16}?的|开源|专业|多语言|免费)?\s*"
+_ENDS = r"(?=[，,。；;！!、\s]|而已|罢了|$|并?没有|并?不|无法|所以|因此)"
+_CANNOT_ANYTHING = r"(?:没有|不具备|不具有|无法|不能|不会|不可能|不拥有|没办法|不是真)"
+_SELF = re.compile(
+    rf"(?:作为|身为){_A}{_MAKER}{_ADJECTIVES}{_KIND}(?:\s*[，,、：:][^。！？\n]{{0,20}}?|\s*)"
+    r"(?:我(?!们|国|方)|本[模系]|这个问题|很难|无法|不能|没有|并不|并没有|重要的是|请注意)"
+    rf"|(?:因为|由于|毕竟|鉴于|既然)我(?:只|仅|不过|目前|本身|就)?是{_A}{_MAKER}{_ADJECTIVES}{_KIND}{_ENDS}"
+    rf"|我(?:只不过|仅仅|只|仅|不过)是{_A}{_MAKER}{_ADJECTIVES}{_KIND}{_ENDS}"
+    rf"|我是{_A}{_MAKER}{_ADJECTIVES}{_KIND}[，,。；;、\s]{{0,3}}(?:所以|因此|故"
+    rf"|而)?(?:我的[^，。]{{1,12}}[，,])?(?:我|并|也|还)?"
+    rf"(?:本身|目前|自己|并)?{_CANNOT_ANYTHING}"
+)
+# In data that were made by a model: "a GPT model cannot do this".
+_A_MODEL_CANNOT = re.compile(
+    r"(?:GPT|AI|语言)\s*模型(?:无法|不能)(?:完成|生成|产生|处理|执行)|(?:不能|无法)[由被][^，。\n]{0,8}模型(?:完成"
+    r"|执行|处理)"
+)
+_SELF_EN = re.compile(
+    r"\b[Aa]s (?:an?|your) (?:(?:AI|artificial intelligence|(?:large |text-based )?(?:AI )?language model|AI-based"
+    r"|virtual assistant"
+    r"|machine learning model|chatbot|text-based AI|digital assistant|computer program))\b"
+    r"(?! (?:assistant |model )?(?:developed|created|made|built|trained|designed) by (?!OpenAI|Anthropic|Google|Meta"
+    r"|Microsoft))"
+    r"|\bI(?:['’]m| am) (?:just|only|merely|simply|but) (?:an? )?(?:AI|artificial|(?:large )?language model"
+    r"|computer program|virtual assistant|chatbot|machine)\b"
+    r"|\bI(?:['’]m| am) an? (?:AI|artificial intelligence|(?:large )?(?:AI )?language model|computer program|chatbot"
+    r"|machine)\b[^.!?\n]{0,60}"
+    r"(?:\b(?:and|so|,|which means|therefore)\b|[,.;])[^.!?\n]{0,20}\b(?:do not|don['’]t|cannot|can['’]t|am not"
+    r"|unable|lack|not (?:able|capable))"
+)
+
+# "Sorry, I cannot answer" ----------------------------------------------------------------------------
+
+_SORRY = r"(?:(?:非常|很|十分|真的|真|实在|深感)?(?:抱歉|对不起|遗憾|不好意思)[^。！？\n]{0,4}?)"
+_CANNOT = (
+    r"(?:暂时|目前|现在|还|并|也|都|实在|恐怕|真的)?"
+    r"(?:无法|不能够?|没有?办法|无能力|没有能力|没有权限|不具备能力|不可以|不方便|不支持|不会)"
+)
+# What only a model is asked for: answers, contents, requests, the web, pictures, files.
+_ASKED = (
+    r"(?:直接|准确|继续|确切|真正|具体|为您|为你|帮您|帮你|给您|给你|对您|对你|对此|就此|满足您|根据[^，。]{0,12}"
+    r"|在这里|对[^，。]{0,10}){0,3}"
+    r"(?:(?:回答|回复|答复|解答|回应|评论|讨论|谈论|评价)(?:您|你|这|此|该|有关|关于|任何|相关|类似|的|$|[。，！,.!])"
+    r"|(?:完成|满足|执行|处理|协助|支持|提供|参与|遵守|遵循|同意|接受)(?:您|你|这|此|该|任何|有关|关于|相关|类似"
+    r"|进一步|更多|所|非法|违法|不|的|确切|准确|具体|实时|最新|个人)"
+    r"|(?:理解|明白|识别|辨认|看到|看见|看懂|知道|确定|判断)(?:您|你)(?:的|在|所|想|说|要|指)(?:问题|意思|输入|说什么"
+    r"|请求|需求|图|文本|要求|表达|含义)?"
+    r"|(?:生成|创作|创建|撰写|编写|输出|展示|显示|绘制|画出?|播放|朗读|写出|翻译|总结|分析|预测|访问|浏览|查看|打开"
+    r"|下载|读取|阅读|搜索|检索|联网|上网|获取|选出|给出|判断|编辑|修改|分类|提取|改写|计算)"
+    r"(?:任何|这|此|该|您|你|实时|最新|外部|网页|网络|互联网|链接|网站|图片|图像|图表|图形|视频|音频|文件|附件|内容"
+    r"|代码|故事|文章|诗歌?|小说|歌曲|音乐|结果|标题|答案|文本|句子|摘要|数据|信息|有关|关于|相关|未来|个人|违法|非法"
+    r"|暴力|色情|[。，,.])"
+    r"|(?:这样|那样|这么|那么)做|做到|(?:帮助?|协助)(?:您|你)(?:完成|处理|解决|做|实现)?(?:这|此|该|您|你|任何|的|[。，！,.]|$))"
+)
+_BEFORE = r"[^。！？\n“”]{0,24}?"
+_REFUSES = re.compile(
+    rf"{_SORRY}[，,。！!]?\s*(?:但是?|可是|不过|只是)?{_BEFORE}我?{_CANNOT}{_ASKED}|^\s*我{_CANNOT}{_ASKED}"
+)
+# What nobody says but a model, whatever follows.
+_REFUSES_FLATLY = re.compile(
+    rf"(?:{_SORRY}{_BEFORE}|^\s*(?:[^。！？\n“”我]{{1,24}}[，,])?我){_CANNOT}(?:直接|准确|继续|确切)?"
+    r"(?:回答|回复|答复|解答|理解|处理|完成|满足|执行)(?:您|你|这|此|该)?(?:的|个|类|种|些|项|一)?(?:问题|请求|指令"
+    r"|任务|要求|查询)"
+    r"|我(?:看不到|听不到|不明白|不理解|没听懂|看不懂)(?:您|你|这|图|任何)|我(?:无法|不能)(?:直接)?(?:为您"
+    r"|为你)?提供(?:具体|专业)?的?(?:医疗|法律|投资|财务|医学)(?:建议|意见|咨询)"
+    r"|我(?:目前|现在)?的(?:功能|能力)(?:目前)?(?:仅|只)?(?:局)?限于|(?:执行|进行)[^，。\n]{0,16}(?:的)?外部任务"
+    r"|我(?:目前|现在|暂时)?(?:还)?(?:没有|不具备|无)(?:联网|上网|实时|访问|浏览|执行|预订)[^，。\n]{0,12}(?:能力"
+    r"|功能|权限|数据)"
+    rf"|{_SORRY}[，,]?\s*我(?:目前|现在|暂时)?(?:无法|不能|没有办法|没有能力)(?:为您|为你|帮助?您|帮助?你"
+    rf"|帮忙)?(?:预订|订购|购买|叫车|点餐|拨打)"
+)
+# Where one who serves or treats people says so, and goes on.
+_SERVES = re.compile(
+    r"订单|快递|物流|退款|退货|换货|发货|客服|店铺|门店|会员|优惠|转接|转人工|核实|核对|稍后|确诊|诊断|就诊|就医|医院"
+    r"|医生"
+    r"|处方|用药|病情|面诊|化验|复查|order|refund|customer|appointment|doctor"
+)
+# "You gave no text, so I cannot": the data lack their input.
+_MISSES = re.compile(
+    r"(?:由于|因为|因|鉴于)?(?:您|你|输入|用户|这里|上文|指令|提示)(?:中|里)?(?:并|还|尚)?(?:没有|未能?|没)(?:提供"
+    r"|给出|指定|说明|输入|附上|上传|提及|指明|包含)"
+    r"[^。！？\n]{0,30}[，,。；]\s*(?:所以|因此|故|但)?(?:我|这|此|该|任务)?(?:就|也|将|任务|问题|请求)?(?:暂时|目前"
+    r"|并)?(?:无法|不能|没办法|没法|难以)"
+)
+_REFUSES_EN = re.compile(
+    r"(?:\b[Ss]orry|\b[Aa]pologi[sz]e|\b[Uu]nfortunately|\b[Rr]egret|^)[^.!?\n]{0,40}?\bI(?:['’]m| am)?\s*(?:can(?:no"
+    r"|['’])t|can not|unable to|not able to|won['’]t be able to|could(?: not|n['’]t))\s+"
+    r"(?:directly |actually |really |currently |provide you with |be able to )?(?:help|assist|fulfil|comply|answer"
+    r"|respond|provide|generate|create|write|access|browse|open|view|see|display|show|play"
+    r"|process|complete|perform|engage|discuss|support|give (?:you )?(?:any |medical|legal|financial|advice)|offer"
+    r"|share|predict|produce|do that|do this|continue|understand|translate|summari[sz]e)\b"
+    r"|\bI cannot (?:fulfil|assist with|help with|comply|answer th|provide (?:any|you|that|this|information"
+    r"|instructions))"
+    r"|\bI (?:do not|don['’]t) have (?:personal (?:experiences?|opinions?|feelings?|beliefs?|preferences?"
+    r"|information)|feelings or|the (?:ability|capability|capacity) to|access to (?:real|the internet|current"
+    r"|external|your|any)|real-time|a (?:physical )?body|a physical|consciousness|emotions)"
+)
+# What follows a refusal and helps: then it was an answer.
+_HELPS = re.compile(
+    r"请您?(?:提供|告知|留下|联系|拨打|稍|放心|把|将|先|尽|到|携带|去|及时|登录|点击|在|按|核对|确认|查看|参考|查询)|建议|马上|立即"
+    r"|稍后|转接|核实|核对|可以(?:先|尝试|试试|通过|到|去|考虑|帮|为|告诉|提供|给)|不妨|试试"
+    r"|订单|快递|物流|退款|退货|换货|发货|客服|店铺|门店|会员|优惠|确诊|诊断|就诊|就医|医院|医生|检查|处方|用药|病情"
+    r"|面诊|化验|复查"
+    r"|换个|改天|改到|下次|另约|instead|however|but (?:I|we|you) can(?!no|['’])|you (?:can|could|may|might)|try"
+    r"|recommend|suggest|please (?:provide|contact|call|visit|check|send|share)|order|refund|customer|appointment"
+    r"|doctor",
+)
+# What a row is about where people, not models, say such things.
+WORDS_OF_OTHERS = re.compile(
+    r"翻译|译成|译为|译文|英译|中译|译一下|续写|扩写|改写|改成|改为|润色|造句|仿写|台词|剧本|小说|故事|扮演|角色|模拟"
+    r"|对话|情景|场景|对白|回(?:复)?(?:他|她|朋友|同学|同事|客户|对方|领导|老板|消息|信息|短信|邮件|微信)|帮我(?:回"
+    r"|拒绝|写|推)|拒绝|婉拒|怎么说|如何说"
+    r"|该怎么(?:回|说|拒)|话术|请假|道歉|假设你是|假如你是|现在你是|你现在是|你将|朗诵|歌词|独白|口吻|视角|身份"
+    r"|第一人称|自述|英语怎么|用英文|用英语"
+    r"|\b(?:translat\w*|rewrite|rephrase|paraphrase|continue the|role-?play|pretend|act as|dialog(?:ue)?|story|script"
+    r"|decline|reply|respond to|refus\w*|monologue|perspective|sentence|apolog\w*|e-?mail|letter)\b",
+    re.IGNORECASE,
+)
+_QUOTED = re.compile(
+    r"“[^“”\n]{0,300}+”|「[^「」\n]{0,300}+」|‘[^‘’\n]{0,300}+’|\"[^\"\n]{0,300}+\"|《[^《》\n]{0,60}+》"
+)
+_SPEAKS_OF_MODELS = re.compile(
+    r"AI|人工智|语言模型|機器人|机器人|GPT|language model|artificial intelligence|robot|chat ?bot", re.IGNORECASE
+)
+_LONGEST = 20_000  # characters of an answer that are looked at, which bounds the time
+_OPENING = 160  # characters in which an answer refuses
+
+
+def boilerplate(answer: str, asked: str = "") -> str | None:
+    """The first words by which an answer refuses, or speaks of itself as a model.
+
+    Args:
+        asked: all that came before the answer.
+    """
+    answer = answer[:_LONGEST]
+    if not (
+        any(sign in answer for sign in _SIGNS) or (" " in answer and any(sign in answer for sign in _ENGLISH_SIGNS))
+    ):
+        return None
+    asked = asked[-_LONGEST:]
+    others = WORDS_OF_OTHERS.search(asked)
+    plain = _QUOTED.sub(" ", answer).translate(_SIMPLIFIED)
+    of_models = _SPEAKS_OF_MODELS.search(asked)
+    if not (others and of_models) and (found := _SELF.search(plain) or _SELF_EN.search(plain)):
+        return found[0]
+    if not of_models and (found := _A_MODEL_CANNOT.search(plain)):
+        return found[0]
+    if others:
+        return None
+    return _refusal(plain)
+
+
+def _refusal(plain: str) -> str | None:
+    opening = plain[:_OPENING]
+    for pattern, excuse in ((_MISSES, _SERVES), (_REFUSES_FLATLY, _SERVES), (_REFUSES, _HELPS), (_REFUSES_EN, _HELPS)):
+        if (found := pattern.search(opening)) and not excuse.search(plain):
+            return found[0].strip()
+    return None

@@ -1,0 +1,206 @@
+"""Mojibake: text that was read in another encoding than the one that it was written in."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+
+# U+FFFD in UTF-8, read as GBK, is 锟斤拷; a byte order mark is 锘; uninitialised memory is 烫, 屯, 葺 or 铪.
+_LOST_MARKS = "锟锘烫屯葺铪"
+_LOST = re.compile(
+    r"锟斤|斤拷锟|拷锟|锟[?？锟]|(?m:^)锘[縀-縿?？]|烫{4,}+(?![！!~～死手嘴])|屯{4,}+|葺{3,}+|铪{3,}+"
+    r"|(?m:^)[烫屯]{3,}+$"
+)
+_SPEAKS_OF_ENCODINGS = re.compile(
+    r"乱码|亂碼|编码|編碼|字符集|字元集|未初始化|调试|調試|mojibake|encoding|charset|UTF-?8|GBK|GB2312|Latin-1|Debug",
+    re.IGNORECASE,
+)
+# A quoted letter such as “é” is no mojibake, though ftfy takes the letter and the closing quote for one.
+_QUOTED = re.compile(r"“([^“”\n]{0,60}+)”|‘([^‘’\n]{0,60}+)’")
+_LATIN_1 = re.compile("[\x80-\xff]")
+_HAN_IN_LATIN_1 = (
+    ("gb2312", re.compile("(?:[\xb0-\xf7\xa1\xa3][\xa1-\xfe]){2,}+")),
+    ("big5", re.compile("(?:[\xa4-\xc6][@-~\xa1-\xfe]){2,}+")),
+)
+# The encoding that a text was read in, and the one that it was written in.
+_MISREADINGS = (
+    *((wrong, "utf-8") for wrong in ("gbk", "big5", "cp932", "cp949")),
+    ("big5", "gbk"),
+    ("gbk", "big5"),
+    ("cp932", "gbk"),
+    ("cp932", "big5"),
+    ("gbk", "cp932"),
+)
+_MISREAD_AS_RUSSIAN = (("cp1251", "utf-8"), ("koi8-r", "utf-8"))
+_WINDOW, _WINDOWS = 20, 100  # characters in view at a time, and how often per text, which bounds the time
+_PUNCTUATION = frozenset("，。、？！：；“”‘’（）《》…—·「」『』【】　")
+_KANA = frozenset(map(chr, range(0x3041, 0x30FF)))
+# The characters that make up five sixths of Chinese prose, and the traditional forms of those.
+_COMMON = frozenset(
+    "的一是和有可在我以不个個人能这這你为爲了要用中理法生时時对對性如行来來心方们們出定于於到过過他病会會感或自现"
+    "現发發下并並上您者成体體大解些分情作关關治种種等进進同因疗療应應需问問学學力好子多果数數提据據地常通物题題与"
+    "與动動其合得面而更肝后後重使么麼型也确確助经經实實化意间間高表最工保式建但度程无無道之它家业業相及知当當请請"
+    "期国國将將此计計所患决決帮幫机機起小加然活正类類制明具己系量很想身都事症年案医醫查血产產外说說步前部手新就主"
+    "还還状狀检檢被写寫着文特结結律议議内內公根包开開细細该該什何况況点點色术術长長续續受设設任信比务務变變规規持"
+    "识識接供那本全样樣入专專件天质質影气氣效目药藥求从從原利食试試选選复復适適让讓处處每素先水去给給觉覺压壓代平"
+    "习習裙非标標导導由别別条條格例癌炎没沒息口女权權风風证證位调調染管语語次毒项項名注致美交款技看括民少康衣向健"
+    "婚做吗嗎白算认認图圖显顯功两兩询詢段取品断斷见見流增电電指基响響回虑慮里裏三户戶总總反安第清单單传傳完创創强"
+    "強诊診院造带帶考组組研引达達字服究日改离離否直存立记記咨諮已近话話示展则則述放且社预預免神诉訴共首形只器她统"
+    "統验驗支胞领領区區找序司模够夠师師护護列头頭失较較容便线線值视視论論减減未深准準测測低源轻輕义義整态態节節价"
+    "價境网網吸约約环環抗始转轉儿兒痛像收许許哪打科养養协協构構资資言员員月采採真消二句爱愛备備维維球场場再快除必"
+    "优優率易十住运運至精极極即门門温溫孩配元观觀政担擔参參答难難友松界施客排商告满滿空择擇足热熱积積际際金富害充"
+    "词詞困怎战戰世输輸尝嘗简簡望吃喫联聯策智责責各疫几幾随隨疾拥擁伤傷费費尽盡亲親克评評车車花饮飲听聽味脑腦异異"
+    "乙料象又析光寻尋肿腫防险險绪緒获獲某皮集西斯连連声聲候微教张張划劃乐樂双雙财財岁歲周老市推临臨练練描历歷码碼"
+    "阳陽太限队隊降广廣思裤褲控升典路房释釋海书書称稱音丰豐边邊材独獨征徵含呢照承拉严嚴干幹呼片尿密损損眼激访訪红"
+    "紅益胃错錯救才切判另夫份角艾般索团團"
+)
+
+
+def marks_of_mojibake() -> str:
+    """The characters of which any text that :func:`mojibake` finds something in has one, or three question marks."""
+    return "".join((*map(chr, range(0x80, 0x100)), *rare_characters(), *_LOST_MARKS, "‰"))
+
+
+def mojibake(text: str) -> str | None:
+    """The first piece that was read in the wrong encoding.
+
+    ftfy finds UTF-8 read as an encoding of a Western language. It leaves out what becomes plausible Chinese, Japanese
+    or Russian: that is mojibake if it is made of rare characters, and its bytes are common ones in another encoding.
+    """
+    if any(mark in text for mark in _LOST_MARKS) and (lost := _LOST.search(text)):
+        return None if _SPEAKS_OF_ENCODINGS.search(text) else lost[0]
+    if _LATIN_1.search(text) and (piece := _western(text)):
+        return piece
+    return _misread_piece(text) or _question_marks(text)
+
+
+def _misread_piece(text: str) -> str | None:
+    """The first piece that is plausible in another encoding, if a fifth of all pieces with rare characters are."""
+    half = _WINDOW // 2  # a byte that was lost spoils what follows
+    windows, misread = 0, []
+    for window in _windows(text):
+        windows += 1
+        misread += [piece for piece in (window, window[:half], window[half:]) if _is_misread(piece)][:1]
+    return misread[0] if 5 * len(misread) > windows else None
+
+
+def _western(text: str) -> str | None:
+    """The first piece that is plausible in no Western language, or whose Latin-1 bytes are common Chinese."""
+    from ftfy.badness import BADNESS_RE
+
+    straight = _QUOTED.sub(lambda quoted: f'"{quoted[1] or quoted[2] or ""}"', text)
+    for piece in BADNESS_RE.finditer(straight):
+        if piece[0].strip("\ufffd"):
+            return piece[0]
+    for encoding, pattern in _HAN_IN_LATIN_1:
+        for run in pattern.finditer(text):
+            han = run[0][:_WINDOW].encode("latin-1").decode(encoding, "ignore")
+            if len(set(han)) > 1 and sum(character in _COMMON for character in han) >= 0.6 * len(han):
+                return run[0]
+    return None
+
+
+def _question_marks(text: str) -> str | None:
+    """A line of which an encoding without its characters left question marks."""
+    if text.count("?") < 6:
+        return None
+    for line in text.splitlines():
+        visible = len(line) - line.count(" ")
+        if line.count("?") >= max(6, 0.7 * visible):
+            return line
+    return None
+
+
+# Chinese characters that are others in truth ---------------------------------------------------------
+
+
+@cache
+def rare_characters() -> str:
+    """What misread text is full of: characters of Chinese, Japanese, Greek, Russian and frames that few texts have."""
+    ranges = ((0x370, 0x460), (0x2500, 0x2580), (0x2E80, 0xA000), (0xE000, 0xFFDD))
+    everyday = _level_1("gbk") | _level_1("big5") | _PUNCTUATION
+    forms = frozenset(map(chr, range(0xFF00, 0xFF5F)))  # full-width ASCII
+    return "".join(
+        character
+        for start, stop in ranges
+        for character in map(chr, range(start, stop))
+        if character not in everyday and character not in forms
+    )
+
+
+@cache
+def _level_1(encoding: str) -> frozenset[str]:
+    """The characters of everyday use, which national standards list first."""
+    leads = {"gbk": range(0xB0, 0xD8), "big5": range(0xA4, 0xC7)}[encoding]
+    trails = (*(range(0x40, 0x7F) if encoding == "big5" else ()), *range(0xA1, 0xFF))
+    return frozenset("".join(bytes((lead, trail)).decode(encoding, "ignore") for lead in leads for trail in trails))
+
+
+@cache
+def _rare() -> tuple[re.Pattern, frozenset[str]]:
+    return re.compile(f"[{re.escape(rare_characters())}]"), frozenset(rare_characters())
+
+
+def _windows(text: str) -> Iterator[str]:
+    """Short pieces of a line, each from just before a rare character on."""
+    rare, _ = _rare()
+    position = 0
+    for _ in range(_WINDOWS):
+        found = rare.search(text, position)
+        if not found:
+            return
+        position = found.start() + _WINDOW
+        before, _, after = text[max(found.start() - 2, 0) : position].partition("\n")
+        yield before if len(before) > 2 or not after else after
+
+
+def _is_misread(window: str) -> bool:
+    """Whether a piece with rare characters becomes plausible in another encoding."""
+    _, rare = _rare()
+    letters = [character for character in window if character > "\x7f" and character not in _PUNCTUATION]
+    strange = sum(character in rare for character in letters)
+    common = sum(character in _COMMON for character in letters)
+    if len(letters) < 3 or common > (0.4 if strange > 1 else 0.2) * len(letters):
+        return False
+    share = common / len(letters)
+    han = [character for character in letters if character >= "\u3400" and character not in _KANA]
+    pairs = _MISREADINGS if 2 * len(han) > len(letters) else _MISREAD_AS_RUSSIAN
+    return any(
+        _is_better(window, wrong, right, len(letters), share, strange, skipped)
+        for wrong, right in pairs
+        for skipped in ((0,) if right == "utf-8" else (0, 1))
+    )
+
+
+def _is_better(window: str, wrong: str, right: str, letters: int, share: float, strange: int, skipped: int) -> bool:
+    """Whether a window is made of common characters if its bytes in one encoding are read in another.
+
+    Args:
+        letters: of the window, without punctuation and ASCII.
+        share: of these, how many are common.
+        strange: how many are rare.
+        skipped: bytes to leave out, the second half of a character of which the first was lost.
+    """
+    code = window.encode(wrong, "ignore")[skipped:]
+    if len(code) < letters:
+        return False
+    reread = [character for character in code.decode(right, "ignore") if character > "\x7f"]
+    plausible = [character for character in reread if character not in _PUNCTUATION]
+    if len(plausible) < 2:
+        return False
+    good = sum(character in _COMMON or (right == "cp932" and character in _KANA) for character in plausible)
+    good_share = good / len(plausible)
+    if good_share <= share + 0.2:
+        return False
+    if right == "utf-8":  # few bytes that are none are UTF-8
+        read = sum(len(character.encode()) for character in reread)
+        known = all(character in _level_1("gbk") for character in plausible)
+        bytes_ = sum(byte > 0x7F for byte in code)
+        if read < 0.5 * bytes_:  # bytes were lost, as Big5 has no character for many pairs
+            return read >= 0.25 * bytes_ and known and len(plausible) >= 3 and good_share >= 0.5
+        return (good >= 2 or known) and good_share >= 0.34
+    if len(plausible) < 0.4 * letters:
+        return False
+    everyday = right != "cp932" and all(character in _level_1(right) for character in plausible)
+    if len(plausible) >= 6 or (len(plausible) >= 4 and everyday):
+        return good_share >= (0.5 if strange > 1 else 0.6)
+    return good_share >= 0.75 and len(plausible) >= 4
