@@ -299,6 +299,9 @@ def test_large_weights_are_not_read_twice_to_be_vouched_for(base_copy, monkeypat
     assert "model.safetensors" not in hashed
     with pytest.raises(UserError, match=r"model\.safetensors changed since"):
         base.load_model(found, "float32")
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=r"model\.safetensors changed since"):
+        base.read_record(base_copy)
 
 
 def test_a_file_renamed_into_place_while_the_weights_load_is_not_read(base_copy, monkeypatch):
@@ -334,12 +337,19 @@ def test_the_model_is_the_one_that_transformers_loads(base_folder, bits):
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
-@pytest.mark.parametrize(("kept", "expected"), [("float16", torch.float16), (None, torch.float32)])
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ({"dtype": "float16"}, torch.float16),
+        ({"dtype": None, "torch_dtype": "bfloat16"}, torch.bfloat16),  # the key of published checkpoints
+        ({"dtype": None}, torch.float32),  # that of the tensors
+    ],
+)
 def test_the_type_of_the_checkpoint(base_copy, kept, expected):
-    edit(base_copy / "config.json", dtype=kept)
+    edit(base_copy / "config.json", **kept)
     found = base.verify(base_copy, "tiny")
     assert base.load_model(found, "auto").dtype == expected
-    assert base.load_model(found, "bfloat16").dtype == torch.bfloat16
+    assert base.load_model(found, "float32").dtype == torch.float32
 
 
 @pytest.mark.parametrize("shards", [False, True])
