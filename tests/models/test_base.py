@@ -457,7 +457,14 @@ def test_a_record_elsewhere_refers_and_copies_nothing(base_copy, tmp_path):
     assert base.read_record(tmp_path / "record").folder == base_copy
 
 
-@pytest.mark.parametrize("spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes() + b" ")])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda p: p.unlink(),
+        lambda p: p.write_bytes(p.read_bytes() + b" "),
+        lambda p: p.write_bytes(p.read_bytes().swapcase()),  # of the same size
+    ],
+)
 def test_a_base_that_changed_since_is_refused(base_copy, spoil):
     spoil(base_copy / "config.json")
     with pytest.raises(UserError, match=r"config\.json"):
