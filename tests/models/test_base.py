@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from models import base
 from models.chatglm import ChatGLMForConditionalGeneration
 from models.errors import UserError
-from models.storage import sha256_of
+from models.storage import sha256_of, sha256_of_json
 
 
 def edit(path, **changes):
@@ -299,6 +299,9 @@ def test_large_weights_are_not_read_twice_to_be_vouched_for(base_copy, monkeypat
     assert "model.safetensors" not in hashed
     with pytest.raises(UserError, match=r"model\.safetensors changed since"):
         base.load_model(found, "float32")
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=r"model\.safetensors changed since"):
+        base.read_record(base_copy)
 
 
 def test_a_file_renamed_into_place_while_the_weights_load_is_not_read(base_copy, monkeypatch):
@@ -334,12 +337,19 @@ def test_the_model_is_the_one_that_transformers_loads(base_folder, bits):
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
-@pytest.mark.parametrize(("kept", "expected"), [("float16", torch.float16), (None, torch.float32)])
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ({"dtype": "float16"}, torch.float16),
+        ({"dtype": None, "torch_dtype": "bfloat16"}, torch.bfloat16),  # the key of published checkpoints
+        ({"dtype": None}, torch.float32),  # that of the tensors
+    ],
+)
 def test_the_type_of_the_checkpoint(base_copy, kept, expected):
-    edit(base_copy / "config.json", dtype=kept)
+    edit(base_copy / "config.json", **kept)
     found = base.verify(base_copy, "tiny")
     assert base.load_model(found, "auto").dtype == expected
-    assert base.load_model(found, "bfloat16").dtype == torch.bfloat16
+    assert base.load_model(found, "float32").dtype == torch.float32
 
 
 @pytest.mark.parametrize("shards", [False, True])
@@ -407,7 +417,11 @@ def test_a_tensor_in_two_files(base_copy):
 )
 def test_a_record_that_is_damaged(base_copy, change):
     record = json.loads((base_copy / base.RECORD).read_text())
+    before = record["identity"]
     change(record)
+    if record["identity"] == before:  # as somebody would make it fit who edits the files
+        hashes = {name: entry["sha256"] for name, entry in record["files"].items()}
+        record["identity"] = sha256_of_json(hashes)
     (base_copy / base.RECORD).write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"base\.json"):
         base.read_record(base_copy)
@@ -443,7 +457,14 @@ def test_a_record_elsewhere_refers_and_copies_nothing(base_copy, tmp_path):
     assert base.read_record(tmp_path / "record").folder == base_copy
 
 
-@pytest.mark.parametrize("spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes() + b" ")])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda p: p.unlink(),
+        lambda p: p.write_bytes(p.read_bytes() + b" "),
+        lambda p: p.write_bytes(p.read_bytes().swapcase()),  # of the same size
+    ],
+)
 def test_a_base_that_changed_since_is_refused(base_copy, spoil):
     spoil(base_copy / "config.json")
     with pytest.raises(UserError, match=r"config\.json"):

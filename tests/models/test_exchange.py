@@ -202,7 +202,11 @@ STORED = {
     "another bias": (layers(trans_2_bias=torch.ones(31)), "do not fit"),
     "another width": (layers(trans_0_weight=torch.ones(6, 9)), "do not fit"),
     "a flat layer": (layers(trans_2_weight=torch.ones(32)), "do not fit"),
-    "an empty layer": (layers(trans_0_weight=torch.ones(0, 8), trans_0_bias=torch.ones(0)), "do not fit"),
+    "another width behind": (layers(trans_2_weight=torch.ones(32, 5)), "do not fit"),
+    "empty layers": (
+        layers(trans_0_weight=torch.ones(0, 8), trans_0_bias=torch.ones(0), trans_2_weight=torch.ones(32, 0)),
+        "do not fit",
+    ),
 }
 
 
