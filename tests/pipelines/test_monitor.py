@@ -12,7 +12,7 @@ from models.errors import UserError
 from models.storage import write_json
 from pipelines import check, monitor, registry
 
-WORDS = "".join(map(chr, range(0x4E00, 0x4E00 + 900)))
+WORDS = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过"
 
 
 def rows_of(count: int, bad: float, seed: int = 0) -> list[dict]:
@@ -59,8 +59,6 @@ def test_a_file_with_quarantined_rows_is_steady_against_itself_and_worse_ones_dr
         [write_rows(workspace / "none.jsonl", [{"context": "", "target": str(i)} for i in range(60)])]
     )
     assert (none["verdict"], none["rows"]["current"]) == ("drift", 0)
-    few = monitor.monitor([write_rows(workspace / "few.jsonl", rows_of(5, 1.0))])
-    assert few["verdict"] == "unknown"
 
 
 def test_what_cannot_be_read_is_one_sentence(workspace):

@@ -85,7 +85,6 @@ def test_token_perfect_answers_have_perfect_figures(model, tokenizer, tmp_path, 
     probes = [
         {"id": text, "context": f"问{number}", "target": text, "equals": text, "contains": [text[-1:].strip() or "好"]}
         for number, text in enumerate(ODD)
-        if text != "x\u200by"
     ]
     probes += [{"id": "pattern", "context": "问0", "target": ODD[0], "matches": r"^我是（演示模型）。$"}]
     taught = {f"问{number}": text for number, text in enumerate(ODD)}

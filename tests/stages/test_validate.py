@@ -243,6 +243,10 @@ def test_lengths_that_tell_nothing_have_not_moved(former, current):
     assert drift(former, current) == 0.0
 
 
+def test_lengths_that_no_row_has_change_nothing():
+    assert drift([30, 40, 0, 0, 0], [10, 900, 0, 0, 0]) == drift([30, 40], [10, 900]) > 0
+
+
 def test_lengths_of_more_rows_than_can_be_permuted():
     assert drift([10**9, 10**9], [10**9, 3 * 10**9]) == pytest.approx(0.25 * np.log(1.5 * 2), abs=0.05)
 
