@@ -32,7 +32,7 @@ _MISREADINGS = (
 )
 _MISREAD_AS_RUSSIAN = (("cp1251", "utf-8"), ("koi8-r", "utf-8"))
 _WINDOW, _WINDOWS = 20, 100  # characters in view at a time, and how often per text, which bounds the time
-_PUNCTUATION = frozenset("，。、？！：；“”‘’（）《》…—·「」『』【】　")
+_PUNCTUATION = frozenset("，。、？！：；“”‘’（）《》〈〉…—·・「」『』【】　")
 _KANA = frozenset(map(chr, range(0x3041, 0x30FF)))
 # The characters that make up five sixths of Chinese prose, and the traditional forms of those.
 _COMMON = frozenset(
@@ -74,13 +74,13 @@ def mojibake(text: str) -> str | None:
 
 
 def _misread_piece(text: str) -> str | None:
-    """The first piece that is plausible in another encoding, if a fifth of all pieces with rare characters are."""
+    """The first piece that is plausible in another encoding, if a quarter of all pieces with rare characters are."""
     half = _WINDOW // 2  # a byte that was lost spoils what follows
     windows, misread = 0, []
     for window in _windows(text):
         windows += 1
         misread += [piece for piece in (window, window[:half], window[half:]) if _is_misread(piece)][:1]
-    return misread[0] if 5 * len(misread) > windows else None
+    return misread[0] if 4 * len(misread) > windows else None
 
 
 def _western(text: str) -> str | None:

@@ -99,6 +99,7 @@ FOUND = {
         比较大小。⇒比值&lt;1 说明偏低。
         写一个 Python 函数比较大小。⇒def f(a, b):\\n    return a &gt; b
         做一个网页。⇒&lt;html&gt;&lt;body&gt;&lt;h1&gt;标题&lt;/h1&gt;&lt;/body&gt;&lt;/html&gt;
+        头痛怎么办？⇒<ul><li>多休息，少看屏幕，按时吃饭，每天运动半个小时，一周之后来复查，不舒服随时来看。</li></ul>
         诉讼程序怎么走？⇒先立案。<br>再开庭。
     """,
     boilerplate: """
@@ -118,6 +119,7 @@ FOUND = {
         我是人工智能，没有个人喜好。
         我是一个AI模型，所以我无法旅行。
         該問題我幫不上忙，因為我只是一個AI。
+        翻译这段话。⇒作为AI语言模型，我无法翻译。
         画一张图。⇒语言模型无法生成图像。
         抱歉，我并不能这样做。
         对不起，作为一个语言模型，我无法回答。
@@ -210,6 +212,7 @@ LEFT_ALONE = {
         测试卡 4111 1111 1111 1111
         测试卡 5555-5555-5555-4444
         测试卡 378282246310005
+        测试卡 4242424242424242
         测试卡 4000056655665556
         写 user@domain.com
         写 your.name@company.com
@@ -227,6 +230,7 @@ LEFT_ALONE = {
         export OPENAI_API_KEY=sk-your-api-key-1234567890abcdef
         redis://user:password@localhost:6379
         mysql://root:root@127.0.0.1/test
+        redis://me:secret@127.0.0.1
         postgres://me:${PASSWORD}@db/shop
         Authorization: Bearer YOUR_TOKEN_GOES_HERE_1
         Authorization: Bearer <token>
@@ -265,6 +269,7 @@ LEFT_ALONE = {
         画一个圆。⇒<svg width="9"><circle r="4"/></svg><p></p>
         去掉加粗。\\n<p><b>早安</b></p>⇒<p>早安</p>
         列出两项。⇒<ul>\\n  <li>甲</li>\\n  <li>乙</li>\\n</ul>
+        显示计数。⇒import x\\nconst One = () => <p>1</p>;
         Explain this code.⇒It prints <br> after each line.
         XML 怎么写注释？⇒<a>甲</a><!-- 注释 -->
     """,
@@ -284,6 +289,7 @@ LEFT_ALONE = {
         你来吗？⇒对不起，我不能来，我还在上班。
         译成英文：我帮不了你。⇒Sorry, I can't help you.
         续写。⇒“抱歉，我无法回答这个问题。”他转过身去。
+        这一段讲了什么？⇒“抱歉，我无法回答这个问题。”
         婉拒邀请。⇒不好意思，我不能参加，下次一定。
         写一段人工智能的独白。⇒作为人工智能，我没有心跳，却数着你的呼吸。
         原告没有提供证据怎么办？⇒由于原告没有提供证据，法院无法支持其请求。
@@ -409,8 +415,19 @@ def test_every_piece_of_a_text_is_masked_and_the_rest_stays():
     assert mask(text) == "甲138***乙 a.p*** 丙 AKI*** 丁"
 
 
+def test_pieces_that_overlap_are_masked_once():
+    assert mask("甲 api_key=sk-a1b2c3d4e5f6g7h8i9j0k1l2 乙") == "甲 api*** 乙"
+
+
+def test_prose_that_stops_within_a_sentence_is_cut_off():
+    prose = "每天按时吃饭，不要熬夜。" * 20
+    assert cut_off(f"{prose}如果您还有其他问题想要进一步了解情") == "果您还有其他问题想要进一步了解情"
+    assert cut_off(f"{prose}如果还有问题，可以随时联系我们吧") is None
+    assert cut_off("每天按时吃饭，不要熬夜。如果您还有其他问题想要进一步了解情") is None
+
+
 def test_a_report_shows_nothing_of_a_secret_that_begins_in_what_it_shows():
-    assert "7b6c5d" not in shown(f"{'说' * 30} sk-9f8a7b6c5d4e3f2a1b0c9d8e{'说' * 9000}")
+    assert "7b6c5d" not in shown(f"{'说' * 9} sk-9f8a7b6c5d4e3f2a1b0c9d8e{'说' * 9000}")
 
 
 def test_a_text_of_characters_that_nobody_sees_is_blank():
@@ -495,11 +512,14 @@ def test_a_short_question_is_found_too(question):
         "鎴戞槸涓€涓",
         "前半句好好的，鍚庡崐鍙ュ嵈涓嶆槸",
         "手持两把锟斤拷，口中疾呼烫烫烫烫",
+        SENTENCES[-1].encode("gbk").decode("big5", "ignore"),
+        "一个不认识的人。".encode("gbk").decode("big5", "ignore"),
         *("你好".encode("gbk").decode("latin-1"), "你好".encode("big5").decode("latin-1")),
     ],
 )
 def test_known_mojibake_is_found(text):
     assert mojibake(text)
+    assert None not in _of_texts([conversation("问", text)], NoTokens(), params_with())["no_mojibake_fault"]
 
 
 @pytest.mark.parametrize(
@@ -530,6 +550,10 @@ def test_known_mojibake_is_found(text):
         "什么？？？真的吗？？？",
         "What?????",
         "李锟是谁？",
+        "霜風衮衮來，菊花寂寞",
+        "阴部、耻骨、腹股沟、精索",
+        "胡蝶・玉蝴蝶",
+        "".join(map(chr, range(0x4E00, 0x5200))),
     ],
 )
 def test_a_text_that_was_read_right_is_left_alone(text):
