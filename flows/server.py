@@ -70,7 +70,7 @@ def _holders(port: int) -> str:
         connections = psutil.net_connections("tcp")
     except psutil.Error:
         return ""
-    pids = {found.pid for found in connections if found.laddr.port == port}
+    pids = {found.pid for found in connections if found.laddr and found.laddr.port == port}
     return "".join(f"; process {pid}" for pid in sorted(pids - {None}))
 
 

@@ -56,7 +56,7 @@ def test_where_something_listens_no_server_is_started(host, neighbour):
 
 def test_processes_that_this_user_may_not_know_are_left_out(monkeypatch):
     address = SimpleNamespace(ip="127.0.0.1", port=4200)
-    connections = [SimpleNamespace(laddr=address, pid=pid) for pid in (None, 12)]
+    connections = [SimpleNamespace(laddr=address, pid=pid) for pid in (None, 12)] + [SimpleNamespace(laddr=(), pid=13)]
     monkeypatch.setattr(psutil, "net_connections", lambda kind: connections)
     assert server._holders(4200) == "; process 12"
 
