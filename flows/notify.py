@@ -14,6 +14,7 @@ import httpx
 from prefect import runtime
 from prefect.settings import PREFECT_UI_URL
 
+from models.credentials import mask_credentials
 from models.errors import UserError
 from pipelines.programs import feed
 
@@ -29,6 +30,7 @@ def tell(event: str, text: str, **more) -> None:
         more: values for JSON, also such as replace what is said here of the run that calls. No sample text: whoever
             listens may keep it.
     """
+    text = mask_credentials(text)
     body = {"event": event, "text": text, "run": runtime.flow_run.name, "link": link_of(runtime.flow_run.id), **more}
     if address := os.environ.get("TUNELINE_WEBHOOK"):
         try:

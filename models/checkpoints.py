@@ -75,7 +75,8 @@ def last_whole(folder: Path) -> Path | None:
 
 def whole(folder: Path) -> list[Path]:
     """The checkpoints of a training that were written to their ends, the newest last."""
-    return sorted(filter(is_whole, folder.glob("checkpoint-*")), key=lambda path: step_of(path.name))
+    named = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(filter(is_whole, named), key=lambda path: step_of(path.name))
 
 
 def step_of(name: str) -> int:
@@ -87,7 +88,7 @@ def is_whole(checkpoint: Path) -> bool:
     try:
         sizes = progress_of(checkpoint)["sizes"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, UserError, KeyError):
+    except (OSError, UserError, KeyError, TypeError, AttributeError, ValueError):  # it may be damaged in any way
         return False
 
 

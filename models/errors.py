@@ -10,6 +10,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from models.credentials import mask_credentials
+
 log = logging.getLogger("tuneline")
 LAST_WORDS = "TUNELINE_LAST_WORDS"  # an empty file for the sentence that a program ends with, beside standard error
 
@@ -17,11 +19,16 @@ LAST_WORDS = "TUNELINE_LAST_WORDS"  # an empty file for the sentence that a prog
 class UserError(Exception):
     """Something that the user can put right; the message says what was wrong, where, and what to do.
 
+    The message becomes a run's state, a log line and a webhook's text, so credentials in it are masked.
+
     Attributes:
         exit_code: 1 for a usage or environment error.
     """
 
     exit_code = 1
+
+    def __init__(self, *arguments: object):
+        super().__init__(*(mask_credentials(part) if isinstance(part, str) else part for part in arguments))
 
 
 class PeerLost(UserError):
@@ -34,6 +41,13 @@ class DataBlocked(UserError):
     exit_code = 2
 
 
+class _MaskedLines(logging.Formatter):
+    """Log lines, and tracebacks below them, with their credentials masked."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_credentials(super().format(record))
+
+
 def program(main):
     """Wrap a program's ``main``: it logs plainly, and a UserError ends it with its sentence on standard error.
 
@@ -43,7 +57,9 @@ def program(main):
 
     @functools.wraps(main)
     def run(*args, **kwargs):
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_MaskedLines("%(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
         logging.getLogger("tuneline").setLevel(logging.INFO)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -71,6 +87,7 @@ def program(main):
 
 def _say(sentence: str) -> None:
     """Of several programs that end, as the processes of a training do, the first knows why."""
+    sentence = mask_credentials(sentence)
     print(f"error: {sentence}", file=sys.stderr)
     if path := os.environ.get(LAST_WORDS):
         with suppress(OSError):  # whoever wanted to know may be gone

@@ -1,21 +1,33 @@
 """Files that are whole or absent, and their hashes.
 
-Everything is first written under a temporary name beside its target and then renamed, so that a
-kill leaves either the old file or the new one. A folder takes two renames: a kill between them
-leaves none, the old one under its temporary name, and never a half-filled one. Temporary names carry
-the number of the process, so that whoever writes there next clears away what a killed one left.
+Everything is first written under a temporary name beside its target and then renamed, so that a kill leaves either
+the old file or the new one. A folder is exchanged with the old one in one step. Where the file system cannot do that,
+it takes two renames; after a kill between them the next process that writes there puts the old folder back.
+
+Temporary names are random: two hosts or containers that share a volume may both have a process 17. A lock beside them
+says whether their process lives, so that the next one clears away what a killed one left. Locks reach other hosts on
+NFS 4 and CephFS; where a file system knows none, nothing is cleared away.
 """
 
+import ctypes
+import fcntl
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from models.errors import UserError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
+# Both are hidden and end in .tmp, which git and DVC ignore.
+_LOCK = ".{token}.lock.tmp"
+_LEFT = re.compile(r"\.(?:(?P<name>.+)\.)?(?P<token>[0-9a-f]{16})(?P<kind>|\.former|\.lock)\.tmp", re.DOTALL)
 
 _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
@@ -35,28 +47,17 @@ def sha256_of_json(value: object) -> str:
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Give a temporary file to write; rename it to ``path`` if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    try:
+    with _reserved(path) as temporary:
         yield temporary
         temporary.replace(path)
-        _clear_after_killed(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder beside where ``path`` is or would be; it is gone after the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_after_killed(path)
-    temporary = _temporary(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with _reserved(path) as temporary:
+        temporary.mkdir()
         yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -64,34 +65,136 @@ def writing_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; it replaces ``path`` if the block ends well."""
     with scratch_folder(path) as temporary:
         yield temporary
-        former = temporary.with_suffix(".former.tmp")
-        if path.exists():
-            path.replace(former)
-        temporary.replace(path)
-        shutil.rmtree(former, ignore_errors=True)
+        if not os.path.lexists(path):
+            temporary.replace(path)
+        elif not _exchange(temporary, path):
+            _replace_in_two_steps(temporary, path)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def remove_folder(path: Path) -> None:
+    """Remove a folder as far as that is possible, under a temporary name first: programs may still write there."""
+    if os.path.lexists(path):
+        with suppress(OSError), _reserved(path) as gone:
+            path.rename(gone)
+        _remove(path)
 
 
-def _clear_after_killed(path: Path) -> None:
-    """Remove what processes that run no more left beside a file or folder that is whole."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)(?:\.former)?\.tmp")
-    for left in path.parent.iterdir():
-        found = pattern.fullmatch(left.name)
-        if found and not _runs(int(found[1])):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
+def _replace_in_two_steps(temporary: Path, path: Path) -> None:
+    former = temporary.with_suffix(".former.tmp")
+    path.replace(former)
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        temporary.replace(path)
+    except BaseException:
+        former.replace(path)
+        raise
+    _remove(former)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; False if this system or file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # not Linux with glibc
         return False
-    except (PermissionError, OverflowError):
-        pass  # somebody else's
-    return True
+    return rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
+
+
+@contextmanager
+def _reserved(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``, locked during the block; nothing is left under it afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_after_killed(path.parent)
+    token, lock = _lock_anew(path.parent)
+    temporary = path.with_name(f".{path.name}.{token}.tmp")
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        path.with_name(_LOCK.format(token=token)).unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _lock_anew(folder: Path) -> tuple[str, int]:
+    """A random token, and the lock that says that the process with it lives, open."""
+    while True:
+        token = secrets.token_hex(8)
+        path = folder / _LOCK.format(token=token)
+        lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        if _seizes(lock) is not False and path.exists():
+            return token, lock
+        os.close(lock)  # another process has taken it for a killed one's in between
+
+
+def _seizes(lock: int) -> bool | None:
+    """Whether this process gets a lock; None where the file system knows no locks."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+
+
+def clear_after_killed(folder: Path) -> None:
+    """Remove what processes that run no more left in a folder, and put back what they were about to replace."""
+    left: dict[str, list[re.Match]] = {}
+    for path in folder.iterdir():
+        if found := _LEFT.fullmatch(path.name):
+            left.setdefault(found["token"], []).append(found)
+    for token, names in left.items():
+        lock = folder / _LOCK.format(token=token)
+        with suppress(OSError), _lock_of_killed(lock) as is_killed:  # another's, or cleared by another meanwhile
+            if is_killed:
+                _clear(folder, names)
+                lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _lock_of_killed(path: Path) -> Iterator[bool]:
+    """Hold the lock of a token; gives whether its process runs no more. Without a lock it has ended, too."""
+    try:
+        lock = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        yield True
+        return
+    try:
+        yield _seizes(lock) is True
+    finally:
+        os.close(lock)
+
+
+def _clear(folder: Path, names: Sequence[re.Match]) -> None:
+    for found in names:
+        if found["kind"] == ".former" and not os.path.lexists(folder / found["name"]):
+            (folder / found[0]).rename(folder / found["name"])
+    for found in names:
+        if found["kind"] != ".lock":
+            _remove(folder / found[0])
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it is there and may be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def seconds_since_change(path: Path) -> float:
+    """For how long a file or folder has not been changed, by the clock of its volume; 0 if that cannot be told.
+
+    A shared volume has another host's clock, so the time of a file that is written now is compared with.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    changed = path.stat().st_mtime
+    with suppress(OSError), tempfile.TemporaryFile(dir=path.parent) as probe:  # a full disk, or one that is read only
+        os.utime(probe.fileno())
+        return max(0.0, os.fstat(probe.fileno()).st_mtime - changed)
+    return 0.0
 
 
 def write_text(path: Path, text: str) -> None:

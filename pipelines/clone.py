@@ -8,30 +8,48 @@ cache; where it is elsewhere they share one of their own, and everything goes th
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from models.credentials import mask_credentials
 from models.errors import UserError
-from models.storage import writing_folder
+from models.storage import remove_folder, seconds_since_change, writing_folder
 from pipelines import dvc
-from pipelines.programs import output_of
+from pipelines.programs import ProgramFailed, RemoteAway, output_of
 
 HOME, REPOSITORY = "TUNELINE_HOME", "TUNELINE_REPOSITORY"
 LINKS = "reflink,hardlink,copy"  # a base of gigabytes is not copied for each run, if the disk can help it
 LOCKS = ("lock", "rwlock", "rwlock.lock")
-# What git says of a repository that waiting does not bring.
+# What git says of a repository that waiting does not bring, in any of its lines: its last one often names no reason.
 FINAL = re.compile(
-    r"not found|not appear to be a git repository|does not exist|Authentication failed|Permission denied"
+    r"not found|could not be found|not appear to be a git repository|does not exist|is not a git command"
+    r"|Authentication failed|Permission denied|Permission to .* denied|remote error: access denied|certificate"
+    r"|could not read (?:Username|Password)|returned error: 4(?!08|29)\d\d|Host key verification failed"
+    r"|bad/illegal format|cannot run ssh|transport '.*' not allowed|No space left on device",
+    re.IGNORECASE,
+)
+# What git says of a clone that is none any more.
+DAMAGED = re.compile(r"not a git repository|single revision|bad object|unknown revision|corrupt|is empty|bad config")
+# What DVC says of a remote that waiting does not mend.
+DVC_FINAL = re.compile(
+    r"but requires '|configuration error|config file error|Unsupported URL|\b40[13], message=|Unauthorized|Forbidden"
+    r"|Access ?Denied|Permission denied for user|InvalidAccessKeyId|SignatureDoesNotMatch|NoSuchBucket"
+    r"|Unable to locate credentials"
 )
 
 
 def home() -> Path:
-    """Where this host keeps clones and, for repositories elsewhere, DVC's cache."""
-    return Path(os.environ.get(HOME) or Path.home() / ".cache/tuneline").absolute()
+    """Where this host keeps clones and, for repositories elsewhere, DVC's cache.
+
+    Raises:
+        UserError: no variable names it, and this user has no home.
+    """
+    try:
+        return Path(os.environ.get(HOME) or Path.home() / ".cache/tuneline").absolute()
+    except RuntimeError:
+        raise UserError(f"This user has no home folder; set {HOME} to a folder for clones.") from None
 
 
 def repository() -> str:
@@ -52,10 +70,6 @@ def is_elsewhere(repository: str) -> bool:
     return re.match(r"[\w+.-]+://|[^/]+:", repository) is not None
 
 
-class RemoteAway(UserError):
-    """DVC's remote or the repository does not take what it is sent, or does not give what it has; it may later."""
-
-
 @dataclass(frozen=True)
 class Clone:
     """A clone and where it came from."""
@@ -66,18 +80,17 @@ class Clone:
     @property
     def address(self) -> str:
         """The origin as it may be shown: without a password, or a token in the place of a user's name."""
-        parts = urlsplit(self.origin)
-        secret = parts.password or (parts.username and parts.scheme in ("http", "https"))
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if secret else self.origin
+        return mask_credentials(self.origin)
 
     def git(self, *arguments: str) -> str:
-        return output_of("git", "-C", str(self.folder), *arguments)
+        # Where this is no repository any more, git would go on with one above it.
+        return output_of("git", "-C", str(self.folder), *arguments, GIT_CEILING_DIRECTORIES=str(self.folder.parent))
 
     def setting(self, key: str) -> str | None:
         """One of git's settings, or None."""
         try:
             return self.git("config", key)
-        except UserError:
+        except ProgramFailed:
             return None
 
     @property
@@ -98,6 +111,8 @@ class Clone:
         """
         try:
             dvc.tell("repro", *self.pull, *arguments)
+        except RemoteAway:
+            raise
         except UserError:
             self.refuse_if_away()
             raise
@@ -116,20 +131,22 @@ class Clone:
         """Put what the shared cache has of these stages, and of those before them, where others look for it."""
         if self.shares_cache:
             with suppress(UserError):  # what the cache has lost, DVC makes again when it is needed
-                dvc.ask("--cd", str(self.folder), "checkout", "--quiet", "--allow-missing", "--with-deps", *targets)
+                dvc.ask("--cd", str(self.folder), "checkout", "--allow-missing", "--with-deps", *targets)
 
     def push_data(self, *options: str) -> None:
         """Bring what was made to DVC's remote.
 
         Raises:
             RemoteAway: it is full or unreachable; what is there is whole, and the rest can be pushed again.
-            UserError: there is none where it would be needed.
+            UserError: there is none where it would be needed, or none that waiting would mend.
         """
         if self.has_remote:
             try:
-                dvc.run("--cd", str(self.folder), "push", "--quiet", *options)
-            except UserError:
-                raise RemoteAway("DVC's remote is full or unreachable; the lines above say more.") from None
+                dvc.ask("--cd", str(self.folder), "push", *options)
+            except ProgramFailed as error:
+                if DVC_FINAL.search(error.output):
+                    raise UserError(f"DVC's remote cannot be used ({error}); see `dvc remote list`.") from None
+                raise RemoteAway(f"DVC's remote is full or unreachable ({error}).") from None
         elif not self.shares_cache:
             raise UserError(f"{self.address} names no DVC remote, by which hosts share data; `dvc remote add -d` one.")
 
@@ -148,6 +165,8 @@ class Clone:
         """Raises RemoteAway in place of what failed inside: the origin does not answer."""
         try:
             yield
+        except RemoteAway:
+            raise
         except UserError:
             try:
                 self.git("ls-remote", "--heads", "origin")
@@ -157,11 +176,7 @@ class Clone:
 
     def discard(self) -> None:
         """Remove it; under a name that counts as no clone first, since what writes there still may hinder that."""
-        gone = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
-        with suppress(OSError):
-            self.folder.rename(gone)
-        for folder in (self.folder, gone):
-            shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(self.folder)
 
 
 def open_clone(run: str, revision: str, origin: str | None = None) -> Clone:
@@ -178,11 +193,12 @@ def open_clone(run: str, revision: str, origin: str | None = None) -> Clone:
     """
     origin = origin or repository()
     made = Clone(home() / "runs" / run, origin)
-    if made.folder.is_dir():
+    if _is_whole(made):
         # Whoever worked here is gone; DVC would wait for what it names, or for another that has its number now.
         for name in LOCKS:
             (made.folder / ".dvc/tmp" / name).unlink(missing_ok=True)
         return made
+    made.discard()  # what is there is no clone that git and DVC could use
     made.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with writing_folder(made.folder) as temporary:
         _fill(Clone(temporary, origin), revision)
@@ -191,8 +207,12 @@ def open_clone(run: str, revision: str, origin: str | None = None) -> Clone:
 
 def clones() -> list[tuple[str, float]]:
     """The runs whose clones this host has, each with the seconds since its clone was made."""
-    folders = [path for path in (home() / "runs").glob("*") if path.is_dir() and not path.name.startswith(".")]
-    return [(path.name, time.time() - path.stat().st_mtime) for path in folders]
+    found = []
+    for path in (home() / "runs").glob("[!.]*"):
+        with suppress(FileNotFoundError):  # its run removes it
+            if path.is_dir():
+                found.append((path.name, seconds_since_change(path)))
+    return found
 
 
 def left_of(run: str) -> Clone | None:
@@ -205,11 +225,27 @@ def left_of(run: str) -> Clone | None:
     return Clone(folder, Clone(folder, "").setting("remote.origin.url") or "")
 
 
+def _is_whole(clone: Clone) -> bool:
+    """Whether a clone is one: a folder that git and DVC know, with a commit that is checked out.
+
+    Raises:
+        UserError: git does not say, because the folder is somebody else's, for example.
+    """
+    if not (clone.folder / ".git").is_dir() or not (clone.folder / ".dvc").is_dir():
+        return False
+    try:
+        return bool(clone.git("rev-parse", "--verify", "HEAD^{commit}"))
+    except ProgramFailed as error:
+        if DAMAGED.search(error.output):
+            return False
+        raise
+
+
 def _fill(clone: Clone, revision: str) -> None:
     try:
-        output_of("git", "clone", "--quiet", "--no-checkout", clone.origin, str(clone.folder))
-    except UserError as error:
-        if is_elsewhere(clone.origin) and not FINAL.search(str(error)):
+        output_of("git", "clone", "--quiet", "--no-checkout", "--", clone.origin, str(clone.folder))
+    except ProgramFailed as error:
+        if is_elsewhere(clone.origin) and not FINAL.search(error.output):
             raise RemoteAway(f"{clone.address} does not answer ({error}).") from None
         raise
     if revision.startswith("refs/"):
@@ -228,7 +264,7 @@ def commit_of(clone: Clone, revision: str) -> str:
     for name in names:
         try:
             return clone.git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
-        except UserError:
+        except ProgramFailed:
             continue
     raise UserError(f"{clone.address} has no revision {revision!r}.")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from models.errors import UserError, program
 from models.storage import read_json
 from pipelines import dvc, evidence
-from pipelines.programs import output_of
+from pipelines.programs import ProgramFailed, output_of
 
 OUT = Path("reports/revisions.html")
 
@@ -25,7 +25,7 @@ def short(revision: str) -> str:
     """
     try:
         return output_of("git", "rev-parse", "--verify", "--short", f"{revision}^{{commit}}")
-    except UserError:
+    except ProgramFailed:
         raise UserError(f"git knows no revision {revision!r}.") from None
 
 
@@ -43,7 +43,7 @@ def fetch(commit: str, folder: Path) -> list[str]:
             if name != "base":
                 _get(commit, evidence.WEIGHTS / name / "manifest.json", folder / "weights" / own / "manifest.json")
             names.append(own)
-    except UserError as error:
+    except ProgramFailed as error:
         raise UserError(
             f"Revision {commit} has no answers that DVC could find ({error}): commit dvc.lock after `dvc repro`, and "
             "`dvc fetch --all-commits` what lies in a remote."

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from models.environment import program_environment
 from models.errors import LAST_WORDS, UserError
-from pipelines.programs import output_of, run_module
+from pipelines.programs import RemoteAway, output_of, run_module
 
 Settings = dict[str, dict[str, Any]]  # by section
 
@@ -18,9 +19,10 @@ def run(*arguments: str) -> None:
     """Run ``dvc``, its output going to the terminal.
 
     Raises:
+        RemoteAway: its remote does not answer.
         UserError: dvc failed; it has said why.
     """
-    if run_module("dvc", *arguments) != 0:
+    if run_module("dvc", *arguments, environment=program_environment(), needs_network=True) != 0:
         raise UserError(f"`dvc {' '.join(arguments)}` stopped; the lines above say where and why.")
 
 
@@ -30,6 +32,8 @@ def tell(*arguments: str) -> None:
         os.environ[LAST_WORDS] = words.name
         try:
             run(*arguments)
+        except RemoteAway:
+            raise
         except UserError as error:
             said = Path(words.name).read_text(encoding="utf-8").strip()
             raise UserError(said or str(error)) from None
@@ -38,7 +42,12 @@ def tell(*arguments: str) -> None:
 
 
 def ask(*arguments: str) -> str:
-    """Run ``dvc``; gives what it wrote."""
+    """Run ``dvc``; gives what it wrote. Not with ``--quiet``, which keeps the reason of a failure back, too.
+
+    Raises:
+        RemoteAway: its remote does not answer.
+        ProgramFailed: dvc failed.
+    """
     return output_of(sys.executable, "-m", "dvc", *arguments)
 
 

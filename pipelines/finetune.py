@@ -4,7 +4,6 @@
 """
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,24 +23,36 @@ def finetune(targets: Sequence[str] = ()) -> str:
         UserError: params.yaml is wrong, a stage failed, or no comparison came of it.
     """
     params.load()  # a slip of the pen is told before anything runs
-    started = time.time()
+    before = state_of_checks()
     try:
         dvc.run("repro", *targets)
     except UserError:
-        refuse_if_blocked(started)
+        refuse_if_blocked(before)
         raise
     if not SUMMARY.is_file():
         raise UserError(f"{SUMMARY} was not made; run `dvc repro compare`.")
     return SUMMARY.read_text(encoding="utf-8")
 
 
-def refuse_if_blocked(since: float) -> None:
+def state_of_checks() -> tuple[int, int] | None:
+    """By which the data checks are known to be written anew: inode and time, not compared with this host's clock.
+
+    A workspace on a shared volume is stamped by another one.
+    """
+    try:
+        found = CHECKS.stat()
+        return found.st_ino, found.st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def refuse_if_blocked(before: tuple[int, int] | None) -> None:
     """dvc has one exit code for all failures; tell data that were blocked from the rest.
 
     Args:
-        since: seconds of the epoch; checks from before do not count.
+        before: :func:`state_of_checks` before dvc ran; checks from then do not count.
     """
-    if CHECKS.is_file() and CHECKS.stat().st_mtime >= since:
+    if state_of_checks() not in (before, None):
         checks = read_json(CHECKS)
         if checks["verdict"] == "blocked":
             raise DataBlocked(f"The data checks stopped it: {'; '.join(checks['reasons'])}.")

@@ -7,11 +7,10 @@ was measured. Whoever has taken the last of it withdraws it.
 import shutil
 from pathlib import Path
 
-from models.errors import UserError
 from models.storage import write_text
 from pipelines import dvc, promote
 from pipelines.clone import Clone
-from pipelines.programs import output_of
+from pipelines.programs import ProgramFailed, output_of
 
 REF = "refs/tuneline/runs/{run}"
 MEASURED = Path("data/measured")  # on its way between two clones
@@ -44,7 +43,7 @@ def hand_out_measurements(clone: Clone, run: str) -> None:
     """Offer what was measured of champion and challengers, as data of DVC's which no branch names."""
     discard_measurements()
     shutil.copytree(promote.EVIDENCE, MEASURED)  # git ignores where they lie, and DVC wants to write beside them
-    dvc.run("add", "--quiet", str(MEASURED))
+    dvc.ask("add", str(MEASURED))
     hand_out(clone, run)
 
 
@@ -59,8 +58,8 @@ def take_measurements(clone: Clone, run: str) -> None:
         clone.git("fetch", "--quiet", "origin", REF.format(run=run))
         write_text(clone.folder / pointer, clone.git("show", f"FETCH_HEAD:{pointer}") + "\n")
     try:
-        dvc.run("pull" if clone.has_remote else "checkout", "--quiet", "--force", str(pointer))
-    except UserError:
+        dvc.ask("pull" if clone.has_remote else "checkout", "--force", str(pointer))
+    except ProgramFailed:
         clone.refuse_if_away()
         raise
     shutil.copytree(MEASURED, promote.EVIDENCE, dirs_exist_ok=True)

@@ -16,7 +16,7 @@ from models.storage import read_json
 from pipelines import dvc, registry
 from pipelines.check import run_gate
 from pipelines.evidence import CHECKED
-from pipelines.programs import run_module
+from pipelines.programs import ProgramFailed, run_module
 from stages import params
 
 PAGE, FIGURES = Path("reports/drift.html"), Path("reports/drift.json")
@@ -72,7 +72,7 @@ def learnt_from(scratch: Path) -> Path:
         try:
             dvc.ask("get", ".", str(CHECKED), "--rev", registry.versions()[version], "--out", str(out))
             return out
-        except UserError as error:
+        except ProgramFailed as error:
             raise UserError(
                 f"The data of champion {version} are neither in DVC's cache nor remote ({error})."
             ) from None

@@ -1,40 +1,149 @@
 """Start the programs that a job consists of, and end them with it."""
 
 import os
-import re
+import pty
 import signal
 import subprocess
 import sys
+import tempfile
+import termios
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import psutil
 
+from models import credentials
+from models.credentials import mask_credentials
+from models.environment import QUIET, program_environment
 from models.errors import UserError
+from pipelines import watchdog
 
-QUIET = {"DVC_NO_ANALYTICS": "1", "ITERATIVE_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1"}
+NETWORK = frozenset({"clone", "fetch", "ls-remote", "pull", "push"})  # git's subcommands that wait for a server
+CONNECTING = 30  # seconds for a server to begin SSH
+SSH = "ssh -o BatchMode=yes -o ConnectTimeout={seconds} -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+DRAINING = 2.0  # seconds for what a program printed last; what it left behind may hold its output for longer
+LEAVING = 5.0  # seconds for a program to end once it is told to
 
 
-def run_module(name: str, *arguments: str, patience: float | None = None, files: Sequence[int] = ()) -> int:
-    """Run ``python -m name`` with this interpreter, its output going to the terminal; gives its exit code.
+class RemoteAway(UserError):
+    """DVC's remote or the repository does not take what it is sent, or does not give what it has; it may later."""
+
+
+class ProgramFailed(UserError):
+    """A program ended with another exit code than 0.
+
+    Attributes:
+        output: all that it printed; the message has its reason alone.
+    """
+
+    def __init__(self, message: str, output: str):
+        super().__init__(message)
+        self.output = mask_credentials(output)
+
+
+def run_module(
+    name: str,
+    *arguments: str,
+    patience: float | None = None,
+    files: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+    needs_network: bool = False,
+) -> int:
+    """Run ``python -m name`` with this interpreter; gives its exit code. Its output goes to the terminal, masked.
 
     It gets a process group of its own, and whatever ends this process, but for SIGKILL, ends that whole
-    group: a program killed alone would leave what it started running.
+    group: a program killed alone would leave what it started running. It gets no input: nobody may be there to ask.
 
     Args:
         patience: seconds that the group may take to end when it is told to; None for as long as that takes.
         files: open files that it gets, such as locks that are to be held for as long as it lives.
+        environment: instead of this process's.
+        needs_network: end it if it makes no progress while it runs no other program.
+
+    Raises:
+        RemoteAway: it made no progress.
     """
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    if environment is None:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        environment = {**os.environ, **QUIET, "PATH": path}
     command = [sys.executable, "-m", name, *arguments]
-    environment = {**os.environ, **QUIET, "PATH": path}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=files)
+    with masked_output() as outputs:
+        process = _start(command, env=environment, pass_fds=files, **outputs)
+        guard = watchdog.Watchdog(process.pid, waits_for_children=True) if needs_network else None
+        return _wait(process, _name_of(command), patience, guard)
+
+
+def output_of(*command: str, **environment: str) -> str:
+    """Run git or DVC to its end, with this besides in its environment; gives what it wrote, without blanks around.
+
+    Raises:
+        RemoteAway: it waited for a server that does not answer.
+        ProgramFailed: it failed; with what it said was rejected, fatal or an error, or its last line.
+        UserError: it is not there.
+    """
+    is_dvc = command[:3] == (sys.executable, "-m", "dvc")
+    is_transfer = not is_dvc and not NETWORK.isdisjoint(command)
+    whole = program_environment(**(_ssh_of(command) if is_transfer else {}), **environment)
+    # Files and no pipes: what a program leaves behind, such as the master of SSH connections, would hold a pipe open.
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        process = _start(command, env=whole, stdout=out, stderr=errors)
+        guard = None
+        if is_dvc:
+            guard = watchdog.Watchdog(process.pid, waits_for_children=True)
+        elif is_transfer:
+            guard = watchdog.Watchdog(process.pid, longest=watchdog.LONGEST)
+        code = _wait(process, _name_of(command), LEAVING, guard)
+        written, said = (_text_of(file).strip() for file in (out, errors))
+    if code != 0:
+        raise ProgramFailed(f"`{_name_of(command)}` failed: {reason_in(said or written)}", f"{said}\n{written}")
+    return written
+
+
+def reason_in(output: str) -> str:
+    """The line of git's or DVC's output that says why it failed: neither ends with it."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
+    for mark in ("rejected]", "fatal: ", "ERROR: ", "is not a git command"):
+        for number, line in enumerate(lines):
+            if mark in line:
+                return " ".join(lines[number : number + 2]) if line.endswith(":") else line
+    return lines[-1]
+
+
+def _start(command: Sequence[str], **options) -> subprocess.Popen:
+    """Start a program in a session of its own: without a terminal, there is none that it could ask.
+
+    Raises:
+        UserError: it is not there, or cannot be started so.
+    """
+    try:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+    except FileNotFoundError:
+        raise UserError(f"`{command[0]}` is not installed here.") from None
+    except OSError as error:
+        raise UserError(f"`{command[0]}` cannot be run here ({error.strerror}).") from None
+    except ValueError as error:  # such as a revision with a character that no argument can hold
+        raise UserError(f"`{_name_of(command)}` cannot be run with such arguments ({error}).") from None
+
+
+def _wait(process: subprocess.Popen, name: str, patience: float | None, guard: watchdog.Watchdog | None) -> int:
+    """Wait until a program has ended; gives its exit code. However this ends, the program's group ends with it.
+
+    Raises:
+        RemoteAway: it makes no progress, or takes too long.
+    """
     try:
         with terminable():
-            return process.wait()
+            while True:
+                try:
+                    return process.wait(guard and watchdog.LOOK)
+                except subprocess.TimeoutExpired:
+                    complaint = guard.look()
+                if complaint:
+                    patience = LEAVING
+                    raise RemoteAway(f"`{name}` {complaint}: what it waits for does not answer.")
     finally:
         if process.poll() is None:
             _end(process, patience)
@@ -49,26 +158,74 @@ def _end(process: subprocess.Popen, patience: float | None) -> None:
         process.wait()
 
 
-def output_of(*command: str, **environment: str) -> str:
-    """Run a program to its end, with this besides in its environment; gives what it wrote, without blanks around.
+def _name_of(command: Sequence[str]) -> str:
+    """A command's first words, as messages name it."""
+    return " ".join(command[2:5] if command[:2] == (sys.executable, "-m") else command[:3])
 
-    Raises:
-        UserError: it is not there, or failed; with what it said was rejected or fatal, or its last line.
-    """
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+def _text_of(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "replace")
+
+
+def _ssh_of(command: Sequence[str]) -> dict[str, str]:
+    """How git is to call SSH for this command: without questions, and not for ever, unless its user says how."""
+    if "GIT_SSH_COMMAND" in os.environ or "GIT_SSH" in os.environ:
+        return {}
+    place = command[1:3] if command[1:2] == ("-C",) else ()
     try:
-        run = subprocess.run(
-            command, env={**os.environ, **QUIET, "PATH": path, **environment}, capture_output=True, text=True
-        )
-    except FileNotFoundError:
-        raise UserError(f"`{command[0]}` is not installed here.") from None
-    if run.returncode != 0:
-        lines = (run.stderr.strip() or run.stdout.strip() or "no output").splitlines()
-        said = next((line.strip() for mark in ("rejected]", "fatal: ") for line in lines if mark in line), lines[-1])
-        name = command[2:5] if command[:2] == (sys.executable, "-m") else command[:3]
-        whole = f"`{' '.join(name)}` failed: {said}"
-        raise UserError(re.sub(r"://[^/@\s]+@", "://", whole))  # without a password, or a token in its place
-    return run.stdout.strip()
+        is_set = bool(output_of(command[0], *place, "config", "core.sshCommand"))
+    except ProgramFailed:  # it has no such setting
+        is_set = False
+    return {} if is_set else {"GIT_SSH_COMMAND": SSH.format(seconds=CONNECTING)}
+
+
+@contextmanager
+def masked_output() -> Iterator[dict[str, int]]:
+    """Standard output and error for a program, whose lines reach this process's own without credentials.
+
+    A process of its own copies them. It goes on for as long as something writes, whatever becomes of this one, and
+    has nothing of this one's environment, by which :func:`end_leftovers` would take it for a run's.
+    """
+    targets = (1,) if _is_same(1, 2) else (1, 2)
+    sources, outputs = zip(*map(_channel, targets), strict=True)
+    pairs = [f"{source}:{target}" for source, target in zip(sources, targets, strict=True)]
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+            stream.flush()
+    copying = None
+    try:
+        try:
+            copying = _start([sys.executable, "-I", "-S", credentials.__file__, *pairs], env={}, pass_fds=sources)
+        finally:
+            for source in sources:
+                os.close(source)
+        yield {"stdout": outputs[0], "stderr": outputs[-1]}
+    finally:
+        for output in outputs:
+            os.close(output)
+        if copying is not None:
+            with suppress(subprocess.TimeoutExpired):  # something else still writes
+                copying.wait(DRAINING)
+
+
+def _is_same(first: int, second: int) -> bool:
+    """Whether two open files are one, whose lines keep their order only if one channel carries them."""
+    with suppress(OSError):
+        return os.path.sameopenfile(first, second)
+    return False
+
+
+def _channel(target: int) -> tuple[int, int]:
+    """Two ends to read from and to write to: a terminal as wide as the target if that is one, else a pipe."""
+    if not os.isatty(target):
+        return os.pipe()
+    source, output = pty.openpty()
+    attributes = termios.tcgetattr(output)
+    attributes[1] &= ~termios.OPOST  # the target ends lines as terminals do
+    termios.tcsetattr(output, termios.TCSANOW, attributes)
+    termios.tcsetwinsize(output, termios.tcgetwinsize(target))
+    return source, output
 
 
 def feed(text: str, seconds: float, *command: str) -> None:

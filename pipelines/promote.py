@@ -162,9 +162,12 @@ def metrics_version(predictions: Path) -> int | None:
 
 def asked_of(name: str) -> dict:
     """What the evaluation of an adapter depended on but for the adapter, as dvc.lock has it: data, code, settings."""
-    stage = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"][f"evaluate@{name}"]
-    deps = {each["path"]: each.get("md5") for each in stage["deps"] if each["path"] != str(WEIGHTS / name)}
-    return {"deps": deps, "params": stage.get("params")}
+    try:
+        stage = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"][f"evaluate@{name}"]
+        deps = {dep["path"]: dep.get("md5") for dep in stage["deps"] if dep["path"] != str(WEIGHTS / name)}
+        return {"deps": deps, "params": stage.get("params")}
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{LOCK} does not say what {name} was evaluated on; run `dvc repro evaluate@{name}`.") from None
 
 
 def times_key(champion: Path | None, challenger: Path) -> Path:

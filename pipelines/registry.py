@@ -9,14 +9,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from models.checkpoints import alone
 from models.errors import UserError
 from models.storage import read_json, write_json, writing_folder
 from pipelines import dvc
-from pipelines.programs import end_leftovers, output_of
+from pipelines.programs import ProgramFailed, end_leftovers, output_of
 
 ARTIFACT, STAGE = "champion", "live"
 FOLDER = Path("models/champion")
@@ -90,6 +90,7 @@ def champion() -> Path | None:
     """The champion's folder with the files that its pointer names, or None where this branch has no pointer.
 
     Raises:
+        RemoteAway: DVC's remote does not answer.
         UserError: DVC has them neither in its cache nor in a remote.
     """
     if not POINTER.is_file():
@@ -101,9 +102,9 @@ def champion() -> Path | None:
 def _materialize() -> None:
     for command in (("checkout",), ("pull",)):  # the cache, then a remote
         try:
-            dvc.ask(*command, "--quiet", "--force", str(POINTER))
+            dvc.ask(*command, "--force", str(POINTER))
             return
-        except UserError as error:
+        except ProgramFailed as error:
             reason = error
     raise UserError(f"The champion's files are neither in DVC's cache nor in a remote ({reason}).")
 
@@ -131,8 +132,7 @@ def held() -> Iterator[None]:
 
 def mend() -> None:
     """End a change whose process was killed: what it had not committed is put back, else its tags are set."""
-    if JOURNAL.is_file():
-        begun = read_json(JOURNAL)
+    if begun := _begun():
         if _is_here(begun) and output_of("git", "rev-list", f"{begun['head']}..HEAD", "--", str(POINTER)):
             _tag(begun["version"], begun["message"])
         else:
@@ -140,6 +140,19 @@ def mend() -> None:
         JOURNAL.unlink()
     elif output_of("git", "diff", "--name-only", "--diff-filter=AM", "HEAD", "--", str(POINTER)):
         _put_back(())  # only a promotion writes it, and commits what it writes
+
+
+def _begun() -> dict | None:
+    """What the journal says was begun; None if there is no journal. A damaged one is removed, and says nothing."""
+    if not JOURNAL.is_file():
+        return None
+    with suppress(UserError, KeyError, TypeError, AttributeError):
+        begun = read_json(JOURNAL)
+        texts = [begun.get(key) for key in ("head", "branch", "version", "message")]
+        if all(isinstance(text, str) for text in (*texts, *begun["reports"])):
+            return begun
+    JOURNAL.unlink()
+    return None
 
 
 def _is_here(begun: dict) -> bool:
@@ -151,7 +164,7 @@ def _is_here(begun: dict) -> bool:
     try:
         output_of("git", "merge-base", "--is-ancestor", begun["head"], "HEAD")
         return True
-    except UserError:
+    except ProgramFailed:
         if begun["branch"] != output_of("git", "branch", "--show-current") and output_of(
             "git", "for-each-ref", f"refs/heads/{begun['branch']}"
         ):
@@ -174,7 +187,7 @@ def register(
     with _all_or_nothing(version, message, reports):
         with writing_folder(FOLDER) as temporary:
             shutil.copytree(adapter, temporary, dirs_exist_ok=True)
-        dvc.ask("add", "--quiet", str(FOLDER))
+        dvc.ask("add", str(FOLDER))
         write_reports()
         commit((POINTER, IGNORED, *reports), message)
     return version
@@ -245,5 +258,5 @@ def publish() -> bool:
     """Push the champion to DVC's remote, if there is one; gives whether there is."""
     if not dvc.settings(Path())["remote"]:
         return False
-    dvc.run("push", "--quiet", str(POINTER))
+    dvc.ask("push", str(POINTER))
     return True

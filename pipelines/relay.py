@@ -18,8 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from models import checkpoints
+from models.errors import UserError
 from models.storage import writing_folder
-from pipelines.clone import Clone, RemoteAway
+from pipelines import dvc, watchdog
+from pipelines.clone import DVC_FINAL, Clone, RemoteAway
 
 FOLDER = ("tuneline", "checkpoints")
 LOCAL = Path("models/checkpoints")
@@ -37,11 +39,13 @@ class Relay:
 
     def __init__(self, clone: Clone, run: str):
         # DVC's own file systems: they know the remote's address and keys. Imported here, since this takes a second.
-        from dvc.config import Config
         from dvc.fs import get_cloud_fs
 
-        config = Config(dvc_dir=str(clone.folder / ".dvc"))
+        config = dvc.settings(clone.folder)
+        if not config["core"].get("remote"):
+            raise UserError(f"{clone.address} has no default among its DVC remotes; `dvc remote default` one.")
         kind, settings, root = get_cloud_fs(config, name=config["core"]["remote"])
+        self.is_given_up = False
         self.files, self.local = kind(**settings), clone.folder / LOCAL
         self.root, self.folder = root, self.files.join(root, *FOLDER, run)
 
@@ -98,6 +102,8 @@ class Relay:
         return False
 
     def _get(self, name: str, target: Path) -> None:
+        if self.is_given_up:
+            raise _NotWhole
         target.parent.mkdir(parents=True, exist_ok=True)
         self.files.get_file(self.files.join(self.folder, name), str(target))
 
@@ -121,6 +127,42 @@ class Relay:
         if not self.files.exists(self.folder):
             return []
         return ["/".join(self.files.relparts(path, self.folder)) for path in self.files.find(self.folder)]
+
+    def unless_silent(self, job: Callable[[], None]) -> None:
+        """Do something with the remote, for as long as something arrives here.
+
+        Raises:
+            TimeoutError: nothing has for so long that nothing is expected any more.
+        """
+        failures: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                job()
+            except BaseException as error:
+                failures.append(error)
+
+        # A thread of its own knows of no run; this one's context tells it.
+        worker = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+        worker.start()
+        size, since = self._size_here(), time.monotonic()
+        while worker.is_alive():
+            worker.join(LOOKS)
+            before, size = size, self._size_here()
+            since = since if size == before else time.monotonic()
+            if worker.is_alive() and time.monotonic() - since >= watchdog.SILENCE:
+                self.is_given_up = True  # it may be answered later, when the training has begun
+                raise TimeoutError
+        if failures:
+            raise failures[0]
+
+    def _size_here(self) -> int:
+        """Bytes of all checkpoints here, those that are on their way too."""
+        sizes = 0
+        for path in self.local.rglob("*"):
+            with suppress(OSError):  # it is renamed
+                sizes += path.stat().st_size
+        return sizes
 
 
 class _NotWhole(Exception):
@@ -151,14 +193,20 @@ def take(clone: Clone, run: str) -> None:
 
     Raises:
         RemoteAway: the remote does not give it; to train all of it once more would be dear.
+        UserError: there is no remote that could be used.
     """
     if not travels(clone):
         return
     try:
-        Relay(clone, run).take()
+        relay = Relay(clone, run)
+        relay.unless_silent(relay.take)
+    except UserError:
+        raise
     except NotImplementedError:  # a remote that cannot list what it has, such as one by HTTP
         print("DVC's remote cannot list files; checkpoints stay on their hosts · 该远端不能列出文件，检查点留在本机")
     except Exception as error:
+        if DVC_FINAL.search(str(error)):
+            raise UserError(f"DVC's remote cannot be used ({error}); see `dvc remote list`.") from None
         raise RemoteAway(f"DVC's remote does not give the run's checkpoint ({type(error).__name__}).") from None
 
 
@@ -166,7 +214,8 @@ def withdraw(clone: Clone, run: str) -> None:
     """Remove what was copied, once a run has ended."""
     with _nothing_ends_here("removed"):
         if travels(clone):
-            Relay(clone, run).withdraw()
+            relay = Relay(clone, run)
+            relay.unless_silent(relay.withdraw)
 
 
 @contextmanager

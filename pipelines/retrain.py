@@ -8,7 +8,6 @@ those do to whom it hands out is in :mod:`pipelines.trainer`.
 import itertools
 import os
 import re
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from models.errors import UserError
 from models.storage import read_json, sha256_of
 from pipelines import dvc, evidence, handover, promote, registry, relay
 from pipelines.clone import Clone, left_of, open_clone
-from pipelines.finetune import refuse_if_blocked
-from pipelines.programs import output_of
+from pipelines.finetune import refuse_if_blocked, state_of_checks
+from pipelines.programs import ProgramFailed, RemoteAway, output_of
 from stages import params
 
 BRANCH = "tuneline/retrained"
@@ -69,7 +68,7 @@ def merge(revision: str) -> None:
     """Take in another line of commits; what both made, such as dvc.lock, is theirs until DVC has run."""
     try:
         output_of("git", "merge", "--quiet", "--no-edit", "-X", "theirs", revision)
-    except UserError as error:
+    except ProgramFailed as error:
         output_of("git", "merge", "--abort")
         raise UserError(f"{revision} and {BRANCH} cannot be merged ({error}); merge them by hand and push.") from None
 
@@ -78,7 +77,7 @@ def nothing_changed() -> bool:
     """Whether `dvc repro` would make nothing new. Data that are not checked out are no change."""
     try:
         planned = dvc.ask("repro", "--dry", "--allow-missing")
-    except UserError:  # a stage whose inputs are still to be made
+    except ProgramFailed:  # a stage whose inputs are still to be made
         return False
     would_run = set(re.findall(r"Running stage '([^']+)'", planned))
     # It reads whole folders, which differ while what lies in them is not checked out.
@@ -89,7 +88,7 @@ def brought_anything() -> bool:
     """Whether the revision has what earlier retrainings had not."""
     try:
         return bool(output_of("git", "diff", "--name-only", f"origin/{BRANCH}", "HEAD"))
-    except UserError:  # there was no retraining yet
+    except ProgramFailed:  # there was no retraining yet
         return True
 
 
@@ -103,11 +102,13 @@ def prepare(clone: Clone) -> None:
     """
     params.load()  # a slip of the pen is told before anything runs
     clone.take_data(*PREPARED)
-    started = time.time()
+    before = state_of_checks()
     try:
         dvc.run("repro", *clone.pull, *PREPARED)
+    except RemoteAway:
+        raise
     except UserError:
-        refuse_if_blocked(started)
+        refuse_if_blocked(before)
         clone.refuse_if_away()
         raise
 
@@ -120,7 +121,7 @@ def pending() -> list[str]:
 def _would_run(name: str) -> bool:
     try:
         return "Running stage" in dvc.ask("repro", "--single-item", "--dry", "--allow-missing", *stages_of(name))
-    except UserError:  # what it evaluates is not there yet
+    except ProgramFailed:  # what it evaluates is not there yet
         return True
 
 
@@ -155,7 +156,7 @@ def publish(clone: Clone, run: str) -> bool:
     with clone.needing_origin():
         try:
             output_of("git", "push", "--quiet", "--atomic", "origin", BRANCH, *tags)
-        except UserError:
+        except ProgramFailed:
             if others_came_first():
                 return False
             raise

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from models.errors import UserError
 from pipelines import dvc, relay
 from pipelines.clone import Clone
-from pipelines.programs import output_of
+from pipelines.programs import ProgramFailed, RemoteAway, output_of
 from pipelines.retrain import stages_of
 from stages import params
 
@@ -83,9 +83,9 @@ def attempt(clone: Clone, run: str, adapter: str, point: Point) -> None:
         return  # a run that died after it
     try:
         with relay.following(clone, run, adapter):
-            dvc.tell(
-                "exp", "run", "--quiet", "--name", name, *changes, "--single-item", *clone.pull, *stages_of(adapter)
-            )
+            dvc.tell("exp", "run", "--name", name, *changes, "--single-item", *clone.pull, *stages_of(adapter))
+    except RemoteAway:
+        raise
     except UserError:
         clone.refuse_if_away()
         raise
@@ -100,8 +100,8 @@ def give_back(clone: Clone, run: str, adapter: str, point: Point) -> None:
     cache = () if clone.has_remote else ("--no-cache",)
     try:
         with clone.needing_origin():
-            dvc.run("exp", "push", "--quiet", "--force", *cache, "origin", name_of(adapter, point))
-    except UserError:
+            dvc.ask("exp", "push", "--force", *cache, "origin", name_of(adapter, point))
+    except ProgramFailed:
         clone.refuse_if_away()
         raise
     clone.push_data(*(() if clone.shares_cache else ("--run-cache",)))
@@ -121,7 +121,23 @@ def fetch(clone: Clone, adapter: str, points: Sequence[Point], ref: str) -> dict
         spaces = f"refs/exps/{commit[:2]}/{commit[2:]}"
         clone.git("fetch", "--quiet", "origin", *(f"+{spaces}/{name}:{spaces}/{name}" for name in names))
     metrics = f"reports/metrics/{adapter}.json"
-    return {name: json.loads(output_of("git", "show", f"{spaces}/{name}:{metrics}")) for name in names}
+    return {name: _figures_in(f"{spaces}/{name}:{metrics}") for name in names}
+
+
+def _figures_in(file: str) -> dict:
+    """The figures of an experiment.
+
+    Args:
+        file: as git calls it, with its revision.
+
+    Raises:
+        UserError: they are none.
+    """
+    try:
+        found = json.loads(output_of("git", "show", file))
+        return found | {"loss": float(found["loss"])}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} holds no figures of an experiment; remove it with `dvc exp remove`.") from None
 
 
 def table() -> str:

@@ -9,6 +9,7 @@ import torch
 from dvclive import Live
 
 from models import adapters, base, precision, training
+from models.environment import program_environment
 from models.errors import UserError
 from models.prompt import PROMPT_VERSION
 from models.training import devices
@@ -124,12 +125,13 @@ def code_commit() -> str | None:
     """The git commit that last changed the code of models and stages, with ``+`` if it was changed since."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments, "--", *CODE], capture_output=True, text=True).stdout.strip()
+        command = ["git", *arguments, "--", *CODE]
+        return subprocess.run(command, env=program_environment(), capture_output=True, text=True).stdout.strip()
 
     try:
         commit = git("log", "-1", "--format=%H")
         return commit + ("+" if git("status", "--porcelain") else "") if commit else None
-    except FileNotFoundError:
+    except OSError:  # there is no git that could be run
         return None
 
 

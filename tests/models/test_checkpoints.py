@@ -171,6 +171,18 @@ def test_a_checkpoint_that_was_damaged_later_gives_way_to_the_one_before(tmp_pat
     assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-5"
 
 
+@pytest.mark.parametrize(
+    "progress", ["[]", "3", "{}", '{"sizes": []}', '{"sizes": {"a": "x"}}', '{"sizes": 3}', '{"sizes": {"\\u0000": 1}}']
+)
+def test_a_checkpoint_that_says_nonsense_of_itself_counts_as_none(tmp_path, progress):
+    for name in ("checkpoint-5", "checkpoint-x", "checkpoint-"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("whole")
+    (tmp_path / "checkpoint-5/progress.json").write_text(progress)
+    (tmp_path / "checkpoint-x/progress.json").write_text('{"sizes": {}}')
+    assert checkpoints.whole(tmp_path) == []
+
+
 def test_other_inputs_start_anew_and_other_adapters_are_left_alone(tmp_path):
     first, other, second = (tmp_path / name for name in ("lora.aaaa", "lora_wide.aaaa", "lora.bbbb"))
     for folder in (first, other, first):

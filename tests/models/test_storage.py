@@ -1,12 +1,18 @@
+import errno
+import fcntl
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from given import ROOT
 
+from models import storage
 from models.errors import UserError
 from models.storage import read_json, read_jsonl, sha256_of_json, write_json, write_jsonl, writing, writing_folder
 
@@ -76,3 +82,210 @@ def test_bytes_that_are_no_utf8_are_one_sentence(tmp_path):
 
 def test_the_hash_of_a_value_ignores_the_order_of_keys():
     assert sha256_of_json({"a": 1, "b": "\ud800"}) == sha256_of_json({"b": "\ud800", "a": 1})
+
+
+# Volumes that hosts share, and kills at every step -------------------------------------------------
+
+
+@pytest.fixture(params=["exchange", "two steps"])
+def way(request, monkeypatch):
+    """How a folder takes the place of another: as the file system can."""
+    if request.param == "two steps":
+        monkeypatch.setattr(storage, "_exchange", lambda *_: False)
+    elif not can_exchange():
+        pytest.skip("this system cannot exchange two folders in one step")
+    return request.param
+
+
+def can_exchange() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in "ab":
+            Path(folder, name).mkdir()
+        return storage._exchange(Path(folder, "a"), Path(folder, "b"))
+
+
+def killed_before(step: int, work) -> bool:
+    """Let a process work and kill itself before the step of this number that changes files; gives whether it was."""
+    events = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "fcntl.flock", "os.listdir"}
+    child = os.fork()
+    if child == 0:
+        steps = itertools.count()
+
+        def kill(event: str, arguments) -> None:
+            if event in events and next(steps) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill)
+        work()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def fill(path: Path, content: str) -> None:
+    with writing_folder(path) as folder:
+        (folder / "one").write_text(content)
+        (folder / "two").write_text(content)
+
+
+def content_of(path: Path) -> set[str]:
+    return {f"{file.name} {file.read_text()}" for file in path.iterdir()}
+
+
+def test_a_folder_is_the_old_or_the_new_one_wherever_its_writer_is_killed(tmp_path, way):
+    path, step, seen = tmp_path / "folder", 0, set()
+    old, new, last = ({f"one {content}", f"two {content}"} for content in ("old", "new", "last"))
+    while True:
+        fill(path, "old")
+        was_killed = killed_before(step, lambda: fill(path, "new"))
+        if way == "exchange":
+            assert content_of(path) in (old, new)  # at once
+        write_json(tmp_path / "beside.json", {})  # whoever writes there next
+        assert content_of(path) in (old, new)
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["beside.json", "folder"]
+        seen.add(frozenset(content_of(path)))
+        if not was_killed:
+            break
+        step += 1
+    assert step > 10
+    assert seen == {frozenset(old), frozenset(new)}
+    fill(path, "last")
+    assert content_of(path) == last
+
+
+def test_a_former_folder_gives_way_to_one_that_was_made_since(tmp_path, monkeypatch):
+    token = "0" * 16
+    for name in (f".a.{token}.former.tmp", f".a.{token}.tmp", f".b.{token}.former.tmp", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "is").write_text(name)
+    (tmp_path / f".{token}.lock.tmp").touch()
+    storage.clear_after_killed(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b"]
+    assert (tmp_path / "a/is").read_text() == "a"
+    assert (tmp_path / "b/is").read_text() == f".b.{token}.former.tmp"
+
+
+def test_a_replacement_that_fails_half_way_leaves_the_former_folder(tmp_path, monkeypatch):
+    fill(tmp_path / "a", "old")
+    monkeypatch.setattr(storage, "_exchange", lambda *_: False)
+    replace = Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        if target.name == "a" and "former" not in self.name:
+            raise OSError("stale file handle")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="stale"):
+        fill(tmp_path / "a", "new")
+    assert content_of(tmp_path / "a") == {"one old", "two old"}
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+OTHER_HOST = """
+import os, sys, time
+from pathlib import Path
+os.getpid = lambda: {pid}
+from models.storage import writing, writing_folder
+with writing_folder(Path({folder!r}, "folder")) as folder, writing(Path({folder!r}, "file")) as file:
+    (folder / "a").write_text("other")
+    file.write_text("other")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_process_of_the_same_number_on_another_host_keeps_what_it_writes(tmp_path):
+    """In a namespace of processes of its own where that may be made, as in another container: there it is process 1."""
+    unshare = ["unshare", "--pid", "--uts", "--fork"]
+    own = unshare if subprocess.run([*unshare, "true"], capture_output=True).returncode == 0 else []
+    code = OTHER_HOST.format(pid=os.getpid(), folder=str(tmp_path))
+    other = subprocess.Popen(
+        [*own, sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "writing\n"
+    before = {path.name for path in tmp_path.iterdir()}
+    fill(tmp_path / "folder", "ours")
+    write_json(tmp_path / "file", {"by": "us"})
+    assert before <= {path.name for path in tmp_path.iterdir()}
+    assert read_json(tmp_path / "file") == {"by": "us"}
+    other.communicate("", timeout=20)
+    assert (tmp_path / "folder/a").read_text() == (tmp_path / "file").read_text() == "other"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_where_no_locks_are_known_nothing_is_cleared_away_and_all_else_works(tmp_path, monkeypatch):
+    fill(tmp_path / "a", "old")
+    assert killed_before(8, lambda: fill(tmp_path / "a", "new"))
+    left = {path.name for path in tmp_path.iterdir()} - {"a"}
+    assert left
+
+    def refuses(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    fill(tmp_path / "a", "newer")
+    assert content_of(tmp_path / "a") == {"one newer", "two newer"}
+    assert {path.name for path in tmp_path.iterdir()} - {"a"} == left
+
+
+def test_a_lock_that_another_took_for_a_killed_one_s_is_not_used(tmp_path, monkeypatch):
+    taken, flock = [], fcntl.flock
+
+    def clears(lock, how):
+        if not taken:
+            taken.append(1)
+            storage.clear_after_killed(tmp_path)  # between making the lock and holding it
+        return flock(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", clears)
+    with writing(tmp_path / "a") as temporary:
+        assert len([path for path in tmp_path.iterdir() if path.name.endswith(".lock.tmp")]) == 1
+        storage.clear_after_killed(tmp_path)
+        temporary.write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_others_named_so_is_left_alone(tmp_path):
+    names = {".a.tmp", ".a.17.tmp", "a.0123456789abcdef.tmp", ".lock.tmp", ".a.0123456789ABCDEF.tmp"}
+    for name in names:
+        (tmp_path / name).touch()
+    write_json(tmp_path / "b", {})
+    assert {path.name for path in tmp_path.iterdir()} == names | {"b"}
+
+
+def test_a_file_may_give_way_to_a_folder_and_a_link_stays_none(tmp_path, way):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to("target")
+    for name in ("file", "link"):
+        fill(tmp_path / name, "new")
+        assert content_of(tmp_path / name) == {"one new", "two new"}
+    assert list((tmp_path / "target").iterdir()) == []
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_folder_is_removed_in_which_others_still_write(tmp_path):
+    fill(tmp_path / "a", "x")
+    storage.remove_folder(tmp_path / "a")
+    storage.remove_folder(tmp_path / "a")
+    assert not any(tmp_path.iterdir())
+    for step in itertools.count():
+        fill(tmp_path / "a", "x")
+        was_killed = killed_before(step, lambda: storage.remove_folder(tmp_path / "a"))
+        write_json(tmp_path / "b", {})
+        assert {path.name for path in tmp_path.iterdir()} <= {"a", "b"}
+        if not was_killed:
+            break
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_age_is_told_by_the_clock_of_the_volume(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # this host's clock
+    (tmp_path / "a").mkdir()
+    changed = (tmp_path / "a").stat().st_mtime
+    for age in (0.0, 5000.0, -5000.0):
+        os.utime(tmp_path / "a", (changed - age, changed - age))
+        assert storage.seconds_since_change(tmp_path / "a") == pytest.approx(max(age, 0.0), abs=20)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    with pytest.raises(FileNotFoundError):
+        storage.seconds_since_change(tmp_path / "gone")

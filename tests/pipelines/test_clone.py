@@ -1,6 +1,7 @@
 """Clones of runs, of real repositories with DVC in them."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import time
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from given import ROOT
 
 from models.errors import UserError
 from pipelines import dvc, handover, registry, retrain, trainer
-from pipelines.clone import Clone, RemoteAway, left_of, open_clone, repository
-from pipelines.programs import output_of
+from pipelines.clone import Clone, RemoteAway, clones, left_of, open_clone, repository
+from pipelines.programs import ProgramFailed, output_of
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -101,6 +103,70 @@ def test_a_clone_that_was_removed_by_half_is_removed_and_hinders_nobody(origin, 
     assert left_of("run") is None
 
 
+def damage(folder: Path, how: str) -> None:
+    """Leave of a clone what a half-made or half-removed one has."""
+    if how == "empty":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    elif how == "a file":
+        shutil.rmtree(folder)
+        folder.write_text("x")
+    elif how in (".git", ".dvc"):
+        shutil.rmtree(folder / how)
+    else:
+        (folder / ".git" / how).write_text("")
+
+
+def test_a_half_made_clone_is_made_anew_and_the_repository_above_it_is_left_alone(origin, monkeypatch):
+    monkeypatch.setenv("TUNELINE_HOME", str(origin / "home"))  # git looks above a folder that is no repository
+    for how in ("empty", "a file", ".git", ".dvc", "HEAD"):
+        damage(open_clone("run", "HEAD").folder, how)
+        again = open_clone("run", "HEAD")
+        assert (again.folder / "a").read_text() == "1"
+        assert again.git("rev-parse", "--show-toplevel") == str(again.folder)
+        assert [path.name for path in (origin / "home/runs").iterdir()] == ["run"]
+    damage(again.folder, "HEAD")
+    assert again.setting("remote.origin.url") is None  # that of the repository above is another's
+    retrain.abandon("run")
+    assert left_of("run") is None
+
+
+def test_a_clone_that_is_somebody_else_s_is_not_thrown_away_and_a_repository_is_no_option(origin, tmp_path):
+    with pytest.raises(UserError):
+        open_clone("run", "HEAD", f"--upload-pack=touch {tmp_path}/called")
+    assert not (tmp_path / "called").exists()
+    clone = open_clone("run", "HEAD")
+    if os.geteuid() != 0:
+        pytest.skip("needs the right to give files away (root)")
+    for folder in (clone.folder, clone.folder / ".git"):
+        os.chown(folder, 12345, 12345)
+    with pytest.raises(UserError, match="dubious ownership"):
+        open_clone("run", "HEAD")
+    assert (clone.folder / "a").exists()
+
+
+def test_whoever_has_no_home_is_told_what_to_set(monkeypatch):
+    monkeypatch.delenv("TUNELINE_HOME", raising=False)
+
+    def has_none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", has_none)
+    with pytest.raises(UserError, match="set TUNELINE_HOME"):
+        clones()
+
+
+def test_the_ages_of_clones_do_not_depend_on_this_host_s_clock(origin, monkeypatch):
+    assert clones() == []
+    clone = open_clone("old", "HEAD")
+    open_clone("new", "HEAD")
+    (clone.folder.parent / ".left.tmp").mkdir()
+    made = clone.folder.stat().st_mtime
+    os.utime(clone.folder, (made - 86_400, made - 86_400))
+    monkeypatch.setattr(time, "time", lambda: made + 10 * 86_400)
+    assert {run: round(age / 86_400) for run, age in clones()} == {"old": 1, "new": 0}
+
+
 def test_a_folder_is_the_same_repository_wherever_it_is_named(origin, monkeypatch):
     monkeypatch.chdir(origin.parent)
     monkeypatch.setenv("TUNELINE_REPOSITORY", "origin")
@@ -177,6 +243,47 @@ def test_a_remote_that_is_away_is_told_from_a_stage_that_fails(origin, tmp_path,
     (tmp_path / "unplugged").rename(store)
     clone.repro("good")
     assert (clone.folder / "good").read_text() == "datadata"
+
+
+@pytest.mark.parametrize(
+    ("said", "is_away"),
+    [
+        ("ERROR: unexpected error - s3 is supported, but requires 'dvc-s3' to be installed", False),
+        ("ERROR: failed to transfer 'a' - 403, message='Forbidden', url='http://host/a'", False),
+        ("ERROR: failed to transfer 'a' - [Errno 28] No space left on device", True),
+        ("ERROR: failed to transfer 'a' - Cannot connect to host host:403", True),
+    ],
+)
+def test_a_remote_is_waited_for_unless_waiting_does_not_mend_it(tmp_path, monkeypatch, said, is_away):
+    def fails(*arguments: str) -> str:
+        raise ProgramFailed("`dvc push` failed: said so", f"{said}\nHaving any troubles?")
+
+    monkeypatch.setattr(Clone, "has_remote", True)
+    monkeypatch.setattr(dvc, "ask", fails)
+    with pytest.raises(UserError, match="said so") as told:
+        Clone(tmp_path, str(tmp_path)).push_data()
+    assert isinstance(told.value, RemoteAway) == is_away
+
+
+def test_what_is_away_is_not_asked_once_more(tmp_path, monkeypatch):
+    """Each question takes as long as the silence that ended the one before."""
+
+    def is_silent(*arguments: str, **more) -> str:
+        raise RemoteAway("made no progress")
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(ROOT / "params.yaml", "params.yaml")
+    for name in ("push_data", "git"):
+        monkeypatch.setattr(Clone, name, lambda *_: pytest.fail("asked once more"))
+    for name in ("tell", "run"):
+        monkeypatch.setattr(dvc, name, is_silent)
+    monkeypatch.setattr(Clone, "has_remote", True)
+    clone = Clone(tmp_path, "ssh://host/x")
+    for what in (clone.repro, lambda: retrain.prepare(clone)):
+        with pytest.raises(RemoteAway, match="made no progress"):
+            what()
+    with pytest.raises(RemoteAway, match="made no progress"), clone.needing_origin():
+        is_silent()
 
 
 def test_a_full_remote_takes_nothing_by_half_and_the_rest_once_there_is_room(origin, tmp_path):

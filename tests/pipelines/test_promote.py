@@ -259,6 +259,23 @@ def test_a_journal_of_a_history_that_is_gone_blocks_nothing(repository):
         assert champion_said() == "first"
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"head": 3}', '{"head": "x", "branch": "y"}', "null", "{"])
+def test_a_damaged_journal_is_as_none(repository, text):
+    interrupted(repository)
+    registry.JOURNAL.write_text(text)
+    with registry.held():
+        assert champion_said() == "first"
+        assert registry.live() == "v1.0.0"
+    assert not registry.JOURNAL.exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "stages: {}", "stages: {evaluate@lora: 3}", "{", "\x00"])
+def test_a_damaged_lock_file_is_one_sentence(repository, text):
+    promote.LOCK.write_text(text)
+    with pytest.raises(UserError, match="run `dvc repro evaluate@lora`"):
+        promote.asked_of("lora")
+
+
 def test_what_an_orphan_wrote_into_the_pointer_is_put_back(repository):
     interrupted(repository)
     registry.JOURNAL.unlink()

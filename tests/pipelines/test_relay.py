@@ -7,7 +7,8 @@ import time
 import pytest
 
 from models import checkpoints
-from pipelines import dvc, relay
+from models.errors import UserError
+from pipelines import dvc, relay, watchdog
 from pipelines.clone import Clone, RemoteAway, open_clone
 from pipelines.programs import output_of
 
@@ -126,6 +127,55 @@ def test_a_remote_that_is_away_when_a_run_begins_is_waited_for(hosts, tmp_path):
         (tmp_path / "unplugged").rename(path)
     relay.take(second, "run")
     assert steps(second) == [40]
+
+
+def test_a_remote_that_never_answers_is_away_and_what_arrives_later_changes_nothing(hosts, tmp_path, monkeypatch):
+    first, second = hosts("first"), hosts("second")
+    write(first, 40, best=30)
+    send(first)
+    monkeypatch.setattr(relay, "LOOKS", 0.05)
+    monkeypatch.setattr(watchdog, "SILENCE", 0.3)
+    answers, get = threading.Event(), relay.Relay._get
+    monkeypatch.setattr(relay.Relay, "_get", lambda *asked: (answers.wait(20), get(*asked)))
+    with pytest.raises(RemoteAway, match="TimeoutError"):
+        relay.take(second, "run")
+    copying = [thread for thread in threading.enumerate() if thread.daemon and "work" in thread.name]
+    answers.set()
+    for thread in copying:
+        thread.join(20)
+    assert not [path for path in (second.folder / relay.LOCAL).rglob("*") if path.is_file()]
+
+
+def test_a_copy_that_makes_progress_is_waited_for(hosts, monkeypatch):
+    first, second = hosts("first"), hosts("second")
+    write(first, 40)
+    send(first)
+    monkeypatch.setattr(relay, "LOOKS", 0.05)
+    monkeypatch.setattr(watchdog, "SILENCE", 0.5)
+    get = relay.Relay._get
+
+    def slowly(self, name, target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for size in range(8):
+            target.write_bytes(bytes(size))
+            time.sleep(0.1)
+        get(self, name, target)
+
+    monkeypatch.setattr(relay.Relay, "_get", slowly)
+    relay.take(second, "run")
+    assert steps(second) == [40]
+
+
+def test_a_remote_that_waiting_does_not_mend_is_refused(hosts, monkeypatch):
+    clone = hosts("first")
+    dvc.ask("--cd", str(clone.folder), "remote", "add", "--force", "store", "s3://bucket")
+    with pytest.raises(UserError, match="cannot be used") as refused:
+        relay.take(clone, "run")
+    assert not isinstance(refused.value, RemoteAway)
+    dvc.ask("--cd", str(clone.folder), "remote", "default", "--unset")
+    with pytest.raises(UserError, match="dvc remote default") as refused:
+        relay.take(clone, "run")
+    assert not isinstance(refused.value, RemoteAway)
 
 
 def test_what_was_copied_by_half_counts_as_nothing(hosts, tmp_path, capsys):
