@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from models import provenance
 from models.errors import UserError, program
 from models.storage import read_json, sha256_of, sha256_of_json, write_json, write_text
 from pipelines import dvc, evidence, registry
@@ -25,7 +26,6 @@ LOCK = Path("dvc.lock")
 EVIDENCE = Path("models/checkpoints/evidence")  # what models must be run for, kept by what it depends on:
 ANSWERS = EVIDENCE / "answers"  # of the champion to the rows of today
 TIMES = EVIDENCE / "times"  # of each pair, so that what was decided once is decided so again
-TIMING = Path("stages/promote/timing.py")
 HASHED = {"weights_sha256": "adapter_model.safetensors", "config_sha256": "adapter_config.json"}  # in a manifest
 NOT_PROMOTED = 3
 
@@ -161,11 +161,12 @@ def metrics_version(predictions: Path) -> int | None:
 
 
 def asked_of(name: str) -> dict:
-    """What the evaluation of an adapter depended on but for the adapter, as dvc.lock has it: data, code, settings."""
+    """What the evaluation of an adapter depended on but for the adapter: data, code and settings as dvc.lock has them,
+    and the versions of the libraries."""
     try:
         stage = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"][f"evaluate@{name}"]
         deps = {dep["path"]: dep.get("md5") for dep in stage["deps"] if dep["path"] != str(WEIGHTS / name)}
-        return {"deps": deps, "params": stage.get("params")}
+        return {"deps": deps, "params": stage.get("params"), "libraries": provenance.library_versions()}
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         raise UserError(f"{LOCK} does not say what {name} was evaluated on; run `dvc repro evaluate@{name}`.") from None
 
@@ -173,8 +174,9 @@ def asked_of(name: str) -> dict:
 def times_key(champion: Path | None, challenger: Path) -> Path:
     """The file for what an answer takes champion and challenger."""
     weights = [folder and weights_of(folder) for folder in (champion, challenger)]
-    inputs = [sha256_of(path) for path in (WEIGHTS / "base/base.json", CHECKED / "receipt.json", TIMING)]
-    return TIMES / f"{sha256_of_json([weights, inputs, params.load().evaluate.max_new_tokens])[:16]}.json"
+    data = [sha256_of(path) for path in (WEIGHTS / "base/base.json", CHECKED / "receipt.json")]
+    code = [provenance.code_sha256("stages.promote.timing"), provenance.library_versions()]
+    return TIMES / f"{sha256_of_json([weights, data, code, params.load().evaluate.max_new_tokens])[:16]}.json"
 
 
 def times_of(champion: Path | None, challenger: Path) -> Path:
