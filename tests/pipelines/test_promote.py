@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from given import ROOT, write_rows
 
-from models import adapters
+from models import adapters, provenance
 from models.errors import UserError
 from models.storage import read_json, read_jsonl, sha256_of, write_json
 from pipelines import dvc, promote, registry
@@ -405,6 +406,22 @@ def test_a_manifest_of_odd_values_is_one_sentence(pair, content):
     (pair[0] / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=r"manifest\.json is"):
         promote.weights_of(pair[0])
+
+
+@pytest.mark.parametrize("name", ["code_sha256", "library_versions"])
+def test_what_was_measured_by_other_code_or_libraries_is_measured_again(pair, monkeypatch, name):
+    champion, challenger = pair
+    write_json(promote.WEIGHTS / "base/base.json", {})
+    write_json(promote.CHECKED / "receipt.json", {})
+    shutil.copyfile(ROOT / "params.yaml", "params.yaml")
+    deps = [{"path": "models/decoding.py", "md5": "0"}]
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"evaluate@lora": {"deps": deps}}}))
+    former = promote.times_key(champion, challenger), promote.asked_of("lora")
+    assert former == (promote.times_key(champion, challenger), promote.asked_of("lora"))
+    monkeypatch.setattr(provenance, name, lambda *_: "other")
+    assert promote.times_key(champion, challenger) != former[0]
+    if name == "library_versions":  # DVC knows the code that the answers depended on
+        assert promote.asked_of("lora") != former[1]
 
 
 def test_stray_tags_are_passed_over(repository):
