@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from models.answering import Answer, answer_all
@@ -15,8 +16,19 @@ from models.sample import Message
 log = logging.getLogger("tuneline.evaluate")
 
 
+class _Entry(BaseModel):
+    """A line of kept answers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    key: str
+    text: str
+    tokens: int
+    seconds: float
+
+
 class Kept:
-    """A file of answers by key, one JSON a line; a line that was cut off by a kill is asked again.
+    """A file of answers by key, one JSON a line; an answer whose line a kill cut off is asked for again.
 
     Args:
         path: named after everything that answers depend on. What lies beside it of the same model is removed.
@@ -28,18 +40,24 @@ class Kept:
         for other in path.parent.glob(f"{path.name.split('.')[0]}.*"):
             if other != path:
                 other.unlink()
-        self.answers: dict[str, Answer] = dict(self._whole_lines())
+        self.answers = self._read()
         if self.answers:
             log.info("evaluate: going on behind %d answers that are there already", len(self.answers))
 
-    def _whole_lines(self):
+    def _read(self) -> dict[str, Answer]:
+        """Answers by key, from the lines that hold one; a line that a kill or a disk has damaged is left out."""
         if not self.path.exists():
-            return
-        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-        for line in lines[:-1]:  # behind the last line break there is nothing, or half a line
-            entry = json.loads(line)
-            yield entry.pop("key"), Answer(**entry)
-        self.path.write_text("".join(line + "\n" for line in lines[:-1]), encoding="utf-8")
+            return {}
+        answers, kept = {}, []
+        for line in self.path.read_bytes().split(b"\n"):
+            try:
+                entry = _Entry.model_validate_json(line)
+            except ValidationError:
+                continue
+            answers[entry.key] = Answer(entry.text, entry.tokens, entry.seconds)
+            kept.append(line + b"\n")
+        self.path.write_bytes(b"".join(kept))
+        return answers
 
     def add(self, key: str, answer: Answer) -> None:
         self.answers[key] = answer

@@ -41,3 +41,16 @@ def test_answers_of_other_inputs_go(tmp_path):
 def test_any_text_is_kept(tmp_path, text):
     Kept(tmp_path / "a.1").add("k", Answer(text, 3, 0.5))
     assert Kept(tmp_path / "a.1").answers["k"].text == text
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\x00\xff", b"{}", b"[1]", b"null", b'{"key": "x"}', b"[" * 100_000, b'{"key": 1}']
+)
+def test_a_damaged_line_costs_its_own_answer_alone(tmp_path, damage):
+    kept = Kept(tmp_path / "a.1")
+    for key in "abc":
+        kept.add(key, Answer(key, 1, 0.1))
+    lines = (tmp_path / "a.1").read_bytes().split(b"\n")
+    (tmp_path / "a.1").write_bytes(b"\n".join([lines[0], damage, lines[2], b""]))
+    assert Kept(tmp_path / "a.1").answers == {key: Answer(key, 1, 0.1) for key in "ac"}
+    assert (tmp_path / "a.1").read_bytes() == b"\n".join([lines[0], lines[2], b""])
