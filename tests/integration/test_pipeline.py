@@ -177,7 +177,7 @@ def test_a_changed_rank_runs_what_it_touches_and_shows_in_the_diff(project):
     project.edit_params(lambda params: params["adapters"]["lora"].update(rank=4))
     code, ran, text = project.repro()
     assert code == 0, text
-    assert ran == {"train@lora", "evaluate@lora", "compare"}
+    assert ran == {"params", "train@lora", "evaluate@lora", "compare"}
     project.commit("rank 4")
     diff = json.loads(project.run("dvc", "metrics", "diff", "--json", "HEAD~1", "HEAD").stdout)
     changed = diff["reports/metrics/lora.json"]
@@ -213,7 +213,7 @@ def test_dirty_data_stop_before_base_and_train(project):
     source.unlink()
     project.edit_params(lambda params: params["base"]["tiny"].update(steps=60))
     assert code != 0
-    assert ran == {"ingest", "tokenizer", "validate"}  # the last two before any training
+    assert ran == {"params", "ingest", "tokenizer", "validate"}  # the last two before any training
     assert "The data are blocked" in text
     assert "Traceback" not in text
 
