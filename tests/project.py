@@ -35,6 +35,8 @@ class Project:
             (folder / made).unlink(missing_ok=True)
         self.edit_params(lambda params: params["base"]["tiny"].update(steps=60))
         self.edit_params(lambda params: params["evaluate"].update(max_new_tokens=32, samples=1))
+        # A base of 60 steps repeats itself in half of its text, and an adapter of one epoch learns little else.
+        self.edit_params(lambda params: params["promote"]["guards"].update(repetition=1.0))
         for adapter in ("lora", "ptuning_v2"):
             self.edit_params(lambda params, adapter=adapter: params["adapters"][adapter].update(epochs=1))
         self.run("git", "init", "-q")
