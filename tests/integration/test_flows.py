@@ -107,7 +107,7 @@ def test_drift_starts_one_retraining_a_day_and_says_why(site):
     for _ in range(2):
         assert site.ended(site.run("monitor-drift")) == "Completed"
     (started,) = site.ask("POST", "/flow_runs/filter", drifts)
-    assert started["parameters"]["cause"].startswith("drift: Answer, characters · 回答字数")
+    assert "Answer, characters · 回答字数" in started["parameters"]["cause"]
     assert site.ended(started["id"]) == "Completed"
     assert [event["event"] for event in told(site)].count("drift") == 1
     assert "drift" in site.artifacts()
