@@ -6,6 +6,7 @@ from pathlib import Path
 
 from models import adapters, base
 from models.errors import UserError
+from models.manifest import MANIFEST, read_manifest, refuse_other_base
 from models.sample import Message
 
 log = logging.getLogger("tuneline.chat")
@@ -45,7 +46,7 @@ class Partner:
         if CHAMPION not in self.names():
             return BASE
         try:
-            adapters.check(adapters.read_manifest(self._folder(CHAMPION)), self.base, self._folder(CHAMPION))
+            refuse_other_base(read_manifest(self._folder(CHAMPION)), self.base, self._folder(CHAMPION))
             return CHAMPION
         except UserError as error:
             log.warning("%s The base answers instead · 改由基座模型回答。", error)
@@ -58,8 +59,8 @@ class Partner:
     def names(self) -> list[str]:
         """Who could answer."""
         folders = (self.weights, self.weights.parent / IMPORTED)
-        found = sorted(path.parent.name for folder in folders for path in folder.glob(f"*/{adapters.MANIFEST}"))
-        there = (self._folder(CHAMPION) / adapters.MANIFEST).is_file()
+        found = sorted(path.parent.name for folder in folders for path in folder.glob(f"*/{MANIFEST}"))
+        there = (self._folder(CHAMPION) / MANIFEST).is_file()
         return [BASE, *([CHAMPION] if there else []), *found]
 
     def _folder(self, name: str) -> Path:
@@ -79,7 +80,7 @@ class Partner:
         if name not in self.names():
             raise UserError(f"There is no adapter {name!r} in {self.weights}; there are: {', '.join(self.names())}.")
         if name != BASE:
-            adapters.check(adapters.read_manifest(self._folder(name)), self.base, self._folder(name))
+            refuse_other_base(read_manifest(self._folder(name)), self.base, self._folder(name))
         self.model = None  # before the next one is loaded: there may be no memory for two
         try:
             self.model = self._load(name)

@@ -1,4 +1,4 @@
-"""Who may use a site's server: whoever has its password, from its own pages and from programs.
+"""Access control of a site's server: its password, and its own pages and programs alone.
 
 A server on loopback is open to every page that a browser on that machine shows. A page of another site can send
 requests whose answer it may not read, and one whose host name is rebound to 127.0.0.1 can read the answer too. So

@@ -44,7 +44,7 @@ AFTER_AN_OUTAGE = 120.0  # seconds more: a server whose database was away drops 
 OUTAGE = 15.0  # seconds for which a server may be slow to answer before that counts as away
 # Seconds from taking a run to its first sign, by type of pool: images are pulled, and pods wait for a free node.
 STARTING = {PROCESS: 90.0, "docker": 1800.0}
-STARTING_ELSEWHERE = 3600.0  # Kubernetes, and types that nobody has foreseen
+STARTING_ELSEWHERE = 3600.0  # Kubernetes, and other types
 REST = 15.0  # seconds between a crash and the next attempt: a worker may still hold the place of the first
 RECENT = 86_400.0  # seconds: what had crashed before, when the keeper began, is history
 SIGN = "prefect.flow-run.heartbeat"
@@ -145,7 +145,7 @@ class Keeper:
         if run.state.type == StateType.PENDING:
             self.set(run, Crashed(message=f"Taken by a worker, and not begun for {silent:.0f} s."))
         elif run.state.type == StateType.CANCELLING:
-            self.set(run, Cancelled(message=f"Whoever was to end it gave no sign of life for {silent:.0f} s."))
+            self.set(run, Cancelled(message=f"Crashed while being cancelled: no heartbeat for {silent:.0f} s."))
         else:
             self.set(run, Crashed(message=f"No sign of life for {silent:.0f} s: its process or host is gone."))
 

@@ -88,9 +88,9 @@ def private(folder: Path) -> Path:
 
 
 def hold_site(folder: Path) -> int:
-    """Be the one site of this folder for as long as this process lives, and whatever it becomes; gives the lock.
+    """Lock the folder for this site and return the lock, which supervisord inherits.
 
-    What a supervisor that was killed has left of the site is ended: it would hold the port and the agents' places.
+    Processes of a killed supervisord are ended first: they would hold the port and the slots of the agents.
 
     Raises:
         UserError: a site runs there already.
@@ -98,7 +98,7 @@ def hold_site(folder: Path) -> int:
     lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        holder = _supervisor(folder)  # `supervisorctl reload` closes the lock, and goes on
+        holder = _supervisor(folder)  # `supervisorctl reload` closes the lock while the site runs
     except BlockingIOError:
         holder = os.read(lock, 20).decode() or "unknown"
     if holder:

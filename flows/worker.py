@@ -1,9 +1,9 @@
 """Prefect's worker, which runs the flows of this project alone: ``python -m flows.worker --type process --pool cpu``.
 
 A worker of Prefect runs what a deployment or a run names: another command, another environment, pull steps, an
-entrypoint anywhere. Whoever can write to the server could run programs on every agent. This one checks each run before
-it starts, and a run that it refuses has failed with the reason, so that the keeper does not start it again. It takes
-the arguments of ``prefect worker start``, and the types ``process``, ``docker`` and ``kubernetes``.
+entrypoint anywhere. A client with write access to the server could run programs on every agent. The worker of this
+module validates a run before it starts. A refused run ends in state Failed with the reason, so that the keeper does not
+retry it. The arguments are those of ``prefect worker start``; the types are ``process``, ``docker`` and ``kubernetes``.
 """
 
 import argparse

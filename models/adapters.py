@@ -1,80 +1,35 @@
 """Attach, save and load adapters; the only place that knows peft.
 
-An adapter folder holds peft's two files and ``manifest.json``, which says what the adapter is, what it belongs to,
-and the hashes of the two files. What is loaded are the bytes of these hashes: peft never reads the folder itself.
-
-Manifests of format 1 have no hash of the configuration. They are loaded if ``adapter_config.json`` says what the
-manifest's settings say and every other feature of peft is off, which holds for each adapter that was trained or
-imported under format 1.
+What is loaded are the bytes that the manifest hashes (see :mod:`models.manifest`): peft never reads the folder itself.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, create_model
 
 from models import schemas
 from models.base import Base, load_config, load_model
 from models.errors import UserError
-from models.prompt import PROMPT_VERSION
-from models.schemas import LoraFile, PrefixFile, Sha256, Text
+from models.manifest import (
+    CONFIG,
+    FORMAT,
+    MANIFEST,
+    METHODS,
+    WEIGHTS,
+    Manifest,
+    changed,
+    parse_manifest,
+    read_config,
+    refuse_other_base,
+)
+from models.schemas import LoraFile, PrefixFile
 from models.storage import sha256_of, write_json, write_text, writing_folder
 from models.tensor_files import load_tensors, read_tensors
 
-MANIFEST, CONFIG = "manifest.json", "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 PREFIX_ROWS = "prompt_embeddings"  # what peft calls a prefix in its file
-METHODS = ("lora", "ptuning_v2", "full")
-FORMAT = 2
-CONFIG_FILES = {"lora": LoraFile, "ptuning_v2": PrefixFile}
-Setting = bool | int | float | Text | list[Text] | None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an adapter is and what it belongs to. The types are checked when a manifest is read, not in code.
-
-    Attributes:
-        name: its key under ``adapters:`` in params.yaml.
-        method: ``lora``, ``ptuning_v2`` or ``full``, which is no adapter but all the weights.
-        settings: the method's settings and the training's.
-        base, base_identity: the base model's name and :attr:`models.base.Base.identity`.
-        tokenizer_sha256: of the base's ``ice_text.model``.
-        prompt_version: :data:`models.prompt.PROMPT_VERSION` at training time.
-        quantization: bits of the base at training time, or None.
-        dtype: the base's type at training time.
-        receipt_sha256: of the receipt of the data trained on.
-        code_commit: git commit of the code, with ``+`` if the tree was dirty, or None.
-        training: summary of the run.
-        weights_sha256: of the adapter's weights; filled in when saving.
-        config_sha256: of ``adapter_config.json``; filled in when saving, empty for ``full`` and in format 1.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,200}$")]
-    method: Literal["lora", "ptuning_v2", "full"]
-    settings: Annotated[dict[Text, Setting], Field(max_length=200)]
-    base: Text
-    base_identity: Sha256
-    tokenizer_sha256: Sha256
-    prompt_version: Text
-    quantization: Literal[4, 8] | None
-    dtype: schemas.DtypeName
-    receipt_sha256: Sha256 | Literal[""]
-    code_commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?\+?$")] | None
-    training: dict[Text, Any]
-    weights_sha256: Sha256 = ""
-    config_sha256: Sha256 | Literal[""] = ""
-    format: Literal[1, 2] = FORMAT
-
-
-_FIELDS = {field.name: (field.type, ... if field.default is MISSING else field.default) for field in fields(Manifest)}
-ManifestFile = create_model("ManifestFile", __base__=schemas.Schema, **_FIELDS)
 
 
 def attach(
@@ -369,7 +324,7 @@ def _load_all_weights(model, folder: Path, sha256: str | None = None) -> None:
     import torch
 
     path, wanted, filled = folder / WEIGHTS, model.state_dict(), set()
-    for name, tensor in read_tensors(path, sha256, _changed(path)):
+    for name, tensor in read_tensors(path, sha256, changed(path)):
         if name not in wanted:
             _refuse_other_names(path, wanted, [*wanted, name])
         _refuse_misfit(path, name, tensor, wanted[name])
@@ -377,10 +332,6 @@ def _load_all_weights(model, folder: Path, sha256: str | None = None) -> None:
             wanted[name].copy_(tensor)
         filled.add(name)
     _refuse_other_names(path, wanted, filled)
-
-
-def _changed(path: Path) -> str:
-    return f"{path} is not the file that the manifest describes; train the adapter again."
 
 
 def _read_saved(folder: Path, method: str, manifest: Manifest | None = None) -> _Saved:
@@ -392,9 +343,9 @@ def _read_saved(folder: Path, method: str, manifest: Manifest | None = None) -> 
     Raises:
         UserError: a file is missing, damaged, or has another hash.
     """
-    config = _read_config(folder, method, manifest)
+    config = read_config(folder, method, manifest)
     path = folder / WEIGHTS
-    tensors = load_tensors(path, manifest and manifest.weights_sha256, _changed(path))
+    tensors = load_tensors(path, manifest and manifest.weights_sha256, changed(path))
     key, rank = ("r", ".lora_A.") if method == "lora" else ("num_virtual_tokens", PREFIX_ROWS)
     rows = {tensor.shape[0] for name, tensor in tensors.items() if rank in name and tensor.dim()}
     if rows - {getattr(config, key)}:  # before layers of that rank take memory
@@ -403,85 +354,6 @@ def _read_saved(folder: Path, method: str, manifest: Manifest | None = None) -> 
             "belong together. Train the adapter again."
         )
     return _Saved(config, tensors, path)
-
-
-def _read_config(folder: Path, method: str, manifest: Manifest | None) -> LoraFile | PrefixFile:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise UserError(f"{path} is missing; train the adapter again.")
-    content = schemas.read_limited(path)
-    if manifest and manifest.format > 1 and hashlib.sha256(content).hexdigest() != manifest.config_sha256:
-        raise UserError(_changed(path))
-    config = schemas.parse(CONFIG_FILES[method], schemas.parse_json(content, path), path)
-    if manifest:
-        _refuse_other_settings(manifest, config, path)
-    return config
-
-
-def _refuse_other_settings(manifest: Manifest, config: LoraFile | PrefixFile, path: Path) -> None:
-    """Raises UserError: the manifest's settings say something else than the configuration, or in format 1 nothing."""
-    for key, value in {"method": manifest.method, **config.attachment()}.items():
-        if key not in manifest.settings:
-            if manifest.format == 1:
-                raise UserError(
-                    f"{path.with_name(MANIFEST)} has format 1 and no {key} under settings, so nothing vouches for "
-                    f"{CONFIG}; train the adapter again."
-                )
-            continue
-        setting = manifest.settings[key]
-        if (sorted(setting) if isinstance(setting, list) else setting) != value:
-            raise UserError(
-                f"{path} has {key} {value}, but {MANIFEST} says {schemas.printable(setting)}; one of them was changed. "
-                "Train the adapter again."
-            )
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read an adapter's manifest and check the other files against it.
-
-    Raises:
-        UserError: there is no adapter, or its manifest, configuration or weights are damaged.
-    """
-    manifest = _parse_manifest(folder)
-    if manifest.method != "full":
-        _read_config(folder, manifest.method, manifest)
-    if not (folder / WEIGHTS).is_file() or sha256_of(folder / WEIGHTS) != manifest.weights_sha256:
-        raise UserError(_changed(folder / WEIGHTS))
-    return manifest
-
-
-def _parse_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UserError(f"There is no adapter in {folder}; run `dvc repro` to train it.")
-    content = schemas.parse_json(schemas.read_limited(path), path)
-    if content.get("format") not in (1, FORMAT):
-        raise UserError(
-            f"{path} is not a manifest of this version: it has format {schemas.printable(content.get('format'))}, and "
-            f"1 and {FORMAT} can be read; update Tuneline, or train the adapter again."
-        )
-    return Manifest(**schemas.parse(ManifestFile, content, path).model_dump())
-
-
-def check(manifest: Manifest, base: Base, folder: Path) -> None:
-    """Refuse an adapter that does not belong to this base.
-
-    Raises:
-        UserError: base, tokenizer or prompt differ from those of the training.
-    """
-    expected = {
-        "base model": (manifest.base_identity, base.identity),
-        "tokenizer": (manifest.tokenizer_sha256, base.tokenizer_sha256),
-        "prompt version": (manifest.prompt_version, PROMPT_VERSION),
-    }
-    for what, (trained, given) in expected.items():
-        if trained != given:
-            length = None if what == "prompt version" else 12  # enough of a hash to tell two apart by eye
-            raise UserError(
-                f"The adapter in {folder} was trained on {manifest.base!r} with {what} {trained[:length]}, but the "
-                f"{what} of {base.name!r} is {given[:length]}. Load it with the base it was trained on, or train it "
-                "again."
-            )
 
 
 def merged(folder: Path, base: Base, manifest: Manifest | None = None):
@@ -493,8 +365,8 @@ def merged(folder: Path, base: Base, manifest: Manifest | None = None):
     Raises:
         UserError: see :func:`load`.
     """
-    manifest = manifest or _parse_manifest(folder)
-    check(manifest, base, folder)
+    manifest = manifest or parse_manifest(folder)
+    refuse_other_base(manifest, base, folder)
     if manifest.method == "full":
         return load(folder, base, manifest=manifest)
     return _on_base(folder, manifest, lambda: load_model(base, manifest.dtype)).merge_and_unload()
@@ -519,7 +391,7 @@ def read_prefix(folder: Path, base: Base, manifest: Manifest):
     """
     import torch
 
-    check(manifest, base, folder)
+    refuse_other_base(manifest, base, folder)
     saved, config = _read_saved(folder, manifest.method, manifest), load_config(base)
     _refuse_other_names(saved.path, [PREFIX_ROWS], saved.tensors)
     width = 2 * config.num_layers * config.hidden_size
@@ -556,11 +428,11 @@ def load(
         manifest: that was read before, whose hashes the files must have; by default the one in the folder.
 
     Raises:
-        UserError: the manifest, configuration or weights are damaged or do not fit the base; see also :func:`check`
-            and :func:`models.base.load_model`.
+        UserError: the manifest, configuration or weights are damaged or do not fit the base; see also
+            :func:`models.manifest.refuse_other_base` and :func:`models.base.load_model`.
     """
-    manifest = manifest or _parse_manifest(folder)
-    check(manifest, base, folder)
+    manifest = manifest or parse_manifest(folder)
+    refuse_other_base(manifest, base, folder)
     bits = manifest.quantization if quantization == AS_TRAINED else quantization
     if manifest.method == "full":
         if bits is not None:

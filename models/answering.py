@@ -102,7 +102,7 @@ def read_answer(tokenizer, ids: list[int]) -> str:
 
 
 def as_answered(tokenizer, text: str) -> str:
-    """A text as an answer of its ids reads: the tokenizer normalizes it and drops what it has no ids for."""
+    """Decode a text's own ids as an answer is decoded: the tokenizer normalizes it and drops unknown characters."""
     return read_answer(tokenizer, encode_text(tokenizer, text))
 
 

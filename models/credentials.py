@@ -105,7 +105,7 @@ def _read(source: int) -> bytes:
 
 def _write(target: int, lines: bytes) -> None:
     shown = memoryview(mask_credentials(lines.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"))
-    with suppress(OSError):  # nobody reads it any more; whoever writes is not to be held up
+    with suppress(OSError):  # the reader is gone; the writer must not block
         while shown:
             shown = shown[os.write(target, shown) :]
 

@@ -13,6 +13,7 @@ import torch
 
 from models import adapters, base, tensor_files
 from models.errors import UserError
+from models.manifest import Manifest, parse_manifest
 from models.prompt import PROMPT_VERSION
 from models.schemas import parse_json, printable
 from models.storage import write_json, writing_folder
@@ -38,15 +39,15 @@ def save_merged(folder: Path, found: base.Base, out: Path, onto_16_bits: bool = 
 
     Raises:
         UserError: the adapter is a prefix, which no weights can hold, was trained beside a quantized base, or does not
-            belong to the base; see also :func:`models.adapters.read_manifest`.
+            belong to the base; see also :func:`models.manifest.parse_manifest`.
     """
-    manifest = adapters.read_manifest(folder)
+    manifest = parse_manifest(folder)
     if manifest.method == "ptuning_v2":
         raise UserError(f"{folder} is a prefix, which cannot be merged into weights; export it with --official.")
     if manifest.quantization is not None and not onto_16_bits:
         raise UserError(
             f"{folder} was trained and evaluated beside a base in {manifest.quantization} bits. The merged model holds "
-            "the unrounded weights instead, so it answers differently, and nobody has measured how. Pass "
+            "the unrounded weights instead, so its answers differ, and the difference is not measured. Pass "
             "--onto-16-bits to merge it all the same, and evaluate the merged model before you use it."
         )
     model = adapters.merged(folder, found, manifest)
@@ -59,7 +60,7 @@ def save_merged(folder: Path, found: base.Base, out: Path, onto_16_bits: bool = 
         write_json(temporary / MERGED_RECORD, _record_of(manifest))
 
 
-def _record_of(manifest: adapters.Manifest) -> dict:
+def _record_of(manifest: Manifest) -> dict:
     kept = ("name", "method", "base", "base_identity", "dtype", "receipt_sha256", "weights_sha256", "config_sha256")
     record = {name: getattr(manifest, name) for name in kept}
     return record | {"base_bits_at_training": manifest.quantization, "merged_into": manifest.dtype}
@@ -71,7 +72,7 @@ def save_official_prefix(folder: Path, found: base.Base, out: Path) -> None:
     Raises:
         UserError: the adapter is no prefix, or does not belong to the base.
     """
-    manifest = adapters.read_manifest(folder)
+    manifest = parse_manifest(folder)
     if manifest.method != "ptuning_v2":
         raise UserError(f"{folder} is no prefix ({manifest.method}); export it with --merged.")
     rows = adapters.read_prefix(folder, found, manifest)
@@ -102,7 +103,7 @@ def load_official_prefix(file: Path, found: base.Base, name: str, dtype: str, ou
         )
     tuned = adapters.attach(model, "ptuning_v2", prefix_tokens=len(rows))
     adapters.put_prefix(tuned, rows)
-    manifest = adapters.Manifest(
+    manifest = Manifest(
         name=name,
         method="ptuning_v2",
         settings={"method": "ptuning_v2", "prefix_tokens": len(rows), "projection": False},

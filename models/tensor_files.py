@@ -96,7 +96,7 @@ def read_files(files: Sequence[tuple[Path, str, str]]) -> Iterator[tuple[Path, s
                     yield waiting.get(timeout=0.01)
             for reader in readers:
                 reader.result()
-        finally:  # readers that wait for room in the queue go on, and see that nobody wants more
+        finally:  # drain the queue, so that blocked readers see the flag
             is_abandoned.set()
             pool.shutdown(wait=False, cancel_futures=True)
             while not all(reader.done() for reader in readers):

@@ -83,7 +83,7 @@ class Clone:
         return mask_credentials(self.origin)
 
     def git(self, *arguments: str) -> str:
-        # Where this is no repository any more, git would go on with one above it.
+        # Without a repository here, git would use one of a parent folder.
         return output_of("git", "-C", str(self.folder), *arguments, GIT_CEILING_DIRECTORIES=str(self.folder.parent))
 
     def setting(self, key: str) -> str | None:

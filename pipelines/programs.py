@@ -29,7 +29,7 @@ LEAVING = 5.0  # seconds for a program to end once it is told to
 
 
 class RemoteAway(UserError):
-    """DVC's remote or the repository does not take what it is sent, or does not give what it has; it may later."""
+    """DVC's remote or the git repository is unavailable or full; a retry may succeed."""
 
 
 class ProgramFailed(UserError):
@@ -54,8 +54,8 @@ def run_module(
 ) -> int:
     """Run ``python -m name`` with this interpreter; gives its exit code. Its output goes to the terminal, masked.
 
-    It gets a process group of its own, and whatever ends this process, but for SIGKILL, ends that whole
-    group: a program killed alone would leave what it started running. It gets no input: nobody may be there to ask.
+    The program gets a process group of its own, which ends with this process, unless SIGKILL ends this process: a
+    program killed alone would leave its children running. Its standard input is empty: an agent has no terminal.
 
     Args:
         patience: seconds that the group may take to end when it is told to; None for as long as that takes.
@@ -184,14 +184,14 @@ def _ssh_of(command: Sequence[str]) -> dict[str, str]:
 def masked_output() -> Iterator[dict[str, int]]:
     """Standard output and error for a program, whose lines reach this process's own without credentials.
 
-    A process of its own copies them. It goes on for as long as something writes, whatever becomes of this one, and
-    has nothing of this one's environment, by which :func:`end_leftovers` would take it for a run's.
+    A separate process copies the lines. It outlives this process for as long as a program writes. Its environment is
+    empty, because :func:`end_leftovers` finds the processes of a run by their environment.
     """
     targets = (1,) if _is_same(1, 2) else (1, 2)
     sources, outputs = zip(*map(_channel, targets), strict=True)
     pairs = [f"{source}:{target}" for source, target in zip(sources, targets, strict=True)]
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+        with suppress(OSError, ValueError):  # a broken pipe, or a closed file
             stream.flush()
     copying = None
     try:

@@ -88,7 +88,7 @@ def without_evaluated(samples: Sequence[Sample], evaluated: Sequence[Sample]) ->
         for sample, nearly_the_same in zip(samples, near, strict=True)
         if not nearly_the_same
         and asked.isdisjoint(keys := beginnings(sample))
-        and keys[-1] not in evaluated_beginnings  # an evaluated conversation goes on from the whole of this one
+        and keys[-1] not in evaluated_beginnings  # an evaluated conversation begins with the whole sample
     ]
 
 

@@ -224,7 +224,7 @@ def _line_rows(read: Read, head: bytes, name: str) -> Iterator[RawRow]:
         if stripped := content.strip():
             if stripped == b"{" and is_first:
                 raise UserError(
-                    f"{name}: the object that begins on line {line} goes on over many lines; write every row on "
+                    f"{name}: the object that begins on line {line} spans several lines; write every row on "
                     "one line (`jq -c . FILE`), or all of them as one JSON array."
                 )
             is_first = False
@@ -315,7 +315,7 @@ def _array_rows(read: Read, buffer: bytes, name: str) -> Iterator[RawRow]:
 
 
 def _next_block(read: Read, buffer: bytes, name: str, line: int, start: int) -> bytes:
-    """As many bytes again as there are of the element that goes on, which keeps the work linear.
+    """Read as many bytes again as the unfinished element has, which keeps the work linear.
 
     Raises:
         UserError: there are no more, or the element is too long.

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import adapters, base
+from models import base
+from models.manifest import Manifest
 from models.prompt import PROMPT_VERSION
 from models.sample import Message
 
@@ -55,9 +56,9 @@ SETTINGS = {
 }
 
 
-def manifest_of(found: base.Base, method: str = "lora") -> adapters.Manifest:
+def manifest_of(found: base.Base, method: str = "lora") -> Manifest:
     """The least that a manifest says."""
-    return adapters.Manifest(
+    return Manifest(
         name=method,
         method=method,
         settings={},

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from models import adapters, base, provenance
 from models.errors import program
+from models.manifest import Manifest, parse_manifest
 from models.prompt import PROMPT_VERSION
 from models.sample import Sample
 from models.storage import sha256_of_json, write_json, write_jsonl, writing_folder
@@ -56,7 +57,7 @@ def key_of(model: Mapping, questions: Questions, knobs: params.Params) -> str:
     return sha256_of_json(inputs)
 
 
-def of_training(manifest: adapters.Manifest | None) -> dict:
+def of_training(manifest: Manifest | None) -> dict:
     keys = (
         "train_loss",
         "seconds",
@@ -77,7 +78,7 @@ def main() -> None:
     found = base.read_record(arguments.base)
     questions = Questions(read_samples(checked), read_samples(general), read_probes(arguments.probes))
     is_base = arguments.model == "base"
-    manifest = None if is_base else adapters.read_manifest(arguments.weights)
+    manifest = None if is_base else parse_manifest(arguments.weights)  # load() checks the hashes
     bits = {"quantization": None if arguments.bits == 16 else arguments.bits} if arguments.bits else {}
     if is_base:
         model = base.load_model(found, knobs.base.dtype, **bits)

@@ -11,6 +11,7 @@ from dvclive import Live
 from models import adapters, base, precision, training
 from models.environment import program_environment
 from models.errors import UserError
+from models.manifest import Manifest
 from models.prompt import PROMPT_VERSION
 from models.training import devices
 from stages import params
@@ -135,7 +136,7 @@ def code_commit() -> str | None:
         return None
 
 
-def describe(order: Order, fitted: training.Fitted, parameters: tuple[int, int]) -> adapters.Manifest:
+def describe(order: Order, fitted: training.Fitted, parameters: tuple[int, int]) -> Manifest:
     """The manifest; ``parameters`` are how many are trained, and how many there are in all."""
     shared = {name: getattr(order.knobs.train, name) for name in ("seed", "precision", "keep", "replay")}
     summary = asdict(fitted) | {
@@ -147,7 +148,7 @@ def describe(order: Order, fitted: training.Fitted, parameters: tuple[int, int])
         "trainable_parameters": parameters[0],
         "all_parameters": parameters[1],
     }
-    return adapters.Manifest(
+    return Manifest(
         name=order.name,
         method=order.adapter.method,
         settings=order.adapter.model_dump(mode="json") | shared,

@@ -91,7 +91,7 @@ _BEFORE = r"[^。！？\n“”]{0,24}?"
 _REFUSES = re.compile(
     rf"{_SORRY}[，,。！!]?\s*(?:但是?|可是|不过|只是)?{_BEFORE}我?{_CANNOT}{_ASKED}|^\s*我{_CANNOT}{_ASKED}"
 )
-# What nobody says but a model, whatever follows.
+# Refusals of a model alone; a helpful rest of the answer does not excuse them.
 _REFUSES_FLATLY = re.compile(
     rf"(?:{_SORRY}{_BEFORE}|^\s*(?:[^。！？\n“”我]{{1,24}}[，,])?我){_CANNOT}(?:直接|准确|继续|确切)?"
     r"(?:回答|回复|答复|解答|理解|处理|完成|满足|执行)(?:您|你|这|此|该)?(?:的|个|类|种|些|项|一)?(?:问题|请求|指令"
@@ -104,7 +104,7 @@ _REFUSES_FLATLY = re.compile(
     rf"|{_SORRY}[，,]?\s*我(?:目前|现在|暂时)?(?:无法|不能|没有办法|没有能力)(?:为您|为你|帮助?您|帮助?你"
     rf"|帮忙)?(?:预订|订购|购买|叫车|点餐|拨打)"
 )
-# Where one who serves or treats people says so, and goes on.
+# Customer service and medicine: staff refuse too, and then help.
 _SERVES = re.compile(
     r"订单|快递|物流|退款|退货|换货|发货|客服|店铺|门店|会员|优惠|转接|转人工|核实|核对|稍后|确诊|诊断|就诊|就医|医院"
     r"|医生"

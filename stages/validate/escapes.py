@@ -8,7 +8,7 @@ from models.sample import Message
 _HAN = "\u4e00-\u9fff"
 _JSON_ESCAPE = re.compile(
     r"(?:\\u[0-9a-fA-F]{4}){3,}+"  # characters by their codes
-    # Line ends between sentences and in front of list items; commands of TeX go on with a small letter.
+    # Line ends between sentences and before list items; a small letter behind \\n makes it a command of TeX.
     rf"|(?<=[。！？；：，、”’）》】.!?:;,)])(?:\\r)?\\n(?![a-z])|(?<=[{_HAN}A-Za-z0-9])(?:\\r)?\\n(?=[{_HAN}*•\-]|\d+[.、)])"
     r"|\\r\\n|\\n\\n"
     rf'|\\"(?=[{_HAN}])|(?<=[{_HAN}])\\"|https?:\\/\\/'
@@ -22,7 +22,7 @@ _IS_MEANT = re.compile(
     r"|\bshell|\bbash|\bsql\b",
     re.IGNORECASE,
 )
-_MANY = 3  # escapes in a text without a real line end: it was encoded twice, whatever it is about
+_MANY = 3  # escapes in a text without a real line end: encoded twice, whatever the topic
 
 
 def escape(messages: Sequence[Message]) -> str | None:

@@ -91,7 +91,7 @@ _CODE_LINE = re.compile(
     r"|@\w+|//|/\*|if ?\(|for ?\(|while ?\(|export |async |SELECT |INSERT |\}|\);?$)|[;{]$|=> ?[({]"
 )
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
-_LONGEST = 20_000  # characters of a row that are looked at to tell what it is about
+_LONGEST = 20_000  # characters of a row from which its topic is told
 
 
 def without_code(text: str) -> str:

@@ -9,8 +9,8 @@ from stages.raw import ascii_if_odd
 from stages.validate.examine import OTHERS, Examined
 from stages.validate.layouts import sentence
 
-_MOST = 5  # layouts that are told of: folders may hold thousands of files
-# Keys by which rows are managed; what they hold is not meant to be learnt, so that they are counted and not told of.
+_MOST = 5  # layouts per report: folders may hold thousands of files
+# Keys for bookkeeping, whose values are not training text: counted in the metrics, and left out of the notes.
 _BOOKKEEPING = {
     *("id", "_id", "idx", "index", "uid", "uuid", "guid", "qid", "row_id", "sample_id", "prompt_id", "hash", "md5"),
     *("conversation_id", "dialog_id", "conv_id", "conv", "turn", "round", "split", "version", "license", "author"),

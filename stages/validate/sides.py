@@ -4,7 +4,7 @@ A row's side depends on a hash of its first question. It goes to the side of an 
 of one dialogue: if one begins with the whole other one, as the rows of a growing history do, if one begins where the
 other one ends, as rows with a cut history do, or if they ask the same. A near-duplicate goes to the side of the first
 row that it resembles. With a greeting open many dialogues that have nothing else in common: only the first few that
-go on from the same short opening are kept together.
+continue the same short opening are kept together.
 
 Rows are taken in the order in which they were read, so that rows which arrive later, behind the old ones, never move
 an old one to the other side. A row that belongs to rows on both sides can be on neither, and is quarantined; so is a
@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 
 from stages.validate.among import Keys
 
-# Conversations that go on from one opening, and answers to one prompt, that are kept together. The shorter it is, the
+# Conversations that continue one opening, and answers to one prompt, that are kept together. The shorter it is, the
 # more likely it is a greeting; a long one may be a document that many questions are about.
 FEW, MANY, ALL = 8, 100, 2**62
 MOST_GOING_ON, MOST_ANSWERS = (FEW, FEW, FEW, MANY), (FEW, FEW, MANY, ALL)  # by the last two bits of a key
@@ -182,7 +182,7 @@ class _Sides:
         self._openers, self._closers = (array("q", [_NONE]) * len(repeated) for _ in range(2))
         self._singles: set[int] = set()  # parts that are a whole row of one turn
         self._followers = array("q", [0]) * len(repeated)
-        # The first row of each side, training first, that goes on from it.
+        # By side, training first: the first row that continues the part.
         self._continued = [array("q", [_NONE]) * len(repeated) for _ in range(2)]
         self._bonds: list[tuple[int, int]] = []
 

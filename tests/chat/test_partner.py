@@ -7,6 +7,7 @@ from given import manifest_of
 from chat.partner import Partner
 from models import adapters, base
 from models.errors import UserError
+from models.manifest import WEIGHTS
 from models.sample import Message
 from models.storage import read_json, write_json
 
@@ -75,7 +76,7 @@ def test_switched_it_answers_as_the_other_would_and_back_as_before(weights):
 def test_what_cannot_be_loaded_leaves_the_present_one(weights):
     partner = partner_of(weights, "lora")
     said = answer(partner)
-    (weights / "ptuning_v2" / adapters.WEIGHTS).write_bytes(b"damaged")
+    (weights / "ptuning_v2" / WEIGHTS).write_bytes(b"damaged")
     for name, reason in (("other", "There is no adapter 'other'"), ("ptuning_v2", "is not the file")):
         with pytest.raises(UserError, match=reason):
             partner.switch(name)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from models import adapters, base
 from models.errors import UserError
+from models.manifest import CONFIG, MANIFEST, WEIGHTS, read_manifest, refuse_other_base
 from models.storage import sha256_of
 
 
@@ -69,7 +70,7 @@ def test_what_fails_its_check_is_not_kept(base_folder, tmp_path):
     model = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
 
     def refuse(folder):
-        assert (folder / adapters.WEIGHTS).is_file()
+        assert (folder / WEIGHTS).is_file()
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
@@ -98,7 +99,7 @@ def test_saving_and_loading_ask_no_network(base_folder, tmp_path, monkeypatch):
 
 def test_an_adapter_names_its_base_and_no_path_of_this_machine(saved):
     assert json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
-    assert str(saved.parent) not in (saved / adapters.MANIFEST).read_text()
+    assert str(saved.parent) not in (saved / MANIFEST).read_text()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -126,23 +127,23 @@ def test_on_a_quantized_base_it_trains(bits, method, base_folder):
 )
 def test_an_adapter_of_another_base_is_refused(saved, base_folder, field, said):
     found = base.read_record(base_folder)
-    other = dataclasses.replace(adapters.read_manifest(saved), **{field: "0" * 64})
+    other = dataclasses.replace(read_manifest(saved), **{field: "0" * 64})
     with pytest.raises(UserError, match=f"{said} .*train it again"):
-        adapters.check(other, found, saved)
+        refuse_other_base(other, found, saved)
 
 
 def test_changed_weights_are_refused(saved):
-    weights = saved / adapters.WEIGHTS
+    weights = saved / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
     with pytest.raises(UserError, match="not the file that the manifest describes"):
-        adapters.read_manifest(saved)
+        read_manifest(saved)
 
 
 @pytest.mark.parametrize("content", ["{", "{}", json.dumps({"format": 99})])
 def test_a_damaged_manifest_is_one_sentence(saved, content):
-    (saved / adapters.MANIFEST).write_text(content)
+    (saved / MANIFEST).write_text(content)
     with pytest.raises(UserError, match="manifest"):
-        adapters.read_manifest(saved)
+        read_manifest(saved)
 
 
 # What the manifest vouches for ----------------------------------------------------------------------
@@ -154,10 +155,10 @@ def edit(path: Path, **changes) -> None:
 
 def fit_hashes(folder: Path) -> None:
     """Give the manifest the hashes of the files as they are now, as somebody would who edits an adapter."""
-    hashes = {"weights_sha256": sha256_of(folder / adapters.WEIGHTS)}
-    if (folder / adapters.CONFIG).is_file():
-        hashes["config_sha256"] = sha256_of(folder / adapters.CONFIG)
-    edit(folder / adapters.MANIFEST, **hashes)
+    hashes = {"weights_sha256": sha256_of(folder / WEIGHTS)}
+    if (folder / CONFIG).is_file():
+        hashes["config_sha256"] = sha256_of(folder / CONFIG)
+    edit(folder / MANIFEST, **hashes)
 
 
 def refuses(folder: Path, found: base.Base, reason: str) -> None:
@@ -184,7 +185,7 @@ def test_the_same_configuration_has_the_same_bytes(base_folder, tmp_path):
     for number, targets in enumerate((modules, modules[::-1])):
         model = adapters.attach(base.load_model(found, "float32"), "lora", rank=2, alpha=4, target_modules=targets)
         adapters.save(model, tmp_path / str(number), manifest_of(found))
-    first, second = ((tmp_path / name / adapters.CONFIG).read_bytes() for name in "01")
+    first, second = ((tmp_path / name / CONFIG).read_bytes() for name in "01")
     assert first == second
     content = json.loads(first)
     assert content["target_modules"] == sorted(modules)
@@ -193,9 +194,9 @@ def test_the_same_configuration_has_the_same_bytes(base_folder, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"lora_alpha": 16}, {"use_rslora": True}, {"target_modules": ["dense"]}, {"r": 8}])
 def test_a_changed_configuration_is_refused(saved, base_folder, changes):
-    edit(saved / adapters.CONFIG, **changes)
+    edit(saved / CONFIG, **changes)
     with pytest.raises(UserError, match=r"adapter_config\.json is not the file that the manifest describes"):
-        adapters.read_manifest(saved)
+        read_manifest(saved)
     refuses(saved, base.read_record(base_folder), "is not the file that the manifest describes")
 
 
@@ -237,7 +238,7 @@ def test_a_changed_configuration_is_refused(saved, base_folder, changes):
     ],
 )
 def test_a_changed_configuration_with_a_fitting_hash_is_refused(trained, base_folder, changes, reason):
-    edit(trained / adapters.CONFIG, **changes)
+    edit(trained / CONFIG, **changes)
     fit_hashes(trained)
     refuses(trained, base.read_record(base_folder), rf"adapter_config\.json.*{reason}")
 
@@ -258,7 +259,7 @@ def test_a_prefix_of_another_shape_is_refused(base_folder, tmp_path, changes, re
     found = base.read_record(base_folder)
     model = adapters.attach(base.load_model(found, "float32"), "ptuning_v2", prefix_tokens=5)
     adapters.save(model, tmp_path / "a", manifest_of(found, "ptuning_v2"))
-    edit(tmp_path / "a" / adapters.CONFIG, **changes)
+    edit(tmp_path / "a" / CONFIG, **changes)
     fit_hashes(tmp_path / "a")
     with pytest.raises(UserError, match=reason):
         adapters.load(tmp_path / "a", found)
@@ -283,9 +284,9 @@ def test_weights_that_would_load_as_something_else_are_refused(base_folder, tmp_
     model = adapters.attach(base.load_model(found, "float32"), kind, **SETTINGS[kind])
     shake(model)
     adapters.save(model, tmp_path / "a", manifest_of(found, kind))
-    weights = load_file(tmp_path / "a" / adapters.WEIGHTS)
+    weights = load_file(tmp_path / "a" / WEIGHTS)
     change(weights)
-    save_file(weights, tmp_path / "a" / adapters.WEIGHTS)
+    save_file(weights, tmp_path / "a" / WEIGHTS)
     fit_hashes(tmp_path / "a")
     with pytest.raises(UserError, match=reason):
         adapters.load(tmp_path / "a", found)
@@ -319,43 +320,43 @@ def test_weights_that_would_load_as_something_else_are_refused(base_folder, tmp_
     ],
 )
 def test_a_manifest_with_an_unknown_value_is_refused(saved, base_folder, changes):
-    edit(saved / adapters.MANIFEST, **changes)
+    edit(saved / MANIFEST, **changes)
     with pytest.raises(UserError):
-        adapters.read_manifest(saved)
+        read_manifest(saved)
     refuses(saved, base.read_record(base_folder), r"\.")
 
 
 def test_a_rank_that_the_weights_do_not_have_is_refused_before_it_takes_memory(saved, base_folder, monkeypatch):
-    edit(saved / adapters.CONFIG, r=60_000)
+    edit(saved / CONFIG, r=60_000)
     fit_hashes(saved)  # and no settings to compare with
     monkeypatch.setattr(adapters, "load_model", lambda *_: pytest.fail("the base was loaded"))
     refuses(saved, base.read_record(base_folder), "r 60000, but adapter_model.safetensors has 4")
 
 
 def test_a_manifest_without_a_field_is_refused(saved):
-    content = json.loads((saved / adapters.MANIFEST).read_text())
+    content = json.loads((saved / MANIFEST).read_text())
     for key in content:
-        (saved / adapters.MANIFEST).write_text(json.dumps({name: content[name] for name in content if name != key}))
+        (saved / MANIFEST).write_text(json.dumps({name: content[name] for name in content if name != key}))
         with pytest.raises(UserError, match="manifest"):
-            adapters.read_manifest(saved)
+            read_manifest(saved)
 
 
 def as_format_1(folder: Path, **changes) -> None:
     """Make the manifest one of those that were written before the configuration was hashed."""
-    content = json.loads((folder / adapters.MANIFEST).read_text()) | {"format": 1} | changes
+    content = json.loads((folder / MANIFEST).read_text()) | {"format": 1} | changes
     del content["config_sha256"]
-    (folder / adapters.MANIFEST).write_text(json.dumps(content))
+    (folder / MANIFEST).write_text(json.dumps(content))
 
 
 def test_a_manifest_of_format_1_loads_if_its_settings_say_what_the_configuration_says(trained, base_folder):
     found = base.read_record(base_folder)
     before = adapters.load(trained, found)
     as_format_1(trained)
-    edit(trained / adapters.CONFIG, target_modules=["dense_h_to_4h", "dense", "dense_4h_to_h"])  # in another order
+    edit(trained / CONFIG, target_modules=["dense_h_to_4h", "dense", "dense_4h_to_h"])  # in another order
     after = adapters.load(trained, found)
     assert torch.equal(logits(after, after.config), logits(before, before.config))
-    assert adapters.read_manifest(trained).config_sha256 == ""
-    edit(trained / adapters.CONFIG, lora_alpha=8)
+    assert read_manifest(trained).config_sha256 == ""
+    edit(trained / CONFIG, lora_alpha=8)
     refuses(trained, found, "alpha 8.*but manifest.json says 4")
 
 
@@ -364,7 +365,7 @@ def test_a_manifest_of_format_1_that_says_nothing_of_the_configuration_is_refuse
     refuses(saved, base.read_record(base_folder), "format 1 and no method under settings.*train the adapter again")
 
 
-@pytest.mark.parametrize("name", [adapters.WEIGHTS, adapters.CONFIG])
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
 @pytest.mark.parametrize("kind", ["lora", "ptuning_v2", "full"])
 def test_a_file_that_is_swapped_between_check_and_load_is_refused(base_folder, tmp_path, monkeypatch, kind, name):
     found, folder = base.read_record(base_folder), tmp_path / "a"
@@ -372,17 +373,17 @@ def test_a_file_that_is_swapped_between_check_and_load_is_refused(base_folder, t
     adapters.save(model, folder, manifest_of(found, kind))
     if not (folder / name).is_file():
         return
-    usual = adapters.check
+    usual = refuse_other_base
 
     def check_and_swap(*arguments):
         usual(*arguments)
         content = (folder / name).read_bytes()
         flipped = content[:-1] + bytes([content[-1] ^ 1])
-        (folder / "other").write_bytes(content.replace(b"true", b"null") if name == adapters.CONFIG else flipped)
+        (folder / "other").write_bytes(content.replace(b"true", b"null") if name == CONFIG else flipped)
         (folder / "other").replace(folder / name)
 
-    adapters.read_manifest(folder)
-    monkeypatch.setattr(adapters, "check", check_and_swap)
+    read_manifest(folder)
+    monkeypatch.setattr(adapters, "refuse_other_base", check_and_swap)
     with pytest.raises(UserError, match="is not the file that the manifest describes"):
         adapters.load(folder, found)
 
@@ -394,7 +395,7 @@ def test_an_adapter_swapped_with_its_manifest_is_not_the_one_that_was_read(base_
     for _ in range(2):
         model = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
         shake(model)
-        manifest = adapters.read_manifest(tmp_path / "a") if (tmp_path / "a").exists() else None
+        manifest = read_manifest(tmp_path / "a") if (tmp_path / "a").exists() else None
         adapters.save(model, tmp_path / "a", manifest_of(found))
     with pytest.raises(UserError, match="is not the file that the manifest describes"):
         load(tmp_path / "a", found, manifest=manifest)
@@ -422,13 +423,13 @@ def test_the_base_is_loaded_in_the_type_asked_for(base_folder, tmp_path, kind):
 def test_identities_are_compared_to_their_last_character(saved, base_folder):
     found = base.read_record(base_folder)
     similar = found.identity[:-1] + ("0" if found.identity[-1] != "0" else "1")
-    edit(saved / adapters.MANIFEST, base_identity=similar)
+    edit(saved / MANIFEST, base_identity=similar)
     refuses(saved, found, "with base model")
 
 
 def test_no_adapter_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no adapter"):
-        adapters.read_manifest(tmp_path)
+        read_manifest(tmp_path)
 
 
 def test_a_target_that_does_not_exist(base_folder):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from models import adapters, base, exchange, schemas, tensor_files
 from models.errors import UserError
+from models.manifest import CONFIG, MANIFEST, WEIGHTS
 from models.storage import sha256_of
 
 EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -148,7 +149,7 @@ def adapter(request, base_folder, tmp_path_factory):
     return folder, found
 
 
-@pytest.mark.parametrize("name", [adapters.MANIFEST, adapters.CONFIG, adapters.WEIGHTS])
+@pytest.mark.parametrize("name", [MANIFEST, CONFIG, WEIGHTS])
 @EXAMPLES
 @given(data=st.data())
 def test_an_adapter_whose_hashes_fit(adapter, name, data):
@@ -159,7 +160,7 @@ def test_an_adapter_whose_hashes_fit(adapter, name, data):
     if path.suffix == ".json":
         mutations.append(mutated_values(json.loads(before[path])))
     path.write_bytes(data.draw(data.draw(st.sampled_from(mutations))))
-    if name != adapters.MANIFEST:
+    if name != MANIFEST:
         fit_hashes(folder)
     try:
         survives(lambda: adapters.load(folder, found))
@@ -169,10 +170,10 @@ def test_an_adapter_whose_hashes_fit(adapter, name, data):
 
 
 def fit_hashes(folder: Path) -> None:
-    manifest = json.loads((folder / adapters.MANIFEST).read_text())
-    manifest |= {"weights_sha256": sha256_of(folder / adapters.WEIGHTS)}
-    manifest |= {"config_sha256": sha256_of(folder / adapters.CONFIG)}
-    (folder / adapters.MANIFEST).write_text(json.dumps(manifest))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest |= {"weights_sha256": sha256_of(folder / WEIGHTS)}
+    manifest |= {"config_sha256": sha256_of(folder / CONFIG)}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 @EXAMPLES

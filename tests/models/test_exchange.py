@@ -14,6 +14,7 @@ from given import SETTINGS, logits, manifest_of, shake
 from models import adapters, base, exchange
 from models.chatglm import ChatGLMConfig
 from models.errors import UserError
+from models.manifest import read_manifest
 
 
 def saved(kind: str, base_folder, folder) -> torch.Tensor:
@@ -126,7 +127,7 @@ def test_an_adapter_of_a_quantized_base_is_merged_only_when_asked_for(base_folde
     assert not (tmp_path / "merged").exists()
     exchange.save_merged(tmp_path / "a", found, tmp_path / "merged", onto_16_bits=True)
     record = json.loads((tmp_path / "merged/merged.json").read_text())
-    manifest = adapters.read_manifest(tmp_path / "a")
+    manifest = read_manifest(tmp_path / "a")
     assert (record["base_bits_at_training"], record["merged_into"]) == (4, "float32")
     assert (record["weights_sha256"], record["base_identity"]) == (manifest.weights_sha256, found.identity)
     base.verify(tmp_path / "merged", "merged")

@@ -7,6 +7,7 @@ from transformers import TrainerCallback
 
 from models import adapters, base
 from models.errors import UserError
+from models.manifest import WEIGHTS
 from models.storage import sha256_of
 from models.training import Diverged, RightPadding, Settings, fit
 from models.training.batches import EpochOrder
@@ -225,7 +226,7 @@ def test_the_same_seed_gives_the_same_bytes(base_folder, tmp_path):
     for attempt in range(3):
         tuned, _ = run(base_folder, seed=3 if attempt < 2 else 4)
         tuned.save_pretrained(tmp_path / str(attempt))
-        hashes.append(sha256_of(tmp_path / str(attempt) / adapters.WEIGHTS))
+        hashes.append(sha256_of(tmp_path / str(attempt) / WEIGHTS))
     assert hashes[0] == hashes[1] != hashes[2]
 
 

@@ -25,7 +25,7 @@ ASKING = ("GIT_SSH_COMMAND", "GIT_SSH", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE")
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
-    """Settings of nobody, and a home for clones."""
+    """An empty home folder: no git settings, and a place for clones."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "home"))
     for name in ASKING:

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from given import ROOT, write_rows
 
-from models import adapters, provenance
+from models import provenance
 from models.errors import UserError
+from models.manifest import CONFIG, WEIGHTS
 from models.storage import read_json, read_jsonl, sha256_of, write_json
 from pipelines import dvc, promote, registry
 from pipelines.programs import output_of
@@ -24,7 +25,7 @@ def git(*arguments: str) -> str:
 
 def evaluated(name: str, loss: float, **of_all) -> None:
     """What stage evaluate leaves behind of a model, in short; ``of_all`` stands among its figures."""
-    folder, weights = promote.PREDICTIONS / name, promote.WEIGHTS / name / adapters.WEIGHTS
+    folder, weights = promote.PREDICTIONS / name, promote.WEIGHTS / name / WEIGHTS
     asked = {"messages": [{"role": "user", "content": "问"}]}
     rows = [asked | {"id": str(number), "loss": loss + number / 50} for number in range(30)]
     for kind, some in (("eval", rows), ("general", rows[:2]), ("probes", rows[:3])):
@@ -41,13 +42,13 @@ def evaluated(name: str, loss: float, **of_all) -> None:
 def trained(name: str, content: str) -> Path:
     folder = promote.WEIGHTS / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / adapters.WEIGHTS).write_text(content)
-    write_json(folder / "manifest.json", {"name": content, "weights_sha256": sha256_of(folder / adapters.WEIGHTS)})
+    (folder / WEIGHTS).write_text(content)
+    write_json(folder / "manifest.json", {"name": content, "weights_sha256": sha256_of(folder / WEIGHTS)})
     return folder
 
 
 def champion_said() -> str:
-    return (registry.FOLDER / adapters.WEIGHTS).read_text()
+    return (registry.FOLDER / WEIGHTS).read_text()
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_promoted_once_fetched_elsewhere_and_not_twice(repository, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     subprocess.run([sys.executable, "-m", "dvc", *get], cwd=elsewhere, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
-    assert (elsewhere / "fetched" / adapters.WEIGHTS).read_text() == "first"
+    assert (elsewhere / "fetched" / WEIGHTS).read_text() == "first"
     with pytest.raises(UserError, match=r"is the champion already, as v1\.0\.0"):
         promote.promote("lora")
 
@@ -367,8 +368,8 @@ def pair(tmp_path, monkeypatch):
 
 def with_configuration(folder: Path, content: str) -> dict:
     """Give an adapter a configuration, with its hash in the manifest; gives the hashes."""
-    (folder / adapters.CONFIG).write_text(content)
-    manifest = read_json(folder / "manifest.json") | {"config_sha256": sha256_of(folder / adapters.CONFIG)}
+    (folder / CONFIG).write_text(content)
+    manifest = read_json(folder / "manifest.json") | {"config_sha256": sha256_of(folder / CONFIG)}
     write_json(folder / "manifest.json", manifest)
     return {key: manifest[key] for key in promote.HASHED}
 
@@ -382,7 +383,7 @@ def test_answers_with_another_configuration_are_no_evidence(pair):
         promote.refuse_what_was_not_evaluated(pair[0], predictions)
     write_json(predictions / "figures.json", {"of": hashes})
     promote.refuse_what_was_not_evaluated(pair[0], predictions)
-    (pair[0] / adapters.CONFIG).write_text("{ }")
+    (pair[0] / CONFIG).write_text("{ }")
     with pytest.raises(UserError, match="are not those of"):
         promote.refuse_what_was_not_evaluated(pair[0], predictions)
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from models import adapters, base
 from models.errors import DataBlocked, UserError
+from models.manifest import WEIGHTS, read_manifest
 from models.prompt import IGNORED_LABEL, PROMPT_VERSION
 from stages import params, receipt
 from stages.train.__main__ import refuse_other_tokens
@@ -88,7 +89,7 @@ def order(base_folder, tmp_path, request):
 def test_every_method_is_made_from_its_entry_alone(order):
     order.checkpoints.mkdir()
     make(order)
-    manifest = adapters.read_manifest(order.out)
+    manifest = read_manifest(order.out)
     assert manifest.method == order.adapter.method
     assert manifest.training["steps"] == 4
     assert manifest.training["kept_step"] <= 4
@@ -104,8 +105,8 @@ def test_an_adapter_that_was_written_wrongly_is_not_kept(order, monkeypatch):
 
     def spoil(model, folder, name):
         usual(model, folder, name)
-        weights = load_file(folder / adapters.WEIGHTS)
-        save_file({name: each + 0.5 for name, each in weights.items()}, folder / adapters.WEIGHTS)
+        weights = load_file(folder / WEIGHTS)
+        save_file({name: each + 0.5 for name, each in weights.items()}, folder / WEIGHTS)
 
     monkeypatch.setattr(adapters, "_save_adapter", spoil)
     order.checkpoints.mkdir()
