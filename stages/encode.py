@@ -13,7 +13,6 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from models import base
@@ -22,11 +21,10 @@ from models.prompt import PROMPT_VERSION, encode_sample, normalize
 from models.sample import Sample
 from models.storage import write_json, write_jsonl, writing_folder
 from stages import params, receipt
+from stages.grams import resembles, text_of
 
 log = logging.getLogger("tuneline.encode")
-GRAM = 4  # characters, as the data checks compare near-duplicates
 NEAR = 0.7  # the least similarity that validate.checks.no_near_duplicate may be set to
-PAIRS_AT_ONCE = 20_000_000  # of which similarity is computed in memory
 
 
 def read_checked(folder: Path, found: base.Base) -> tuple[receipt.Verified, dict[str, list[Sample]]]:
@@ -82,7 +80,8 @@ def without_evaluated(samples: Sequence[Sample], evaluated: Sequence[Sample]) ->
     """The samples that share no question in its context with an evaluated one, and are nearly the same as none."""
     asked = {beginnings(sample)[-2] for sample in evaluated}
     evaluated_beginnings = {key for sample in evaluated for key in beginnings(sample)}
-    near = is_near(samples, evaluated)
+    texts, others = ([normalize(text_of(sample.messages)) for sample in part] for part in (samples, evaluated))
+    near = resembles(texts, others, NEAR)
     return [
         sample
         for sample, nearly_the_same in zip(samples, near, strict=True)
@@ -100,41 +99,6 @@ def beginnings(sample: Sample) -> list[int]:
             key = hash((key, message.role, normalize(message.content)))
             keys.append(key)
     return keys
-
-
-def is_near(samples: Sequence[Sample], others: Sequence[Sample]) -> np.ndarray:
-    """Whether each sample's character 4-grams have a Jaccard similarity of :data:`NEAR` with those of any other.
-
-    Returns:
-        bool of shape (samples,).
-    """
-    if not samples or not others:
-        return np.zeros(len(samples), bool)
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    hashing = HashingVectorizer(
-        analyzer="char", ngram_range=(GRAM, GRAM), lowercase=False, binary=True, norm=None, alternate_sign=False
-    )
-    other_grams = hashing.transform(map(comparable_text, others))
-    other_sizes = row_sums(other_grams)
-    near = []
-    at_once = max(PAIRS_AT_ONCE // len(others), 1)
-    for start in range(0, len(samples), at_once):
-        grams = hashing.transform(map(comparable_text, samples[start : start + at_once]))
-        shared = (grams @ other_grams.T).tocoo()
-        sizes = row_sums(grams)[shared.row] + other_sizes[shared.col] - shared.data
-        near.append(np.zeros(grams.shape[0], bool))
-        near[-1][shared.row[shared.data >= NEAR * sizes]] = True
-    return np.concatenate(near)
-
-
-def row_sums(matrix) -> np.ndarray:
-    return np.asarray(matrix.sum(axis=1)).ravel()
-
-
-def comparable_text(sample: Sample) -> str:
-    """What near-duplicates are told by: all texts of a conversation, long enough for one gram."""
-    return "\n".join(normalize(message.content) for message in sample.messages).ljust(GRAM, "\0")
 
 
 def encode(tokenizer, samples: list[Sample]) -> list[dict]:

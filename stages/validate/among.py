@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from models.prompt import normalize
 from models.sample import Message, sample_id
-from stages.validate.grams import jaccard
+from stages.grams import jaccard
 
 # Characters; what is shorter may be a greeting, with which many conversations open that have nothing in common.
 SHORT, LONG = 10, 50
@@ -153,7 +153,7 @@ def near_duplicates(
     """Pairs of rows whose 4-grams are at least so similar: the later row, the earlier one, their similarity.
 
     Args:
-        bands: shape (rows, bands), from :func:`stages.validate.grams.bands`.
+        bands: shape (rows, bands), from :func:`stages.validate.minhash.bands`.
         grams_of: the 4-grams of a row.
 
     Returns:

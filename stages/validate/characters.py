@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 
+from stages.grams import code_points
 from stages.validate.mojibake import marks_of_mojibake
 
 # Blanks and formatting; Chinese characters; Latin letters; letters of other scripts; digits and punctuation; the rest.
@@ -17,17 +18,6 @@ _LATIN_RANGES = ((0x41, 0x5B), (0x61, 0x7B), (0xC0, 0x250), (0xFF21, 0xFF3B), (0
 _WRITTEN_SYMBOLS = "$+<=>^`|~＋＜＝＞｜～￥×÷±≤≥≠≈°℃√∞→"  # of everyday writing, formulas and code
 # Replacement characters, control characters other than tab and line ends, and lone surrogates.
 _BAD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff\ud800-\udfff]")
-
-
-def code_points(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The characters of all texts, one after another, as numbers, and where each text begins and the last ends.
-
-    Returns:
-        uint32 of shape (characters,) and int64 of shape (texts + 1,).
-    """
-    ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
-    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    return codes, ends
 
 
 def kinds_of_characters(texts: Sequence[str]) -> np.ndarray:

@@ -5,7 +5,7 @@ from html import escape  # Great Expectations puts the values of tables into its
 from itertools import groupby
 from pathlib import Path
 
-from stages.raw import ascii_if_odd
+from stages.foreign_files import ascii_if_odd
 from stages.validate.checks import Check
 from stages.validate.expectations import Finding, expectation_of
 from stages.validate.whole import Outcome

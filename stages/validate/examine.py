@@ -12,14 +12,15 @@ import numpy as np
 
 from models.sample import Message, Sample
 from models.vocabulary import Vocabulary
+from stages.grams import grams, text_of
 from stages.params import Params
 from stages.raw import RawRow, place_of, read_rows
 from stages.validate.among import Keys, keys_of
 from stages.validate.checks import Check, checks_of
 from stages.validate.expectations import Finding, judge
 from stages.validate.features import Fault, describe, parse, shown, without_oldest
-from stages.validate.grams import bands, grams
 from stages.validate.layouts import Layout
+from stages.validate.minhash import bands
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
 # Of a piece, which is what a worker has in memory at a time. Great Expectations takes a third of a second for
@@ -207,7 +208,7 @@ def examine(setting: Setting, piece: Piece) -> Examined:
     out = {row for check, found in zip(checks, findings, strict=True) if check.severity != "warn" for row in found.rows}
     passed = [index for index, number in enumerate(numbers.tolist()) if number not in out]
     keys = keys_of([None if isinstance(messages, Fault) else messages for messages in parsed])
-    values, starts = grams([_said(parsed[index]) for index in passed])
+    values, starts = grams([text_of(parsed[index]) for index in passed])
     samples = [
         sample_line(piece.rows[index], parsed[index], int(keys.sample[index]), int(features["turns_cut"][index]))
         for index in passed
@@ -241,16 +242,11 @@ def _spelled(parsed: Sequence, features: Mapping, findings: Sequence[Finding], f
     """Which rows are over the token budget because the tokenizer cuts their English into letters: bool, (rows,)."""
     spelled = np.zeros(len(parsed), bool)
     for row in {row for finding in findings if finding.check in ("prompt_fits", "answer_fits") for row in finding.rows}:
-        text = _said(parsed[row - first])
+        text = text_of(parsed[row - first])
         letters = sum(character.isalpha() and character.isascii() for character in text[:_TOLD])
         tokens = features["prompt_tokens"][row - first] + features["answer_tokens"][row - first]
         spelled[row - first] = 2 * letters > len(text[:_TOLD]) and tokens > _LETTERS * len(text)
     return spelled
-
-
-def _said(messages: Sequence[Message]) -> str:
-    """What user and assistant say; a system message may be the same in all rows, and would make them all alike."""
-    return "\n".join(message.content for message in messages if message.role != "system")
 
 
 def sample_line(row: RawRow, messages: Sequence[Message], key: int, turns_cut: int) -> bytes:

@@ -13,11 +13,11 @@ from models.prompt import ANSWER_MARKS, PROMPT_MARKS, render
 from models.sample import Message, UnknownFormat, UnknownLayout, is_null_mark, quoted, read_row
 from models.sample import is_blank as _is_blank
 from models.vocabulary import Vocabulary
+from stages.foreign_files import encoding_of
+from stages.grams import repetition
 from stages.params import Params
-from stages.raw import encoding_of
 from stages.validate import characters, escapes, leftovers, names, privacy
 from stages.validate.boilerplate import boilerplate
-from stages.validate.grams import repetition
 from stages.validate.layouts import Layout, recognize
 from stages.validate.mojibake import mojibake
 from stages.validate.turns import cut_off, role_mark

@@ -5,7 +5,7 @@ Each note is a sentence in both languages, by language.
 
 import numpy as np
 
-from stages.raw import ascii_if_odd
+from stages.foreign_files import ascii_if_odd
 from stages.validate.examine import OTHERS, Examined
 from stages.validate.layouts import sentence
 

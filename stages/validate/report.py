@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from stages.raw import ascii_if_odd
+from stages.foreign_files import ascii_if_odd
 from stages.validate.checks import SEVERITIES, Check
 from stages.validate.examine import Examined
 from stages.validate.expectations import Finding

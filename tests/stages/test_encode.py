@@ -6,8 +6,7 @@ from given import conversation
 from models.errors import UserError
 from models.prompt import encode_sample
 from models.sample import Message, Sample, sample_id
-from stages import encode as stage
-from stages.encode import count, encode, is_near, replay, without_evaluated
+from stages.encode import count, encode, replay, without_evaluated
 
 
 @pytest.mark.parametrize("texts", [("你好", "我很好。"), ("一", "二", "三", "四")])
@@ -104,31 +103,6 @@ def test_a_question_is_the_same_only_where_the_same_was_said_before():
     evaluated = sample("背一首诗" * 5, "白日依山尽", "继续", "黄河入海流")
     other = sample("讲一个故事" * 5, "从前有座山", "继续", "山里有座庙" * 3)
     assert without_evaluated([other], [evaluated]) == [other]
-
-
-def test_similarity_is_that_of_the_sets_of_4_grams(monkeypatch):
-    samples = [
-        sample("甲乙丙丁戊己庚辛壬癸"[i:], "子丑寅卯辰巳午未申酉戌亥" + "天地玄黄"[:k])
-        for i in range(6)
-        for k in range(5)
-    ]
-    samples += [sample("啊", "哦"), sample("啊", "哦 "), sample("甲乙丙丁" * 4, "子" * 9)]
-    samples += [sample("东南西北中", "子丑寅卯" + end) for end in ("天", "地玄")]  # 7 of 10 are shared
-
-    def grams(text: str) -> set[str]:
-        return {text[i : i + 4] for i in range(len(text) - 3)}
-
-    sets = [grams(f"{one.messages[0].content} {one.messages[1].content}".rstrip().ljust(4, "\0")) for one in samples]
-    for number in (0, 7, 30, 32, 33):
-        expected = [len(one & sets[number]) / len(one | sets[number]) >= stage.NEAR for one in sets]
-        assert is_near(samples, [samples[number]]).tolist() == expected
-        assert True in expected
-        assert False in expected
-    whole = is_near(samples, samples[3:9])
-    monkeypatch.setattr(stage, "PAIRS_AT_ONCE", 1)
-    assert is_near(samples, samples[3:9]).tolist() == whole.tolist()
-    assert is_near([], samples).tolist() == []
-    assert is_near(samples[:2], []).tolist() == [False, False]
 
 
 @pytest.mark.parametrize("general", [[], TASK["train"][:3], TASK["eval"], [LEAKS["another answer"]]])

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages import receipt
+from stages.grams import grams, jaccard
 from stages.raw import read_rows
 from stages.validate.among import near_duplicates
 from stages.validate.features import repetition, role_fault
-from stages.validate.grams import bands, grams, jaccard
 from stages.validate.lengths import accept, drift, drift_class, histogram, last_accepted
+from stages.validate.minhash import bands
 from stages.validate.privacy import personal_data, secret
 
 
