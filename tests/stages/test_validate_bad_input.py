@@ -68,7 +68,7 @@ def test_the_books_close_over_any_bytes(base_folder, tmp_path, lines, members):
     ("content", "said"),
     [
         (b'[{"a": 1}, {"b": "', "never closed"),
-        (b'{\n "a": 1\n}', "many lines"),
+        (b'{\n "a": 1\n}', "several lines"),
         (gzip.compress(b"{}\n" * 99, mtime=0)[:-9], "gzip"),
     ],
 )
