@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.checkpoint import machine
-from models import adapters, base, precision, training
+from benchmarks.random_checkpoint import machine
+from models import adapters, base_model, precision, training
 from models.prompt import label
 from models.storage import read_jsonl, write_json
 
@@ -20,8 +20,8 @@ LORA = {"rank": 16, "alpha": 32, "target_modules": ["query_key_value", "dense", 
 RUNS = {"bf16": (False, 42), "fp8": (True, 42), "bf16, other first weights": (False, 43)}
 
 
-def losses(found: base.Base, rows: dict, fp8: bool, seed: int) -> dict:
-    model = base.load_model(found, "bfloat16")
+def losses(found: base_model.Base, rows: dict, fp8: bool, seed: int) -> dict:
+    model = base_model.load_model(found, "bfloat16")
     torch.manual_seed(seed)
     tuned = adapters.attach(model, "lora", **LORA)
     if fp8:
@@ -44,7 +44,7 @@ def main() -> None:
         split: [label(row["prompt"], row["answer"]) for row in read_jsonl(arguments.encoded / f"{split}.jsonl")]
         for split in ("train", "eval")
     }
-    found = base.read_record(arguments.base)
+    found = base_model.read_record(arguments.base)
     runs = {name: losses(found, rows, *how) for name, how in RUNS.items()}
     known = machine()
     write_json(arguments.out, {"machine": known | {"commit": arguments.commit or known["commit"]}, "runs": runs})

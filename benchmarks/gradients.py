@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.checkpoint import SMALL, machine
+from benchmarks.random_checkpoint import SMALL, machine
 from models import adapters
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from models.training import Settings, fitting
+from models.training import Settings, fit
 from models.training.batches import RightPadding
 
 LABELLED = (256, 8_448, 67_584)
@@ -66,7 +66,7 @@ def gradient_of(tuned, rows: list[dict], scaled: bool = True) -> torch.Tensor:
     )
     adapters.base_of(tuned).gradient_checkpointing_enable({"use_reentrant": False})
     with tempfile.TemporaryDirectory() as folder:
-        trainer = fitting._trainer(tuned, rows, [], settings, fitting._arguments(settings, Path(folder), False, False))
+        trainer = fit._trainer(tuned, rows, [], settings, fit._arguments(settings, Path(folder), False, False))
         if not scaled:
             trainer.accelerator.scaler, trainer.unscales_gradients = None, False
         trainer.create_optimizer_and_scheduler(1)

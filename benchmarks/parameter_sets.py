@@ -19,13 +19,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.checkpoint import base_of, machine, make_checkpoint  # noqa: E402
-from models import adapters, base, training  # noqa: E402
+from benchmarks.random_checkpoint import base_of, machine, make_checkpoint  # noqa: E402
+from formats import params_schema  # noqa: E402
+from models import adapters, base_model, training  # noqa: E402
 from models.chatglm import ChatGLMConfig  # noqa: E402
-from stages import params  # noqa: E402
 
 
-def full_rows(config: ChatGLMConfig, budget: params.Encode, count: int) -> list[dict]:
+def full_rows(config: ChatGLMConfig, budget: params_schema.Encode, count: int) -> list[dict]:
     """Rows of random tokens that use the whole budget."""
     generator = torch.Generator().manual_seed(0)
     rows = []
@@ -41,11 +41,11 @@ def full_rows(config: ChatGLMConfig, budget: params.Encode, count: int) -> list[
     return rows
 
 
-def measure(checkpoint: Path, knobs: params.Params, name: str, checkpointing: bool, steps: int) -> dict:
+def measure(checkpoint: Path, knobs: params_schema.Params, name: str, checkpointing: bool, steps: int) -> dict:
     """Train one adapter of a parameter set for a number of steps."""
     adapter = knobs.adapters[name]
     found = base_of(checkpoint, knobs.base.model)
-    model = base.load_model(found, knobs.base.dtype, adapter.quantization)
+    model = base_model.load_model(found, knobs.base.dtype, adapter.quantization)
     torch.manual_seed(0)
     tuned = adapters.attach(model, adapter.method, **adapter.attachment())
     fitted = training.fit(
@@ -76,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         path, checkpoint, checkpointing = arguments.one
-        knobs = params.load(Path(path))
+        knobs = params_schema.load(Path(path))
         (name,) = knobs.adapters
         figures = measure(Path(checkpoint), knobs, name, checkpointing == "True", arguments.steps)
         arguments.out.write_text(json.dumps({"set": Path(path).stem, **figures}))

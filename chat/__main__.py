@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chat import terminal
 from chat.partner import Partner
-from models.errors import program
+from models.command_line import entry_point
 
 
 def positive(text: str) -> int:
@@ -16,7 +16,7 @@ def positive(text: str) -> int:
     return number
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m chat", description="Talk to the base model or an adapter on it.")
     parser.add_argument("--adapter", help="base, champion, or an adapter's key; the champion, if there is one")

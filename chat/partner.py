@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from models import adapters, base
+from models import adapters, base_model
 from models.errors import UserError
 from models.manifest import MANIFEST, read_manifest, refuse_other_base
 from models.sample import Message
@@ -29,11 +29,11 @@ class Partner:
     """
 
     def __init__(self, weights: Path, name: str | None, dtype: str, room: int, sample: bool):
-        if not (weights / BASE / base.RECORD).is_file():
+        if not (weights / BASE / base_model.RECORD).is_file():
             raise UserError(f"There is no base model in {weights / BASE}; run `make demo` or `dvc repro base`.")
         self.weights, self.dtype, self.room, self.sample = weights, dtype, room, sample
-        self.base = base.read_record(weights / BASE)
-        self.tokenizer = base.load_tokenizer(self.base)
+        self.base = base_model.read_record(weights / BASE)
+        self.tokenizer = base_model.load_tokenizer(self.base)
         self.key, self.model = "", None
         self.switch(name or self.first())
         if self.longest_prompt() < 1:
@@ -93,12 +93,12 @@ class Partner:
 
     def _load(self, name: str):
         if name == BASE:
-            return base.load_model(self.base, self.dtype)
+            return base_model.load_model(self.base, self.dtype)
         return adapters.load(self._folder(name), self.base, dtype=None if self.dtype == "auto" else self.dtype)
 
     def answer(self, messages: Sequence[Message], differently: bool = False):
-        """A :class:`models.answering.Stream` of the answer; ``differently`` samples one."""
-        from models.answering import Stream, greedy, sampled
+        """A :class:`models.generation.Stream` of the answer; ``differently`` samples one."""
+        from models.generation import Stream, greedy, sampled
 
         generation = (sampled if self.sample or differently else greedy)(self.model, self.room)
         return Stream(self.model, self.tokenizer, messages, generation, self.decoder)

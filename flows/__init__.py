@@ -5,7 +5,7 @@ Beside the flows stand the programs that carry them: ``server``, ``agent`` and `
 
 import os
 
-from pipelines.programs import QUIET
+from pipelines.processes import QUIET
 
 # Of the processes that flows run in. In a container Prefect is imported before this package, and reads its settings
 # then: the image and the templates of container pools (deploy/) hold these as well.

@@ -25,10 +25,11 @@ import httpx
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
 from flows import gpus
-from flows.orphans import end_orphans
-from models.errors import UserError, program
+from flows.orphan_processes import end_orphans
+from models.command_line import entry_point
+from models.errors import UserError
 from pipelines.clone import home
-from pipelines.programs import end_leftovers, run_module
+from pipelines.processes import end_leftovers, run_module
 
 PROCESS = "process"  # the type of the work pools that agents serve
 SIDE_BY_SIDE = 8  # orchestrating runs, which wait for others
@@ -75,7 +76,7 @@ def wait_for_server() -> None:
     raise UserError(f"No Prefect server answers at {address}.")
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve flows on this host.")
     kind = parser.add_mutually_exclusive_group(required=True)

@@ -19,10 +19,10 @@ from prefect.artifacts import (
 )
 from prefect.exceptions import PrefectHTTPStatusError
 
-from flows import curve
+from flows import loss_chart
 from models.errors import UserError
 from models.storage import read_json
-from pipelines.retrain import BRANCH, Outcome
+from pipelines.retraining import BRANCH, Outcome
 
 CHECKS = Path("reports/data_checks.json")
 METRICS, TRAINING, WEIGHTS = Path("reports/metrics"), Path("reports/training"), Path("models/weights")
@@ -120,7 +120,7 @@ def show_losses(name: str, history: list[dict]) -> None:
     """The losses of a training, as a picture."""
     points = [point for point in history if math.isfinite(point["loss"])]
     if points:
-        create_image_artifact(curve.data_url(name, points), key=f"loss-{_key(name)}")
+        create_image_artifact(loss_chart.data_url(name, points), key=f"loss-{_key(name)}")
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from prefect.exceptions import ObjectNotFound
 
 from flows.agent import PATIENCE, wait_for_server
 from flows.runs import OURS
-from models.errors import UserError, program
-from pipelines.programs import run_module
+from models.command_line import entry_point
+from models.errors import UserError
+from pipelines.processes import run_module
 
 POOLS = ("cpu", "gpu")
 
@@ -51,7 +52,7 @@ def switch_on(client: SyncPrefectClient, wanted: dict[str, list]) -> None:
                 client.update_deployment_schedule(deployment.id, there[0].id, active=True)
 
 
-@program
+@entry_point
 def main() -> None:
     wait_for_server()
     wait_for_pools()

@@ -8,11 +8,11 @@ from functools import partial
 
 from prefect import runtime
 
-from flows import artifacts, notify, runs
+from flows import artifacts, notifications, runs
 from flows.prepare_data import prepare
-from pipelines import handover, retrain
+from formats import params_schema
+from pipelines import retraining, run_refs
 from pipelines.clone import Clone
-from stages import params
 
 
 @runs.flow(name="finetune-adapters", flow_run_name="finetune · {cause}")
@@ -25,39 +25,39 @@ def retrain_all(revision: str, cause: str) -> str:
     """See :func:`finetune_adapters`; flow retrain does the same, when it is time."""
     run = runs.begin()
     with runs.failures_told(run):
-        return _retrain(runs.patiently(retrain.enter, run, revision), cause)
+        return _retrain(runs.patiently(retraining.enter, run, revision), cause)
 
 
 def _retrain(clone: Clone, cause: str) -> str:
     run = str(runtime.flow_run.id)
     # Whoever was killed behind its push has still to tell of it.
-    if retrain.nothing_changed() and not retrain.new_champion(clone):
+    if retraining.nothing_changed() and not retraining.new_champion(clone):
         print("Nothing changed · 没有变化")
         clone.discard()
         return "nothing changed"
     prepare(clone)
-    train_on_agents(run, runs.patiently(handover.hand_out, clone, run))
+    train_on_agents(run, runs.patiently(run_refs.hand_out, clone, run))
     return finish(clone, run, cause)
 
 
 def finish(clone: Clone, run: str, cause: str) -> str:
     """Compare, commit, promote what is better, and show what came of it; gives that in a sentence."""
     repro = partial(runs.patiently, Clone.repro)
-    publish = partial(runs.patiently, retrain.publish)
-    outcome = retrain.conclude(clone, run, cause, repro, publish, partial(measure_on_agent, run))
-    artifacts.show_comparison(list(params.load().evaluate.models))
+    publish = partial(runs.patiently, retraining.publish)
+    outcome = retraining.conclude(clone, run, cause, repro, publish, partial(measure_on_agent, run))
+    artifacts.show_comparison(list(params_schema.load().evaluate.models))
     artifacts.show_outcome(outcome, clone.address)
     if outcome.promoted:
-        notify.tell("promoted", f"champion {outcome.promoted}", version=outcome.promoted, cause=cause)
+        notifications.tell("promoted", f"champion {outcome.promoted}", version=outcome.promoted, cause=cause)
     clone.discard()
     said = f"champion {outcome.promoted} · 晋级" if outcome.promoted else "no adapter is better · 无适配器晋级"
-    print(f"{retrain.BRANCH} {outcome.commit}: {said}")
+    print(f"{retraining.BRANCH} {outcome.commit}: {said}")
     return said
 
 
 def train_on_agents(run: str, ref: str) -> None:
     """Have every model that changed trained and evaluated, each on a GPU agent."""
-    knobs, data = params.load(), retrain.data_hash()
+    knobs, data = params_schema.load(), retraining.data_hash()
     started = [
         runs.start(
             "train-adapter/train-adapter",
@@ -66,26 +66,26 @@ def train_on_agents(run: str, ref: str) -> None:
             parameters={"ref": ref, "name": name},
             gpus=knobs.train.devices,
         )
-        for name in retrain.pending()
+        for name in retraining.pending()
     ]
     runs.wait(started)
 
 
 def measure_on_agent(run: str, clone: Clone, names: list[str]) -> None:
     """Have a GPU agent run champion and challengers: orchestration owns no GPU."""
-    ref, data = runs.patiently(handover.hand_out, clone, run), retrain.data_hash()
+    ref, data = runs.patiently(run_refs.hand_out, clone, run), retraining.data_hash()
     started = runs.start(
         "measure-champion/measure-champion",
         key=f"{run} measure {clone.git('rev-parse', 'HEAD')}",
         name=f"measure champion · data {data[:4]}",
         parameters={"ref": ref, "names": names},
-        gpus=params.load().train.devices,
+        gpus=params_schema.load().train.devices,
     )
     runs.wait([started])
-    runs.patiently(handover.take_measurements, clone, str(started.id))
+    runs.patiently(run_refs.take_measurements, clone, str(started.id))
 
 
-def title(name: str, data: str, knobs: params.Params) -> str:
+def title(name: str, data: str, knobs: params_schema.Params) -> str:
     """A run's name, such as ``finetune lora · data 3f2a · rank 8``."""
     if name == "base":
         return f"evaluate base · data {data[:4]}"

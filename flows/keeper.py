@@ -2,7 +2,7 @@
 
 Prefect's workers report a flow whose process died, and nobody reports a worker or a host that died; nor does Prefect
 start any of them again. The keeper does: a run that gives no sign of life is declared crashed, and one that crashed is
-scheduled again, so often as ``TUNELINE_RESTARTS`` says; then it has failed, which is told as by :mod:`flows.notify`.
+scheduled again, so often as ``TUNELINE_RESTARTS`` says; then it has failed, as :mod:`flows.notifications` tells.
 The keeper goes by its own steady clock and by whether signs change, not by the times in them: clocks of hosts differ
 and jump. While the server is away, and for a while behind it, nobody is declared dead.
 """
@@ -30,10 +30,10 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 
-from flows import notify
+from flows import notifications
 from flows.agent import PROCESS, wait_for_server
 from flows.runs import BAD, HEARTBEAT, OURS, end_children, restarts, starter_in
-from models.errors import program
+from models.command_line import entry_point
 
 TICK = 5.0  # seconds between two rounds
 BEATS = 2  # heartbeats that may be missed
@@ -166,7 +166,7 @@ class Keeper:
         else:
             said = f"It died {crashes} times, the last time so: {run.state.message or 'unknown'}"
             self.set(run, Failed(message=said))
-            notify.tell("failed", said, run=run.name, link=notify.link_of(run.id))
+            notifications.tell("failed", said, run=run.name, link=notifications.link_of(run.id))
             end_children(self.client, run.id)
 
     def is_orphan(self, run: FlowRun) -> bool:
@@ -192,7 +192,7 @@ class Keeper:
         log.info("%s: %s: %s", run.name, state.name, state.message)
 
 
-@program
+@entry_point
 def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     wait_for_server()

@@ -2,7 +2,7 @@
 
 from flows import runs
 from flows.train_adapter import free_the_gpu
-from pipelines import handover, trainer
+from pipelines import agent_training, run_refs
 
 
 @runs.flow(name="measure-champion")
@@ -10,7 +10,7 @@ def measure_champion(ref: str, names: list[str]) -> None:
     """Have the champion answer what these challengers were asked, and time both sides, of what ``ref`` hands out."""
     run = runs.begin()
     free_the_gpu()
-    clone = runs.patiently(trainer.take, run, ref, names[0])
-    runs.patiently(trainer.measure, clone, names)
-    runs.patiently(handover.hand_out_measurements, clone, run)
+    clone = runs.patiently(agent_training.take, run, ref, names[0])
+    runs.patiently(agent_training.measure, clone, names)
+    runs.patiently(run_refs.hand_out_measurements, clone, run)
     clone.discard()

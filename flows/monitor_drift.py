@@ -9,10 +9,10 @@ from pathlib import Path
 
 from prefect import runtime
 
-from flows import artifacts, notify, runs
-from pipelines import monitor, retrain
+from flows import artifacts, notifications, runs
+from formats import params_schema
+from pipelines import drift_monitor, retraining
 from pipelines.clone import Clone
-from stages import params
 
 CHATS = "TUNELINE_CHATS"
 
@@ -26,12 +26,12 @@ def monitor_drift(revision: str = "HEAD", again: bool = False) -> str:
     """
     run = runs.begin()
     with runs.failures_told(run):
-        return _monitor(runs.patiently(retrain.enter, run, revision), revision, again)
+        return _monitor(runs.patiently(retraining.enter, run, revision), revision, again)
 
 
 def _monitor(clone: Clone, revision: str, again: bool) -> str:
     clone.take_data("tokenizer")
-    found = monitor.monitor(sources())
+    found = drift_monitor.monitor(sources())
     kept = keep_page(clone)
     artifacts.show_drift(found, kept)
     clone.discard()
@@ -41,7 +41,7 @@ def _monitor(clone: Clone, revision: str, again: bool) -> str:
     cause = in_words(found["drifted"])
     started, new = start_retraining(revision, found["drifted"], again)
     if new:
-        notify.tell("drift", cause, drifted=found["drifted"], rows=found["rows"])
+        notifications.tell("drift", cause, drifted=found["drifted"], rows=found["rows"])
     print(f"{cause} → {started}")
     return cause
 
@@ -54,7 +54,7 @@ def in_words(drifted: list[str], named: int = 2) -> str:
 
 def sources() -> list[Path]:
     """What is new: the raw data of params.yaml, and logged chats if they may be read, and there are any."""
-    found = [Path(params.load().ingest.source)]
+    found = [Path(params_schema.load().ingest.source)]
     if chats := os.environ.get(CHATS):
         if Path(chats).is_dir() and not any(Path(chats).iterdir()):
             print(f"{chats} holds no chats yet · 还没有对话")
@@ -65,11 +65,11 @@ def sources() -> list[Path]:
 
 def keep_page(clone: Clone) -> Path | None:
     """Put the report where it outlives the clone; gives its path."""
-    if not monitor.PAGE.is_file():
+    if not drift_monitor.PAGE.is_file():
         return None
     kept = clone.folder.parent.parent / "reports" / f"drift-{datetime.now(UTC):%Y%m%dT%H%M%S}.html"
     kept.parent.mkdir(exist_ok=True)
-    return monitor.PAGE.replace(kept)
+    return drift_monitor.PAGE.replace(kept)
 
 
 def start_retraining(revision: str, drifted: list[str], again: bool) -> tuple[str, bool]:

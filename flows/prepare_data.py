@@ -1,8 +1,8 @@
 """Flow prepare_data: collect, check and encode the data. Blocked data fail it with their reasons."""
 
-from flows import artifacts, notify, runs
+from flows import artifacts, notifications, runs
 from models.errors import DataBlocked
-from pipelines import retrain
+from pipelines import retraining
 from pipelines.clone import Clone
 
 
@@ -11,10 +11,10 @@ def prepare_data(revision: str = "HEAD") -> str:
     """Check what the revision brings; gives the first digits of the data's hash."""
     run = runs.begin()
     with runs.failures_told(run):
-        clone = runs.patiently(retrain.enter, run, revision)
+        clone = runs.patiently(retraining.enter, run, revision)
         prepare(clone)
         runs.patiently(clone.push_data)
-        found = retrain.data_hash()
+        found = retraining.data_hash()
         clone.discard()
         return found
 
@@ -26,9 +26,9 @@ def prepare(clone: Clone) -> None:
         DataBlocked: the checks stopped it; whoever listens has been told.
     """
     try:
-        runs.patiently(retrain.prepare, clone)
+        runs.patiently(retraining.prepare, clone)
     except DataBlocked as blocked:
         artifacts.show_checks()
-        notify.tell("blocked", str(blocked))
+        notifications.tell("blocked", str(blocked))
         raise
     artifacts.show_checks()

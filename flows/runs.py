@@ -22,11 +22,11 @@ from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Cancelling, Failed
 
-from flows import notify
+from flows import notifications
 from models.errors import DataBlocked, UserError
-from pipelines import handover, retrain
+from pipelines import retraining, run_refs
 from pipelines.clone import RemoteAway, clones
-from pipelines.programs import end_leftovers
+from pipelines.processes import end_leftovers
 
 OURS = "tuneline"  # the tag of every deployment
 HEARTBEAT = "tuneline.heartbeat"  # the label by which a run says how often it gives a sign of life, in seconds
@@ -108,12 +108,14 @@ def failures_told(run: str) -> Iterator[None]:
         raise
     except Exception as error:
         with suppress(UserError):  # it may have failed before there was a clone
-            handover.withdraw(run)
+            run_refs.withdraw(run)
         # A server that is away must not hide what went wrong.
         with suppress(httpx.HTTPError, PrefectHTTPStatusError), get_client(sync_client=True) as client:
             end_children(client, run)
         # What nobody foresaw may quote a sample; the run's log has it.
-        notify.tell("failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}; see its log")
+        notifications.tell(
+            "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}; see its log"
+        )
         raise
 
 
@@ -125,7 +127,7 @@ def clear_old(own: str) -> None:
             with suppress(UserError):
                 if run != own and _is_over(client, run, age):
                     end_leftovers("PREFECT__FLOW_RUN_ID", run)
-                    retrain.abandon(run)
+                    retraining.abandon(run)
 
 
 def _is_over(client, run: str, age: float) -> bool:
@@ -277,7 +279,7 @@ def clear_up(flow, flow_run: FlowRun, state) -> None:
     with get_client(sync_client=True) as client:
         end_children(client, flow_run.id)
     end_leftovers("PREFECT__FLOW_RUN_ID", str(flow_run.id))
-    retrain.abandon(str(flow_run.id))
+    retraining.abandon(str(flow_run.id))
 
 
 def end_children(client: SyncPrefectClient, run: UUID | str) -> None:

@@ -28,10 +28,11 @@ import psutil
 from flows import gpus
 from flows.access import DEFAULT_PORT, LOGIN, ORIGINS, origins_of, own_login, refuse_bad_login
 from flows.agent import ENDING
-from models.errors import UserError, program
+from models.command_line import entry_point
+from models.errors import UserError
 from models.storage import writing
 from pipelines.clone import home, repository
-from pipelines.programs import become, end_leftovers
+from pipelines.processes import become, end_leftovers
 
 CLIENT_LOGIN = "PREFECT_API_AUTH_STRING"  # in the environment of the server's clients
 SUPERVISOR = "supervisor.supervisord"
@@ -148,7 +149,7 @@ def refuse_if_variable(*folders: Path) -> None:
 
 def programs_of(host: str, port: int, owned: list[str]) -> dict[str, list[str]]:
     """What runs, by name: arguments of Python."""
-    server = ["-m", "flows.api", "--host", host, "--port", str(port)]
+    server = ["-m", "flows.api_server", "--host", host, "--port", str(port)]
     agents = {"gpu-" + re.sub(r"[^\w-]+", "-", each): ["-m", "flows.agent", "--gpus", each] for each in owned}
     keeper = {"keeper": ["-m", "flows.keeper"], "cpu": ["-m", "flows.agent", "--cpu"]}
     return {"server": server} | keeper | agents | {"deployments": ["-m", "flows.deployments"]}
@@ -193,7 +194,7 @@ def _program(name: str, command: list[str], folder: Path) -> dict[str, str]:
     }
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description="Server, keeper and agents of one machine.")
     parser.add_argument("--host", default="127.0.0.1", help="where the server listens (127.0.0.1)")

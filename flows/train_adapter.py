@@ -6,8 +6,8 @@ from collections.abc import Callable
 from flows import artifacts, runs
 from models.errors import UserError
 from models.storage import read_json
-from pipelines import trainer
-from pipelines.programs import end_leftovers
+from pipelines import agent_training
+from pipelines.processes import end_leftovers
 
 
 @runs.flow(name="train-adapter")
@@ -15,12 +15,12 @@ def train_adapter(ref: str, name: str) -> None:
     """Train an adapter of what a retraining handed out under ``ref``, and evaluate it; ``base`` is evaluated only."""
     run = runs.begin()
     free_the_gpu()
-    clone = runs.patiently(trainer.take, run, ref, name)
+    clone = runs.patiently(agent_training.take, run, ref, name)
     with artifacts.progress(name):
-        runs.patiently(going_on, name, trainer.train, clone, run, name)
+        runs.patiently(going_on, name, agent_training.train, clone, run, name)
     if name != "base":
         artifacts.show_losses(name, read_json(artifacts.WEIGHTS / name / "manifest.json")["training"]["history"])
-    runs.patiently(trainer.give_back, clone, run)
+    runs.patiently(agent_training.give_back, clone, run)
     clone.discard()
 
 
@@ -31,7 +31,7 @@ def going_on(name: str, train: Callable, *arguments) -> None:
             train(*arguments)
             break
         except UserError:  # of a remote that is away, too: nothing was killed then
-            if not left or not trainer.was_killed(name):
+            if not left or not agent_training.was_killed(name):
                 raise
             free_the_gpu()  # had its shell died alone, it would still be there
             print("The training was killed; it goes on from its last checkpoint · 训练被杀死，从最后的检查点继续")

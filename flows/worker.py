@@ -22,7 +22,8 @@ from prefect.states import Failed
 from prefect.workers.base import BaseWorker
 
 from flows.agent import PROCESS
-from models.errors import UserError, program
+from models.command_line import entry_point
+from models.errors import UserError
 
 DEPLOYMENTS = Path(__file__).parents[1] / "prefect.yaml"
 JOB_VARIABLES = ("gpus",)  # what the project's own runs set; see flows.runs.start
@@ -123,7 +124,7 @@ async def _fail(worker: BaseWorker, run: FlowRun, reason: str) -> None:
             worker._cancelling_observer.remove_in_flight_flow_run_id(run.id)
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Serve a work pool with the flows of this project alone.", allow_abbrev=False

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from models import schemas
-from models.base import Base, load_config, load_model
+from models.base_model import Base, load_config, load_model
 from models.errors import UserError
 from models.manifest import (
     CONFIG,
@@ -429,7 +429,7 @@ def load(
 
     Raises:
         UserError: the manifest, configuration or weights are damaged or do not fit the base; see also
-            :func:`models.manifest.refuse_other_base` and :func:`models.base.load_model`.
+            :func:`models.manifest.refuse_other_base` and :func:`models.base_model.load_model`.
     """
     manifest = manifest or parse_manifest(folder)
     refuse_other_base(manifest, base, folder)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, create_model
 
 from models import schemas
-from models.base import Base
+from models.base_model import Base
 from models.errors import UserError
 from models.prompt import PROMPT_VERSION
 from models.schemas import LoraFile, PrefixFile, Sha256, Text
@@ -35,7 +35,7 @@ class Manifest:
         name: its key under ``adapters:`` in params.yaml.
         method: ``lora``, ``ptuning_v2`` or ``full``, which is no adapter but all the weights.
         settings: the method's settings and the training's.
-        base, base_identity: the base model's name and :attr:`models.base.Base.identity`.
+        base, base_identity: the base model's name and :attr:`models.base_model.Base.identity`.
         tokenizer_sha256: of the base's ``ice_text.model``.
         prompt_version: :data:`models.prompt.PROMPT_VERSION` at training time.
         quantization: bits of the base at training time, or None.

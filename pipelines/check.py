@@ -12,9 +12,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.errors import UserError, program
-from pipelines.programs import run_module
-from stages import params
+from formats import params_schema
+from models.command_line import entry_point
+from models.errors import UserError
+from pipelines.processes import run_module
 
 CORPUS, TEMPLATES, ACCEPTED = "data/demo/base/corpus.jsonl", "reports/data_docs", Path("data/accepted.json")
 MARK = ".tuneline-check"  # in a folder that may be written over, because a check made it
@@ -27,7 +28,7 @@ def check(files: list[Path], out: Path, *options: str) -> int:
     Raises:
         UserError: a file is missing, or the folder holds something else, such as one of the files.
     """
-    params.load()  # a slip of the pen is told before anything runs
+    params_schema.load()  # a slip of the pen is told before anything runs
     refuse_to_overwrite(files, out)
     with tempfile.TemporaryDirectory() as made:
         tokenizer, accepted = Path(made, "tokenizer"), Path(made, "accepted.json")
@@ -51,7 +52,7 @@ def run_gate(files: Sequence[Path], tokenizer: Path, out: Path, *options: str) -
 
 def are_of_the_source(files: Sequence[Path]) -> bool:
     """Whether all files are, or lie in, what ``ingest.source`` names."""
-    source = Path(params.load().ingest.source).resolve()
+    source = Path(params_schema.load().ingest.source).resolve()
     return all(file.resolve().is_relative_to(source) for file in files)
 
 
@@ -70,7 +71,7 @@ def refuse_to_overwrite(files: list[Path], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description="Check data files without touching the workspace.")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a .jsonl or .json file, or a folder")

@@ -17,7 +17,7 @@ from models.credentials import mask_credentials
 from models.errors import UserError
 from models.storage import remove_folder, seconds_since_change, writing_folder
 from pipelines import dvc
-from pipelines.programs import ProgramFailed, RemoteAway, output_of
+from pipelines.processes import ProgramFailed, RemoteAway, output_of
 
 HOME, REPOSITORY = "TUNELINE_HOME", "TUNELINE_REPOSITORY"
 LINKS = "reflink,hardlink,copy"  # a base of gigabytes is not copied for each run, if the disk can help it

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from models.environment import program_environment
-from models.errors import LAST_WORDS, UserError
-from pipelines.programs import RemoteAway, output_of, run_module
+from models.command_line import ERROR_FILE
+from models.errors import UserError
+from models.program_environment import program_environment
+from pipelines.processes import RemoteAway, output_of, run_module
 
 Settings = dict[str, dict[str, Any]]  # by section
 
@@ -29,7 +30,7 @@ def run(*arguments: str) -> None:
 def tell(*arguments: str) -> None:
     """:func:`run`, but its error is what the stage ended with. Not for stages of raw data, which may quote them."""
     with tempfile.NamedTemporaryFile(prefix="tuneline-") as words:
-        os.environ[LAST_WORDS] = words.name
+        os.environ[ERROR_FILE] = words.name
         try:
             run(*arguments)
         except RemoteAway:
@@ -38,7 +39,7 @@ def tell(*arguments: str) -> None:
             said = Path(words.name).read_text(encoding="utf-8").strip()
             raise UserError(said or str(error)) from None
         finally:
-            del os.environ[LAST_WORDS]
+            del os.environ[ERROR_FILE]
 
 
 def ask(*arguments: str) -> str:

@@ -9,9 +9,10 @@ an adapter of such a file, for the chat.
 import argparse
 from pathlib import Path
 
-from models import base, exchange
-from models.errors import UserError, program
-from stages import params
+from formats import params_schema
+from models import adapter_conversion, base_model
+from models.command_line import entry_point
+from models.errors import UserError
 
 WEIGHTS, CHAMPION, IMPORTED = Path("models/weights"), Path("models/champion"), Path("models/imported")
 
@@ -20,8 +21,8 @@ def folder_of(name: str) -> Path:
     """Where an adapter lies."""
     if name == "champion":
         return CHAMPION
-    if name not in params.load().adapters:
-        raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(params.load().adapters)}.")
+    if name not in params_schema.load().adapters:
+        raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(params_schema.load().adapters)}.")
     return WEIGHTS / name
 
 
@@ -32,17 +33,17 @@ def refuse_to_overwrite(out: Path) -> None:
 
 def take_over(name: str, file: Path) -> Path:
     """Make an adapter of a published P-Tuning checkpoint; gives its folder."""
-    knobs = params.load()
-    taken = params.RESERVED_NAMES | set(knobs.adapters)
+    knobs = params_schema.load()
+    taken = params_schema.RESERVED_NAMES | set(knobs.adapters)
     if name in taken or not name.isascii() or not name.replace("_", "").replace("-", "").isalnum():
         raise UserError(f"{name!r} is taken, or no name for an adapter; choose another of letters, digits, - and _.")
     out = IMPORTED / name
     refuse_to_overwrite(out)
-    exchange.load_official_prefix(file, base.read_record(WEIGHTS / "base"), name, knobs.base.dtype, out)
+    adapter_conversion.load_official_prefix(file, base_model.read_record(WEIGHTS / "base"), name, knobs.base.dtype, out)
     return out
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write an adapter in a form that others read, or read one.")
     parser.add_argument("adapter", help="an adapter's key, or champion")
@@ -58,13 +59,13 @@ def main() -> None:
         out = take_over(arguments.adapter, arguments.file)
         print(f"{out}\nTalk to it · 和它对话：python -m chat --adapter {out.name}")
         return
-    folder, found = folder_of(arguments.adapter), base.read_record(WEIGHTS / "base")
+    folder, found = folder_of(arguments.adapter), base_model.read_record(WEIGHTS / "base")
     out = arguments.merged or arguments.official
     refuse_to_overwrite(out)
     if arguments.merged:
-        exchange.save_merged(folder, found, out, arguments.onto_16_bits)
+        adapter_conversion.save_merged(folder, found, out, arguments.onto_16_bits)
     else:
-        exchange.save_official_prefix(folder, found, out)
+        adapter_conversion.save_official_prefix(folder, found, out)
     print(out)
 
 

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.errors import DataBlocked, UserError, program
+from formats import params_schema
+from models.command_line import entry_point
+from models.errors import DataBlocked, UserError
 from models.storage import read_json
 from pipelines import dvc
-from stages import params
 
 SUMMARY, CHECKS = Path("reports/summary.txt"), Path("reports/data_checks.json")
 
@@ -22,7 +23,7 @@ def finetune(targets: Sequence[str] = ()) -> str:
         DataBlocked: the data checks stopped it.
         UserError: params.yaml is wrong, a stage failed, or no comparison came of it.
     """
-    params.load()  # a slip of the pen is told before anything runs
+    params_schema.load()  # a slip of the pen is told before anything runs
     before = state_of_checks()
     try:
         dvc.run("repro", *targets)
@@ -58,7 +59,7 @@ def refuse_if_blocked(before: tuple[int, int] | None) -> None:
             raise DataBlocked(f"The data checks stopped it: {'; '.join(checks['reasons'])}.")
 
 
-@program
+@entry_point
 def main() -> None:
     print(finetune(sys.argv[1:]))
     print(f"The whole comparison · 完整对比：{SUMMARY.with_name('comparison.html')}")

@@ -9,9 +9,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.errors import UserError, program
-from pipelines import evidence
-from stages import params
+from formats import params_schema
+from models.command_line import entry_point
+from models.errors import UserError
+from pipelines import stage_paths
 
 BITS = (16, 8, 4)  # 16 stands for the type that the base is in
 
@@ -20,20 +21,20 @@ def quantization(name: str, out: Path, every: Sequence[int] = BITS) -> str:
     """Write the comparison of these numbers of bits; gives its short form."""
     if out.suffix != ".html":
         raise UserError(f"--out: {out} is to be a page; let its name end with .html.")
-    knobs = params.load()
+    knobs = params_schema.load()
     if name not in knobs.adapters:
         raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(knobs.adapters)}.")
-    weights = evidence.WEIGHTS / name
+    weights = stage_paths.WEIGHTS / name
     names = [f"{name} {knobs.base.dtype if bits == 16 else f'{bits} bit'}" for bits in every]
     with tempfile.TemporaryDirectory() as scratch:
         for label, bits in zip(names, every, strict=True):
-            if evidence.evaluate(label, weights, Path(scratch), "--bits", str(bits)) != 0:
+            if stage_paths.evaluate(label, weights, Path(scratch), "--bits", str(bits)) != 0:
                 raise UserError(f"{name} could not be evaluated in {bits} bits; the lines above say why.")
-        evidence.compare(names, Path(scratch), out)
+        stage_paths.compare(names, Path(scratch), out)
         return (Path(scratch) / "summary.txt").read_text(encoding="utf-8")
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate an adapter on its base in 16, 8 and 4 bits.")
     parser.add_argument("adapter", help="its key under adapters: in params.yaml")

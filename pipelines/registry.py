@@ -16,7 +16,7 @@ from models.checkpoints import alone
 from models.errors import UserError
 from models.storage import read_json, write_json, writing_folder
 from pipelines import dvc
-from pipelines.programs import ProgramFailed, end_leftovers, output_of
+from pipelines.processes import ProgramFailed, end_leftovers, output_of
 
 ARTIFACT, STAGE = "champion", "live"
 FOLDER = Path("models/champion")

@@ -11,27 +11,30 @@ import logging
 import shutil
 from pathlib import Path
 
-from models import base
-from models.errors import UserError, program
+from formats import params_schema
+from models import base_model
+from models.command_line import entry_point
+from models.errors import UserError
 from models.prompt import encode_sample, label
 from models.storage import sha256_of, writing_folder
-from stages import params
 
 log = logging.getLogger("tuneline.base")
 
 
-def make_tiny(corpus: Path, tokenizer_folder: Path, knobs: params.Tiny, folder: Path) -> None:
+def make_tiny(corpus: Path, tokenizer_folder: Path, knobs: params_schema.Tiny, folder: Path) -> None:
     """Train the tiny base on the corpus and save it in the official file layout."""
     import torch
 
-    from models import tiny, training
+    from models import tiny_base_model, training
     from models.chatglm import ChatGLMForConditionalGeneration
 
     shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
-    tokenizer = base.load_tokenizer(folder)
-    rows = [label(*encode_sample(tokenizer, messages)) for messages in tiny.read_corpus(corpus)]
+    tokenizer = base_model.load_tokenizer(folder)
+    rows = [label(*encode_sample(tokenizer, messages)) for messages in tiny_base_model.read_corpus(corpus)]
     torch.manual_seed(knobs.seed)
-    model = ChatGLMForConditionalGeneration(tiny.configure(tokenizer, knobs.hidden_size, knobs.layers, knobs.heads))
+    model = ChatGLMForConditionalGeneration(
+        tiny_base_model.configure(tokenizer, knobs.hidden_size, knobs.layers, knobs.heads)
+    )
     log.info("base: training a ChatGLM of %.1f million parameters", model.num_parameters() / 1e6)
     settings = training.Settings(
         knobs.batch_size,
@@ -47,24 +50,24 @@ def make_tiny(corpus: Path, tokenizer_folder: Path, knobs: params.Tiny, folder: 
     model.save_pretrained(folder)
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, required=True, help="what the tiny base learns")
     parser.add_argument("--tokenizer", type=Path, required=True, help="what stage tokenizer found or made")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    chosen = params.load().base
+    chosen = params_schema.load().base
 
     with writing_folder(arguments.out) as folder:
         if chosen.model == "tiny":
             make_tiny(arguments.corpus, arguments.tokenizer, chosen.tiny, folder)
-            found = base.verify(folder, name="tiny")
+            found = base_model.verify(folder, name="tiny")
         else:
-            found = base.find(chosen.model, chosen.revision)
-        if found.tokenizer_sha256 != sha256_of(arguments.tokenizer / base.TOKENIZER):
+            found = base_model.find(chosen.model, chosen.revision)
+        if found.tokenizer_sha256 != sha256_of(arguments.tokenizer / base_model.TOKENIZER):
             raise UserError(f"{found.folder} changed since the data were checked; run `dvc repro -f tokenizer`.")
-        base.write_record(found, folder)
+        base_model.write_record(found, folder)
     log.info("base: %s, identity %s", found.name, found.identity[:12])
 
 

@@ -15,19 +15,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from models import base
-from models.errors import DataBlocked, UserError, program
+from formats import params_schema, receipt
+from measures.ngrams import resembles, text_of
+from models import base_model
+from models.command_line import entry_point
+from models.errors import DataBlocked, UserError
 from models.prompt import PROMPT_VERSION, encode_sample, normalize
 from models.sample import Sample
 from models.storage import write_json, write_jsonl, writing_folder
-from stages import params, receipt
-from stages.grams import resembles, text_of
 
 log = logging.getLogger("tuneline.encode")
 NEAR = 0.7  # the least similarity that validate.checks.no_near_duplicate may be set to
 
 
-def read_checked(folder: Path, found: base.Base) -> tuple[receipt.Verified, dict[str, list[Sample]]]:
+def read_checked(folder: Path, found: base_model.Base) -> tuple[receipt.Verified, dict[str, list[Sample]]]:
     """The verified folder and the samples of each split.
 
     Raises:
@@ -119,22 +120,22 @@ def count(rows: list[dict]) -> dict:
     }
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("checked", "general", "base", "out", "metrics"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     arguments = parser.parse_args()
-    knobs = params.load().train
+    knobs = params_schema.load().train
 
-    found = base.read_record(arguments.base)
+    found = base_model.read_record(arguments.base)
     checked, samples = read_checked(arguments.checked, found)
     replayed = []
     if knobs.replay:
         _, general = read_checked(arguments.general, found)
         replayed = replay(samples, general["train"], knobs.replay, knobs.seed, general["eval"])
     samples["train"] += replayed
-    tokenizer = base.load_tokenizer(found)
+    tokenizer = base_model.load_tokenizer(found)
     encoded = {split: encode(tokenizer, each) for split, each in samples.items()}
     with writing_folder(arguments.out) as folder:
         for split, rows in encoded.items():

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from models.errors import UserError, program
+from formats import params_schema
+from formats.raw_rows import find_files, read_rows
+from models.command_line import entry_point
+from models.errors import UserError
 from models.storage import sha256_of, write_json, writing_folder
-from stages import params
-from stages.raw import find_files, read_rows
 
 log = logging.getLogger("tuneline.ingest")
 
@@ -47,7 +48,7 @@ def collect(source: Path, raw: Path, knob: str = "source") -> list[dict]:
     return records
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--knob", choices=("source", "general"), default="source", help="which of ingest's to read")
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, required=True)
     arguments = parser.parse_args()
 
-    source = Path(getattr(params.load().ingest, arguments.knob))
+    source = Path(getattr(params_schema.load().ingest, arguments.knob))
     records = collect(source, arguments.raw, arguments.knob)
     write_json(arguments.record, records)
     totals = {"files": len(records), **{key: sum(record[key] for record in records) for key in ("rows", "bytes")}}

@@ -10,32 +10,32 @@ import logging
 import shutil
 from pathlib import Path
 
-from models import base
-from models.errors import program
+from formats import params_schema
+from models import base_model
+from models.command_line import entry_point
 from models.storage import writing_folder
-from stages import params
 
 log = logging.getLogger("tuneline.tokenizer")
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, required=True, help="what the tiny base's tokenizer is trained on")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    chosen = params.load().base
+    chosen = params_schema.load().base
 
     with writing_folder(arguments.out) as folder:
         if chosen.model == "tiny":
-            from models import tiny
+            from models import tiny_base_model
 
-            conversations = tiny.read_corpus(arguments.corpus)
+            conversations = tiny_base_model.read_corpus(arguments.corpus)
             texts = (message.content for messages in conversations for message in messages)
-            tiny.train_tokenizer(texts, chosen.tiny.vocab_size, folder)
+            tiny_base_model.train_tokenizer(texts, chosen.tiny.vocab_size, folder)
         else:
-            found = base.find_tokenizer(chosen.model, chosen.revision)
-            for name in (base.TOKENIZER, base.TOKENIZER_CONFIG):
+            found = base_model.find_tokenizer(chosen.model, chosen.revision)
+            for name in (base_model.TOKENIZER, base_model.TOKENIZER_CONFIG):
                 shutil.copyfile(found / name, folder / name)
     log.info("tokenizer: that of %s", chosen.model)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from given import TEXTS
 
-from models import base, tiny
+from models import base_model, tiny_base_model
 from models.chatglm import ChatGLMForConditionalGeneration
 
 
@@ -17,13 +17,13 @@ from models.chatglm import ChatGLMForConditionalGeneration
 def base_folder(tmp_path_factory) -> Path:
     """A whole checkpoint in the official layout: a trained vocabulary, random weights."""
     folder = tmp_path_factory.mktemp("weights") / "base"
-    tokenizer = tiny.train_tokenizer(TEXTS * 3, 4500, folder)
+    tokenizer = tiny_base_model.train_tokenizer(TEXTS * 3, 4500, folder)
     torch.manual_seed(0)
-    config = tiny.configure(tokenizer, hidden_size=32, layers=2, heads=2)
+    config = tiny_base_model.configure(tokenizer, hidden_size=32, layers=2, heads=2)
     config.initializer_range = 0.3  # so that attention weighs in: it is faint beside the scaled residuals
     model = ChatGLMForConditionalGeneration(config)
     model.save_pretrained(folder)
-    base.write_record(base.verify(folder, "tiny"), folder)
+    base_model.write_record(base_model.verify(folder, "tiny"), folder)
     return folder
 
 
@@ -35,9 +35,9 @@ def base_copy(base_folder, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(base_folder):
-    return base.load_tokenizer(base_folder)
+    return base_model.load_tokenizer(base_folder)
 
 
 @pytest.fixture
 def model(base_folder):
-    return base.load_model(base.read_record(base_folder), "float32")
+    return base_model.load_model(base_model.read_record(base_folder), "float32")

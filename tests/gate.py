@@ -5,13 +5,13 @@ import json
 import yaml
 from given import ROOT
 
-from stages.params import Params
-from stages.raw import find_files
+from formats.params_schema import Params
+from formats.raw_rows import find_files
 from stages.validate.checks import checks_of
-from stages.validate.decide import decide
-from stages.validate.examine import Setting
-from stages.validate.readings import put, read
-from stages.validate.workers import Crew
+from stages.validate.row_decisions import decide
+from stages.validate.row_table import Setting
+from stages.validate.rows import put, read
+from stages.validate.worker_pool import Crew
 
 GOOD = {"context": "你是谁？", "target": "我是一个小模型。"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import base
+from models import base_model
 from models.manifest import Manifest
 from models.prompt import PROMPT_VERSION
 from models.sample import Message
@@ -56,7 +56,7 @@ SETTINGS = {
 }
 
 
-def manifest_of(found: base.Base, method: str = "lora") -> Manifest:
+def manifest_of(found: base_model.Base, method: str = "lora") -> Manifest:
     """The least that a manifest says."""
     return Manifest(
         name=method,

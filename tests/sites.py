@@ -49,7 +49,7 @@ class Site:
             **environment,
         }
         self.programs = {
-            "server": ("flows.api", "--host", "127.0.0.1", "--port", str(port)),
+            "server": ("flows.api_server", "--host", "127.0.0.1", "--port", str(port)),
             "keeper": ("flows.keeper",),
             "cpu": ("flows.agent", "--cpu"),
             "gpu": ("flows.agent", "--gpus", "none"),

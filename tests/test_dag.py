@@ -94,9 +94,9 @@ def test_a_stage_depends_on_the_code_that_it_imports_and_on_no_other(name):
     files = {path for module in modules_of(name) for path in provenance.imported_files(module)}
     imported = {str(path.relative_to(ROOT)) for path in files}
     if name != "params":
-        imported.discard("stages/params.py")  # in whose place stand the resolved parameters
+        imported.discard("formats/params_schema.py")  # in whose place stand the resolved parameters
     dependencies = STAGES[name].get("do", STAGES[name])["deps"]
-    declared = [path for path in dependencies if re.match(r"(models|stages)/(?!weights)", path)]
+    declared = [path for path in dependencies if re.match(r"(formats|measures|models|stages)/(?!weights)", path)]
     assert not [path for path in imported if not any(covers(dependency, path) for dependency in declared)]
     assert not [dependency for dependency in declared if not any(covers(dependency, path) for path in imported)]
 
@@ -118,7 +118,7 @@ def test_a_stage_depends_on_the_sections_of_the_parameters_that_its_code_reads(n
 
 def test_a_changed_default_runs_its_stages_again_and_no_other(project):
     """Stage params as DVC runs it, with copies of the code: other stages only write down that they ran."""
-    for folder in ("models", "stages"):
+    for folder in ("formats", "models", "stages"):
         shutil.copytree(ROOT / folder, project / folder, ignore=shutil.ignore_patterns("weights", "__pycache__"))
     stubs = {
         name: {"cmd": f"touch {name}", "params": [{"data/params.json": sections}], "outs": [name]}
@@ -130,7 +130,9 @@ def test_a_changed_default_runs_its_stages_again_and_no_other(project):
     dvc(project, "repro", "-q")
     assert ran(project) == set()
     change(
-        project / "stages/params.py", "weight_decay: Annotated[float, Field(ge=0)] = 0.0", "weight_decay: float = 0.1"
+        project / "formats/params_schema.py",
+        "weight_decay: Annotated[float, Field(ge=0)] = 0.0",
+        "weight_decay: float = 0.1",
     )
     assert ran(project) == {"params", "fit"}
     change(project / "params.yaml", "  seed: 42\n  precision", "  seed: 42 # the default\n  precision")

@@ -65,7 +65,7 @@ def test_the_server_of_the_compose_file_is_on_loopback_with_a_password(services)
     server = services["server"]
     assert server["ports"] == ["${TUNELINE_LISTEN:-127.0.0.1}:4200:4200"]
     assert server["environment"]["PREFECT_SERVER_API_AUTH_STRING"].startswith("${TUNELINE_LOGIN:?")
-    assert server["command"][:3] == ["python", "-m", "flows.api"]  # which refuses other sites' pages
+    assert server["command"][:3] == ["python", "-m", "flows.api_server"]  # which refuses other sites' pages
     assert "ports" not in services["database"]
     for name in ("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "PREFECT_SERVER_ANALYTICS_ENABLED"):
         assert server["environment"][name] == SETTINGS[name]

@@ -5,10 +5,10 @@ frozen. The loop is transformers' own; what stands here feeds it, listens to it,
 """
 
 from models.training.batches import RightPadding
+from models.training.callbacks import Diverged, Stopped
 from models.training.compiling import compile_blocks
 from models.training.devices import peak_memory_gib
-from models.training.fitting import Fitted, Settings, fit
-from models.training.listeners import Diverged, Stopped
+from models.training.fit import Fitted, Settings, fit
 from models.training.trainer import put_trained, trained_whole
 
 __all__ = [

@@ -3,16 +3,16 @@
 import argparse
 from pathlib import Path
 
-from models.errors import program
+from formats import params_schema
+from models.command_line import entry_point
 from models.storage import write_json, write_text
-from stages import params
-from stages.compare.gather import curves, gather
+from stages.compare.comparison_page import write_page
 from stages.compare.markdown import write_markdown, write_summary
-from stages.compare.page import write_page
+from stages.compare.model_columns import curves, gather
 from stages.compare.text_quality import judge
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description="Set base and adapters side by side.")
     for name in ("predictions", "weights", "page", "markdown", "html", "summary", "curves"):
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", metavar="NAME", help="others than the base and all adapters")
     parser.add_argument("--common", action="store_true", help="leave out rows that not all of them answered")
     arguments = parser.parse_args()
-    knobs = params.load()
+    knobs = params_schema.load()
 
     names = arguments.models or ["base", *knobs.adapters]
     models = gather(names, arguments.predictions, arguments.weights, arguments.common)

@@ -8,8 +8,8 @@ from math import isfinite
 from rich.console import Console
 from rich.table import Table
 
-from stages.compare.difference import Difference, differences
-from stages.compare.gather import (
+from measures.confidence_intervals import FEWEST
+from stages.compare.model_columns import (
     QUALITY,
     RESOURCES,
     Figure,
@@ -20,8 +20,8 @@ from stages.compare.gather import (
     shown,
     written,
 )
+from stages.compare.paired_difference import Difference, differences
 from stages.compare.text_quality import Verdict, by_descriptor
-from stages.intervals import FEWEST
 
 DIFFERENCE = {
     "en": "The same rows, paired, each row counting once (above, losses are over tokens); bold where the interval, "

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.prompt import nfkc
-from stages.compare.gather import Model
+from stages.compare.model_columns import Model
 
 # Phrases by which an assistant declines, at the beginning of an answer or of a sentence in it.
 REFUSAL = re.compile(

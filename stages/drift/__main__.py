@@ -8,15 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from models import base
-from models.errors import program
+from formats import params_schema, raw_rows
+from measures.confidence_intervals import FEWEST
+from models import base_model
+from models.command_line import entry_point
 from models.sample import Message, Sample, UnknownFormat, read_messages
 from models.storage import read_json, read_jsonl, write_json, writing
 from models.vocabulary import Vocabulary
-from stages import params, raw
-from stages.drift import features, quarantined
-from stages.drift.judge import DRIFT, STEADY, UNKNOWN, Found, compare
-from stages.intervals import FEWEST
+from stages.drift import conversation_features, quarantine_drift
+from stages.drift.drift_tests import DRIFT, STEADY, UNKNOWN, Found, compare
 
 log = logging.getLogger("tuneline.drift")
 UNREADABLE = ("parseable", "known_format")  # checks that a row fails which holds no conversation
@@ -26,8 +26,8 @@ def read_raw(sources: Iterable[Path]) -> tuple[list[tuple[Message, ...]], int]:
     """Conversations in files of rows, and how many rows are none; what is wrong with those, stage validate says."""
     found, unreadable = [], 0
     for source in sources:
-        for name, path in raw.find_files(source).items():
-            for row in raw.read_rows(path, name):
+        for name, path in raw_rows.find_files(source).items():
+            for row in raw_rows.read_rows(path, name):
                 try:
                     found.append(read_messages(_without_origin(json.loads(row.content))))
                 except (UnknownFormat, ValueError, RecursionError):
@@ -50,8 +50,10 @@ def some(conversations: Sequence, most: int) -> list:
 
 def describe(reference: Sequence, current: Sequence, vocabulary: Vocabulary, topics: int) -> list:
     """Tables of both sides' features."""
-    tables = [features.features(side, vocabulary) for side in (reference, current)]
-    placed = features.topics([[features.text_of(each) for each in side] for side in (reference, current)], topics)
+    tables = [conversation_features.features(side, vocabulary) for side in (reference, current)]
+    placed = conversation_features.topics(
+        [[conversation_features.text_of(each) for each in side] for side in (reference, current)], topics
+    )
     return [
         table.assign(**{f"topic_{number + 1}": places[:, number] for number in range(places.shape[1])})
         for table, places in zip(tables, placed, strict=True)
@@ -62,9 +64,9 @@ def report(found: Sequence[Found], rows: dict[str, int], verdict: str) -> dict:
     """What is written: the verdict first, then what drifted, then every column."""
     return {
         "verdict": verdict,
-        "drifted": [features.label(each.column) for each in found if each.drifted],
+        "drifted": [conversation_features.label(each.column) for each in found if each.drifted],
         "rows": rows,
-        "columns": [asdict(each) | {"label": features.label(each.column)} for each in found],
+        "columns": [asdict(each) | {"label": conversation_features.label(each.column)} for each in found],
     }
 
 
@@ -80,15 +82,15 @@ def judge(reference: Sequence, current: Sequence, gates: tuple[dict, dict], argu
         gates: what the gates of both sides counted.
     """
     least_rows = max(knobs.least_rows, FEWEST)
-    share_tests = int(quarantined.is_comparable(*gates, least_rows))
+    share_tests = int(quarantine_drift.is_comparable(*gates, least_rows))
     found, level = [], knobs.false_alarms
     if min(len(reference), len(current)) >= least_rows:
-        tables = describe(reference, current, Vocabulary(arguments.tokenizer / base.TOKENIZER), knobs.topics)
+        tables = describe(reference, current, Vocabulary(arguments.tokenizer / base_model.TOKENIZER), knobs.topics)
         level /= tables[0].shape[1] + share_tests
         with writing(arguments.page) as page:
             found += compare(*tables, knobs.false_alarms, knobs.effect, page, share_tests)
     if share_tests:
-        found.append(quarantined.compare_shares(*(gate["books"] for gate in gates), level, knobs.effect))
+        found.append(quarantine_drift.compare_shares(*(gate["books"] for gate in gates), level, knobs.effect))
     return found
 
 
@@ -96,10 +98,10 @@ def verdict_of(found: Sequence[Found]) -> str:
     """Drift if any column drifted; unknown if there were too few rows for features of texts, and nothing else moved."""
     if any(column.drifted for column in found):
         return DRIFT
-    return STEADY if any(column.column != quarantined.COLUMN for column in found) else UNKNOWN
+    return STEADY if any(column.column != quarantine_drift.COLUMN for column in found) else UNKNOWN
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare new rows with those that the champion learnt from.")
     parser.add_argument("--reference", type=Path, required=True, help="train.jsonl of checked data")
@@ -108,7 +110,7 @@ def main() -> None:
     parser.add_argument("--current-facts", type=Path, help="facts.json beside the rows that passed")
     for name in ("tokenizer", "page", "figures"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    arguments, knobs = parser.parse_args(), params.load().monitor
+    arguments, knobs = parser.parse_args(), params_schema.load().monitor
     gates = read_facts(arguments.reference_facts), read_facts(arguments.current_facts)
     reference = [Sample.from_json(row).messages for row in read_jsonl(arguments.reference)]
     current, unreadable = read_raw(arguments.current)

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from models import adapters, base, provenance
-from models.errors import program
+from formats import params_schema, receipt
+from measures import metrics
+from models import adapters, base_model, provenance
+from models.command_line import entry_point
 from models.manifest import Manifest, parse_manifest
 from models.prompt import PROMPT_VERSION
 from models.sample import Sample
 from models.storage import sha256_of_json, write_json, write_jsonl, writing_folder
-from stages import figures, params, receipt
-from stages.evaluate.answers import Kept
-from stages.evaluate.measure import Model, Questions, measure
+from stages.evaluate.answer_cache import Kept
+from stages.evaluate.model_evaluation import Model, Questions, measure
 from stages.evaluate.probes import read_probes
 
 log = logging.getLogger("tuneline.evaluate")
@@ -37,7 +38,7 @@ def read_samples(checked: receipt.Verified) -> list[Sample]:
     return [Sample.from_json(row) for row in checked.rows("eval")]
 
 
-def key_of(model: Mapping, questions: Questions, knobs: params.Params) -> str:
+def key_of(model: Mapping, questions: Questions, knobs: params_schema.Params) -> str:
     """Hash of everything that the answers depend on, code and libraries included.
 
     Args:
@@ -70,18 +71,18 @@ def of_training(manifest: Manifest | None) -> dict:
     return {key: manifest.training.get(key) for key in keys} if manifest else dict.fromkeys(keys, None)
 
 
-@program
+@entry_point
 def main() -> None:
-    arguments, knobs = parse(), params.load()
+    arguments, knobs = parse(), params_schema.load()
     checked, general = receipt.read(arguments.checked).verify(), receipt.read(arguments.general).verify()
     receipt.refuse_unrelated(receipt.read(arguments.encoded).verify(), checked)
-    found = base.read_record(arguments.base)
+    found = base_model.read_record(arguments.base)
     questions = Questions(read_samples(checked), read_samples(general), read_probes(arguments.probes))
     is_base = arguments.model == "base"
     manifest = None if is_base else parse_manifest(arguments.weights)  # load() checks the hashes
     bits = {"quantization": None if arguments.bits == 16 else arguments.bits} if arguments.bits else {}
     if is_base:
-        model = base.load_model(found, knobs.base.dtype, **bits)
+        model = base_model.load_model(found, knobs.base.dtype, **bits)
     else:
         model = adapters.load(arguments.weights, found, manifest=manifest, **bits)
 
@@ -92,7 +93,7 @@ def main() -> None:
     }
     key = key_of(of | {"bits": arguments.bits}, questions, knobs)
     kept = Kept(arguments.kept / f"{arguments.model}.{key[:16]}")
-    measured = measure(Model(model, base.load_tokenizer(found), kept, knobs), questions)
+    measured = measure(Model(model, base_model.load_tokenizer(found), kept, knobs), questions)
     found_out = measured.figures | {
         "training": of_training(manifest),
         "of": of,
@@ -100,8 +101,8 @@ def main() -> None:
     with writing_folder(arguments.predictions) as folder:
         for name, rows in measured.rows.items():
             write_jsonl(folder / f"{name}.jsonl", rows)
-        write_json(folder / figures.FILE, found_out)
-    write_json(arguments.metrics, figures.headlines(found_out))
+        write_json(folder / metrics.FILE, found_out)
+    write_json(arguments.metrics, metrics.headlines(found_out))
     kept.discard()
     rate = found_out["probes"]["rates"]["all"]["rate"]
     losses = (found_out[name]["loss"] for name in ("eval", "general"))

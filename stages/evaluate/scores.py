@@ -3,13 +3,13 @@
 ROUGE and BLEU are computed as ChatGLM-6B's authors do: their P-Tuning evaluation segments with jieba for ROUGE and
 takes BLEU-4 over characters with NLTK's third smoothing method. Two conventions are ours: both texts are scored in
 their NFKC form, which is the form of every answer, and an answer that is the reference scores 100, however short it
-is. An empty answer scores 0. A change of a score's meaning raises :data:`stages.figures.METRICS_VERSION`.
+is. An empty answer scores 0. A change of a score's meaning raises :data:`measures.metrics.METRICS_VERSION`.
 """
 
 import logging
 
+from measures.metrics import SCORES
 from models.prompt import clean_answer, nfkc, normalize
-from stages.figures import SCORES
 
 GRAM = 4  # characters that count as a repetition when they come again
 

@@ -4,16 +4,18 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from models.errors import UserError, program
+from formats import params_schema
+from measures import metrics
+from models.command_line import entry_point
+from models.errors import UserError
 from models.storage import read_json, read_jsonl, write_json, write_text
-from stages import figures, params
-from stages.promote.decide import Decision, Evidence, Guards, decide
+from stages.promote.promotion_rules import Decision, Evidence, Guards, decide
 
 TITLE = {True: "promoted · 晋级", False: "not promoted · 未晋级"}
 
 
 def evidence(name: str, predictions: Path) -> Evidence:
-    return Evidence(name, read_jsonl(predictions / "eval.jsonl"), read_json(predictions / figures.FILE))
+    return Evidence(name, read_jsonl(predictions / "eval.jsonl"), read_json(predictions / metrics.FILE))
 
 
 def times(path: Path) -> tuple[float, float]:
@@ -49,17 +51,17 @@ def markdown(decision: Decision, champion: Evidence, challenger: Evidence) -> st
     )
 
 
-@program
+@entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description="Decide whether a challenger becomes the champion.")
     for side in ("champion", "challenger"):
         parser.add_argument(f"--{side}", required=True, help="what to call it")
         parser.add_argument(f"--{side}-predictions", type=Path, required=True)
     parser.add_argument("--base-predictions", type=Path, required=True, help="what has been forgotten, it still knows")
-    parser.add_argument("--times", type=Path, required=True, help="what stages.promote.timing wrote of both")
+    parser.add_argument("--times", type=Path, required=True, help="what stages.promote.latency wrote of both")
     parser.add_argument("--decision", type=Path, required=True)
     parser.add_argument("--markdown", type=Path, required=True)
-    arguments, knobs = parser.parse_args(), params.load().promote
+    arguments, knobs = parser.parse_args(), params_schema.load().promote
     champion = evidence(arguments.champion, arguments.champion_predictions)
     challenger = evidence(arguments.challenger, arguments.challenger_predictions)
     if not challenger.rows:
@@ -68,8 +70,8 @@ def main() -> None:
         raise UserError(
             f"{champion.name} and {challenger.name} were evaluated on different rows; run `dvc repro`, then promote."
         )
-    base_figures = read_json(arguments.base_predictions / figures.FILE)
-    figures.refuse_other_versions({"base": base_figures} | {side.name: side.figures for side in (champion, challenger)})
+    base_figures = read_json(arguments.base_predictions / metrics.FILE)
+    metrics.refuse_other_versions({"base": base_figures} | {side.name: side.figures for side in (champion, challenger)})
     try:
         base = base_figures["general"]["loss"]
         guards = Guards(**knobs.guards.model_dump())

@@ -6,11 +6,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from models import base
-from models.errors import DataBlocked, UserError, program
+from formats import params_schema, receipt
+from models import base_model
+from models.command_line import entry_point
+from models.errors import DataBlocked, UserError
 from models.prompt import PROMPT_VERSION
 from models.storage import scratch_folder
-from stages import params, receipt
 
 
 def parse() -> argparse.Namespace:
@@ -22,7 +23,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def refuse_other_tokens(encoded: receipt.Verified, found: base.Base) -> None:
+def refuse_other_tokens(encoded: receipt.Verified, found: base_model.Base) -> None:
     """Raises DataBlocked: the token ids belong to another tokenizer or prompt."""
     made = encoded.receipt
     if (made.tokenizer_sha256, made.prompt_version) != (found.tokenizer_sha256, PROMPT_VERSION):
@@ -46,14 +47,14 @@ def start_processes(count: int) -> None:
     launch("stages.train", sys.argv[1:], count)
 
 
-@program
+@entry_point
 def main() -> None:
-    arguments, knobs = parse(), params.load()
+    arguments, knobs = parse(), params_schema.load()
     if arguments.adapter not in knobs.adapters:
         raise UserError(f"params.yaml has no adapter {arguments.adapter!r}; it has {', '.join(knobs.adapters)}.")
     checked, encoded = receipt.read(arguments.checked).verify(), receipt.read(arguments.encoded)
     receipt.refuse_unrelated(encoded, checked)
-    found = base.read_record(arguments.base)
+    found = base_model.read_record(arguments.base)
     refuse_other_tokens(encoded, found)
     for folder in (arguments.out, arguments.dvclive, arguments.checkpoints):
         with scratch_folder(folder):
@@ -66,8 +67,8 @@ def main() -> None:
     # Slow to import, and not needed to refuse.
     from models import checkpoints
     from models.training import devices
-    from stages.train.making import make
-    from stages.train.order import order_of
+    from stages.train.adapter_training import make
+    from stages.train.train_job import order_of
 
     devices.take()
     order = order_of(arguments, knobs, found, encoded)

@@ -8,19 +8,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from models.base import TOKENIZER
-from models.errors import DataBlocked, UserError, program
+from formats import params_schema, receipt
+from formats.raw_rows import find_files
+from models.base_model import TOKENIZER
+from models.command_line import entry_point
+from models.errors import DataBlocked, UserError
 from models.storage import scratch_folder, sha256_of, sha256_of_json, write_json, write_text, writing_folder
-from stages import params, receipt
-from stages.raw import find_files
-from stages.validate import lengths, report
+from stages.validate import check_report, length_drift
 from stages.validate.checks import Check, checks_of
-from stages.validate.decide import decide
-from stages.validate.docs import data_docs
-from stages.validate.examine import Examined, Setting
-from stages.validate.readings import put, read
-from stages.validate.whole import Outcome, judge_whole
-from stages.validate.workers import Crew
+from stages.validate.data_docs import data_docs
+from stages.validate.dataset_checks import Outcome, judge_whole
+from stages.validate.row_decisions import decide
+from stages.validate.row_table import Examined, Setting
+from stages.validate.rows import put, read
+from stages.validate.worker_pool import Crew
 
 
 def read_arguments() -> argparse.Namespace:
@@ -42,7 +43,7 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def origin_of(knob: str, settings: params.Params, tokenizer_sha256: str) -> str | None:
+def origin_of(knob: str, settings: params_schema.Params, tokenizer_sha256: str) -> str | None:
     """What lengths are comparable with: those of the same source, counted by the same tokenizer; None of no source."""
     return None if knob == "none" else f"{getattr(settings.ingest, knob)} · tokenizer {tokenizer_sha256[:16]}"
 
@@ -91,13 +92,13 @@ def write_reports(outcome: Outcome, checks: Sequence[Check], examined: Examined,
     write_json(arguments.hits, {**verdict, **hits})
     with writing_folder(arguments.docs) as folder:
         write_text(folder / "index.html", data_docs(checks, outcome, examined.place, arguments.templates))
-    report.print_table(outcome.rows, outcome.data, outcome.books, outcome.notes)
+    check_report.print_table(outcome.rows, outcome.data, outcome.books, outcome.notes)
 
 
-@program
+@entry_point
 def main() -> None:
     arguments = read_arguments()
-    settings = params.load()
+    settings = params_schema.load()
     checks = checks_of(settings)
     files = find_data(arguments.raw)
     # What an earlier run let through must not stand beside a verdict on other data.
@@ -106,7 +107,7 @@ def main() -> None:
     hashes = hashes_of(files)
     tokenizer_sha256 = sha256_of(arguments.tokenizer / TOKENIZER)
     origin = origin_of(arguments.knob, settings, tokenizer_sha256)
-    former = origin and lengths.last_accepted(arguments.accepted, sha256_of_json(hashes), origin)
+    former = origin and length_drift.last_accepted(arguments.accepted, sha256_of_json(hashes), origin)
     # Beside what is written, because the system's folder for temporary files may lie in memory.
     with Crew() as crew, scratch_folder(arguments.quarantine.with_name("examined")) as kept:
         examined = read(Setting(settings, arguments.tokenizer, kept), files, crew)
@@ -127,7 +128,7 @@ def main() -> None:
         where = "" if arguments.discarded else f" Look into {arguments.quarantine} and {arguments.docs}/index.html."
         raise DataBlocked(f"The data are blocked: {'; '.join(outcome.reasons)}.{where}")
     if origin:
-        lengths.accept(arguments.accepted, sha256_of_json(hashes), outcome.lengths, origin)
+        length_drift.accept(arguments.accepted, sha256_of_json(hashes), outcome.lengths, origin)
     write_text(arguments.verdict, "passed\n")
 
 

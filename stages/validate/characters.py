@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from stages.grams import code_points
+from measures.ngrams import code_points
 from stages.validate.mojibake import marks_of_mojibake
 
 # Blanks and formatting; Chinese characters; Latin letters; letters of other scripts; digits and punctuation; the rest.

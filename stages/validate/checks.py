@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.params import Params
+from formats.params_schema import Params
 
 
 @dataclass(frozen=True)

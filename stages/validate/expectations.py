@@ -2,7 +2,7 @@
 
 Great Expectations knows nothing of our rows or of what befalls them; what it gives back is, for
 each check, the rows that failed it and the values seen. Tables come in pieces, so that memory stays
-bounded; their results are added up before they are shown (see :mod:`stages.validate.docs`).
+bounded; their results are added up before they are shown (see :mod:`stages.validate.data_docs`).
 """
 
 import os

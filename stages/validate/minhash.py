@@ -16,7 +16,7 @@ def bands(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """MinHash signatures of texts, each band hashed: uint32 of shape (texts, BANDS).
 
     Args:
-        values, starts: 4-grams as :func:`stages.grams.grams` returns them.
+        values, starts: 4-grams as :func:`measures.ngrams.grams` returns them.
     """
     signatures = np.empty((len(starts) - 1, BANDS * ROWS), np.uint64)
     for index in range(len(starts) - 1):

@@ -5,7 +5,7 @@ import torch
 from given import manifest_of
 
 from chat.partner import Partner
-from models import adapters, base
+from models import adapters, base_model
 from models.errors import UserError
 from models.manifest import WEIGHTS
 from models.sample import Message
@@ -19,14 +19,14 @@ def weights(base_folder, tmp_path):
     """A base, a LoRA and a prefix on it."""
     folder = tmp_path / "weights"
     shutil.copytree(base_folder, folder / "base")
-    found = base.read_record(folder / "base")
+    found = base_model.read_record(folder / "base")
     hows = {
         "lora": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value"]},
         "ptuning_v2": {"prefix_tokens": 4},
     }
     for seed, (method, how) in enumerate(hows.items()):
         torch.manual_seed(seed)
-        tuned = adapters.attach(base.load_model(found, "float32"), method, **how)
+        tuned = adapters.attach(base_model.load_model(found, "float32"), method, **how)
         for parameter in tuned.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter)

@@ -4,8 +4,8 @@ import json
 import pytest
 
 from chat import terminal
-from models.answering import Answer
 from models.errors import UserError
+from models.generation import Answer
 from models.sample import Message
 
 

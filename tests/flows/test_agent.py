@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from flows import agent
 from models.errors import UserError
-from pipelines.programs import end_leftovers
+from pipelines.processes import end_leftovers
 
 
 def test_of_one_name_there_is_one_agent(tmp_path, monkeypatch):
@@ -29,7 +29,7 @@ def test_a_program_that_does_not_end_when_told_is_killed_with_all_that_it_starte
     ignore = "import signal, subprocess, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     deaf = f"{ignore}subprocess.Popen(['sleep', '60'])\nprint('deaf', flush=True)\ntime.sleep(60)\n"
     (tmp_path / "deaf.py").write_text(deaf)
-    code = "import sys; from pipelines.programs import run_module; sys.exit(run_module('deaf', patience=0.5))"
+    code = "import sys; from pipelines.processes import run_module; sys.exit(run_module('deaf', patience=0.5))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     outer = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
     assert outer.stdout.readline() == "deaf\n"
@@ -55,7 +55,7 @@ def test_leftovers_are_ended_even_deaf_ones_and_others_are_not():
 
 
 def test_whoever_looks_for_leftovers_does_not_end_itself_or_its_parents():
-    code = "from pipelines.programs import end_leftovers as e; print(e('TUNELINE_TEST_MARK', 'x'))"
+    code = "from pipelines.processes import end_leftovers as e; print(e('TUNELINE_TEST_MARK', 'x'))"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}], check=True)"
     marked = {**os.environ, "TUNELINE_TEST_MARK": "x"}
     done = subprocess.run([sys.executable, "-c", outer], cwd=ROOT, env=marked, capture_output=True, text=True)

@@ -69,7 +69,7 @@ def test_supervisord_runs_server_keeper_and_an_agent_for_each_gpu(tmp_path, monk
     names = {name.partition(":")[2] for name in found.sections() if name.startswith("program:")}
     assert names == {"server", "keeper", "cpu", "gpu-0", "gpu-1-2", "deployments"}
     assert '"--gpus" "1,2"' in found["program:gpu-1-2"]["command"]
-    assert '"flows.api"' in found["program:server"]["command"]  # Prefect's own lets every page in
+    assert '"flows.api_server"' in found["program:server"]["command"]  # Prefect's own lets every page in
     assert all(found[f"program:{name}"]["killasgroup"] == "true" for name in names)
     assert "secret" not in path.read_text(encoding="utf-8")
 

@@ -34,7 +34,7 @@ def template(**defaults) -> dict:
 
 def test_the_projects_own_runs_pass():
     allowed = worker.entrypoints()
-    assert {OURS, "flows.sweep.sweep"} <= allowed
+    assert {OURS, "flows.sweep_parameters.sweep"} <= allowed
     for entrypoint in allowed:
         assert worker.refusal(run(), deployment(entrypoint=entrypoint), allowed, template()) is None
     for variables in ({"gpus": 2}, {"command": None}, {"env": {}}):

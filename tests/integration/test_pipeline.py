@@ -80,17 +80,17 @@ def test_chat_survives_odd_input(project):
 def test_what_is_better_becomes_the_champion_and_answers(project):
     project.run("git", "config", "user.name", "test")
     project.run("git", "config", "user.email", "test@localhost")
-    done = project.run(sys.executable, "-m", "pipelines.promote", "lora")
+    done = project.run(sys.executable, "-m", "pipelines.promotion", "lora")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "champion v1.0.0" in done.stdout
     # The champion is asked again today; a prefix of one epoch is no better than it, by these guards or the gain.
-    done = project.run(sys.executable, "-m", "pipelines.promote", "ptuning_v2")
+    done = project.run(sys.executable, "-m", "pipelines.promotion", "ptuning_v2")
     assert done.returncode in (0, 3), done.stderr
     decision = json.loads((project.folder / "reports/promotion.json").read_text())
     assert decision["champion"] == "champion v1.0.0"
     assert decision["promote"] == (done.returncode == 0)
     if done.returncode == 3:  # decided twice on the same evidence
-        again = project.run(sys.executable, "-m", "pipelines.promote", "ptuning_v2")
+        again = project.run(sys.executable, "-m", "pipelines.promotion", "ptuning_v2")
         assert again.returncode == 3, again.stderr
         assert json.loads((project.folder / "reports/promotion.json").read_text()) == decision
     talk = project.run(sys.executable, "-m", "chat", typed="1\n你好\n/adapter base\n你好\nstop\n")
@@ -101,13 +101,13 @@ def test_what_is_better_becomes_the_champion_and_answers(project):
 
 def test_two_revisions_stand_side_by_side(project):
     page = project.folder / "revisions.html"
-    done = project.run(sys.executable, "-m", "pipelines.compare", "HEAD~1", "HEAD", "--out", str(page))
+    done = project.run(sys.executable, "-m", "pipelines.comparison", "HEAD~1", "HEAD", "--out", str(page))
     assert done.returncode == 0, done.stderr
     assert "lora@" in page.read_text(encoding="utf-8")
     page.unlink()
     page.with_suffix(".md").unlink()
     for wrong, said in (("nowhere", "knows no revision"), ("HEAD", "the same commit")):
-        done = project.run(sys.executable, "-m", "pipelines.compare", wrong, "HEAD")
+        done = project.run(sys.executable, "-m", "pipelines.comparison", wrong, "HEAD")
         assert done.returncode == 1
         assert said in done.stderr
 

@@ -7,7 +7,7 @@ import torch
 from given import SETTINGS, logits, manifest_of, shake
 from safetensors.torch import load_file, save_file
 
-from models import adapters, base
+from models import adapters, base_model
 from models.errors import UserError
 from models.manifest import CONFIG, MANIFEST, WEIGHTS, read_manifest, refuse_other_base
 from models.storage import sha256_of
@@ -15,17 +15,17 @@ from models.storage import sha256_of
 
 @pytest.fixture
 def saved(base_folder, tmp_path):
-    found = base.read_record(base_folder)
-    model = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
+    found = base_model.read_record(base_folder)
+    model = adapters.attach(base_model.load_model(found, "float32"), "lora", **SETTINGS["lora"])
     adapters.save(model, tmp_path / "lora", manifest_of(found))
     return tmp_path / "lora"
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_saved_and_loaded_it_gives_the_same_logits(kind, base_folder, tmp_path):
-    found = base.read_record(base_folder)
+    found = base_model.read_record(base_folder)
     method = kind.split()[0]
-    model = base.load_model(found, "float32")
+    model = base_model.load_model(found, "float32")
     bare = logits(model, model.config)
     torch.manual_seed(1)
     tuned = adapters.attach(model, method, **SETTINGS[kind])
@@ -50,7 +50,9 @@ def test_scaling_early_is_what_peft_computes(base_folder):
     """Forward and backward, against peft's own layer."""
     from peft.tuners.lora.layer import Linear
 
-    tuned = adapters.attach(base.load_model(base.read_record(base_folder), "float32"), "lora", **SETTINGS["lora"])
+    tuned = adapters.attach(
+        base_model.load_model(base_model.read_record(base_folder), "float32"), "lora", **SETTINGS["lora"]
+    )
     torch.manual_seed(1)
     shake(tuned)
     layer = tuned.base_model.model.transformer.layers[0].attention.query_key_value
@@ -66,8 +68,8 @@ def test_scaling_early_is_what_peft_computes(base_folder):
 
 
 def test_what_fails_its_check_is_not_kept(base_folder, tmp_path):
-    found = base.read_record(base_folder)
-    model = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
+    found = base_model.read_record(base_folder)
+    model = adapters.attach(base_model.load_model(found, "float32"), "lora", **SETTINGS["lora"])
 
     def refuse(folder):
         assert (folder / WEIGHTS).is_file()
@@ -89,9 +91,9 @@ def test_saving_and_loading_ask_no_network(base_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    found = base.read_record(base_folder)
+    found = base_model.read_record(base_folder)
     for method in ("lora", "ptuning_v2"):
-        tuned = adapters.attach(base.load_model(found, "float32"), method, **SETTINGS[method])
+        tuned = adapters.attach(base_model.load_model(found, "float32"), method, **SETTINGS[method])
         adapters.save(tuned, tmp_path / method, manifest_of(found, method))
         adapters.load(tmp_path / method, found)
     assert not asked
@@ -105,8 +107,8 @@ def test_an_adapter_names_its_base_and_no_path_of_this_machine(saved):
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("method", ["lora", "ptuning_v2"])
 def test_on_a_quantized_base_it_trains(bits, method, base_folder):
-    found = base.read_record(base_folder)
-    model = base.load_model(found, "float32", quantization=bits)
+    found = base_model.read_record(base_folder)
+    model = base_model.load_model(found, "float32", quantization=bits)
     tuned = adapters.attach(model, method, **SETTINGS[method])
     ids = torch.tensor([[40, 41, model.config.gmask_token_id, model.config.bos_token_id, 50, 51]])
     labels = torch.where(torch.arange(6) > 3, ids, -100)
@@ -126,7 +128,7 @@ def test_on_a_quantized_base_it_trains(bits, method, base_folder):
     [("base_identity", "base model"), ("tokenizer_sha256", "tokenizer"), ("prompt_version", "prompt version")],
 )
 def test_an_adapter_of_another_base_is_refused(saved, base_folder, field, said):
-    found = base.read_record(base_folder)
+    found = base_model.read_record(base_folder)
     other = dataclasses.replace(read_manifest(saved), **{field: "0" * 64})
     with pytest.raises(UserError, match=f"{said} .*train it again"):
         refuse_other_base(other, found, saved)
@@ -161,7 +163,7 @@ def fit_hashes(folder: Path) -> None:
     edit(folder / MANIFEST, **hashes)
 
 
-def refuses(folder: Path, found: base.Base, reason: str) -> None:
+def refuses(folder: Path, found: base_model.Base, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         adapters.load(folder, found)
     with pytest.raises(UserError, match=reason):
@@ -171,8 +173,8 @@ def refuses(folder: Path, found: base.Base, reason: str) -> None:
 @pytest.fixture
 def trained(base_folder, tmp_path) -> Path:
     """An adapter with the settings that stage train writes into its manifest."""
-    found, settings = base.read_record(base_folder), SETTINGS["lora everywhere"]
-    model = adapters.attach(base.load_model(found, "float32"), "lora", **settings)
+    found, settings = base_model.read_record(base_folder), SETTINGS["lora everywhere"]
+    model = adapters.attach(base_model.load_model(found, "float32"), "lora", **settings)
     shake(model)
     written = {"method": "lora", "dropout": 0.0, "rslora": False, "dora": False, "epochs": 2.0, **settings}
     adapters.save(model, tmp_path / "trained", dataclasses.replace(manifest_of(found), settings=written))
@@ -180,10 +182,12 @@ def trained(base_folder, tmp_path) -> Path:
 
 
 def test_the_same_configuration_has_the_same_bytes(base_folder, tmp_path):
-    found = base.read_record(base_folder)
+    found = base_model.read_record(base_folder)
     modules = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
     for number, targets in enumerate((modules, modules[::-1])):
-        model = adapters.attach(base.load_model(found, "float32"), "lora", rank=2, alpha=4, target_modules=targets)
+        model = adapters.attach(
+            base_model.load_model(found, "float32"), "lora", rank=2, alpha=4, target_modules=targets
+        )
         adapters.save(model, tmp_path / str(number), manifest_of(found))
     first, second = ((tmp_path / name / CONFIG).read_bytes() for name in "01")
     assert first == second
@@ -197,7 +201,7 @@ def test_a_changed_configuration_is_refused(saved, base_folder, changes):
     edit(saved / CONFIG, **changes)
     with pytest.raises(UserError, match=r"adapter_config\.json is not the file that the manifest describes"):
         read_manifest(saved)
-    refuses(saved, base.read_record(base_folder), "is not the file that the manifest describes")
+    refuses(saved, base_model.read_record(base_folder), "is not the file that the manifest describes")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +244,7 @@ def test_a_changed_configuration_is_refused(saved, base_folder, changes):
 def test_a_changed_configuration_with_a_fitting_hash_is_refused(trained, base_folder, changes, reason):
     edit(trained / CONFIG, **changes)
     fit_hashes(trained)
-    refuses(trained, base.read_record(base_folder), rf"adapter_config\.json.*{reason}")
+    refuses(trained, base_model.read_record(base_folder), rf"adapter_config\.json.*{reason}")
 
 
 @pytest.mark.parametrize(
@@ -256,8 +260,8 @@ def test_a_changed_configuration_with_a_fitting_hash_is_refused(trained, base_fo
     ],
 )
 def test_a_prefix_of_another_shape_is_refused(base_folder, tmp_path, changes, reason):
-    found = base.read_record(base_folder)
-    model = adapters.attach(base.load_model(found, "float32"), "ptuning_v2", prefix_tokens=5)
+    found = base_model.read_record(base_folder)
+    model = adapters.attach(base_model.load_model(found, "float32"), "ptuning_v2", prefix_tokens=5)
     adapters.save(model, tmp_path / "a", manifest_of(found, "ptuning_v2"))
     edit(tmp_path / "a" / CONFIG, **changes)
     fit_hashes(tmp_path / "a")
@@ -280,8 +284,8 @@ WEIGHT_CHANGES = [
 @pytest.mark.parametrize(("change", "reason"), WEIGHT_CHANGES)
 @pytest.mark.parametrize("kind", ["lora", "ptuning_v2", "full"])
 def test_weights_that_would_load_as_something_else_are_refused(base_folder, tmp_path, kind, change, reason):
-    found = base.read_record(base_folder)
-    model = adapters.attach(base.load_model(found, "float32"), kind, **SETTINGS[kind])
+    found = base_model.read_record(base_folder)
+    model = adapters.attach(base_model.load_model(found, "float32"), kind, **SETTINGS[kind])
     shake(model)
     adapters.save(model, tmp_path / "a", manifest_of(found, kind))
     weights = load_file(tmp_path / "a" / WEIGHTS)
@@ -323,14 +327,14 @@ def test_a_manifest_with_an_unknown_value_is_refused(saved, base_folder, changes
     edit(saved / MANIFEST, **changes)
     with pytest.raises(UserError):
         read_manifest(saved)
-    refuses(saved, base.read_record(base_folder), r"\.")
+    refuses(saved, base_model.read_record(base_folder), r"\.")
 
 
 def test_a_rank_that_the_weights_do_not_have_is_refused_before_it_takes_memory(saved, base_folder, monkeypatch):
     edit(saved / CONFIG, r=60_000)
     fit_hashes(saved)  # and no settings to compare with
     monkeypatch.setattr(adapters, "load_model", lambda *_: pytest.fail("the base was loaded"))
-    refuses(saved, base.read_record(base_folder), "r 60000, but adapter_model.safetensors has 4")
+    refuses(saved, base_model.read_record(base_folder), "r 60000, but adapter_model.safetensors has 4")
 
 
 def test_a_manifest_without_a_field_is_refused(saved):
@@ -349,7 +353,7 @@ def as_format_1(folder: Path, **changes) -> None:
 
 
 def test_a_manifest_of_format_1_loads_if_its_settings_say_what_the_configuration_says(trained, base_folder):
-    found = base.read_record(base_folder)
+    found = base_model.read_record(base_folder)
     before = adapters.load(trained, found)
     as_format_1(trained)
     edit(trained / CONFIG, target_modules=["dense_h_to_4h", "dense", "dense_4h_to_h"])  # in another order
@@ -362,14 +366,16 @@ def test_a_manifest_of_format_1_loads_if_its_settings_say_what_the_configuration
 
 def test_a_manifest_of_format_1_that_says_nothing_of_the_configuration_is_refused(saved, base_folder):
     as_format_1(saved)
-    refuses(saved, base.read_record(base_folder), "format 1 and no method under settings.*train the adapter again")
+    refuses(
+        saved, base_model.read_record(base_folder), "format 1 and no method under settings.*train the adapter again"
+    )
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
 @pytest.mark.parametrize("kind", ["lora", "ptuning_v2", "full"])
 def test_a_file_that_is_swapped_between_check_and_load_is_refused(base_folder, tmp_path, monkeypatch, kind, name):
-    found, folder = base.read_record(base_folder), tmp_path / "a"
-    model = adapters.attach(base.load_model(found, "float32"), kind, **SETTINGS[kind])
+    found, folder = base_model.read_record(base_folder), tmp_path / "a"
+    model = adapters.attach(base_model.load_model(found, "float32"), kind, **SETTINGS[kind])
     adapters.save(model, folder, manifest_of(found, kind))
     if not (folder / name).is_file():
         return
@@ -391,9 +397,9 @@ def test_a_file_that_is_swapped_between_check_and_load_is_refused(base_folder, t
 @pytest.mark.parametrize("load", [adapters.load, adapters.merged])
 def test_an_adapter_swapped_with_its_manifest_is_not_the_one_that_was_read(base_folder, tmp_path, load):
     """Figures name the hashes of the manifest that was read first."""
-    found = base.read_record(base_folder)
+    found = base_model.read_record(base_folder)
     for _ in range(2):
-        model = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
+        model = adapters.attach(base_model.load_model(found, "float32"), "lora", **SETTINGS["lora"])
         shake(model)
         manifest = read_manifest(tmp_path / "a") if (tmp_path / "a").exists() else None
         adapters.save(model, tmp_path / "a", manifest_of(found))
@@ -403,8 +409,8 @@ def test_an_adapter_swapped_with_its_manifest_is_not_the_one_that_was_read(base_
 
 
 def test_all_weights_are_not_loaded_in_few_bits(base_folder, tmp_path):
-    found = base.read_record(base_folder)
-    model = adapters.attach(base.load_model(found, "float32"), "full")
+    found = base_model.read_record(base_folder)
+    model = adapters.attach(base_model.load_model(found, "float32"), "full")
     adapters.save(model, tmp_path / "a", manifest_of(found, "full"))
     with pytest.raises(UserError, match="do not load in 8 bits"):
         adapters.load(tmp_path / "a", found, quantization=8)
@@ -412,8 +418,8 @@ def test_all_weights_are_not_loaded_in_few_bits(base_folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_base_is_loaded_in_the_type_asked_for(base_folder, tmp_path, kind):
-    found = base.read_record(base_folder)
-    model = adapters.attach(base.load_model(found, "float32"), kind, **SETTINGS[kind])
+    found = base_model.read_record(base_folder)
+    model = adapters.attach(base_model.load_model(found, "float32"), kind, **SETTINGS[kind])
     adapters.save(model, tmp_path / "a", manifest_of(found, kind))
     for asked, dtype in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
         loaded = adapters.base_of(adapters.load(tmp_path / "a", found, dtype=asked))
@@ -421,7 +427,7 @@ def test_the_base_is_loaded_in_the_type_asked_for(base_folder, tmp_path, kind):
 
 
 def test_identities_are_compared_to_their_last_character(saved, base_folder):
-    found = base.read_record(base_folder)
+    found = base_model.read_record(base_folder)
     similar = found.identity[:-1] + ("0" if found.identity[-1] != "0" else "1")
     edit(saved / MANIFEST, base_identity=similar)
     refuses(saved, found, "with base model")
@@ -433,15 +439,15 @@ def test_no_adapter_is_one_sentence(tmp_path):
 
 
 def test_a_target_that_does_not_exist(base_folder):
-    model = base.load_model(base.read_record(base_folder), "float32")
+    model = base_model.load_model(base_model.read_record(base_folder), "float32")
     with pytest.raises(UserError, match="cannot be attached"):
         adapters.attach(model, "lora", rank=2, alpha=2, target_modules=["q_proj"])
 
 
 def test_an_interrupted_save_leaves_the_old_adapter(saved, base_folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    found = base.read_record(base_folder)
-    tuned = adapters.attach(base.load_model(found, "float32"), "lora", **SETTINGS["lora"])
+    found = base_model.read_record(base_folder)
+    tuned = adapters.attach(base_model.load_model(found, "float32"), "lora", **SETTINGS["lora"])
     monkeypatch.setattr(adapters, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         adapters.save(tuned, saved, manifest_of(found))

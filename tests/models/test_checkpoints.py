@@ -21,9 +21,9 @@ import sys
 from pathlib import Path
 import torch
 from models import adapters, base, training
-from models.errors import program
+from models.command_line import entry_point
 
-@program
+@entry_point
 def main():
     base_folder, checkpoint_folder, out, method = sys.argv[1:]
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from given import SETTINGS, manifest_of, shake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models import adapters, base, exchange, schemas, tensor_files
+from models import adapter_conversion, adapters, base_model, schemas, tensor_files
 from models.errors import UserError
 from models.manifest import CONFIG, MANIFEST, WEIGHTS
 from models.storage import sha256_of
@@ -79,19 +79,19 @@ def survives(read: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def verified(base_copy) -> base.Base:
-    return base.verify(base_copy, "tiny")
+def verified(base_copy) -> base_model.Base:
+    return base_model.verify(base_copy, "tiny")
 
 
-def rehashed(found: base.Base) -> base.Base:
+def rehashed(found: base_model.Base) -> base_model.Base:
     """The base with the hashes that its files have now, as if they had always been so."""
-    return base.Base(found.name, found.folder, None, base.hashes_of(found.folder, list(found.files)))
+    return base_model.Base(found.name, found.folder, None, base_model.hashes_of(found.folder, list(found.files)))
 
 
 READERS = {
-    base.RECORD: lambda found: base.read_record(found.folder),
-    base.CONFIG: lambda found: base.load_config(rehashed(found)),
-    base.TOKENIZER_CONFIG: lambda found: base.load_tokenizer(found.folder),
+    base_model.RECORD: lambda found: base_model.read_record(found.folder),
+    base_model.CONFIG: lambda found: base_model.load_config(rehashed(found)),
+    base_model.TOKENIZER_CONFIG: lambda found: base_model.load_tokenizer(found.folder),
 }
 
 
@@ -114,10 +114,10 @@ def test_a_json_file_of_a_base(verified, name, data):
 def test_an_index(verified, data):
     content = {"metadata": {"total_size": 1}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     mutate = st.sampled_from([mutated_bytes(json.dumps(content).encode()), mutated_values(content)])
-    path = verified.folder / base.WEIGHT_INDEXES[0]
+    path = verified.folder / base_model.WEIGHT_INDEXES[0]
     path.write_bytes(data.draw(data.draw(mutate)))
     (verified.folder / "model.safetensors").unlink(missing_ok=True)
-    survives(lambda: base.verify(verified.folder, "tiny"))
+    survives(lambda: base_model.verify(verified.folder, "tiny"))
 
 
 @EXAMPLES
@@ -133,7 +133,7 @@ def test_weights(verified, data):
     else:
         path.write_bytes(data.draw(mutated_bytes(before[:length])) + before[length:])
     try:
-        survives(lambda: base.load_model(rehashed(verified), "float32"))
+        survives(lambda: base_model.load_model(rehashed(verified), "float32"))
     finally:
         path.write_bytes(before)
 
@@ -141,8 +141,8 @@ def test_weights(verified, data):
 @pytest.fixture(scope="module", params=["lora", "ptuning_v2"])
 def adapter(request, base_folder, tmp_path_factory):
     """A saved adapter and its base."""
-    found = base.read_record(base_folder)
-    tuned = adapters.attach(base.load_model(found, "float32"), request.param, **SETTINGS[request.param])
+    found = base_model.read_record(base_folder)
+    tuned = adapters.attach(base_model.load_model(found, "float32"), request.param, **SETTINGS[request.param])
     shake(tuned)
     folder = tmp_path_factory.mktemp("adapters") / request.param
     adapters.save(tuned, folder, manifest_of(found, request.param))
@@ -180,10 +180,10 @@ def fit_hashes(folder: Path) -> None:
 @given(data=st.data())
 def test_a_published_prefix(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzzed.bin"
-    torch.save({f"{exchange.PREFIX}embedding.weight": torch.ones(2, 8)}, path)
+    torch.save({f"{adapter_conversion.PREFIX}embedding.weight": torch.ones(2, 8)}, path)
     content = path.read_bytes()
     path.write_bytes(content[:2] + data.draw(mutated_bytes(content[2:])))
-    survives(lambda: exchange.prefix_rows(exchange._tensors(path)))
+    survives(lambda: adapter_conversion.prefix_rows(adapter_conversion._tensors(path)))
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models import adapters, decoding
-from models.answering import greedy, sampled
 from models.decoding import Decoder
+from models.generation import greedy, sampled
 
 CONTEXTS = [[40, 41, 42, 43, 44], [50, 51], [60, 61, 62]]
 

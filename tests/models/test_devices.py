@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 from models import adapters, base, training
-from models.errors import program
+from models.command_line import entry_point
 from models.training import devices
 
 class Stuck(TrainerCallback):
@@ -32,7 +32,7 @@ class Stuck(TrainerCallback):
             lock.acquire()
             lock.acquire()
 
-@program
+@entry_point
 def main():
     base_folder, folder, how = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     devices.take()
@@ -62,10 +62,10 @@ main()
 """
 LAUNCHER = """
 import sys
-from models.errors import program
+from models.command_line import entry_point
 from models.launch import launch
 
-@program
+@entry_point
 def main():
     launch("program", sys.argv[2:], int(sys.argv[1]))
 

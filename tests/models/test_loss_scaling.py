@@ -5,9 +5,9 @@ import torch
 from given import SETTINGS
 from transformers import TrainerCallback
 
-from models import adapters, base
+from models import adapters, base_model
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from models.training import Diverged, Settings, fit, fitting, loss_scaling
+from models.training import Diverged, Settings, fit, loss_scaling
 from models.training.batches import RightPadding
 from models.training.sharding import whole as full_tensor
 
@@ -27,7 +27,7 @@ def rows_for(config: ChatGLMConfig) -> list[dict]:
 
 def gradients(base_folder, folder, dtype, labelled, method="lora", bits=None, sharded=False, **adapter) -> torch.Tensor:
     """Gradients of one batch as the optimizer receives them, where the update has ``labelled`` labelled tokens."""
-    model = base.load_model(base.read_record(base_folder), "float32" if method == "full" else dtype, bits)
+    model = base_model.load_model(base_model.read_record(base_folder), "float32" if method == "full" else dtype, bits)
     torch.manual_seed(0)
     tuned = adapters.attach(model, method, **adapter)
     with torch.no_grad():  # lora_B begins at zero, which would leave lora_A without gradients
@@ -44,7 +44,7 @@ def gradients(base_folder, folder, dtype, labelled, method="lora", bits=None, sh
         sharded=sharded,
         autocast=dtype if method == "full" else "float32",
     )
-    trainer = fitting._trainer(tuned, long_rows, [], settings, fitting._arguments(settings, folder, False, False))
+    trainer = fit._trainer(tuned, long_rows, [], settings, fit._arguments(settings, folder, False, False))
     trainer.create_optimizer_and_scheduler(1)
     trainer.optimizer = trainer.accelerator.prepare(trainer.optimizer)
     batch = RightPadding(adapters.base_of(tuned).config.pad_token_id)(rows)
@@ -141,7 +141,7 @@ def test_a_resumed_training_keeps_the_scale(base_folder, tmp_path, monkeypatch):
 
 
 def fit_in_float16(base_folder, callbacks, checkpoint_folder=None, **settings):
-    model = base.load_model(base.read_record(base_folder), "float16")
+    model = base_model.load_model(base_model.read_record(base_folder), "float16")
     torch.manual_seed(0)
     tuned = adapters.attach(model, "lora", **SETTINGS["lora"])
     before = lora_b(tuned).detach().clone()

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import adapters, base
+from models import adapters, base_model
 from models.chatglm.masks import BLOCK, prefix_lm_block_mask, prefix_lm_mask
 from models.errors import UserError
 from models.packing import PADDING, PackedRows, pack
@@ -104,7 +104,7 @@ def test_the_blocks_of_flex_attention_are_those_where_something_is_seen(samples,
 
 
 def test_training_packed_rows_learns(base_folder):
-    model = base.load_model(base.read_record(base_folder), "float32")
+    model = base_model.load_model(base_model.read_record(base_folder), "float32")
     torch.manual_seed(0)
     tuned = adapters.attach(model, "lora", rank=4, alpha=8, target_modules=["query_key_value", "dense"])
     rows = [sample(model.config, [40 + i, 41], [50 + i, 51]) for i in range(12)]

@@ -8,7 +8,7 @@ def names(module: str) -> set[str]:
 
 def test_imports_are_followed_into_functions_packages_and_their_main_module():
     train = names("stages.train")
-    assert {"stages/train/__main__.py", "stages/train/making.py", "models/training/fitting.py"} <= train
+    assert {"stages/train/__main__.py", "stages/train/adapter_training.py", "models/training/fit.py"} <= train
     assert "models/low_rank.py" in train  # imported within a function of models.adapters
     assert "stages/__init__.py" in train  # which sets the environment
     assert "stages/train/__init__.py" not in train  # a docstring and nothing else

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from models import adapters, base
+from models import adapters, base_model
 from models.errors import UserError
 from models.manifest import WEIGHTS
 from models.storage import sha256_of
@@ -29,7 +29,7 @@ def rows_for(config) -> list[dict]:
 
 
 def run(base_folder, **options):
-    model = base.load_model(base.read_record(base_folder), "float32")
+    model = base_model.load_model(base_model.read_record(base_folder), "float32")
     torch.manual_seed(0)
     tuned = adapters.attach(model, "lora", rank=4, alpha=8, dropout=0.1, target_modules=["query_key_value", "dense"])
     rows = rows_for(model.config)
@@ -100,7 +100,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_step_and_its_rows(base_f
 
 def test_a_loss_worse_than_guessing_among_all_tokens_ends_the_run(base_folder, monkeypatch):
     usual = AdapterTrainer.compute_loss
-    worse = math.log(base.load_model(base.read_record(base_folder), "float32").config.vocab_size)
+    worse = math.log(base_model.load_model(base_model.read_record(base_folder), "float32").config.vocab_size)
 
     def later(self, model, inputs, **how):
         return usual(self, model, inputs, **how) + (added if 10 <= self.state.global_step < until else 0)
@@ -189,13 +189,13 @@ def test_it_ends_when_evaluations_get_no_better(base_folder, tmp_path):
 
 
 def test_the_evaluation_loss_is_the_mean_over_labelled_tokens_packed_or_not(base_folder):
-    config = base.load_model(base.read_record(base_folder), "float32").config
+    config = base_model.load_model(base_model.read_record(base_folder), "float32").config
     rows = rows_for(config)
     rows[2] |= {"input_ids": rows[2]["input_ids"] + [70] * 9, "labels": rows[2]["labels"] + [70] * 9}
 
     def tuned():
         torch.manual_seed(0)
-        return adapters.attach(base.load_model(base.read_record(base_folder), "float32"), "lora", **PLAIN)
+        return adapters.attach(base_model.load_model(base_model.read_record(base_folder), "float32"), "lora", **PLAIN)
 
     with torch.no_grad():
         model = tuned()
@@ -235,7 +235,7 @@ def test_accumulation_and_checkpointing_change_no_result(base_folder, options):
     """Without dropout the same rows reach each update, so the weights agree."""
 
     def weights(**how):
-        model = base.load_model(base.read_record(base_folder), "float32")
+        model = base_model.load_model(base_model.read_record(base_folder), "float32")
         torch.manual_seed(0)
         tuned = adapters.attach(model, "lora", rank=4, alpha=8, target_modules=["query_key_value"])
         rows = rows_for(model.config)[:8]

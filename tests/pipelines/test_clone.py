@@ -12,9 +12,9 @@ import yaml
 from given import ROOT
 
 from models.errors import UserError
-from pipelines import dvc, handover, registry, retrain, trainer
+from pipelines import agent_training, dvc, registry, retraining, run_refs
 from pipelines.clone import Clone, RemoteAway, clones, left_of, open_clone, repository
-from pipelines.programs import ProgramFailed, output_of
+from pipelines.processes import ProgramFailed, output_of
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -99,7 +99,7 @@ def test_a_clone_that_was_removed_by_half_is_removed_and_hinders_nobody(origin, 
     left = tmp_path / "home/runs/run/reports/training/lora/metrics.json"
     left.parent.mkdir(parents=True)
     left.write_text("{}")
-    retrain.abandon("run")
+    retraining.abandon("run")
     assert left_of("run") is None
 
 
@@ -127,7 +127,7 @@ def test_a_half_made_clone_is_made_anew_and_the_repository_above_it_is_left_alon
         assert [path.name for path in (origin / "home/runs").iterdir()] == ["run"]
     damage(again.folder, "HEAD")
     assert again.setting("remote.origin.url") is None  # that of the repository above is another's
-    retrain.abandon("run")
+    retraining.abandon("run")
     assert left_of("run") is None
 
 
@@ -279,7 +279,7 @@ def test_what_is_away_is_not_asked_once_more(tmp_path, monkeypatch):
         monkeypatch.setattr(dvc, name, is_silent)
     monkeypatch.setattr(Clone, "has_remote", True)
     clone = Clone(tmp_path, "ssh://host/x")
-    for what in (clone.repro, lambda: retrain.prepare(clone)):
+    for what in (clone.repro, lambda: retraining.prepare(clone)):
         with pytest.raises(RemoteAway, match="made no progress"):
             what()
     with pytest.raises(RemoteAway, match="made no progress"), clone.needing_origin():
@@ -328,7 +328,7 @@ def test_a_revision_that_is_not_there_leaves_no_clone(origin, tmp_path, revision
 @pytest.mark.parametrize("ref", ["main", "refs/heads/main", "refs/tuneline/runs/../../heads/main", "--upload-pack=x"])
 def test_a_trainer_takes_nothing_but_what_was_handed_out(origin, ref):
     with pytest.raises(UserError, match="nothing that a retraining hands out"):
-        trainer.take("run", ref, "lora")
+        agent_training.take("run", ref, "lora")
 
 
 # The branch ----------------------------------------------------------------------------------------
@@ -337,17 +337,17 @@ def test_a_trainer_takes_nothing_but_what_was_handed_out(origin, ref):
 def entered(monkeypatch, run: str):
     """Go into a run's clone, for this test alone."""
     monkeypatch.chdir(Path.cwd())
-    return retrain.enter(run)
+    return retraining.enter(run)
 
 
 def test_what_is_handed_out_is_taken_back_and_touches_no_branch(origin, monkeypatch):
     clone = entered(monkeypatch, "run")
     (clone.folder / "prepared").write_text("x")
-    ref = handover.hand_out(clone, "run")
+    ref = run_refs.hand_out(clone, "run")
     assert "prepared" in git(origin, "ls-tree", "--name-only", ref)
     assert git(clone.folder, "status", "--porcelain") == "?? prepared"
     assert git(origin, "branch", "--format=%(refname:short)") == "main"
-    retrain.abandon("run")
+    retraining.abandon("run")
     assert git(origin, "for-each-ref", "refs/tuneline") == ""
     assert not clone.folder.exists()
 
@@ -356,21 +356,21 @@ def test_what_is_handed_out_again_is_the_same_commit(origin, monkeypatch):
     """By which a sweep finds what was tried before its orchestrator was killed."""
     clone = entered(monkeypatch, "run")
     (clone.folder / "prepared").write_text("x")
-    first = git(origin, "rev-parse", handover.hand_out(clone, "run"))
+    first = git(origin, "rev-parse", run_refs.hand_out(clone, "run"))
     time.sleep(1.1)  # git counts seconds
-    assert git(origin, "rev-parse", handover.hand_out(clone, "run")) == first
+    assert git(origin, "rev-parse", run_refs.hand_out(clone, "run")) == first
 
 
 def test_a_push_that_is_refused_is_told_with_its_reason_and_an_origin_that_is_away_as_such(origin, monkeypatch):
     clone = entered(monkeypatch, "run")
     commit(clone.folder, "b", "result")
-    git(origin, "switch", "--quiet", "--create", retrain.BRANCH)
+    git(origin, "switch", "--quiet", "--create", retraining.BRANCH)
     with pytest.raises(UserError, match=r"rejected.*checked out") as told:
-        retrain.publish(clone, "run")
+        retraining.publish(clone, "run")
     assert not isinstance(told.value, RemoteAway)
     origin.rename(origin.with_name("elsewhere"))
     with pytest.raises(RemoteAway, match="does not answer"):
-        clone.push("origin", retrain.BRANCH)
+        clone.push("origin", retraining.BRANCH)
 
 
 def test_a_version_that_was_promoted_by_hand_meanwhile_is_met_like_another_retraining(origin, monkeypatch):
@@ -379,12 +379,12 @@ def test_a_version_that_was_promoted_by_hand_meanwhile_is_met_like_another_retra
     monkeypatch.chdir(origin)
     assert promoted("by hand") == "v1.0.0"
     monkeypatch.chdir(clone.folder)
-    assert not retrain.publish(clone, "run")
-    retrain.take_in_others(clone)
+    assert not retraining.publish(clone, "run")
+    retraining.take_in_others(clone)
     assert (registry.champion() / "weights").read_text() == "by hand"
     assert promoted("ours") == "v2.0.0"
-    assert retrain.publish(clone, "run")
-    assert retrain.new_champion(clone) == "v2.0.0"
+    assert retraining.publish(clone, "run")
+    assert retraining.new_champion(clone) == "v2.0.0"
 
 
 def test_two_retrainings_at_a_time_lose_nothing(origin, monkeypatch):
@@ -394,12 +394,12 @@ def test_two_retrainings_at_a_time_lose_nothing(origin, monkeypatch):
     for clone, name in ((first, "one"), (second, "two")):
         commit(clone.folder, name, "result")
     monkeypatch.chdir(first.folder)
-    assert retrain.publish(first, "one")
+    assert retraining.publish(first, "one")
     monkeypatch.chdir(second.folder)
-    assert not retrain.publish(second, "two")
-    retrain.merge(f"origin/{retrain.BRANCH}")
-    assert retrain.publish(second, "two")
-    assert {"one", "two"} <= set(git(origin, "ls-tree", "--name-only", retrain.BRANCH).split())
+    assert not retraining.publish(second, "two")
+    retraining.merge(f"origin/{retraining.BRANCH}")
+    assert retraining.publish(second, "two")
+    assert {"one", "two"} <= set(git(origin, "ls-tree", "--name-only", retraining.BRANCH).split())
 
 
 def promoted(name: str) -> str:
@@ -417,30 +417,30 @@ def test_of_two_promotions_at_a_time_the_second_meets_the_first_and_takes_the_ne
     for clone in (first, second):
         monkeypatch.chdir(clone.folder)
         assert promoted(clone.folder.name) == "v1.0.0"
-        assert retrain.new_champion(clone) == "v1.0.0"
+        assert retraining.new_champion(clone) == "v1.0.0"
     monkeypatch.chdir(first.folder)
-    assert retrain.publish(first, "one")
+    assert retraining.publish(first, "one")
     monkeypatch.chdir(second.folder)
-    assert not retrain.publish(second, "two")
-    retrain.take_in_others(second)
+    assert not retraining.publish(second, "two")
+    retraining.take_in_others(second)
     assert registry.live() == "v1.0.0"
-    assert retrain.new_champion(second) is None
+    assert retraining.new_champion(second) is None
     assert (registry.champion() / "weights").read_text() == "one"
     assert promoted("two") == "v2.0.0"
-    assert retrain.publish(second, "two")
-    assert retrain.new_champion(second) == "v2.0.0"
+    assert retraining.publish(second, "two")
+    assert retraining.new_champion(second) == "v2.0.0"
     assert {"champion@v1.0.0", "champion@v2.0.0"} <= set(git(origin, "tag").split())
 
 
 def test_a_version_is_new_to_a_run_that_was_killed_behind_its_promotion(origin, monkeypatch):
     clone = entered(monkeypatch, "run")
     promoted("one")
-    assert retrain.publish(clone, "run")
+    assert retraining.publish(clone, "run")
     monkeypatch.chdir(origin)
     again = entered(monkeypatch, "run")
-    assert retrain.new_champion(again) == "v1.0.0"
+    assert retraining.new_champion(again) == "v1.0.0"
     monkeypatch.chdir(origin)
-    assert retrain.new_champion(entered(monkeypatch, "next")) is None
+    assert retraining.new_champion(entered(monkeypatch, "next")) is None
 
 
 def test_why_nobody_was_promoted_stands_in_a_commit():
@@ -448,41 +448,41 @@ def test_why_nobody_was_promoted_stands_in_a_commit():
         {"condition": "gain", "found": "0.01", "met": True},
         {"condition": "forgetting", "found": "0.3 of 0.1", "met": False},
     ]
-    said = retrain.verdict({"lora": {"promote": False, "conditions": conditions}})
+    said = retraining.verdict({"lora": {"promote": False, "conditions": conditions}})
     assert said == "Keep the champion: lora not promoted\n\nlora: forgetting: 0.3 of 0.1"
 
 
 def test_the_branch_takes_in_what_the_revision_brings_and_on_both_sides_it_wins(origin, monkeypatch):
     clone = entered(monkeypatch, "one")
     commit(clone.folder, "dvc.lock", "of the branch")
-    assert retrain.publish(clone, "one")
+    assert retraining.publish(clone, "one")
     commit(origin, "dvc.lock", "of main")
     monkeypatch.chdir(origin)
     again = entered(monkeypatch, "two")
-    assert git(again.folder, "branch", "--show-current") == retrain.BRANCH
+    assert git(again.folder, "branch", "--show-current") == retraining.BRANCH
     assert (again.folder / "dvc.lock").read_text() == "of main"
-    assert retrain.brought_anything()
+    assert retraining.brought_anything()
 
 
 def test_an_origin_that_is_away_on_the_way_in_is_told_as_such_and_can_be_tried_again(origin, monkeypatch):
-    trainer_ref = handover.hand_out(entered(monkeypatch, "orchestrator"), "orchestrator")
+    trainer_ref = run_refs.hand_out(entered(monkeypatch, "orchestrator"), "orchestrator")
     monkeypatch.chdir(origin.parent)
     monkeypatch.setenv("TUNELINE_REPOSITORY", str(origin))
     open_clone("run", "HEAD")
     origin.rename(origin.with_name("elsewhere"))
     with pytest.raises(RemoteAway):
-        retrain.enter("run")
+        retraining.enter("run")
     assert Path.cwd() == origin.parent
     origin.with_name("elsewhere").rename(origin)
-    assert git(entered(monkeypatch, "run").folder, "branch", "--show-current") == retrain.BRANCH
+    assert git(entered(monkeypatch, "run").folder, "branch", "--show-current") == retraining.BRANCH
     with pytest.raises(UserError) as told:
-        trainer.take("trainer", trainer_ref.replace("orchestrator", "nobody"), "lora")
+        agent_training.take("trainer", trainer_ref.replace("orchestrator", "nobody"), "lora")
     assert not isinstance(told.value, RemoteAway)
 
 
 def test_a_run_that_died_on_its_way_in_enters_again_and_one_that_is_in_stays_with_its_commit(origin, monkeypatch):
     clone = entered(monkeypatch, "one")
-    clone.git("config", "--unset", retrain.ENTERED)
+    clone.git("config", "--unset", retraining.ENTERED)
     commit(origin, "a", "newer")
     monkeypatch.chdir(origin)
     assert (entered(monkeypatch, "one").folder / "a").read_text() == "newer"
@@ -495,7 +495,7 @@ def test_a_branch_that_cannot_be_merged_is_one_sentence(origin, monkeypatch):
     clone = entered(monkeypatch, "one")
     git(clone.folder, "rm", "--quiet", "a")
     commit(clone.folder, "b", "x")
-    assert retrain.publish(clone, "one")
+    assert retraining.publish(clone, "one")
     commit(origin, "a", "changed")
     monkeypatch.chdir(origin)
     with pytest.raises(UserError, match="cannot be merged"):

@@ -57,10 +57,11 @@ def test_a_failure_is_one_sentence(tmp_path, monkeypatch, capfd):
 
 
 SAYING = """\
-from models.errors import UserError, program
+from models.command_line import entry_point
+from models.errors import UserError
 import subprocess, sys
 
-@program
+@entry_point
 def main():
     if len(sys.argv) == 1:
         raise UserError("Training diverged: the loss of step 3 is nan.")

@@ -5,10 +5,10 @@ from given import ROOT, write_rows
 
 from models.errors import UserError
 from models.storage import read_jsonl
-from stages.compare.difference import MEASURES, difference, differences, moved_most
-from stages.compare.gather import curves, gather
+from stages.compare.comparison_page import write_page
 from stages.compare.markdown import write_markdown, write_summary
-from stages.compare.page import write_page
+from stages.compare.model_columns import curves, gather
+from stages.compare.paired_difference import MEASURES, difference, differences, moved_most
 
 EVIL = '</script><script>alert("1")</script> | <b> [/x] [bold]'
 

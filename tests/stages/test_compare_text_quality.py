@@ -1,6 +1,6 @@
 import pytest
 
-from stages.compare.gather import Model
+from stages.compare.model_columns import Model
 from stages.compare.text_quality import LIMITS, REFUSAL, by_descriptor, describe, judge
 
 

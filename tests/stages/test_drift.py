@@ -13,19 +13,19 @@ import pandas
 import pytest
 from given import ROOT, conversation, shared, write_rows
 
-from models import base
+from formats.params_schema import Monitor
+from models import base_model
 from models.vocabulary import Vocabulary
-from stages.drift import features, quarantined
+from stages.drift import conversation_features, quarantine_drift
 from stages.drift.__main__ import describe, judge, read_raw, some, verdict_of
-from stages.drift.judge import compare
-from stages.params import Monitor
+from stages.drift.drift_tests import compare
 
 LEVEL = {"false_alarms": 0.01, "effect": 0.2}
 
 
 @pytest.fixture(scope="module")
 def vocabulary(base_folder):
-    return Vocabulary(base_folder / base.TOKENIZER)
+    return Vocabulary(base_folder / base_model.TOKENIZER)
 
 
 def drifted(reference, current, vocabulary) -> set[str]:
@@ -70,7 +70,9 @@ def test_another_topic_of_the_same_lengths_is_found(vocabulary):
 
 
 def test_what_the_tokenizer_does_not_know_counts_as_bytes(vocabulary):
-    table = features.features([conversation("你是谁？", "龘靐齉"), conversation("你是谁？", "你好")], vocabulary)
+    table = conversation_features.features(
+        [conversation("你是谁？", "龘靐齉"), conversation("你是谁？", "你好")], vocabulary
+    )
     assert table["byte_fallback"][0] > 0.5 > table["byte_fallback"][1] == 0
     assert list(table["answer_characters"]) == [3, 2]
 
@@ -98,7 +100,7 @@ def test_the_share_raises_no_more_false_alarms_than_promised():
         books = []
         for rows in draw.integers(20, 2000, 2).tolist():
             books.append({"rows_in": rows, "failed_row_checks": int(draw.binomial(rows, 0.15))})
-        alarms += quarantined.compare_shares(*books, level=0.01, effect=0.0).drifted
+        alarms += quarantine_drift.compare_shares(*books, level=0.01, effect=0.0).drifted
     assert alarms <= 12  # more than so many come once in 500 draws of 500 trials
 
 
@@ -109,25 +111,25 @@ def test_the_share_raises_no_more_false_alarms_than_promised():
 def test_a_share_that_moved_far_is_found(failed, rows, drifted):
     """Against 150 of 1,000. 20 % would be real with enough rows, and is not large: Cohen's h is 0.13."""
     reference, current = (gate["books"] for gate in (facts(1000, 150), facts(rows, failed)))
-    found = quarantined.compare_shares(reference, current, 0.01, 0.2)
+    found = quarantine_drift.compare_shares(reference, current, 0.01, 0.2)
     assert found.drifted == drifted
     assert (found.reference_mean, found.current_mean) == (0.15, failed / rows)
 
 
 def test_a_real_difference_that_is_small_is_no_drift():
     books = [facts(10**6, failed)["books"] for failed in (150_000, 160_000)]
-    found = quarantined.compare_shares(*books, 0.01, 0.2)
+    found = quarantine_drift.compare_shares(*books, 0.01, 0.2)
     assert found.p_value < 1e-6
     assert not found.drifted
-    assert quarantined.compare_shares(*books, 0.01, 0.01).drifted
+    assert quarantine_drift.compare_shares(*books, 0.01, 0.01).drifted
 
 
 def test_the_share_is_judged_only_where_the_same_checks_counted_rows_enough():
     other = {"checks": [{"name": "no_html", "scope": "row", "maximum": 3}]}
     among = {"checks": [facts(1, 1)["suite"]["checks"][0], {"name": "unique", "scope": "among", "severity": "warn"}]}
-    assert quarantined.is_comparable(facts(100, 1), facts(100, 1), 20)
-    assert quarantined.is_comparable(facts(100, 1), facts(100, 1, suite=among), 20)
-    assert quarantined.is_comparable(facts(100, 1), facts(20, 1), 20)
+    assert quarantine_drift.is_comparable(facts(100, 1), facts(100, 1), 20)
+    assert quarantine_drift.is_comparable(facts(100, 1), facts(100, 1, suite=among), 20)
+    assert quarantine_drift.is_comparable(facts(100, 1), facts(20, 1), 20)
     for odd in (
         facts(19, 1),
         facts(100, 1, suite=other),
@@ -135,8 +137,8 @@ def test_the_share_is_judged_only_where_the_same_checks_counted_rows_enough():
         facts(100, 1, books={"rows_in": 100}),  # as receipts of an older version
         {},
     ):
-        assert not quarantined.is_comparable(facts(100, 1), odd, 20)
-        assert not quarantined.is_comparable(odd, facts(100, 1), 20)
+        assert not quarantine_drift.is_comparable(facts(100, 1), odd, 20)
+        assert not quarantine_drift.is_comparable(odd, facts(100, 1), 20)
 
 
 @pytest.fixture
@@ -159,13 +161,13 @@ def test_fewer_rows_than_can_tell_give_no_verdict(judged):
 
 def test_each_test_beside_the_columns_takes_its_part_of_the_false_alarms(judged, monkeypatch):
     levels = []
-    usual = quarantined.compare_shares
+    usual = quarantine_drift.compare_shares
 
     def compare_shares(reference, current, level, effect):
         levels.append(level)
         return usual(reference, current, level, effect)
 
-    monkeypatch.setattr(quarantined, "compare_shares", compare_shares)
+    monkeypatch.setattr(quarantine_drift, "compare_shares", compare_shares)
     rows = demo()[:30]
     found = judged(rows, rows, (facts(100, 15), facts(100, 16)))
     assert [column.column for column in found][-1] == "quarantined_share"

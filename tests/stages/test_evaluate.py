@@ -6,15 +6,16 @@ from given import ROOT, conversation, shared, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import adapters, answering, base
-from models.answering import as_answered
+from formats import params_schema
+from measures import metrics
+from models import adapters, base_model, generation
 from models.errors import UserError
+from models.generation import as_answered
 from models.prompt import encode_sample, encode_text
 from models.sample import Sample
-from stages import figures, params
-from stages.evaluate import answers
-from stages.evaluate.answers import Kept
-from stages.evaluate.measure import Model, Questions, measure
+from stages.evaluate import answer_cache
+from stages.evaluate.answer_cache import Kept
+from stages.evaluate.model_evaluation import Model, Questions, measure
 from stages.evaluate.probes import MET, UNMET, read_probes
 from stages.evaluate.scores import SCORES, describe, matches_exactly, repetition, score
 
@@ -92,9 +93,9 @@ def test_token_perfect_answers_have_perfect_figures(model, tokenizer, tmp_path, 
     def perfect(model, tokenizer, conversations, *_):
         for index, messages in enumerate(conversations):
             ids = [*encode_text(tokenizer, taught[messages[-1].content]), tokenizer.eop_token_id]
-            yield index, answering._answer(model, tokenizer, ids, 0.1)
+            yield index, generation._answer(model, tokenizer, ids, 0.1)
 
-    monkeypatch.setattr(answers, "answer_all", perfect)
+    monkeypatch.setattr(answer_cache, "answer_all", perfect)
     questions = Questions(samples, samples[:2], read_probes(write_rows(tmp_path / "probes.jsonl", probes)))
     measured = measure(Model(model, tokenizer, Kept(tmp_path / "a.1"), knobs()), questions)
     for row in [*measured.rows["eval"], *measured.rows["general"]]:
@@ -103,12 +104,12 @@ def test_token_perfect_answers_have_perfect_figures(model, tokenizer, tmp_path, 
         assert row["reference"] in ODD  # people see what is taught
     assert measured.figures["eval"]["exact_match"] == measured.figures["probes"]["exact_match"] == 1.0
     assert [row["id"] for row in measured.rows["probes"] if not row["met"]] == []
-    assert measured.figures["metrics_version"] == figures.METRICS_VERSION > 1
-    assert figures.headlines(measured.figures)["metrics_version"] == figures.METRICS_VERSION
+    assert measured.figures["metrics_version"] == metrics.METRICS_VERSION > 1
+    assert metrics.headlines(measured.figures)["metrics_version"] == metrics.METRICS_VERSION
 
 
 def test_a_probe_that_no_answer_of_this_tokenizer_can_meet_is_one_sentence(model, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(answers, "answer_all", lambda *_: pytest.fail("nothing should be asked"))
+    monkeypatch.setattr(answer_cache, "answer_all", lambda *_: pytest.fail("nothing should be asked"))
     row = {"id": "谁", "context": "你是谁？", "target": "我是小\u200b明。", "matches": "小\u200b明"}
     questions = Questions([], [], read_probes(write_rows(tmp_path / "probes.jsonl", [row])))
     with pytest.raises(UserError, match="Probe '谁' can be met by no answer"):
@@ -179,11 +180,11 @@ def questions(tmp_path):
 def knobs():
     content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     content["evaluate"] |= {"max_new_tokens": 5, "batch_size": 2}
-    return params.Params.model_validate(content)
+    return params_schema.Params.model_validate(content)
 
 
 def test_a_model_is_measured_and_goes_on_where_it_was_killed(base_folder, tokenizer, tmp_path, questions, monkeypatch):
-    model = base.load_model(base.read_record(base_folder), "float32")
+    model = base_model.load_model(base_model.read_record(base_folder), "float32")
     tuned = adapters.attach(model, "lora", rank=4, alpha=8, target_modules=["dense"]).eval()
 
     def run(name: str):

@@ -2,8 +2,8 @@ import pytest
 import yaml
 from given import ROOT
 
+from formats import params_schema
 from models.errors import UserError
-from stages import params
 
 PARAMETER_SETS = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
 
@@ -18,12 +18,12 @@ def write(tmp_path, change):
 
 @pytest.mark.parametrize("path", PARAMETER_SETS, ids=lambda path: path.stem)
 def test_every_parameter_set_that_comes_along_is_valid(path):
-    loaded = params.load(path)
+    loaded = params_schema.load(path)
     assert set(loaded.evaluate.models) == {"base", *loaded.adapters}
 
 
 def test_the_published_settings_of_chatglm_6b():
-    lora = params.load(ROOT / "params/chatglm-6b-lora.yaml")
+    lora = params_schema.load(ROOT / "params/chatglm-6b-lora.yaml")
     assert (lora.base.model, lora.encode.max_prompt_tokens, lora.encode.max_answer_tokens) == (
         "THUDM/chatglm-6b",
         230,
@@ -32,7 +32,7 @@ def test_the_published_settings_of_chatglm_6b():
     adapter = lora.adapters["lora"]
     assert (adapter.rank, adapter.alpha, adapter.dropout, adapter.batch_size) == (4, 32, 0.1, 2)
     assert (adapter.learning_rate, adapter.epochs) == (2e-4, 250)
-    ptuning = params.load(ROOT / "params/chatglm-6b-ptuning_v2.yaml")
+    ptuning = params_schema.load(ROOT / "params/chatglm-6b-ptuning_v2.yaml")
     adapter = ptuning.adapters["ptuning_v2"]
     assert (adapter.prefix_tokens, adapter.quantization, adapter.batch_size, adapter.epochs) == (128, 4, 1, 500)
     assert (ptuning.encode.max_prompt_tokens, ptuning.encode.max_answer_tokens) == (300, 300)
@@ -43,7 +43,7 @@ def test_a_third_adapter_is_one_more_entry(tmp_path):
     entry = "  lora_wide: {method: lora, rank: 32, alpha: 64, learning_rate: 1e-3, epochs: 1, batch_size: 8}\n"
     path = tmp_path / "params.yaml"
     path.write_text(text.replace("\ntrain:", f"\n{entry}\ntrain:".replace("\n\n", "\n")), encoding="utf-8")
-    loaded = params.load(path)
+    loaded = params_schema.load(path)
     assert set(loaded.adapters) == {"lora", "ptuning_v2", "lora_wide"} == set(loaded.evaluate.models) - {"base"}
     assert loaded.adapters["lora_wide"].learning_rate == 1e-3
 
@@ -81,28 +81,28 @@ def test_a_third_adapter_is_one_more_entry(tmp_path):
 )
 def test_a_slip_of_the_pen_is_one_sentence_that_names_the_place(tmp_path, change, said):
     with pytest.raises(UserError, match=said) as caught:
-        params.load(write(tmp_path, change))
+        params_schema.load(write(tmp_path, change))
     assert "\n" not in str(caught.value)
 
 
 def test_no_file_and_no_yaml(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        params.load(tmp_path / "params.yaml")
+        params_schema.load(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("base: [", encoding="utf-8")
     with pytest.raises(UserError, match="not valid YAML"):
-        params.load(tmp_path / "params.yaml")
+        params_schema.load(tmp_path / "params.yaml")
 
 
 def test_resolved_parameters_hold_every_default_and_each_adapter_as_it_is_attached():
     content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    written = params.resolve(params.Params.model_validate(content))
+    written = params_schema.resolve(params_schema.Params.model_validate(content))
     assert written["train"]["logs"] == 200  # left out of params.yaml
     assert written["validate"]["checks"]["parseable"] == {"severity": "quarantine", "max_bytes": 1_000_000}
     assert written["adapters"]["lora"]["attachment"]["rank"] == content["adapters"]["lora"]["rank"]
     content["train"]["logs"] = 200
-    assert params.resolve(params.Params.model_validate(content)) == written
+    assert params_schema.resolve(params_schema.Params.model_validate(content)) == written
     content["train"]["logs"] = 201
-    assert params.resolve(params.Params.model_validate(content)) != written
+    assert params_schema.resolve(params_schema.Params.model_validate(content)) != written
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -110,4 +110,4 @@ def test_fp8_goes_with_a_base_in_16_bits(tmp_path, dtype):
     content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     content["train"]["precision"], content["base"]["dtype"] = "fp8", dtype
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    assert params.load(tmp_path / "params.yaml").train.precision == "fp8"
+    assert params_schema.load(tmp_path / "params.yaml").train.precision == "fp8"

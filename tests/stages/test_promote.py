@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stages.promote.decide import Evidence, Guards, decide
+from stages.promote.promotion_rules import Evidence, Guards, decide
 
 GUARDS = Guards(forgetting=0.1, empty_rate=0.02, probes=0.1, latency=1.5, repetition=0.2)
 MARGIN = 0.05

@@ -6,19 +6,19 @@ import yaml
 from given import ROOT, write_rows
 from safetensors.torch import load_file, save_file
 
-from models import adapters, base
+from formats import params_schema, receipt
+from models import adapters, base_model
 from models.errors import DataBlocked, UserError
 from models.manifest import WEIGHTS, read_manifest
 from models.prompt import IGNORED_LABEL, PROMPT_VERSION
-from stages import params, receipt
 from stages.train.__main__ import refuse_other_tokens
-from stages.train.making import code_commit, make
-from stages.train.order import Order, check_memory, key_of, read_rows, what_decides_memory
+from stages.train.adapter_training import code_commit, make
+from stages.train.train_job import Order, check_memory, key_of, read_rows, what_decides_memory
 
 
 @pytest.fixture
 def encoded(base_folder, tmp_path):
-    found = base.read_record(base_folder)
+    found = base_model.read_record(base_folder)
     for split in receipt.SPLITS:
         write_rows(tmp_path / f"{split}.jsonl", [{"id": "a", "prompt": [1, 2], "answer": [3]}])
     receipt.write(tmp_path, tokenizer_sha256=found.tokenizer_sha256, prompt_version=PROMPT_VERSION)
@@ -31,9 +31,9 @@ def test_rows_learn_the_answer_alone(encoded):
 
 
 def test_tokens_of_another_tokenizer_are_refused(encoded, base_folder):
-    found = base.read_record(base_folder)
+    found = base_model.read_record(base_folder)
     refuse_other_tokens(receipt.read(encoded), found)
-    files = found.files | {base.TOKENIZER: {"size": 1, "sha256": "0" * 64}}
+    files = found.files | {base_model.TOKENIZER: {"size": 1, "sha256": "0" * 64}}
     with pytest.raises(DataBlocked, match="another tokenizer"):
         refuse_other_tokens(receipt.read(encoded), dataclasses.replace(found, files=files))
 
@@ -80,9 +80,9 @@ def order(base_folder, tmp_path, request):
         {"id": f"row-{i}", "input_ids": [40 + i, 4, 5, 50 + i, 51] * 4, "labels": [*[-100] * 18, 50 + i, 51]}
         for i in range(10)
     ]
-    found = base.read_record(base_folder)
+    found = base_model.read_record(base_folder)
     folders = (tmp_path / name for name in ("out", "log", "checkpoints"))
-    return Order("one", params.Params.model_validate(content), found, rows[:8], rows[8:], "", 1.0, *folders)
+    return Order("one", params_schema.Params.model_validate(content), found, rows[:8], rows[8:], "", 1.0, *folders)
 
 
 @pytest.mark.parametrize("order", METHODS, indirect=True)
@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_refused_before_anything_loads(order, monkeypatch, 
     with caplog.at_level("INFO"):
         assert check_memory("one", wanted) > 0.6
     assert "planned memory on each device" in caplog.text
-    monkeypatch.setattr("stages.train.order.free_memory", lambda: 1e6)
+    monkeypatch.setattr("stages.train.train_job.free_memory", lambda: 1e6)
     with pytest.raises(UserError, match=r"adapters.one does not fit. It would take .* are free"):
         check_memory("one", wanted)
 

@@ -9,14 +9,14 @@ from given import ROOT, conversation, shared, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import receipt
-from stages.grams import grams, jaccard
-from stages.raw import read_rows
-from stages.validate.among import near_duplicates
-from stages.validate.features import repetition, role_fault
-from stages.validate.lengths import accept, drift, drift_class, histogram, last_accepted
+from formats import receipt
+from formats.raw_rows import read_rows
+from measures.ngrams import grams, jaccard
+from stages.validate.dedup import near_duplicates
+from stages.validate.length_drift import accept, drift, drift_class, histogram, last_accepted
 from stages.validate.minhash import bands
 from stages.validate.privacy import personal_data, secret
+from stages.validate.row_features import repetition, role_fault
 
 
 @pytest.fixture

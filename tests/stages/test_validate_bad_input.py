@@ -16,8 +16,8 @@ from given import ROOT, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from formats.raw_rows import find_files, read_rows
 from models.errors import UserError
-from stages.raw import find_files, read_rows
 
 GOOD_LINE = json.dumps(GOOD, ensure_ascii=False).encode()
 NESTED = st.recursive(

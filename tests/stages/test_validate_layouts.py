@@ -12,9 +12,9 @@ from given import ROOT, conversation, write_rows
 
 from models.sample import UnknownFormat, read_messages
 from stages.validate.escapes import escape
-from stages.validate.features import null_mark, parse
 from stages.validate.layouts import command_of, recognize, sentence
-from stages.validate.notes import layout_notes, notes_of
+from stages.validate.notices import layout_notes, notes_of
+from stages.validate.row_features import null_mark, parse
 
 SHAREGPT = {"conversations": [{"from": "human", "value": "茶怎么泡？"}, {"from": "gpt", "value": "先温杯。"}]}
 TWO_TEXTS = ["茶怎么泡？", "先温杯。"]

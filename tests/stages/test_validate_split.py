@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.sample import Message, sample_id
-from stages.validate.among import keys_of
-from stages.validate.sides import Split, split
+from stages.validate.dedup import keys_of
+from stages.validate.split import Split, split
 
 GREETING = ("你好", "您好，请问有什么可以帮您？")
 APART = [conversation(f"别的问题 {number}", "答") for number in range(40)]  # of which some fall to either side

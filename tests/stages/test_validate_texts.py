@@ -4,14 +4,14 @@ import pytest
 from gate import params_with
 from given import conversation
 
-from stages.params import RightName
+from formats.params_schema import RightName
+from stages.validate.artifacts_in_text import html, placeholder
+from stages.validate.assistant_names import other_name
 from stages.validate.boilerplate import boilerplate
-from stages.validate.features import _is_blank, _of_texts, shown
-from stages.validate.leftovers import html, placeholder
+from stages.validate.chat_markup import cut_off, role_mark
 from stages.validate.mojibake import mojibake
-from stages.validate.names import other_name
 from stages.validate.privacy import mask, personal_data, secret
-from stages.validate.turns import cut_off, role_mark
+from stages.validate.row_features import _is_blank, _of_texts, shown
 
 
 def another_name(answer: str, asked: str = "") -> str | None:

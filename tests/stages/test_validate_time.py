@@ -4,13 +4,13 @@ import time
 
 import pytest
 
+from stages.validate.artifacts_in_text import html, placeholder
+from stages.validate.assistant_names import other_name
 from stages.validate.boilerplate import boilerplate
 from stages.validate.characters import bad_character, in_ascii
-from stages.validate.leftovers import html, placeholder
+from stages.validate.chat_markup import cut_off, role_mark
 from stages.validate.mojibake import mojibake
-from stages.validate.names import other_name
 from stages.validate.privacy import mask, personal_data, secret
-from stages.validate.turns import cut_off, role_mark
 
 LENGTH = 40_000  # characters: quadratic patterns took 3 to 8 s for as many
 SECONDS = 2  # of a processor; linear ones take less than a tenth of that

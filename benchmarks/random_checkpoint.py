@@ -1,0 +1,48 @@
+"""What the benchmarks on a GPU share: a checkpoint of ChatGLM-6B's size with random weights, and what they ran on."""
+
+import contextlib
+import importlib.metadata
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+
+from models import base_model
+from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from models.storage import read_json, write_json
+
+ROOT = Path(__file__).parents[1]
+FILES = "files.json"  # the hashes of a checkpoint's files
+SMALL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "inner_hidden_size": 256, "vocab_size": 2048}
+SMALL |= {"bos_token_id": 2044, "eos_token_id": 2045, "mask_token_id": 2046, "gmask_token_id": 2047}
+
+
+def make_checkpoint(folder: Path, small: bool, **sizes) -> None:
+    """Random weights in half precision, in shards of 2 GB; ``sizes`` are fields of the config to differ."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = ChatGLMForConditionalGeneration(ChatGLMConfig(**(SMALL if small else {}) | sizes))
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder, max_shard_size="2GB")
+    names = ["config.json", *(path.name for path in folder.glob("model*.safetensors*"))]
+    write_json(folder / FILES, base_model.hashes_of(folder, names))
+
+
+def base_of(folder: Path, name: str = "random") -> base_model.Base:
+    """The base that :func:`make_checkpoint` wrote, which has no tokenizer."""
+    return base_model.Base(name, folder, None, read_json(folder / FILES))
+
+
+def machine() -> dict:
+    git = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    versions = {"torch": torch.__version__}
+    for name in ("transformers", "peft", "bitsandbytes"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not every case needs every one
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
+        **versions,
+        "commit": git.stdout.strip() or None,
+    }

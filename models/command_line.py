@@ -1,0 +1,77 @@
+"""The decorator of every command's ``main`` function: logging, error messages, exit codes, signals."""
+
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from models.credentials import mask_credentials
+from models.errors import PeerLost, UserError
+
+log = logging.getLogger("tuneline")
+ERROR_FILE = "TUNELINE_ERROR_FILE"  # environment variable: path of an empty file that receives the error message
+
+
+class _MaskedLines(logging.Formatter):
+    """Log lines, and tracebacks below them, with their credentials masked."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_credentials(super().format(record))
+
+
+def entry_point(main):
+    """Decorate the ``main`` function of a command: configure logging and turn errors into a message and an exit code.
+
+    A :class:`UserError` and an OSError (a file without read permission, a full disk) print one sentence to standard
+    error. SIGTERM raises SystemExit, so that ``finally`` blocks and context managers run.
+    """
+
+    @functools.wraps(main)
+    def run(*args, **kwargs):
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_MaskedLines("%(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
+        logging.getLogger("tuneline").setLevel(logging.INFO)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            _wait_for_rank_0(error)
+            _report(str(error))
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        except BrokenPipeError:
+            # The reader closed the pipe. Without this, Python reports a second error when it flushes stdout at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _report(f"{where}{error.strerror or error}; check the path, its rights and the disk.")
+            log.debug("where it happened:", exc_info=True)
+            sys.exit(1)
+
+    return run
+
+
+def _report(sentence: str) -> None:
+    """Print an error message; the first of several processes also writes it to the error file of the caller."""
+    sentence = mask_credentials(sentence)
+    print(f"error: {sentence}", file=sys.stderr)
+    if path := os.environ.get(ERROR_FILE):
+        with suppress(OSError):  # the caller may have ended
+            if Path(path).stat().st_size == 0:
+                Path(path).write_text(sentence, encoding="utf-8")
+
+
+def _wait_for_rank_0(error: UserError) -> None:
+    """All ranks raise the same error; non-zero ranks wait so that rank 0 reports it and the launcher stops the rest."""
+    if int(os.environ.get("RANK", 0)) > 0 or isinstance(error, PeerLost):
+        time.sleep(2)

@@ -1,0 +1,301 @@
+"""What goes out comes back: merged models and published prefixes give the logits of the adapter."""
+
+import dataclasses
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+
+import pytest
+import torch
+from given import SETTINGS, logits, manifest_of, shake
+
+from models import adapter_conversion, adapters, base_model
+from models.chatglm import ChatGLMConfig
+from models.errors import UserError
+from models.manifest import read_manifest
+
+
+def saved(kind: str, base_folder, folder) -> torch.Tensor:
+    """Save an adapter of a kind; gives its logits."""
+    found = base_model.read_record(base_folder)
+    method = kind.split()[0]
+    torch.manual_seed(0)
+    tuned = adapters.attach(base_model.load_model(found, "float32"), method, **SETTINGS[kind])
+    shake(tuned)
+    adapters.save(tuned, folder, manifest_of(found, method))
+    return logits(tuned.eval(), adapters.base_of(tuned).config)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SETTINGS if "ptuning" not in kind])
+def test_a_merged_model_is_a_base_that_answers_as_the_adapter(kind, base_folder, tmp_path):
+    expected = saved(kind, base_folder, tmp_path / "adapter")
+    adapter_conversion.save_merged(tmp_path / "adapter", base_model.read_record(base_folder), tmp_path / "merged")
+    again = base_model.verify(tmp_path / "merged", "merged")
+    model = base_model.load_model(again, "float32")
+    torch.testing.assert_close(logits(model, model.config), expected, rtol=1e-4, atol=1e-3)
+    assert (
+        base_model.load_tokenizer(again.folder)("你好").input_ids
+        == base_model.load_tokenizer(base_folder)("你好").input_ids
+    )
+
+
+@pytest.mark.parametrize("kind", ["ptuning_v2", "ptuning_v2 projected"])
+def test_a_prefix_goes_out_as_published_and_comes_back(kind, base_folder, tmp_path):
+    found = base_model.read_record(base_folder)
+    expected = saved(kind, base_folder, tmp_path / "adapter")
+    adapter_conversion.save_official_prefix(tmp_path / "adapter", found, tmp_path / "official")
+    config = json.loads((tmp_path / "official/config.json").read_text())
+    assert (config["pre_seq_len"], config["prefix_projection"]) == (5, False)
+    file = tmp_path / "official/pytorch_model.bin"
+    assert list(adapter_conversion._tensors(file)) == ["transformer.prefix_encoder.embedding.weight"]
+    adapter_conversion.load_official_prefix(file, found, "back", "float32", tmp_path / "back")
+    model = adapters.load(tmp_path / "back", found)
+    torch.testing.assert_close(logits(model, model.config), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_holds_key_and_value_of_each_layer_as_the_published_code_reads_them(base_folder):
+    """Its get_prompt: view (tokens, 2 · layers, heads, dim), permute, split in pairs."""
+    tuned = adapters.attach(
+        base_model.load_model(base_model.read_record(base_folder), "float32"), "ptuning_v2", prefix_tokens=3
+    )
+    config: ChatGLMConfig = tuned.config
+    heads, layers = config.num_attention_heads, config.num_layers
+    rows = torch.randn(3, 2 * layers * config.hidden_size)
+    adapters.put_prefix(tuned, rows)
+    published = rows.view(1, 3, 2 * layers, heads, -1).permute(2, 1, 0, 3, 4).split(2)
+    cache = tuned.get_prompt(1)
+    for layer, (key, value) in enumerate(published):
+        torch.testing.assert_close(cache.layers[layer].keys, key.permute(1, 2, 0, 3))
+        torch.testing.assert_close(cache.layers[layer].values, value.permute(1, 2, 0, 3))
+
+
+def test_a_published_projection_is_computed():
+    torch.manual_seed(0)
+    embedding, (one, other) = torch.nn.Embedding(4, 8), (torch.nn.Linear(8, 8), torch.nn.Linear(8, 32))
+    layers = torch.nn.ModuleDict({"embedding": embedding, "trans": torch.nn.Sequential(one, torch.nn.Tanh(), other)})
+    tensors = {adapter_conversion.PREFIX + name: value.half() for name, value in layers.state_dict().items()}
+    expected = layers["trans"](embedding.weight)
+    torch.testing.assert_close(adapter_conversion.prefix_rows(tensors), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_what_cannot_be_exchanged_is_one_sentence(base_folder, tmp_path):
+    found = base_model.read_record(base_folder)
+    saved("lora", base_folder, tmp_path / "lora")
+    saved("ptuning_v2", base_folder, tmp_path / "prefix")
+    with pytest.raises(UserError, match="export it with --merged"):
+        adapter_conversion.save_official_prefix(tmp_path / "lora", found, tmp_path / "out")
+    with pytest.raises(UserError, match="export it with --official"):
+        adapter_conversion.save_merged(tmp_path / "prefix", found, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    files = {
+        "none.bin": ({"lm_head.weight": torch.zeros(2)}, "no P-Tuning checkpoint"),
+        "other.bin": ({adapter_conversion.PREFIX + "embedding.weight": torch.zeros(2, 6)}, "belongs to another base"),
+        "code.bin": ({"x": UserError("code")}, "more than tensors"),
+        "list.bin": ([1, 2], "no tensors by name"),
+        "flat.bin": ({adapter_conversion.PREFIX + "embedding.weight": torch.zeros(6)}, "is damaged"),
+        "empty.bin": ({adapter_conversion.PREFIX + "embedding.weight": torch.zeros(0, 6)}, "is damaged"),
+        "nan.bin": ({adapter_conversion.PREFIX + "embedding.weight": torch.full((2, 6), torch.nan)}, "is damaged"),
+        "shapes.bin": (
+            {
+                adapter_conversion.PREFIX + "embedding.weight": torch.zeros(2, 6),
+                adapter_conversion.PREFIX + "trans.0.weight": torch.zeros(5, 5),
+                adapter_conversion.PREFIX + "trans.0.bias": torch.zeros(5),
+            },
+            "do not fit",
+        ),
+    }
+    for name, (content, said) in files.items():
+        torch.save(content, tmp_path / name)
+        with pytest.raises(UserError, match=said):
+            adapter_conversion.load_official_prefix(tmp_path / name, found, "x", "float32", tmp_path / "out")
+    (tmp_path / "pointer.bin").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match="not written by PyTorch"):
+        adapter_conversion.load_official_prefix(tmp_path / "pointer.bin", found, "x", "float32", tmp_path / "out")
+    (tmp_path / "cut.bin").write_bytes((tmp_path / "none.bin").read_bytes()[:40])
+    for name in ("cut.bin", "missing.bin"):
+        with pytest.raises(UserError):
+            adapter_conversion.load_official_prefix(tmp_path / name, found, "x", "float32", tmp_path / "out")
+
+
+# Adapters of a quantized base -----------------------------------------------------------------------
+
+
+def test_an_adapter_of_a_quantized_base_is_merged_only_when_asked_for(base_folder, tmp_path):
+    found = base_model.read_record(base_folder)
+    tuned = adapters.attach(base_model.load_model(found, "float32"), "lora", **SETTINGS["lora"])
+    shake(tuned)
+    adapters.save(tuned, tmp_path / "a", dataclasses.replace(manifest_of(found), quantization=4))
+    with pytest.raises(UserError, match=r"beside a base in 4 bits.*--onto-16-bits"):
+        adapter_conversion.save_merged(tmp_path / "a", found, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    adapter_conversion.save_merged(tmp_path / "a", found, tmp_path / "merged", onto_16_bits=True)
+    record = json.loads((tmp_path / "merged/merged.json").read_text())
+    manifest = read_manifest(tmp_path / "a")
+    assert (record["base_bits_at_training"], record["merged_into"]) == (4, "float32")
+    assert (record["weights_sha256"], record["base_identity"]) == (manifest.weights_sha256, found.identity)
+    base_model.verify(tmp_path / "merged", "merged")
+
+
+def test_a_merged_model_says_what_it_was_made_of(base_folder, tmp_path):
+    saved("lora", base_folder, tmp_path / "adapter")
+    adapter_conversion.save_merged(tmp_path / "adapter", base_model.read_record(base_folder), tmp_path / "merged")
+    record = json.loads((tmp_path / "merged/merged.json").read_text())
+    assert record["base_bits_at_training"] is None
+    assert record["name"] == "lora"
+
+
+# Files that are no prefix ---------------------------------------------------------------------------
+
+ROWS = f"{adapter_conversion.PREFIX}embedding.weight"
+LAYERS = {
+    "embedding.weight": torch.ones(4, 8),
+    "trans.0.weight": torch.ones(6, 8),
+    "trans.0.bias": torch.ones(6),
+    "trans.2.weight": torch.ones(32, 6),
+    "trans.2.bias": torch.ones(32),
+}
+
+
+def layers(**changes) -> dict:
+    """A published projection with some layers replaced, or removed by None; dots are underscores."""
+    changed = LAYERS | {name.replace("_", "."): value for name, value in changes.items()}
+    return {adapter_conversion.PREFIX + name: value for name, value in changed.items() if value is not None}
+
+
+def nested(depth: int) -> dict:
+    value = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+def cyclic() -> dict:
+    value = {"a": torch.ones(1)}
+    value["b"] = value
+    return value
+
+
+STORED = {
+    "a cyclic dict": (cyclic(), "no tensors by name"),
+    "a nested dict": ({"state_dict": {ROWS: torch.ones(2, 8)}}, "no tensors by name"),
+    "many levels": (nested(300), "no tensors by name"),
+    "nothing": ({}, "no tensors by name"),
+    "None": (None, "no tensors by name"),
+    "a number": ({ROWS: 1}, "no tensors by name"),
+    "a tensor alone": (torch.ones(2, 8), "no tensors by name"),
+    "numbers for names": ({1: torch.ones(2, 8)}, "no tensors by name"),
+    "a long name": ({"x" * 10_000: torch.ones(2)}, "no tensors by name"),
+    "int8": ({ROWS: torch.ones(2, 8, dtype=torch.int8)}, "has type torch.int8"),
+    "bool": ({ROWS: torch.ones(2, 8, dtype=torch.bool)}, "has type torch.bool"),
+    "complex": ({ROWS: torch.ones(2, 8, dtype=torch.complex64)}, "has type torch.complex64"),
+    "float8": ({ROWS: torch.ones(2, 8).to(torch.float8_e4m3fn)}, "has type torch.float8"),
+    "sparse": ({ROWS: torch.eye(8).to_sparse()}, "no plain matrix"),
+    "no data": ({ROWS: torch.ones(2, 8, device="meta")}, "no plain matrix"),
+    "more than the file holds": ({ROWS: torch.ones(1).expand(2**20, 2**20)}, "more than the file holds"),
+    "a scalar": ({ROWS: torch.tensor(1.0)}, "is damaged"),
+    "three dimensions": ({ROWS: torch.ones(2, 2, 2)}, "is damaged"),
+    "no numbers": ({ROWS: torch.ones(2, 0)}, "is damaged"),
+    "too many tokens": ({ROWS: torch.ones(adapter_conversion.MAX_PREFIX_TOKENS + 1, 1)}, "is damaged"),
+    "infinity": ({ROWS: torch.full((2, 8), torch.inf)}, "NaN or inf"),
+    "infinity in float32": ({ROWS: torch.full((2, 8), 1e300, dtype=torch.float64)}, "NaN or inf"),
+    "one layer of two": (layers(trans_2_weight=None, trans_2_bias=None), "trans.2.bias is missing"),
+    "no first layer": (layers(trans_0_weight=None), "trans.0.weight is missing"),
+    "no embedding": (layers(embedding_weight=None), "no P-Tuning checkpoint"),
+    "another layer": (layers(trans_4_weight=torch.ones(2)), "trans.4.weight, which no"),
+    "a bias that would be spread": (layers(trans_0_bias=torch.ones(1)), "do not fit"),
+    "another bias": (layers(trans_2_bias=torch.ones(31)), "do not fit"),
+    "another width": (layers(trans_0_weight=torch.ones(6, 9)), "do not fit"),
+    "a flat layer": (layers(trans_2_weight=torch.ones(32)), "do not fit"),
+    "another width behind": (layers(trans_2_weight=torch.ones(32, 5)), "do not fit"),
+    "empty layers": (
+        layers(trans_0_weight=torch.ones(0, 8), trans_0_bias=torch.ones(0), trans_2_weight=torch.ones(32, 0)),
+        "do not fit",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_file_without_a_prefix_is_one_sentence(tmp_path, kind):
+    content, reason = STORED[kind]
+    torch.save(content, tmp_path / "a.bin")
+    with pytest.raises(UserError, match=reason):
+        adapter_conversion.prefix_rows(adapter_conversion._tensors(tmp_path / "a.bin"))
+
+
+def test_a_projection_of_fitting_layers_is_accepted(tmp_path):
+    torch.save(layers(), tmp_path / "a.bin")
+    assert adapter_conversion.prefix_rows(adapter_conversion._tensors(tmp_path / "a.bin")).shape == (4, 32)
+
+
+def zipped(name: str, content: bytes, how: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how) as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
+def overlapping() -> bytes:
+    """A zip whose entry says that it is larger than the file, as entries that share their bytes are in sum."""
+    content = bytearray(zipped("archive/data.pkl", b"0"))
+    directory = content.index(b"PK\x01\x02")
+    content[directory + 20 : directory + 28] = 2 * (2**30).to_bytes(4, "little")
+    return bytes(content)
+
+
+def tarred() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+    return file.getvalue()
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code of a checkpoint was run",))
+
+
+RAW = {
+    "an empty file": (b"", "not written by PyTorch"),
+    "a tar": (tarred(), "not written by PyTorch"),
+    "a page": (b"<!DOCTYPE html>", "not written by PyTorch"),
+    "the first bytes of a zip": (b"PK", "was cut off"),
+    "another zip": (zipped("readme.txt", b"hello"), "cannot be read"),
+    "an empty zip": (b"PK\x05\x06" + b"\0" * 18, "cannot be read|damaged directory"),
+    "a zip with a pickle": (zipped("archive/data.pkl", pickle.dumps({"a": 1})), "cannot be read"),
+    "a compressed zip": (zipped("archive/data.pkl", b"\0" * 10**6, zipfile.ZIP_DEFLATED), "is compressed"),
+    "a small compressed zip": (zipped("archive/data.pkl", b"0", zipfile.ZIP_DEFLATED), "is compressed"),
+    "overlapping entries": (overlapping(), "is compressed"),
+    "a pickle": (pickle.dumps({"a": [1]}, protocol=2), "cannot be read|more than tensors"),
+    "a pickle with code": (pickle.dumps(Evil(), protocol=2), "more than tensors|cannot be read"),
+    "the first bytes of a pickle": (b"\x80\x02", "cannot be read"),
+    "a pickle without end": (b"\x80\x02" + b"(" * 20_000, "cannot be read|more than tensors"),
+    "lists without end": (b"\x80\x02" + b"]" * 20_000 + b"a" * 20_000 + b".", "cannot be read|more than tensors"),
+}
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_bytes_that_torch_did_not_save_are_one_sentence(tmp_path, capsys, kind):
+    content, reason = RAW[kind]
+    (tmp_path / "a.bin").write_bytes(content)
+    with pytest.raises(UserError, match=reason):
+        adapter_conversion._tensors(tmp_path / "a.bin")
+    assert "code" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keep", [3, 30, 0.5, 0.9, -1])
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_file_that_was_cut_off_is_one_sentence(tmp_path, keep, new_format):
+    torch.save({ROWS: torch.ones(20, 80)}, tmp_path / "a.bin", _use_new_zipfile_serialization=new_format)
+    content = (tmp_path / "a.bin").read_bytes()
+    (tmp_path / "a.bin").write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(UserError, match=r"cannot be read|more than tensors|was cut off"):
+        adapter_conversion._tensors(tmp_path / "a.bin")
+
+
+def test_the_former_format_of_torch_is_read(tmp_path):
+    torch.save({ROWS: torch.ones(2, 8)}, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
+    assert torch.equal(
+        adapter_conversion.prefix_rows(adapter_conversion._tensors(tmp_path / "a.bin")), torch.ones(2, 8)
+    )

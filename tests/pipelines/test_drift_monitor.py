@@ -1,0 +1,118 @@
+"""python -m pipelines.drift_monitor: new rows go through the same checks as those that the champion learnt from."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from given import ROOT, write_rows
+
+from models.errors import UserError
+from models.storage import write_json
+from pipelines import check, drift_monitor, registry
+
+WORDS = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过"
+
+
+def rows_of(count: int, bad: float, seed: int = 0) -> list[dict]:
+    """Rows of which a share has personal data and a far longer answer, so that the row checks take it out."""
+    draw = random.Random(seed)
+
+    def text(least: int, most: int) -> str:
+        return "".join(draw.choices(WORDS, k=draw.randint(least, most)))
+
+    rows = [{"context": f"{text(8, 20)}？", "target": f"{text(10, 60)}。"} for _ in range(count)]
+    for row in draw.sample(rows, round(count * bad)):
+        row["target"] += f"请打 13812345678。{text(200, 300)}"
+    return rows
+
+
+@pytest.fixture
+def workspace(base_folder, tmp_path, monkeypatch):
+    """A folder with settings and tokenizer, without a champion."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(registry, "live", lambda: None)
+    shutil.copyfile(ROOT / "params.yaml", "params.yaml")
+    shutil.copytree(ROOT / "reports/data_docs", "reports/data_docs")
+    shutil.copytree(base_folder, drift_monitor.TOKENIZER)
+    return tmp_path
+
+
+@pytest.mark.integration  # the gate and Evidently, several times
+def test_a_file_with_quarantined_rows_is_steady_against_itself_and_worse_ones_drift(workspace):
+    mine = write_rows(workspace / "mine.jsonl", rows_of(300, 0.15))
+    out = ("--accepted", "accepted.json", "--knob", "none")
+    assert check.run_gate([mine], drift_monitor.TOKENIZER, Path("data"), *out) == 0
+    books = json.loads(Path("data/checked/receipt.json").read_text())["books"]
+    assert books["failed_row_checks"] == books["quarantined"] == 45
+    same = drift_monitor.monitor([mine])
+    assert (same["verdict"], same["drifted"]) == ("steady", [])
+    assert same["rows"] == {"reference": books["train"], "current": 255, "quarantined": 45, "unreadable": 0}
+    share = same["columns"][-1]
+    assert (share["column"], share["reference_mean"], share["current_mean"]) == ("quarantined_share", 0.15, 0.15)
+    # Half of the rows fail: the data would be blocked. Those that pass are as before.
+    worse = drift_monitor.monitor([write_rows(workspace / "worse.jsonl", rows_of(300, 0.5, seed=1))])
+    assert (worse["verdict"], worse["drifted"]) == ("drift", ["Rows that fail a row check · 未通过逐行检查的比例"])
+    none = drift_monitor.monitor(
+        [write_rows(workspace / "none.jsonl", [{"context": "", "target": str(i)} for i in range(60)])]
+    )
+    assert (none["verdict"], none["rows"]["current"]) == ("drift", 0)
+
+
+def test_what_cannot_be_read_is_one_sentence(workspace):
+    write_json(Path("data/checked/receipt.json"), {})
+    write_rows(Path("data/checked/train.jsonl"), [])
+    with pytest.raises(UserError, match="could not be checked"):
+        drift_monitor.monitor([workspace / "nowhere.jsonl"])
+    shutil.rmtree(drift_monitor.TOKENIZER)
+    with pytest.raises(UserError, match="run `dvc repro tokenizer`"):
+        drift_monitor.monitor([workspace / "nowhere.jsonl"])
+
+
+def test_the_gate_is_given_the_rows_and_drift_what_passed_it(workspace, monkeypatch):
+    """Whatever the gate says of the data as a whole: exit code 2 is that they are blocked."""
+    write_json(Path("data/checked/receipt.json"), {})
+    write_rows(Path("data/checked/train.jsonl"), [])
+    started = []
+
+    def run(name: str, *arguments: str) -> int:
+        options = dict(zip(arguments[::2], arguments[1::2], strict=False))
+        started.append((name, arguments))
+        if name == "stages.validate":
+            Path(options["--passed"]).mkdir()
+            return 2
+        write_json(drift_monitor.FIGURES, {"verdict": "steady", "drifted": []})
+        return 0
+
+    monkeypatch.setattr(drift_monitor, "run_module", run)
+    monkeypatch.setattr(check, "run_module", run)
+    assert drift_monitor.monitor([Path("a.jsonl")])["verdict"] == "steady"
+    (gate, gated), (drift, compared) = started
+    assert (gate, drift) == ("stages.validate", "stages.drift")
+    assert gated[:2] == ("--raw", "a.jsonl")
+    passed = Path(gated[gated.index("--passed") + 1])
+    current = compared[compared.index("--current") + 1 :]
+    assert current == (str(passed / "train.jsonl"), str(passed / "eval.jsonl"))
+    assert compared[compared.index("--current-facts") + 1] == str(passed / "facts.json")
+    assert compared[compared.index("--reference-facts") + 1] == "data/checked/receipt.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "counts"), [("data/mine/a.jsonl", True), ("data/mine", True), ("data/b.jsonl", False)]
+)
+def test_files_of_other_data_are_compared_with_none_that_were_accepted(workspace, monkeypatch, file, counts):
+    params = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(params.replace("source: data/demo/raw", "source: data/mine"), encoding="utf-8")
+    for name in ("data/mine/a.jsonl", "data/b.jsonl"):
+        write_rows(Path(name), [])
+    knobs = []
+
+    def run(name: str, *arguments: str) -> int:
+        knobs.extend(arguments[arguments.index("--knob") + 1 :][:1] if "--knob" in arguments else [])
+        return 0
+
+    monkeypatch.setattr(check, "run_module", run)
+    check.check([Path(file)], Path("out"))
+    assert knobs == ["source" if counts else "none"]

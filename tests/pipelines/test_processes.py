@@ -1,0 +1,402 @@
+"""git and DVC as programs: their language, servers that never answer, and what of their output is shown."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+from given import ROOT
+
+from models.errors import UserError
+from models.program_environment import program_environment
+from pipelines import dvc, processes, watchdog
+from pipelines.clone import RemoteAway, open_clone
+from pipelines.processes import ProgramFailed, output_of, reason_in, run_module
+
+ASKING = ("GIT_SSH_COMMAND", "GIT_SSH", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE")
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """An empty home folder: no git settings, and a place for clones."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "home"))
+    for name in ASKING:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(watchdog, "LOOK", 0.2)
+    monkeypatch.setattr(watchdog, "SILENCE", 1.0)
+
+
+class Server:
+    """A server that accepts, says something, perhaps a little more every while, and never ends."""
+
+    def __init__(self, says: bytes = b"", trickle: bytes = b"", pause: float = 0.05):
+        self.says, self.trickle, self.pause = says, trickle, pause
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        try:
+            connection.sendall(self.says)
+            while self.trickle:
+                connection.sendall(self.trickle)
+                time.sleep(self.pause)
+            time.sleep(60)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+# Their language, and no questions ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", ["zh_CN", "zh_CN:zh", "de"])
+def test_a_mistyped_repository_is_refused_at_once_in_any_language(tmp_path, monkeypatch, language):
+    monkeypatch.delenv("LC_ALL", raising=False)
+    monkeypatch.setenv("LANG", "C.UTF-8")  # beside it, glibc heeds LANGUAGE
+    monkeypatch.setenv("LANGUAGE", language)
+    (tmp_path / "nothing").mkdir()
+    for address in (f"file://{tmp_path}/nowhere", f"file://{tmp_path}/nothing", "htp://host/x", f"{tmp_path}/nowhere"):
+        with pytest.raises(UserError) as refused:
+            open_clone("run", "HEAD", address)
+        assert not isinstance(refused.value, RemoteAway)
+        assert not any("\u4e00" <= letter <= "\u9fff" for letter in str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_away"),
+    [
+        ("git@host: Permission denied (publickey).\nfatal: Could not read from remote repository.", False),
+        ("ERROR: Repository not found.\nfatal: Could not read from remote repository.", False),
+        ("Host key verification failed.\nfatal: Could not read from remote repository.", False),
+        ("fatal: could not read Username for 'https://host': terminal prompts disabled", False),
+        ("fatal: unable to access 'https://host/': The requested URL returned error: 403", False),
+        ("fatal: unable to access 'https://host/': The requested URL returned error: 429", True),
+        ("fatal: unable to access 'https://host/': The requested URL returned error: 503", True),
+        ("ssh: connect to host h port 22: Connection refused\nfatal: Could not read from remote repository.", True),
+        ("fatal: unable to access 'https://host/': Could not resolve host: host", True),
+    ],
+)
+def test_why_a_repository_cannot_be_cloned_is_found_in_all_that_git_says(tmp_path, monkeypatch, lines, is_away):
+    fake(tmp_path, monkeypatch, f"cat >&2 <<'END'\n{lines}\nPlease make sure that it exists.\nEND\nexit 128")
+    with pytest.raises(UserError) as refused:
+        open_clone("run", "HEAD", "ssh://host/x")
+    assert isinstance(refused.value, RemoteAway) == is_away
+
+
+def fake(folder: Path, monkeypatch, script: str) -> None:
+    """Let ``git`` be this script."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin/git").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "bin/git").chmod(0o755)
+    # The interpreter's own folder comes first, and has no git.
+    monkeypatch.setenv("PATH", f"{folder}/bin:{os.environ['PATH']}")
+
+
+def test_programs_speak_english_and_ask_nothing(tmp_path, monkeypatch):
+    for name, value in (("LC_ALL", "zh_CN.UTF-8"), ("LANGUAGE", "zh_CN"), ("SSH_ASKPASS", "/bin/window")):
+        monkeypatch.setenv(name, value)
+    found = program_environment()
+    assert (found["LC_ALL"], found["LANGUAGE"], found["GIT_TERMINAL_PROMPT"]) == ("C", "C", "0")
+    assert float(found["GIT_HTTP_LOW_SPEED_LIMIT"]) > 0 < float(found["GIT_HTTP_LOW_SPEED_TIME"])
+    assert "SSH_ASKPASS" not in found
+    monkeypatch.setenv("SSH_ASKPASS_REQUIRE", "force")
+    monkeypatch.setenv("GIT_ASKPASS", "answers")
+    monkeypatch.setenv("GIT_HTTP_LOW_SPEED_TIME", "7")
+    found = program_environment(MORE="1")
+    assert (found["SSH_ASKPASS"], found["GIT_ASKPASS"], found["MORE"]) == ("/bin/window", "answers", "1")
+    assert found["GIT_HTTP_LOW_SPEED_TIME"] == "7"
+    fake(
+        tmp_path,
+        monkeypatch,
+        'read line && echo typed; tty; (: </dev/tty) 2>/dev/null && echo terminal; echo "$LC_ALL"',
+    )
+    assert output_of("git", "status") == "not a tty\nC"
+
+
+def test_git_s_ssh_asks_nothing_unless_its_user_says_how_to_call_it(tmp_path, monkeypatch):
+    def ssh_of(*command: str) -> str:
+        fake(tmp_path, monkeypatch, f'case "$*" in *core.sshCommand) exec {GIT} "$@";; esac; echo "$GIT_SSH_COMMAND"')
+        return output_of(*command)
+
+    fetch = ("git", "-C", str(tmp_path), "fetch")
+    assert "BatchMode=yes" in ssh_of(*fetch)
+    assert "ConnectTimeout=" in ssh_of("git", "clone", "x")
+    assert ssh_of("git", "status") == ""
+    output_of(GIT, "init", "--quiet", str(tmp_path))
+    output_of(GIT, "-C", str(tmp_path), "config", "core.sshCommand", "own")
+    assert ssh_of(*fetch) == ""
+    monkeypatch.setenv("GIT_SSH_COMMAND", "ssh -i key")
+    assert ssh_of("git", "clone", "x") == "ssh -i key"
+
+
+GIT = "/usr/bin/git"
+
+
+# Servers that never answer -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["http", "git", "ssh", "http, by half"])
+def test_a_repository_that_accepts_and_never_answers_is_away(tmp_path, monkeypatch, impatient, scheme):
+    header = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-advertisement\r\n\r\n001e#"
+    with closing(Server(header if "half" in scheme else b"")) as server:
+        began = time.monotonic()
+        with pytest.raises(RemoteAway, match="does not answer"):
+            open_clone("run", "HEAD", f"{scheme.split(',')[0]}://127.0.0.1:{server.port}/repository")
+        assert time.monotonic() - began < 10
+    assert not any((tmp_path / "home/runs").iterdir())
+    assert not [process for process in psutil.Process().children(recursive=True) if "git" in process.name()]
+
+
+def test_a_repository_that_answers_byte_by_byte_is_away_after_all(monkeypatch, impatient):
+    monkeypatch.setattr(watchdog, "LONGEST", 2.0)
+    line = b"003a" + b"a" * 40 + b" refs/heads/a\n"
+    with closing(Server(line, line, 0.1)) as server, pytest.raises(RemoteAway, match="did not end within 2 s"):
+        output_of("git", "ls-remote", f"git://127.0.0.1:{server.port}/repository")
+
+
+def test_a_dvc_remote_that_accepts_and_never_answers_is_away(tmp_path, monkeypatch, impatient):
+    monkeypatch.setattr(watchdog, "SILENCE", 1.5)
+    (tmp_path / "data").write_text("data")
+    (tmp_path / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: sleep 3\n")
+    with closing(Server()) as server:
+        use_dvc(tmp_path, monkeypatch, f"http://127.0.0.1:{server.port}/x")
+        dvc.ask("add", "data")
+        with pytest.raises(RemoteAway, match=r"dvc push.* made no progress for \d s"):
+            dvc.ask("push")
+        with pytest.raises(RemoteAway, match="made no progress"):
+            dvc.tell("push")
+    dvc.run("repro", "slow")  # a stage may be silent for as long as it likes
+
+
+def use_dvc(folder: Path, monkeypatch, remote: str) -> None:
+    """Go to a folder, make it a repository of DVC's alone, with a remote."""
+    (folder / ".dvc").mkdir()
+    settings = f"[core]\nno_scm = true\nremote = far\n['remote \"far\"']\nurl = {remote}\n"
+    (folder / ".dvc/config").write_text(settings)
+    monkeypatch.chdir(folder)
+
+
+WORK = {
+    "computes": "while True: pass",
+    "reads": "file = open('/dev/zero', 'rb', 0)\nwhile True: file.read(99); time.sleep(0.1)",
+    "writes": "file = open('/dev/null', 'wb', 0)\nwhile True: file.write(bytes(99)); time.sleep(0.1)",
+    "sends": "to = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\nwhile True: to.send(bytes(90_000_000))",
+    "works below": "subprocess.run([sys.executable, '-c', 'while True: pass'])",
+    "nothing": "time.sleep(60)",
+}
+
+
+def test_whatever_makes_progress_is_waited_for(monkeypatch):
+    monkeypatch.setattr(watchdog, "SILENCE", 1.5)
+    slow = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=receive_slowly, args=[slow], daemon=True).start()
+    started = {
+        how: subprocess.Popen(
+            [sys.executable, "-c", f"import socket, subprocess, sys, time\n{code}", str(slow.getsockname()[1])],
+            start_new_session=True,
+        )
+        for how, code in WORK.items()
+    }
+    try:
+        time.sleep(0.5)
+        guards = {how: watchdog.Watchdog(process.pid) for how, process in started.items()}
+        complaints = dict.fromkeys(WORK)
+        for _ in range(6):
+            for how, guard in guards.items():
+                complaints[how] = complaints[how] or guard.look()
+            time.sleep(0.4)
+    finally:
+        slow.close()
+        for process in started.values():
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert "made no progress" in complaints.pop("nothing")
+    assert set(complaints.values()) == {None}, complaints
+
+
+def test_what_is_given_up_is_ended_with_all_that_it_started(impatient):
+    process = subprocess.Popen(["sh", "-c", "sleep 60; :"], start_new_session=True)
+    below = until_there_is(process)
+    with pytest.raises(RemoteAway, match="`sh` made no progress"):
+        processes._wait(process, "sh", None, watchdog.Watchdog(process.pid))
+    assert process.returncode == -signal.SIGTERM
+    assert psutil.wait_procs([below], timeout=5)[1] == []
+
+
+def until_there_is(process: subprocess.Popen) -> psutil.Process:
+    """A program's child, once it has one."""
+    while not (children := psutil.Process(process.pid).children()):
+        time.sleep(0.01)
+    return children[0]
+
+
+def receive_slowly(server: socket.socket) -> None:
+    try:
+        connection, _ = server.accept()
+        while connection.recv(20_000):
+            time.sleep(0.05)
+    except OSError:
+        pass
+
+
+def test_children_count_as_work_for_dvc_alone(monkeypatch):
+    monkeypatch.setattr(watchdog, "SILENCE", 0.1)
+    process = subprocess.Popen(["sh", "-c", "sleep 20; :"], start_new_session=True)
+    try:
+        for waits_for_children in (True, False):
+            guard = watchdog.Watchdog(process.pid, waits_for_children)
+            guard.look()  # it and its child are new
+            time.sleep(0.3)
+            assert (guard.look() is None) == waits_for_children
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_what_a_program_leaves_behind_holds_nobody(tmp_path, monkeypatch):
+    """As the master of SSH connections does, which keeps git's standard error open."""
+    fake(tmp_path, monkeypatch, "sleep 20 & echo done")
+    began = time.monotonic()
+    assert output_of("git", "fetch") == "done"
+    assert run_module("timeit", "-n1", "-r1", "import os; os.system('sleep 20 &')") == 0
+    assert time.monotonic() - began < 10
+
+
+# Why they failed -----------------------------------------------------------------------------------
+
+
+FULL = "ERROR: it is full"
+TARGETS = "ERROR: Checkout failed for following targets:"
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        (f"WARNING: a\n{FULL}\nERROR: failed to push\n\nHaving any troubles? Hit us up", FULL),
+        (f"{TARGETS}\nb\nIs your cache up to date?", f"{TARGETS} b"),
+        (" ! [rejected] a -> a (fetch first)\nerror: failed\nhint: x", "! [rejected] a -> a (fetch first)"),
+        ("warning: x\nfatal: no such ref\nhint: y", "fatal: no such ref"),
+        ("not today", "not today"),
+        ("", "no output"),
+    ],
+)
+def test_the_reason_is_the_line_that_names_it(output, reason):
+    assert reason_in(output) == reason
+
+
+def test_dvc_s_reason_is_told_without_the_password_of_its_remote(tmp_path, monkeypatch):
+    use_dvc(tmp_path, monkeypatch, "http://team:s3cret@127.0.0.1:9/x")
+    with pytest.raises(ProgramFailed, match=r"`dvc list \.` failed: ERROR: .*nowhere"):
+        dvc.ask("list", ".", "nowhere")
+    with pytest.raises(ProgramFailed) as failed:
+        dvc.ask("get", "http://team:s3cret@127.0.0.1:9/x", "y")
+    assert "s3cret" not in str(failed.value) + failed.value.output
+    assert "http://127.0.0.1:9/x" in str(failed.value)
+
+
+def test_what_cannot_be_run_is_one_sentence(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="cannot be run with such arguments"):
+        output_of("git", "rev-parse", "a\0b")
+    with pytest.raises(UserError, match="cannot be run"):
+        output_of("git", "rev-parse", "\ud800")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/git").write_text("no program")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(UserError, match="`git` cannot be run here"):
+        output_of("git", "status")
+    (tmp_path / "bin/git").unlink()
+    for command in (("status",), ("fetch",)):
+        with pytest.raises(UserError, match="`git` is not installed here"):
+            output_of("git", *command)
+
+
+# What is shown -------------------------------------------------------------------------------------
+
+SHOWING = """\
+import os, subprocess, sys
+print("out http://team:s3cret@host/x", flush=True)
+print("err http://team:s3cret@host/y", file=sys.stderr, flush=True)
+subprocess.run(["sh", "-c", "echo below http://team:s3cret@host/z; echo 中文 >&2"])
+print(sys.stdin.read(), os.isatty(1), os.isatty(2), end="")
+"""
+
+
+def test_what_a_program_prints_is_shown_without_credentials_in_its_order(tmp_path, monkeypatch, capfd):
+    (tmp_path / "showing.py").write_text(SHOWING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run_module("showing") == 0
+    shown = capfd.readouterr()
+    assert shown.out == "out http://host/x\nbelow http://host/z\n False False"
+    assert shown.err == "err http://host/y\n中文\n"
+    code = "from pipelines.processes import run_module; run_module('showing')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.stdout == "out http://host/x\nerr http://host/y\nbelow http://host/z\n中文\n False False"
+
+
+def test_on_a_terminal_a_program_finds_one(tmp_path, monkeypatch):
+    import pty
+    import termios
+
+    (tmp_path / "showing.py").write_text(SHOWING + "print(os.get_terminal_size().columns)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, 77))
+    code = "from pipelines.processes import run_module; run_module('showing')"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    shown = b""
+    with pytest.raises(OSError, match="Input/output"):
+        while chunk := os.read(ours, 1000):
+            shown += chunk
+    os.close(ours)
+    assert process.wait(10) == 0
+    lines = ["out http://host/x", "err http://host/y", "below http://host/z", "中文", " True True77", ""]
+    assert shown.decode() == "\r\n".join(lines)
+
+
+def test_dvc_s_line_with_the_remote_s_password_is_masked(tmp_path, monkeypatch, capfd):
+    use_dvc(tmp_path, monkeypatch, "http://team:s3cret@127.0.0.1:9/x")
+    (tmp_path / "dvc.yaml").write_text("stages:\n  a:\n    cmd: echo ran\n")
+    dvc.run("repro", "--pull")
+    shown = capfd.readouterr()
+    assert "http://127.0.0.1:9/x" in shown.err
+    assert "ran" in shown.out
+    assert "s3cret" not in shown.out + shown.err
+
+
+def test_output_is_copied_on_when_its_starter_is_killed(tmp_path, monkeypatch):
+    """A training whose flow dies alone must neither lose its output nor end in the middle of a step."""
+    sleeping = "import time; print('first', flush=True); time.sleep(2); print('https://a:b@last', flush=True)"
+    (tmp_path / "sleeping.py").write_text(sleeping)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code = "from pipelines.processes import run_module; run_module('sleeping')"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "first\n"
+    process.kill()
+    process.wait()
+    assert process.stdout.read() == "https://last\n"
