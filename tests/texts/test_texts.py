@@ -4,9 +4,10 @@ import re
 from string import Formatter
 
 import pytest
-import texts
 from babel.messages.extract import extract_from_dir
 from given import ROOT
+
+import texts
 
 ROOMS = ("models", "measures", "formats", "stages", "pipelines", "flows", "chat")
 KEYWORDS = {"translate": None, "translatable": None, "in_all_languages": None}
