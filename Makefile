@@ -11,11 +11,11 @@ server: .venv/installed  ## Prefect's server, keeper and agents for this machine
 	$(BIN)/python -m flows.server
 
 test: .venv/installed  ## the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 25
 
 # Three at a time on two cores, since sites of agents often wait; in the order of their files, the longest first.
 test-pipeline: .venv/installed  ## the real pipeline, minutes long
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m integration -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m integration -n 3 --dist loadfile --no-loadscope-reorder --durations 40
 
 lint: .venv/installed
 	$(BIN)/ruff check .
