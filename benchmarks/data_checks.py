@@ -55,7 +55,7 @@ def write_rows(path: Path, count: int) -> None:
 
 def run_validate(folder: Path) -> tuple[float, int]:
     """Seconds, and peak memory in bytes."""
-    outs = ("checked", "quarantine", "docs", "metrics", "hits", "verdict", "accepted")
+    outs = ("checked", "quarantine", "docs", "metrics", "findings", "verdict", "accepted")
     paths = [argument for name in outs for argument in (f"--{name}", str(folder / "out" / name))]
     command = [sys.executable, "-m", "stages.validate", "--raw", str(folder / "raw"), *paths]
     shared = ["--tokenizer", str(folder / "tokenizer"), "--templates", "reports/data_docs"]

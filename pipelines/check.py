@@ -39,13 +39,13 @@ def check(files: list[Path], out: Path, *options: str) -> int:
         (out / MARK).touch()
         # Lengths of other data than those of ingest.source are compared with none that were accepted before.
         knob = "source" if are_of_the_source(files) else "none"
-        return run_gate(files, tokenizer, out, "--accepted", str(accepted), "--knob", knob, *options)
+        return run_gate(files, tokenizer, out, "--accepted", str(accepted), "--section", knob, *options)
 
 
 def run_gate(files: Sequence[Path], tokenizer: Path, out: Path, *options: str) -> int:
     """Run stage validate on files, all that it writes going to a folder; gives the exit code."""
     read = ("--raw", *map(str, files), "--tokenizer", str(tokenizer), "--templates", TEMPLATES)
-    names = ("checked", "quarantine", "docs", "metrics", "hits", "verdict")
+    names = ("checked", "quarantine", "docs", "metrics", "findings", "verdict")
     places = (part for name, file in zip(names, WRITTEN, strict=True) for part in (f"--{name}", str(out / file)))
     return run_module("stages.validate", *read, *places, *options)
 
@@ -80,7 +80,7 @@ def main() -> None:
     if arguments.out is not None:
         sys.exit(check(arguments.files, arguments.out))
     with tempfile.TemporaryDirectory() as out:
-        code = check(arguments.files, Path(out), "--discarded")
+        code = check(arguments.files, Path(out), "--temporary")
     print("Add --out DIR to keep quarantine and reports · 加上 --out DIR 以保留隔离的行和报告", file=sys.stderr)
     sys.exit(code)
 

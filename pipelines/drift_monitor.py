@@ -55,7 +55,7 @@ def pass_gate(files: Sequence[Path], scratch: Path) -> Path:
     if not TOKENIZER.is_dir():
         raise UserError(f"There is no tokenizer in {TOKENIZER}; run `dvc repro tokenizer`.")
     passed = scratch / "passed"
-    options = ("--accepted", str(scratch / "accepted.json"), "--knob", "none", "--passed", str(passed), "--discarded")
+    options = ("--accepted", str(scratch / "accepted.json"), "--section", "none", "--passed", str(passed), "--temporary")
     run_gate(files, TOKENIZER, scratch / "gate", *options)
     if not passed.is_dir():
         raise UserError("The new rows could not be checked; the lines above say why.")

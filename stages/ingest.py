@@ -1,8 +1,8 @@
-"""Stage ingest: collect the raw data byte for byte.
+"""Stage ingest: copy the raw data byte for byte.
 
-Reads the file or folder that ``ingest.source`` names, or ``ingest.general``, and writes copies to ``data/raw``
-or ``data/general/raw``, so that DVC versions exactly what was trained on, with a record of where each came
-from. Fails if the source is missing, holds no data file, or a file is empty.
+Reads the file or folder that ``ingest.source`` (or ``ingest.general``) names. Writes copies to ``data/raw`` (or
+``data/general/raw``), so that DVC versions exactly the bytes that were trained on, and a record with the origin of
+every file. Fails if the source does not exist, holds no data file, or a file has no rows.
 """
 
 import argparse
@@ -21,18 +21,26 @@ from models.storage import sha256_of, write_json, writing_folder
 log = logging.getLogger("tuneline.ingest")
 
 
-def collect(source: Path, raw: Path, knob: str = "source") -> list[dict]:
-    """Copy the data files and give a record of each: name, source, bytes, rows, sha256.
+def copy_raw_files(source: Path, raw: Path, section: str = "source") -> list[dict]:
+    """Copy the data files of a source into a folder, which is replaced.
 
     Args:
-        knob: of the params' section ingest, which named the source.
+        source: a data file, or a folder of data files.
+        raw: folder for the copies.
+        section: key of the source in the params section ``ingest``, for error messages.
+
+    Returns:
+        A record for each file: file (name), source (path), bytes, rows, sha256.
+
+    Raises:
+        UserError: the source does not exist or holds no data file, or a file has no rows.
     """
-    records = []
     files = find_files(source)
     if empty := [name for name, path in files.items() if not any(True for _ in read_rows(path, name))]:
-        raise UserError(f"ingest.{knob}: {', '.join(empty)} in {source} has no rows; remove or fill it.")
+        raise UserError(f"ingest.{section}: no rows in {', '.join(empty)} of {source}; remove the file or add rows.")
+    records = []
     with writing_folder(raw) as temporary:
-        for name, path in tqdm(files.items(), desc="ingest · 收集", unit=" files", delay=2):
+        for name, path in tqdm(files.items(), desc="ingest", unit=" files", delay=2):
             copy = temporary / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
@@ -51,18 +59,20 @@ def collect(source: Path, raw: Path, knob: str = "source") -> list[dict]:
 @entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--knob", choices=("source", "general"), default="source", help="which of ingest's to read")
-    parser.add_argument("--raw", type=Path, required=True)
-    parser.add_argument("--record", type=Path, required=True)
-    parser.add_argument("--metrics", type=Path, required=True)
+    parser.add_argument(
+        "--section", choices=("source", "general"), default="source", help="key of params section ingest to read"
+    )
+    parser.add_argument("--raw", type=Path, required=True, help="folder for the copies")
+    parser.add_argument("--record", type=Path, required=True, help="JSON file with the origin of every file")
+    parser.add_argument("--metrics", type=Path, required=True, help="JSON file with total files, rows and bytes")
     arguments = parser.parse_args()
 
-    source = Path(getattr(params_schema.load().ingest, arguments.knob))
-    records = collect(source, arguments.raw, arguments.knob)
+    source = Path(getattr(params_schema.load().ingest, arguments.section))
+    records = copy_raw_files(source, arguments.raw, arguments.section)
     write_json(arguments.record, records)
     totals = {"files": len(records), **{key: sum(record[key] for record in records) for key in ("rows", "bytes")}}
     write_json(arguments.metrics, {"raw": totals})
-    log.info("ingest: %d rows in %d files of %s", totals["rows"], totals["files"], source)
+    log.info("ingest: copied %d rows in %d files from %s", totals["rows"], totals["files"], source)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,15 @@
 import json
 
 import yaml
-from given import ROOT
+from shared_data import ROOT
 
 from formats.params_schema import Params
 from formats.raw_rows import find_files
 from stages.validate.checks import checks_of
 from stages.validate.row_decisions import decide
-from stages.validate.row_table import Setting
+from stages.validate.row_table import GateConfig
 from stages.validate.rows import put, read
-from stages.validate.worker_pool import Crew
+from stages.validate.worker_pool import WorkerPool
 
 GOOD = {"context": "你是谁？", "target": "我是一个小模型。"}
 
@@ -29,8 +29,8 @@ class Outcome:
         params = params or params_with()
         kept.mkdir(exist_ok=True)
         checks = checks_of(params)
-        with Crew() as crew:
-            self.examined = read(Setting(params, tokenizer, kept), find_files(raw), crew)
+        with WorkerPool() as crew:
+            self.examined = read(GateConfig(params, tokenizer, kept), find_files(raw), crew)
             self.decision = decide(self.examined, checks, params.validate_, crew)
         self.written = put(self.examined, self.decision, checks, kept)
         self.rows = {

@@ -19,9 +19,9 @@ from stages.validate.checks import Check, checks_of
 from stages.validate.data_docs import data_docs
 from stages.validate.dataset_checks import Outcome, judge_whole
 from stages.validate.row_decisions import decide
-from stages.validate.row_table import Examined, Setting
+from stages.validate.row_table import RowTable, GateConfig
 from stages.validate.rows import put, read
-from stages.validate.worker_pool import Crew
+from stages.validate.worker_pool import WorkerPool
 
 
 def read_arguments() -> argparse.Namespace:
@@ -30,16 +30,16 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, required=True, help="what stage tokenizer found or made")
     parser.add_argument("--accepted", type=Path, required=True, help="record of the data that were accepted last")
     parser.add_argument(
-        "--knob",
+        "--section",
         choices=("source", "general", "none"),
         default="source",
         help="which of ingest's the data come from; by it the record of lengths is kept",
     )
     parser.add_argument("--templates", type=Path, required=True, help="folder with what the Data Docs look like")
-    for name in ("checked", "quarantine", "docs", "metrics", "hits", "verdict"):
+    for name in ("checked", "quarantine", "docs", "metrics", "findings", "verdict"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--passed", type=Path, help="folder for the rows that passed, also if the data are blocked")
-    parser.add_argument("--discarded", action="store_true", help="nobody will see what is written: do not point to it")
+    parser.add_argument("--temporary", action="store_true", help="nobody will see what is written: do not point to it")
     return parser.parse_args()
 
 
@@ -85,11 +85,11 @@ def keep_passed(sorted_rows: Path, out: Path, facts: dict) -> None:
         write_json(folder / "facts.json", facts)
 
 
-def write_reports(outcome: Outcome, checks: Sequence[Check], examined: Examined, arguments: argparse.Namespace) -> None:
+def write_reports(outcome: Outcome, checks: Sequence[Check], examined: RowTable, arguments: argparse.Namespace) -> None:
     write_json(arguments.metrics, {"data": outcome.books})
     verdict = {"verdict": "blocked" if outcome.reasons else "passed", "reasons": outcome.reasons}
     hits = {"books": outcome.books, "notes": outcome.notes, "rows": outcome.rows, "data": outcome.data}
-    write_json(arguments.hits, {**verdict, **hits})
+    write_json(arguments.findings, {**verdict, **hits})
     with writing_folder(arguments.docs) as folder:
         write_text(folder / "index.html", data_docs(checks, outcome, examined.place, arguments.templates))
     check_report.print_table(outcome.rows, outcome.data, outcome.books, outcome.notes)
@@ -106,11 +106,11 @@ def main() -> None:
     arguments.verdict.unlink(missing_ok=True)
     hashes = hashes_of(files)
     tokenizer_sha256 = sha256_of(arguments.tokenizer / TOKENIZER)
-    origin = origin_of(arguments.knob, settings, tokenizer_sha256)
+    origin = origin_of(arguments.section, settings, tokenizer_sha256)
     former = origin and length_drift.last_accepted(arguments.accepted, sha256_of_json(hashes), origin)
     # Beside what is written, because the system's folder for temporary files may lie in memory.
-    with Crew() as crew, scratch_folder(arguments.quarantine.with_name("examined")) as kept:
-        examined = read(Setting(settings, arguments.tokenizer, kept), files, crew)
+    with WorkerPool() as crew, scratch_folder(arguments.quarantine.with_name("examined")) as kept:
+        examined = read(GateConfig(settings, arguments.tokenizer, kept), files, crew)
         if hashes_of(files) != hashes:
             raise UserError("The data changed while they were read; run it again when nobody writes to them.")
         decision = decide(examined, checks, settings.validate_, crew)
@@ -125,7 +125,7 @@ def main() -> None:
         put_away(kept, outcome, arguments, {"read": hashes, **facts, "books": outcome.books})
     write_reports(outcome, checks, examined, arguments)
     if outcome.reasons:
-        where = "" if arguments.discarded else f" Look into {arguments.quarantine} and {arguments.docs}/index.html."
+        where = "" if arguments.temporary else f" Look into {arguments.quarantine} and {arguments.docs}/index.html."
         raise DataBlocked(f"The data are blocked: {'; '.join(outcome.reasons)}.{where}")
     if origin:
         length_drift.accept(arguments.accepted, sha256_of_json(hashes), outcome.lengths, origin)

@@ -8,12 +8,12 @@ from rich.table import Table
 from formats.foreign_files import ascii_if_odd
 from stages.validate.checks import SEVERITIES, Check
 from stages.validate.expectations import Finding
-from stages.validate.row_table import Examined
+from stages.validate.row_table import RowTable
 
 _EXAMPLES = 3
 
 
-def hits_of(checks: Sequence[Check], findings: Sequence[Finding], examined: Examined) -> list[dict]:
+def hits_of(checks: Sequence[Check], findings: Sequence[Finding], examined: RowTable) -> list[dict]:
     """For each check of rows: how many failed, their share, and three examples with place and value seen."""
     by_name = {finding.check: finding for finding in findings}
     table = []

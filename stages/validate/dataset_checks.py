@@ -11,7 +11,7 @@ from stages.validate.checks import Check
 from stages.validate.expectations import Finding, judge
 from stages.validate.notices import layout_notes, notes_of
 from stages.validate.row_decisions import Decision
-from stages.validate.row_table import Examined
+from stages.validate.row_table import RowTable
 
 _WORST = 3
 
@@ -39,7 +39,7 @@ class Outcome:
     notes: list[dict[str, str]]
 
 
-def judge_whole(examined: Examined, decision: Decision, checks: Sequence[Check], former: list[int] | None) -> Outcome:
+def judge_whole(examined: RowTable, decision: Decision, checks: Sequence[Check], former: list[int] | None) -> Outcome:
     """Keep the books and judge them.
 
     Args:
@@ -56,7 +56,7 @@ def judge_whole(examined: Examined, decision: Decision, checks: Sequence[Check],
     return Outcome(books, length_drift.histogram(tokens), rows, data, findings, reasons, notes_of(examined))
 
 
-def keep_books(examined: Examined, decision: Decision, tokens: np.ndarray, former: list[int] | None) -> dict:
+def keep_books(examined: RowTable, decision: Decision, tokens: np.ndarray, former: list[int] | None) -> dict:
     """Rows in = train + eval + quarantined, and the figures that the whole is judged by."""
     kept = ~decision.quarantined
     good, evaluated = int(kept.sum()), int(decision.evaluated.sum())

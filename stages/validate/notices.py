@@ -7,7 +7,7 @@ import numpy as np
 
 from formats.foreign_files import ascii_if_odd
 from stages.validate.layouts import sentence
-from stages.validate.row_table import OTHERS, Examined
+from stages.validate.row_table import OTHERS, RowTable
 
 _MOST = 5  # layouts per report: folders may hold thousands of files
 # Keys for bookkeeping, whose values are not training text: counted in the metrics, and left out of the notes.
@@ -21,11 +21,11 @@ _BOOKKEEPING = {
 }
 
 
-def notes_of(examined: Examined) -> list[dict[str, str]]:
+def notes_of(examined: RowTable) -> list[dict[str, str]]:
     return [*layout_notes(examined), *_token_note(examined), *_key_note(examined)]
 
 
-def layout_notes(examined: Examined) -> list[dict[str, str]]:
+def layout_notes(examined: RowTable) -> list[dict[str, str]]:
     """A sentence for each layout that many rows of a file have. Single rows without known keys are not worth one."""
     counted = [(item, rows) for item, rows in examined.layouts.items() if item != OTHERS]
     many = [
@@ -37,7 +37,7 @@ def layout_notes(examined: Examined) -> list[dict[str, str]]:
     return [sentence(ascii_if_odd(file), rows, layout) for rows, file, layout in many[:_MOST]]
 
 
-def _token_note(examined: Examined) -> list[dict[str, str]]:
+def _token_note(examined: RowTable) -> list[dict[str, str]]:
     rows = int(examined.spelled.sum())
     if not rows:
         return []
@@ -53,7 +53,7 @@ def _token_note(examined: Examined) -> list[dict[str, str]]:
     return [{"en": en, "zh": zh}]
 
 
-def _key_note(examined: Examined) -> list[dict[str, str]]:
+def _key_note(examined: RowTable) -> list[dict[str, str]]:
     unread = [
         (key, rows)
         for key, rows in examined.unread.most_common()

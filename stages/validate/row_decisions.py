@@ -11,9 +11,9 @@ from formats.params_schema import Validate
 from stages.validate.checks import Check
 from stages.validate.dedup import first_of, near_duplicates, other_answers
 from stages.validate.expectations import Finding, judge
-from stages.validate.row_table import Examined, StoredThings
+from stages.validate.row_table import RowTable, RaggedFiles
 from stages.validate.split import split
-from stages.validate.worker_pool import Crew
+from stages.validate.worker_pool import WorkerPool
 
 _SAMPLED = 2000  # rows by which diversity is told: it falls with the number of rows looked at
 _AT_ONCE = 50_000  # rows in one table
@@ -35,13 +35,13 @@ class Decision:
     diversity: float | None
 
 
-def decide(examined: Examined, checks: Sequence[Check], knobs: Validate, crew: Crew) -> Decision:
+def decide(examined: RowTable, checks: Sequence[Check], knobs: Validate, crew: WorkerPool) -> Decision:
     """Judge rows among all others, and divide those that go on into training and evaluation.
 
     Only rows that passed so far are compared, so that a good row is no copy of one that was set aside for
     another reason.
     """
-    sieve = _Sieve(examined, checks)
+    sieve = RowFilter(examined, checks)
     sieve.find_copies()
     pairs = sieve.find_near_duplicates(knobs.checks.no_near_duplicate.similarity)
     sieve.find_other_answers()
@@ -54,15 +54,15 @@ def decide(examined: Examined, checks: Sequence[Check], knobs: Validate, crew: C
     return Decision(evaluated & ~quarantined, quarantined, findings, sieve.diversity(~quarantined))
 
 
-class _Sieve:
+class RowFilter:
     """Rows that still go on, and the features that tell why others do not."""
 
-    def __init__(self, examined: Examined, checks: Sequence[Check]):
+    def __init__(self, examined: RowTable, checks: Sequence[Check]):
         self.examined = examined
         self.checks = [check for check in checks if check.scope == "among"]
         self.severity = {check.name: check.severity for check in checks}
         self.features = {check.column: np.full(len(examined.lines), None, object) for check in self.checks}
-        self.grams = StoredThings(examined.grams)
+        self.grams = RaggedFiles(examined.grams)
         self.going = examined.passed
 
     def _fail(self, check: str, seen: dict[int, str]) -> None:
@@ -101,7 +101,7 @@ class _Sieve:
         self._fail("no_leakage", {row: self.examined.place(other) for row, other in torn.items()})
         return evaluated
 
-    def findings(self, crew: Crew) -> list[Finding]:
+    def findings(self, crew: WorkerPool) -> list[Finding]:
         """What Great Expectations finds in the features."""
         count = len(self.examined.lines)
         tables = (np.arange(start, min(start + _AT_ONCE, count)) for start in range(0, count, _AT_ONCE))

@@ -33,7 +33,7 @@ _LETTERS = 0.5  # tokens for a character of English: a real tokenizer takes 0.25
 
 
 @dataclass(frozen=True)
-class Setting:
+class GateConfig:
     """What the examination of a row depends on, and the folder where things are kept meanwhile."""
 
     params: Params
@@ -108,7 +108,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Examined:
+class RowTable:
     """What is known of rows once they were looked at.
 
     Attributes:
@@ -147,7 +147,7 @@ class Examined:
         return place_of(self.files[row], self.lines[row], self.numbers[row])
 
     @classmethod
-    def joined(cls, parts: Sequence["Examined"]) -> "Examined":
+    def joined(cls, parts: Sequence["RowTable"]) -> "RowTable":
         """All that was found of pieces that follow one another."""
         columns = {name: [getattr(part, name) for part in parts] for name in cls.__dataclass_fields__}
         keys = Keys.joined(columns.pop("keys"))
@@ -179,7 +179,7 @@ def _unread_names(unread: Sequence[set[str]]) -> Counter[str]:
     return _counted(map(shown, total), total.values())
 
 
-class StoredThings:
+class RaggedFiles:
     """What was stored of all rows, or of those that passed, by a row's position among these."""
 
     def __init__(self, stored: Sequence[Stored]):
@@ -197,7 +197,7 @@ class StoredThings:
 # Examining -----------------------------------------------------------------------------------------
 
 
-def examine(setting: Setting, piece: Piece) -> Examined:
+def examine(setting: GateConfig, piece: Piece) -> RowTable:
     """Parse and describe the rows of a piece and have Great Expectations judge each by itself."""
     max_bytes = setting.params.validate_.checks.parseable.max_bytes
     parsed, unread = zip(*(parse(row.content, max_bytes) for row in piece.rows), strict=True)
@@ -215,7 +215,7 @@ def examine(setting: Setting, piece: Piece) -> Examined:
     ]
     file = setting.spool / f"{piece.first}"
     values.tofile(file.with_suffix(".grams"))
-    return Examined(
+    return RowTable(
         files=np.array([row.file for row in piece.rows], object),
         lines=np.array([row.line for row in piece.rows], np.int64),
         offsets=np.array([row.offset for row in piece.rows], np.int64),

@@ -14,13 +14,13 @@ from tqdm import tqdm
 from models.errors import UserError
 from stages.validate.checks import Check
 from stages.validate.row_decisions import Decision
-from stages.validate.row_table import Examined, Setting, Stored, StoredThings, examine, pieces
-from stages.validate.worker_pool import Crew
+from stages.validate.row_table import RowTable, GateConfig, Stored, RaggedFiles, examine, pieces
+from stages.validate.worker_pool import WorkerPool
 
 PLACES = ("train", "eval", "quarantine")
 
 
-def read(setting: Setting, files: Mapping[str, Path], crew: Crew) -> Examined:
+def read(setting: GateConfig, files: Mapping[str, Path], crew: WorkerPool) -> RowTable:
     """Examine every row.
 
     Raises:
@@ -33,10 +33,10 @@ def read(setting: Setting, files: Mapping[str, Path], crew: Crew) -> Examined:
             bar.update(len(part.lines))
     if not parts:
         raise UserError(f"No rows in {', '.join(files)}; fill the files, or name others.")
-    return Examined.joined(parts)
+    return RowTable.joined(parts)
 
 
-def put(examined: Examined, decision: Decision, checks: Sequence[Check], folder: Path) -> dict[str, int]:
+def put(examined: RowTable, decision: Decision, checks: Sequence[Check], folder: Path) -> dict[str, int]:
     """Write every row to ``train.jsonl``, ``eval.jsonl`` or ``quarantine.jsonl`` in a folder.
 
     Returns:
@@ -68,9 +68,9 @@ def _each(stored: Sequence[Stored]) -> Iterator[bytes]:
         yield from (content[start:end] for start, end in pairwise(one.starts.tolist()))
 
 
-def quarantined_lines(examined: Examined, decision: Decision, checks: Sequence[Check]) -> Iterator[bytes]:
+def quarantined_lines(examined: RowTable, decision: Decision, checks: Sequence[Check]) -> Iterator[bytes]:
     """Bad rows as they came, each with every check that it failed."""
-    contents, by_name = StoredThings(examined.contents), {check.name: check for check in checks}
+    contents, by_name = RaggedFiles(examined.contents), {check.name: check for check in checks}
     for row in np.flatnonzero(decision.quarantined).tolist():
         failed = []
         for finding in decision.findings:

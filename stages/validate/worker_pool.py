@@ -17,14 +17,14 @@ Piece, Result = TypeVar("Piece"), TypeVar("Result")
 _AHEAD = 2  # pieces that wait for each worker, which bounds memory
 
 
-class Crew:
+class WorkerPool:
     """As many worker processes as this process may use processors, started when there is work for more than one."""
 
     def __init__(self):
         self.count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "WorkerPool":
         seldom_collect()
         return self
 

@@ -1,8 +1,8 @@
 import pytest
-from given import write_rows
+from shared_data import write_rows
 
 from models.errors import UserError
-from stages.ingest import collect
+from stages.ingest import copy_raw_files
 
 ROW = {"context": "问", "target": "答"}
 
@@ -13,7 +13,7 @@ def test_files_are_copied_byte_for_byte_with_a_record(tmp_path):
     (source / "deep").mkdir()
     (source / "deep/a.json").write_bytes('\ufeff[{"context": "问"},\r\n 3]'.encode())
     (source / "notes.txt").write_text("not data")
-    records = collect(source, tmp_path / "raw")
+    records = copy_raw_files(source, tmp_path / "raw")
     assert [(record["file"], record["rows"]) for record in records] == [("b.jsonl", 2), ("deep/a.json", 2)]
     for record in records:
         assert (tmp_path / "raw" / record["file"]).read_bytes() == (source / record["file"]).read_bytes()
@@ -25,18 +25,18 @@ def test_what_is_left_out_is_told(tmp_path, caplog):
     (tmp_path / "in/b.csv").write_text("x")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
-    assert [record["file"] for record in collect(tmp_path / "in", tmp_path / "raw")] == ["A.JSONL"]
+    assert [record["file"] for record in copy_raw_files(tmp_path / "in", tmp_path / "raw")] == ["A.JSONL"]
     assert "b.csv, linked" in caplog.text
 
 
 def test_a_single_file(tmp_path):
     path = write_rows(tmp_path / "mine.jsonl", [ROW])
-    assert [record["source"] for record in collect(path, tmp_path / "raw")] == [str(path)]
+    assert [record["source"] for record in copy_raw_files(path, tmp_path / "raw")] == [str(path)]
 
 
 def test_what_was_there_before_does_not_stay(tmp_path):
     write_rows(tmp_path / "raw/old.jsonl", [ROW])
-    collect(write_rows(tmp_path / "new.jsonl", [ROW]), tmp_path / "raw")
+    copy_raw_files(write_rows(tmp_path / "new.jsonl", [ROW]), tmp_path / "raw")
     assert [path.name for path in (tmp_path / "raw").iterdir()] == ["new.jsonl"]
 
 
@@ -49,9 +49,9 @@ def test_missing_empty_and_foreign_sources_leave_nothing_behind(tmp_path):
     for source, said in [
         ("gone", "does not exist"),
         ("nothing", "holds no"),
-        ("empty", "has no rows"),
+        ("empty", "no rows in"),
         ("linked", "link"),
     ]:
         with pytest.raises(UserError, match=said):
-            collect(tmp_path / source, tmp_path / "raw")
+            copy_raw_files(tmp_path / source, tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
