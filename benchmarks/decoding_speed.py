@@ -18,7 +18,7 @@ import torch
 from benchmarks.random_checkpoint import base_of, machine, make_checkpoint
 from models import adapters, base_model
 from models.decoding import Decoder
-from models.generation import greedy
+from models.generation import greedy_config
 from models.storage import write_json
 
 PROMPT, ANSWER, RUNS = 64, 128, 5
@@ -38,7 +38,7 @@ def answers(model, decoder: Decoder | None, length: int) -> tuple[list[float], l
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, min(60_000, config.vocab_size - 4), (1, PROMPT), generator=generator)
     ids[0, -2], ids[0, -1] = config.gmask_token_id, config.bos_token_id
-    ids, how = ids.to(model.device), greedy(model, length)
+    ids, how = ids.to(model.device), greedy_config(model, length)
     how.eos_token_id = None
     seconds = []
     for _ in range(RUNS + 1):

@@ -25,8 +25,8 @@ def losses(found: base_model.Base, rows: dict, fp8: bool, seed: int) -> dict:
     torch.manual_seed(seed)
     tuned = adapters.attach(model, "lora", **LORA)
     if fp8:
-        precision.freeze_in_fp8(model.transformer.layers)
-    settings = training.Settings(
+        precision.convert_frozen_layers_to_fp8(model.transformer.layers)
+    settings = training.TrainConfig(
         1, 2e-3, epochs=12, schedule="cosine", warmup=0.05, pack_tokens=1024, evaluations=12, logs=12, seed=42
     )
     history = training.fit(tuned, rows["train"], rows["eval"], settings).history

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from benchmarks.random_checkpoint import SMALL, machine
 from models import adapters
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from models.training import Settings, fit
-from models.training.batches import RightPadding
+from models.training import TrainConfig, fit
+from models.training.batches import PaddingCollator
 
 LABELLED = (256, 8_448, 67_584)
 SAMPLE = 128  # labelled tokens of a sample
@@ -56,7 +56,7 @@ def gradient_of(tuned, rows: list[dict], scaled: bool = True) -> torch.Tensor:
     """The gradient of the mean loss over all rows, which the trainer takes in batches of at most 66."""
     config = adapters.base_of(tuned).config
     count = next(size for size in range(min(66, len(rows)), 0, -1) if len(rows) % size == 0)
-    settings = Settings(
+    settings = TrainConfig(
         count,
         1e-3,
         max_steps=1,
@@ -71,7 +71,7 @@ def gradient_of(tuned, rows: list[dict], scaled: bool = True) -> torch.Tensor:
             trainer.accelerator.scaler, trainer.unscales_gradients = None, False
         trainer.create_optimizer_and_scheduler(1)
         trainer.optimizer = trainer.accelerator.prepare(trainer.optimizer)
-        collate, labelled = RightPadding(config.pad_token_id), torch.tensor(len(rows) * SAMPLE)
+        collate, labelled = PaddingCollator(config.pad_token_id), torch.tensor(len(rows) * SAMPLE)
         for start in range(0, len(rows), count):
             trainer.training_step(tuned, collate(rows[start : start + count]), labelled.to(tuned.device))
         trainer._clip_grad_norm(tuned)

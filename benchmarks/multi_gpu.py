@@ -127,8 +127,8 @@ def train(checkpoint: Path, run: Run) -> dict:
     return figures
 
 
-def settings(run: Run) -> training.Settings:
-    return training.Settings(
+def settings(run: Run) -> training.TrainConfig:
+    return training.TrainConfig(
         batch_size=run.at_once,
         gradient_accumulation=run.rows // (run.at_once * run.devices),
         pack_tokens=run.row,

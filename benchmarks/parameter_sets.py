@@ -52,7 +52,7 @@ def measure(checkpoint: Path, knobs: params_schema.Params, name: str, checkpoint
         tuned,
         full_rows(model.config, knobs.encode, steps * adapter.batch_size),
         [],
-        training.Settings(adapter.batch_size, adapter.learning_rate, gradient_checkpointing=checkpointing),
+        training.TrainConfig(adapter.batch_size, adapter.learning_rate, gradient_checkpointing=checkpointing),
     )
     points = [point for point in fitted.history if point["split"] == "train"]
     first, last = points[len(points) // 3], points[-1]

@@ -139,7 +139,7 @@ def measure(checkpoint: Path, case: Case, small: bool) -> dict:
     torch.manual_seed(0)
     tuned = adapters.attach(model, case.method, **METHODS[case.method] | case.attachment)
     if case.fp8:
-        precision.freeze_in_fp8(model.transformer.layers)
+        precision.convert_frozen_layers_to_fp8(model.transformer.layers)
     if case.pad_to is not None:
         seconds = usual_loop(tuned, case)
         per_step = case.batch_size * case.sample
@@ -152,7 +152,7 @@ def measure(checkpoint: Path, case: Case, small: bool) -> dict:
             tuned,
             rows_of(model.config, case.sample, per_row * case.batch_size * (WARM_UP + STEPS)),
             [],
-            training.Settings(
+            training.TrainConfig(
                 batch_size=case.batch_size,
                 pack_tokens=pack,
                 learning_rate=1e-4,
@@ -215,9 +215,9 @@ def usual_loop(tuned, case: Case) -> float:
     tuned.gradient_checkpointing_enable({"use_reentrant": False})
     config = tuned.get_base_model().config
     rows = rows_of(config, case.sample, case.batch_size)
-    padded = training.RightPadding(config.pad_token_id)([*rows, {"input_ids": [0] * case.pad_to, "labels": []}])
+    padded = training.PaddingCollator(config.pad_token_id)([*rows, {"input_ids": [0] * case.pad_to, "labels": []}])
     batch = {name: values[:-1].to(device) for name, values in padded.items()}
-    del batch["labelled"]  # by which it would get no logits
+    del batch["label_indices"]  # by which it would get no logits
     labels = batch.pop("labels")[:, 1:].flatten()
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-4)
     marks = []

@@ -97,11 +97,11 @@ class Partner:
         return adapters.load(self._folder(name), self.base, dtype=None if self.dtype == "auto" else self.dtype)
 
     def answer(self, messages: Sequence[Message], differently: bool = False):
-        """A :class:`models.generation.Stream` of the answer; ``differently`` samples one."""
-        from models.generation import Stream, greedy, sampled
+        """A :class:`models.generation.AnswerStream` of the answer; ``differently`` samples one."""
+        from models.generation import AnswerStream, greedy_config, sampling_config
 
-        generation = (sampled if self.sample or differently else greedy)(self.model, self.room)
-        return Stream(self.model, self.tokenizer, messages, generation, self.decoder)
+        generation = (sampling_config if self.sample or differently else greedy_config)(self.model, self.room)
+        return AnswerStream(self.model, self.tokenizer, messages, generation, self.decoder)
 
     def longest_prompt(self) -> int:
         """Tokens that leave room for an answer."""

@@ -139,9 +139,9 @@ def _scaled_early():
             if self.merged or self.disable_adapters or args or kwargs or plain != list(self.active_adapters):
                 return super().forward(x, *args, **kwargs)
             layer = self.base_layer
-            if len(plain) == 1 and low_rank.fits(layer, x):
+            if len(plain) == 1 and low_rank.is_supported(layer, x):
                 narrow = self._narrow(plain[0], x)
-                wide = self.lora_B[plain[0]].matrix(narrow)
+                wide = self.lora_B[plain[0]].padded_weight(narrow)
                 return low_rank.linear_plus_product(x, layer.weight, layer.bias, narrow, wide)
             result = layer(x)
             for name in plain:

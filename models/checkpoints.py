@@ -18,7 +18,7 @@ from models.storage import read_json, write_json
 PROGRESS = "progress.json"
 
 
-def prepare(folder: Path) -> None:
+def prepare_folder(folder: Path) -> None:
     """Make the folder for the checkpoints of a training; those of the same name with another key are removed.
 
     Args:
@@ -31,7 +31,7 @@ def prepare(folder: Path) -> None:
 
 
 @contextmanager
-def alone(parent: Path, name: str, doing: str = "training") -> Iterator[None]:
+def exclusive_lock(parent: Path, name: str, doing: str = "training") -> Iterator[None]:
     """Hold an adapter for this process; the system lets go of it when the process ends.
 
     DVC's own lock does not do: killing DVC alone leaves the training running.
@@ -64,61 +64,61 @@ def _lock_of(parent: Path, name: str) -> Path:
     return parent / f".{name}.lock"
 
 
-def last_whole(folder: Path) -> Path | None:
+def latest_complete(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; what was not, or was cut off later, is removed."""
-    found = whole(folder)
+    found = complete_checkpoints(folder)
     for path in folder.glob("checkpoint-*"):
         if path not in found:
             shutil.rmtree(path)
     return found[-1] if found else None
 
 
-def whole(folder: Path) -> list[Path]:
+def complete_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a training that were written to their ends, the newest last."""
     named = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    return sorted(filter(is_whole, named), key=lambda path: step_of(path.name))
+    return sorted(filter(is_complete, named), key=lambda path: step_from_name(path.name))
 
 
-def step_of(name: str) -> int:
+def step_from_name(name: str) -> int:
     """The step of a checkpoint by its folder's name."""
     return int(name.split("-")[1])
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     try:
-        sizes = progress_of(checkpoint)["sizes"]
+        sizes = read_progress(checkpoint)["sizes"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, UserError, KeyError, TypeError, AttributeError, ValueError):  # it may be damaged in any way
         return False
 
 
-def complete(checkpoint: Path, progress: dict, beside: Path | None = None) -> None:
+def mark_complete(checkpoint: Path, progress: dict, beside: Path | None = None) -> None:
     """Mark a checkpoint as whole, once its files are on the disk.
 
     Args:
         beside: a file beside the checkpoint without which it is of no use, such as the best weights so far.
     """
     for path in (*checkpoint.iterdir(), checkpoint):
-        flush(path)
+        fsync_path(path)
     sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir() if path.is_file()}
     if beside is not None:
         sizes[f"../{beside.name}"] = beside.stat().st_size
     write_json(checkpoint / PROGRESS, progress | {"sizes": sizes})
 
 
-def files_of(checkpoint: Path) -> list[Path]:
+def list_files(checkpoint: Path) -> list[Path]:
     """What belongs to a whole checkpoint, what lies beside it too; what marks it as whole comes last."""
-    beside = [checkpoint.parent / name[3:] for name in progress_of(checkpoint)["sizes"] if name.startswith("../")]
+    beside = [checkpoint.parent / name[3:] for name in read_progress(checkpoint)["sizes"] if name.startswith("../")]
     inside = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != PROGRESS)
     return [*beside, *inside, checkpoint / PROGRESS]
 
 
-def flush(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
 
 
-def progress_of(checkpoint: Path) -> dict:
+def read_progress(checkpoint: Path) -> dict:
     return read_json(checkpoint / PROGRESS)

@@ -88,7 +88,7 @@ class _Step:
         outputs = self.model(
             input_ids=self.ids,
             attention_mask=self.visible,
-            own_position_ids=self.positions,
+            position_ids_2d=self.positions,
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -165,7 +165,7 @@ class Decoder:
             self.step = None  # its memory may be what the next one needs
             self.step = _Step(model, filled, -(-(length + to_come + 1) // GROWTH) * GROWTH)
         visible = _visible(prepared.get("attention_mask"), rows, length, model.device)
-        self.step.begin(filled, prepared["own_position_ids"][:, :, -1], visible)
+        self.step.begin(filled, prepared["position_ids_2d"][:, :, -1], visible)
 
 
 def _visible(mask: torch.Tensor | None, rows: int, length: int, device) -> torch.Tensor:

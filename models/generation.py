@@ -31,7 +31,7 @@ class Answer:
     seconds: float
 
 
-def greedy(model, max_new_tokens: int) -> GenerationConfig:
+def greedy_config(model, max_new_tokens: int) -> GenerationConfig:
     """Greedy decoding until ``<eop>``."""
     config = model.config
     return GenerationConfig(
@@ -43,14 +43,14 @@ def greedy(model, max_new_tokens: int) -> GenerationConfig:
     )
 
 
-def sampled(model, max_new_tokens: int, temperature: float = 0.95, top_p: float = 0.7) -> GenerationConfig:
+def sampling_config(model, max_new_tokens: int, temperature: float = 0.95, top_p: float = 0.7) -> GenerationConfig:
     """Sampling with the defaults of the published ``chat()``."""
-    config = greedy(model, max_new_tokens)
+    config = greedy_config(model, max_new_tokens)
     config.update(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
     return config
 
 
-def answer_all(
+def generate_answers(
     model,
     tokenizer,
     conversations: Sequence[Sequence[Message]],
@@ -58,7 +58,7 @@ def answer_all(
     batch_size: int,
     decoder: Decoder | None = None,
     seed: int | None = None,
-    to_the_full: bool = False,
+    force_full_length: bool = False,
 ) -> Iterator[tuple[int, Answer]]:
     """Answers in left-padded batches of similar length: greedy, or sampled where there is a seed.
 
@@ -66,7 +66,7 @@ def answer_all(
         conversations: each ending with the question to answer.
         seed: every batch begins with it, so that what is asked before changes no answer.
         decoder: for the model as it is now; by default transformers' own loop.
-        to_the_full: every answer has ``max_new_tokens``, wherever the model would end it: for its speed.
+        force_full_length: every answer has ``max_new_tokens``, wherever the model would end it: for its speed.
 
     Yields:
         Index of the conversation and its answer, batch by batch.
@@ -81,8 +81,8 @@ def answer_all(
         with torch.inference_mode():
             if seed is not None:
                 torch.manual_seed(seed)
-            generation = (greedy if seed is None else sampled)(model, max_new_tokens)
-            generation.min_new_tokens = max_new_tokens if to_the_full else None
+            generation = (greedy_config if seed is None else sampling_config)(model, max_new_tokens)
+            generation.min_new_tokens = max_new_tokens if force_full_length else None
             how = {"generation_config": generation, "custom_generate": decoder}
             generated = model.generate(**batch, **how)
         seconds = (time.perf_counter() - started) / len(chosen)
@@ -93,17 +93,17 @@ def answer_all(
 def _answer(model, tokenizer, ids: list[int], seconds: float) -> Answer:
     end = model.config.eos_token_id
     ids = ids[: ids.index(end)] if end in ids else ids
-    return Answer(read_answer(tokenizer, ids), len(ids), seconds)
+    return Answer(decode_answer(tokenizer, ids), len(ids), seconds)
 
 
-def read_answer(tokenizer, ids: list[int]) -> str:
+def decode_answer(tokenizer, ids: list[int]) -> str:
     """The cleaned text of an answer's ids, without ``<eop>``."""
     return clean_answer(tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def as_answered(tokenizer, text: str) -> str:
+def roundtrip_text(tokenizer, text: str) -> str:
     """Decode a text's own ids as an answer is decoded: the tokenizer normalizes it and drops unknown characters."""
-    return read_answer(tokenizer, encode_text(tokenizer, text))
+    return decode_answer(tokenizer, encode_text(tokenizer, text))
 
 
 class _Stop(StoppingCriteria):
@@ -116,13 +116,13 @@ class _Stop(StoppingCriteria):
         return torch.full((len(input_ids),), self.wanted.is_set(), device=input_ids.device)
 
 
-class Stream:
+class AnswerStream:
     """An answer as it comes: iterate for the pieces; afterwards ``answer`` is the whole. Whoever leaves in the middle
     stops it.
 
     Args:
         messages: ending with the question to answer.
-        generation: :func:`greedy` or :func:`sampled`.
+        generation: :func:`greedy_config` or :func:`sampling_config`.
         decoder: for the model as it is now; by default transformers' own loop.
     """
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def fits(layer: nn.Module, states: torch.Tensor) -> bool:
+def is_supported(layer: nn.Module, states: torch.Tensor) -> bool:
     """Whether a layer is a plain frozen one, in the type of the states, to which a product can be added."""
     plain = type(layer) is nn.Linear and not layer.weight.requires_grad and layer.weight.dtype == states.dtype
     return plain and not torch.is_autocast_enabled(states.device.type)

@@ -13,7 +13,7 @@ import torch
 
 from models.chatglm.configuration_chatglm import ChatGLMConfig
 from models.chatglm.masks import derive_position_ids
-from models.chatglm.modeling_chatglm import places_before_labels
+from models.chatglm.modeling_chatglm import find_label_indices
 from models.errors import UserError
 from models.prompt import IGNORED_LABEL
 
@@ -54,10 +54,10 @@ def pack(lengths: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
     return [rows[row] for row in torch.randperm(len(rows), generator=draw).tolist()]
 
 
-class PackedRows:
+class PackingCollator:
     """Collate rows of samples, each with ``input_ids`` and ``labels``, into (B, capacity) tensors.
 
-    Beside these, ``segment_ids`` number the samples of a row; ``own_position_ids`` (B, 2, capacity) are
+    Beside these, ``segment_ids`` number the samples of a row; ``position_ids_2d`` (B, 2, capacity) are
     what each sample has by itself; ``attention_mask`` is zero at padding, for those who count tokens; ``labelled``
     are the places before labels, as the model takes them.
     """
@@ -68,7 +68,7 @@ class PackedRows:
     def __call__(self, rows: Sequence[Sequence[dict]]) -> dict[str, torch.Tensor]:
         columns = [self._row(samples) for samples in rows]
         batch = {name: torch.stack([column[name] for column in columns]) for name in columns[0]}
-        return batch | {"labelled": places_before_labels(batch["labels"])}
+        return batch | {"label_indices": find_label_indices(batch["labels"])}
 
     def _row(self, samples: Sequence[dict]) -> dict[str, torch.Tensor]:
         lengths = [len(sample["input_ids"]) for sample in samples]
@@ -83,7 +83,7 @@ class PackedRows:
         )
         positions = derive_position_ids(padded, self.config).transpose(1, 2)
         own = torch.cat([each[:length] for each, length in zip(positions, lengths, strict=True)])
-        row["own_position_ids"] = torch.stack([self._filled(own[:, 0], 0), self._filled(own[:, 1], 1)])
+        row["position_ids_2d"] = torch.stack([self._filled(own[:, 0], 0), self._filled(own[:, 1], 1)])
         row["attention_mask"] = (row["segment_ids"] != PADDING).long()
         return row
 

@@ -24,9 +24,9 @@ class Float32Weight(nn.Linear):
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return F.linear(states, self.matrix(states))
+        return F.linear(states, self.padded_weight(states))
 
-    def matrix(self, states: torch.Tensor) -> torch.Tensor:
+    def padded_weight(self, states: torch.Tensor) -> torch.Tensor:
         """The weight, filled up and turned into the type of the states, as it multiplies them."""
         rows = 0 if states.dtype == torch.float32 else -self.out_features % 8
         columns = states.shape[-1] - self.in_features
@@ -100,7 +100,7 @@ class FrozenFloat8Linear(nn.Module):
         return _Product.apply(states, self.rows, self.rows_scale, self.columns, self.columns_scale, self.bias)
 
 
-def freeze_in_fp8(module: nn.Module) -> int:
+def convert_frozen_layers_to_fp8(module: nn.Module) -> int:
     """Replace the frozen linear layers below a module by :class:`FrozenFloat8Linear`; gives how many.
 
     Layers whose sides are no multiples of 16, which fp8 products need, stay as they are; all do where the GPU

@@ -56,7 +56,7 @@ class Relay:
             has_ended: whether nobody waits for it any more.
         """
         training, name = checkpoint.parent.name, checkpoint.name
-        if any(checkpoints.step_of(each) >= checkpoints.step_of(name) for of, each in self.whole() if of == training):
+        if any(checkpoints.step_from_name(each) >= checkpoints.step_from_name(name) for of, each in self.whole() if of == training):
             return
         with _snapshot(checkpoint) as files:
             for place, path in files.items():
@@ -78,8 +78,8 @@ class Relay:
         if not self.files.exists(self.root):
             raise FileNotFoundError(self.root)
         for training, name in reversed(self.whole()):
-            here = checkpoints.whole(self.local / training)
-            if here and checkpoints.step_of(here[-1].name) >= checkpoints.step_of(name):
+            here = checkpoints.complete_checkpoints(self.local / training)
+            if here and checkpoints.step_from_name(here[-1].name) >= checkpoints.step_from_name(name):
                 return
             if self._fetch(training, name):
                 print(f"{name} was taken over from another host · 从另一台主机接过检查点")
@@ -96,7 +96,7 @@ class Relay:
             for match in self._checkpoints():
                 if (match["training"], match["name"]) == (training, name):
                     self._get(match[0], temporary / match["file"])
-            if not checkpoints.is_whole(temporary):
+            if not checkpoints.is_complete(temporary):
                 raise _NotWhole
             return True
         return False
@@ -112,7 +112,7 @@ class Relay:
         found = {
             (each["training"], each["name"]) for each in self._checkpoints() if each["file"] == checkpoints.PROGRESS
         }
-        return sorted(found, key=lambda each: checkpoints.step_of(each[1]))
+        return sorted(found, key=lambda each: checkpoints.step_from_name(each[1]))
 
     def _checkpoints(self) -> list[re.Match]:
         return [match for match in map(CHECKPOINT.fullmatch, self._there()) if match and ".." not in match["file"]]
@@ -176,7 +176,7 @@ def _snapshot(checkpoint: Path) -> Iterator[dict[Path, Path]]:
     with tempfile.TemporaryDirectory(prefix=".relay-", dir=training.parent) as folder:
         found = {
             path.relative_to(training): Path(folder, str(number))
-            for number, path in enumerate(checkpoints.files_of(checkpoint))
+            for number, path in enumerate(checkpoints.list_files(checkpoint))
         }
         for place, path in found.items():
             os.link(training / place, path)
@@ -253,9 +253,9 @@ def following(clone: Clone, run: str, name: str) -> Iterator[None]:
 
 def newest_of(folder: Path, name: str) -> Path | None:
     """The newest whole checkpoint of an adapter, if it is not too large to travel."""
-    found = [path for training in folder.glob(f"{name}.*") for path in checkpoints.whole(training)]
-    newest = max(found, key=lambda path: checkpoints.step_of(path.name), default=None)
-    if newest and sum(path.stat().st_size for path in checkpoints.files_of(newest)) <= MOST:
+    found = [path for training in folder.glob(f"{name}.*") for path in checkpoints.complete_checkpoints(training)]
+    newest = max(found, key=lambda path: checkpoints.step_from_name(path.name), default=None)
+    if newest and sum(path.stat().st_size for path in checkpoints.list_files(newest)) <= MOST:
         return newest
     return None
 

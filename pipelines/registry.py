@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from models.checkpoints import alone
+from models.checkpoints import exclusive_lock
 from models.errors import UserError
 from models.storage import read_json, write_json, writing_folder
 from pipelines import dvc
@@ -119,7 +119,7 @@ def held() -> Iterator[None]:
     Raises:
         UserError: another process holds it, or the change that was interrupted belongs to another branch.
     """
-    with alone(JOURNAL.parent, ARTIFACT, "promoting"):
+    with exclusive_lock(JOURNAL.parent, ARTIFACT, "promoting"):
         # git and DVC, once started, outlive the process that started them.
         end_leftovers(MARK, str(Path.cwd()))
         mend()

@@ -36,7 +36,7 @@ def make_tiny(corpus: Path, tokenizer_folder: Path, knobs: params_schema.Tiny, f
         tiny_base_model.configure(tokenizer, knobs.hidden_size, knobs.layers, knobs.heads)
     )
     log.info("base: training a ChatGLM of %.1f million parameters", model.num_parameters() / 1e6)
-    settings = training.Settings(
+    settings = training.TrainConfig(
         knobs.batch_size,
         knobs.learning_rate,
         max_steps=knobs.steps,

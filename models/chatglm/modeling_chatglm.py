@@ -66,7 +66,7 @@ def split_and_rotate(
     """
     if fused:
         from models.chatglm import rotary_triton
-    if fused and rotary_triton.fits(mixed.shape[-1] // 3):
+    if fused and rotary_triton.is_supported(mixed.shape[-1] // 3):
         angles = (each.squeeze(1).chunk(2, dim=-1)[0].flatten(-2) for each in (cos, sin))
         return rotary_triton.split_and_rotate(mixed, *angles)
     query, key, value = mixed.transpose(1, 2).chunk(3, dim=-1)
@@ -76,24 +76,24 @@ def split_and_rotate(
 # Blocks ------------------------------------------------------------------------------------------
 
 
-class _Picked(torch.autograd.Function):
+class _GatherTokens(torch.autograd.Function):
     """Rows of a matrix, none of them twice: their gradients are put back instead of added up, which is faster."""
 
     @staticmethod
-    def forward(ctx, states, places):
-        ctx.save_for_backward(places)
+    def forward(ctx, states, token_indices):
+        ctx.save_for_backward(token_indices)
         ctx.rows = states.shape[0]
-        return states[places]
+        return states[token_indices]
 
     @staticmethod
     def backward(ctx, gradient):
-        (places,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.rows, gradient.shape[1]).index_copy(0, places, gradient), None
+        (token_indices,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.rows, gradient.shape[1]).index_copy(0, token_indices, gradient), None
 
 
-def pick(states: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
-    """The states of (N,) places among the B · L tokens, (1, N, width), of (B, L, width); all of them without places."""
-    return states if places is None else _Picked.apply(states.flatten(0, 1), places)[None]
+def gather_tokens(states: torch.Tensor, token_indices: torch.Tensor | None) -> torch.Tensor:
+    """The states of (N,) token_indices among the B · L tokens, (1, N, width), of (B, L, width); all of them without token_indices."""
+    return states if token_indices is None else _GatherTokens.apply(states.flatten(0, 1), token_indices)[None]
 
 
 class ChatGLMAttention(nn.Module):
@@ -107,7 +107,7 @@ class ChatGLMAttention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states, rotary, mask, past, places=None):
+    def forward(self, hidden_states, rotary, mask, past, token_indices=None):
         mixed = self.query_key_value(hidden_states).unflatten(-1, (self.num_heads, -1))
         query, key, value = split_and_rotate(mixed, *rotary, fused=isinstance(mask, BlockMask))
         if isinstance(past, Cache):
@@ -119,7 +119,7 @@ class ChatGLMAttention(nn.Module):
             attended = _compiled_flex_attention()(query, key, value, block_mask=mask, kernel_options=options)
         else:
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.dense(pick(attended.transpose(1, 2).flatten(-2), places))
+        return self.dense(gather_tokens(attended.transpose(1, 2).flatten(-2), token_indices))
 
 
 class ChatGLMMLP(nn.Module):
@@ -138,7 +138,7 @@ class ChatGLMBlock(nn.Module):
     """One layer. Its residuals start from the normalized input, scaled up.
 
     ``past`` is a cache, which the layer adds its keys and values to; or keys and values, (B, H, P, D) each,
-    which it leaves as they are; or None. With ``places`` it gives the states of these alone, see :func:`pick`.
+    which it leaves as they are; or None. With ``token_indices`` it gives the states of these alone, see :func:`gather_tokens`.
     """
 
     def __init__(self, config: ChatGLMConfig, layer_index: int):
@@ -149,10 +149,10 @@ class ChatGLMBlock(nn.Module):
         self.post_attention_layernorm = norm()
         self.mlp = ChatGLMMLP(config)
 
-    def forward(self, hidden_states, rotary, mask, past=None, places=None):
+    def forward(self, hidden_states, rotary, mask, past=None, token_indices=None):
         attended = self.input_layernorm(hidden_states)
-        update = self.attention(attended, rotary, mask, past, places)
-        hidden_states = pick(attended, places) * RESIDUAL_SCALE + update
+        update = self.attention(attended, rotary, mask, past, token_indices)
+        hidden_states = gather_tokens(attended, token_indices) * RESIDUAL_SCALE + update
         transformed = self.post_attention_layernorm(hidden_states)
         return transformed * RESIDUAL_SCALE + self.mlp(transformed)
 
@@ -210,12 +210,12 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         segment_ids: torch.Tensor | None = None,
-        places: torch.Tensor | None = None,
+        token_indices: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPast:
         """See :meth:`ChatGLMForConditionalGeneration.forward`.
 
         Returns:
-            ``last_hidden_state`` (B, L, hidden_size), or (1, N, hidden_size) with N ``places``: what is in the last
+            ``last_hidden_state`` (B, L, hidden_size), or (1, N, hidden_size) with N ``token_indices``: what is in the last
             layer behind its attention then works for these alone.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -239,12 +239,12 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         rotary = rotary_embedding(position_ids, head_dim // 2, hidden_states.dtype)
 
-        if places is not None:  # of which every batch has another number: blocks are compiled for any
-            torch._dynamo.maybe_mark_dynamic(places, 0)
+        if token_indices is not None:  # of which every batch has another number: blocks are compiled for any
+            torch._dynamo.maybe_mark_dynamic(token_indices, 0)
         all_hidden_states = [hidden_states]
         for index, layer in enumerate(self.layers):
             past = past_key_values if use_cache else _fixed_past(past_key_values, index) if past_length else None
-            run = partial(layer, places=places) if layer is self.layers[-1] else layer
+            run = partial(layer, token_indices=token_indices) if layer is self.layers[-1] else layer
             if self.gradient_checkpointing and self.training and not use_cache:
                 run = partial(self._gradient_checkpointing_func, run)
             hidden_states = run(hidden_states, rotary, mask, past)
@@ -257,7 +257,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         )
 
 
-def places_before_labels(labels: torch.Tensor) -> torch.Tensor:
+def find_label_indices(labels: torch.Tensor) -> torch.Tensor:
     """Places, among the B · L tokens of (B, L) labels, whose successor in the row has a label."""
     return F.pad(labels[:, 1:] != IGNORED_LABEL, (0, 1)).flatten().nonzero().squeeze(-1)
 
@@ -265,7 +265,7 @@ def places_before_labels(labels: torch.Tensor) -> torch.Tensor:
 class ChatGLMOutput(CausalLMOutputWithPast):
     """``loss``, ``logits``, ``past_key_values``, ``hidden_states``.
 
-    A call with labels computes logits at labelled positions alone. The full (B, L, vocab_size)
+    A call with labels computes logits at label_indices positions alone. The full (B, L, vocab_size)
     ``logits`` are then computed when somebody first reads them.
     """
 
@@ -312,9 +312,9 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
-        own_position_ids: torch.Tensor | None = None,
+        position_ids_2d: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
-        labelled: torch.Tensor | None = None,
+        label_indices: torch.Tensor | None = None,
         **kwargs,
     ) -> ChatGLMOutput:
         """Run the model.
@@ -330,29 +330,29 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             inputs_embeds: (B, L, hidden_size) instead of ``input_ids``, with ``position_ids``.
             labels: (B, L), -100 where nothing is to be learnt; shifted by one here.
             logits_to_keep: compute logits for this many last tokens; 0 for all.
-            num_items_in_batch: labelled tokens over which the loss is averaged, where a batch is
+            num_items_in_batch: label_indices tokens over which the loss is averaged, where a batch is
                 spread over several calls; by default those of this call.
-            own_position_ids: position_ids under a name that peft leaves alone; generation uses it.
+            position_ids_2d: position_ids under a name that peft leaves alone; generation uses it.
             segment_ids: (B, L) the sample that each token belongs to, where a row holds several; they do not
                 see one another. Needs position_ids; the attention_mask then goes unread.
-            labelled: (N,) places among the B · L tokens whose successor has a label, for callers who know them
+            label_indices: (N,) token_indices among the B · L tokens whose successor has a label, for callers who know them
                 and want nothing of the others. The device need not be waited for to find them, and the last layer
-                works for no others. With labels there are then no logits; without, those of these places.
+                works for no others. With labels there are then no logits; without, those of these token_indices.
 
         Returns:
-            ``loss`` in float32, the mean over labelled tokens; ``logits`` (B, L, vocab_size), or (1, N, vocab_size)
-            of the ``labelled`` places.
+            ``loss`` in float32, the mean over label_indices tokens; ``logits`` (B, L, vocab_size), or (1, N, vocab_size)
+            of the ``label_indices`` token_indices.
         """
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=position_ids if own_position_ids is None else own_position_ids,
+            position_ids=position_ids if position_ids_2d is None else position_ids_2d,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             segment_ids=segment_ids,
-            places=labelled,
+            token_indices=label_indices,
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state
@@ -360,16 +360,16 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         if labels is None:
             logits = self.lm_head(hidden_states[:, -logits_to_keep:])
         else:
-            places = places_before_labels(labels) if labelled is None else labelled
-            picked = pick(hidden_states, places) if labelled is None else hidden_states
-            loss = self._loss(picked[0], labels.flatten()[places + 1], num_items_in_batch)
+            token_indices = find_label_indices(labels) if label_indices is None else label_indices
+            picked = gather_tokens(hidden_states, token_indices) if label_indices is None else hidden_states
+            loss = self._loss(picked[0], labels.flatten()[token_indices + 1], num_items_in_batch)
         result = ChatGLMOutput(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
-        if logits is None and labelled is None:
+        if logits is None and label_indices is None:
             result.defer_logits(partial(self.lm_head, hidden_states))
         return result
 
@@ -386,5 +386,5 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         inputs.pop("position_ids", None)
         step = inputs["input_ids"].shape[-1]
         positions = derive_position_ids(input_ids, self.config, attention_mask)
-        inputs["own_position_ids"] = positions[..., -step:]
+        inputs["position_ids_2d"] = positions[..., -step:]
         return inputs

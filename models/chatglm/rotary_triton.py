@@ -11,7 +11,7 @@ import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
 
-def fits(head_dim: int) -> bool:
+def is_supported(head_dim: int) -> bool:
     """Whether heads of so many channels suit the kernels, whose tiles have sides of powers of two."""
     return head_dim % 4 == 0 and (head_dim & (head_dim - 1)) == 0
 

@@ -7,14 +7,14 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from models.chatglm.modeling_chatglm import places_before_labels
+from models.chatglm.modeling_chatglm import find_label_indices
 from models.packing import pack
 from models.prompt import IGNORED_LABEL
 
 NOTHING = {"input_ids": [0], "labels": [IGNORED_LABEL]}  # a sample from which nothing is learnt
 
 
-class RightPadding:
+class PaddingCollator:
     """Collate rows of ``input_ids`` and ``labels`` into one right-padded batch of (B, L) tensors.
 
     ``labelled`` are the places before labels, as the model takes them.
@@ -32,7 +32,7 @@ class RightPadding:
             "attention_mask": torch.tensor(
                 [[1] * len(row["input_ids"]) + [0] * (length - len(row["input_ids"])) for row in rows]
             ),
-            "labelled": places_before_labels(labels),
+            "label_indices": find_label_indices(labels),
         }
 
     @staticmethod

@@ -208,13 +208,13 @@ class Best(TrainerCallback):
         path = self._path(step)
         self.trainer.write(keep, self.trainer.model, path.with_suffix(".tmp"))
         if devices.rank() == 0:
-            checkpoints.flush(path.with_suffix(".tmp"))
+            checkpoints.fsync_path(path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
         devices.wait_for_all()
 
     def on_save(self, args, state, control, **kwargs):
         if self.folder is not None and state.is_world_process_zero:
-            needed = {path for each in checkpoints.whole(self.folder) for path in checkpoints.files_of(each)}
+            needed = {path for each in checkpoints.complete_checkpoints(self.folder) for path in checkpoints.list_files(each)}
             for path in set(self.folder.glob("best-*")) - needed:
                 path.unlink(missing_ok=True)
 
@@ -254,7 +254,7 @@ class Checkpointing(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             progress |= {"tokens": tokens, "places": places}
-            self.trainer.write(checkpoints.complete, folder, progress, self.best_weights(folder.parent))
+            self.trainer.write(checkpoints.mark_complete, folder, progress, self.best_weights(folder.parent))
         devices.wait_for_all()
 
     def best_weights(self, folder: Path) -> Path | None:

@@ -13,9 +13,9 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from models import checkpoints
-from models.packing import PackedRows
+from models.packing import PackingCollator
 from models.training import devices, sharding
-from models.training.batches import NOTHING, EpochOrder, RightPadding, packed
+from models.training.batches import NOTHING, EpochOrder, PaddingCollator, packed
 from models.training.callbacks import Bar, Best, Checkpointing, History, Watch, log
 from models.training.compiling import compile_blocks
 from models.training.loss_scaling import make_grad_scaler, needs_loss_scaling
@@ -23,7 +23,7 @@ from models.training.trainer import AdapterTrainer
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainConfig:
     """How to train.
 
     Attributes:
@@ -62,7 +62,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainResult:
     """What a run of :func:`fit` amounted to.
 
     Attributes:
@@ -98,12 +98,12 @@ def fit(
     model,
     train_rows: Sequence[dict],
     eval_rows: Sequence[dict],
-    settings: Settings,
+    settings: TrainConfig,
     *,
     on_point: Callable[[dict], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     checkpoint_folder: Path | None = None,
-) -> Fitted:
+) -> TrainResult:
     """Train the weights of ``model`` that require gradients.
 
     Args:
@@ -140,7 +140,7 @@ def fit(
             tokens, places = trainer.fed()
     steps = trainer.state.global_step
     kept = history.best() if settings.keep_best else None
-    return Fitted(
+    return TrainResult(
         history=history.points,
         steps=steps,
         kept_step=kept["step"] if kept else steps,
@@ -152,7 +152,7 @@ def fit(
     )
 
 
-def _arguments(settings: Settings, folder: Path, evaluates: bool, saves: bool) -> TrainingArguments:
+def _arguments(settings: TrainConfig, folder: Path, evaluates: bool, saves: bool) -> TrainingArguments:
     cuda, share = torch.cuda.is_available(), 1 / settings.evaluations
     arguments = TrainingArguments(
         output_dir=folder,
@@ -191,14 +191,14 @@ def _arguments(settings: Settings, folder: Path, evaluates: bool, saves: bool) -
     return arguments
 
 
-def _trainer(model, train_rows, eval_rows, settings: Settings, arguments: TrainingArguments) -> AdapterTrainer:
+def _trainer(model, train_rows, eval_rows, settings: TrainConfig, arguments: TrainingArguments) -> AdapterTrainer:
     if settings.pack_tokens is None:
-        collate, nothing = RightPadding(model.config.pad_token_id), NOTHING
+        collate, nothing = PaddingCollator(model.config.pad_token_id), NOTHING
         train_rows, eval_rows = list(train_rows), list(eval_rows)
         lengths = [len(row["input_ids"]) for row in train_rows]
     else:
         compile_blocks(model)
-        collate, nothing = PackedRows(settings.pack_tokens, model.config), [NOTHING]
+        collate, nothing = PackingCollator(settings.pack_tokens, model.config), [NOTHING]
         train_rows, eval_rows = (packed(rows, settings.pack_tokens, settings.seed) for rows in (train_rows, eval_rows))
         lengths = None
     trainer = AdapterTrainer(
@@ -240,7 +240,7 @@ def _last_whole(folder: Path) -> Path | None:
     """The same in all processes, of which one clears away what was not written to its end."""
     if devices.rank() > 0:
         devices.wait_for_all()
-    last = checkpoints.last_whole(folder)
+    last = checkpoints.latest_complete(folder)
     if devices.rank() == 0:
         devices.wait_for_all()
     return last
@@ -256,7 +256,7 @@ def _train(trainer: AdapterTrainer, history: History, best: Best, folder: Path |
     trainer.callback_handler.callbacks.insert(1, checkpointing)
     last = _last_whole(folder)
     if last is not None:
-        progress = checkpoints.progress_of(last)
+        progress = checkpoints.read_progress(last)
         log.info("going on from %s", last.name.replace("-", " of step "))
         history.go_on(progress)
         trainer.watch.go_on(progress["watch"])

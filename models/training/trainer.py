@@ -22,12 +22,12 @@ def trained(model) -> dict[str, torch.Tensor]:
     return {name: each.data for name, each in model.named_parameters() if each.requires_grad}
 
 
-def trained_whole(model) -> dict[str, torch.Tensor]:
+def trainable_state_dict(model) -> dict[str, torch.Tensor]:
     """The same on the CPU, put together from all processes, which must all ask for it."""
     return {name: sharding.whole(each).cpu().contiguous() for name, each in trained(model).items()}
 
 
-def put_trained(model, weights: dict[str, torch.Tensor]) -> None:
+def load_trainable_state_dict(model, weights: dict[str, torch.Tensor]) -> None:
     """Put whole weights into a model, of which each process may hold a part."""
     for name, parameter in trained(model).items():
         sharding.put(parameter, weights[name])
@@ -35,14 +35,14 @@ def put_trained(model, weights: dict[str, torch.Tensor]) -> None:
 
 def keep(model, path: Path) -> None:
     """Write what is trained, in the first process; all must call it."""
-    weights = trained_whole(model)
+    weights = trainable_state_dict(model)
     if devices.rank() == 0:
         save_file(weights, path)
 
 
 def restore(model, path: Path) -> None:
     """Put weights that :func:`keep` wrote back into a model."""
-    put_trained(model, load_file(path))
+    load_trainable_state_dict(model, load_file(path))
 
 
 class AdapterTrainer(Trainer):

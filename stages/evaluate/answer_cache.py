@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from models.decoding import Decoder
-from models.generation import Answer, answer_all
+from models.generation import Answer, generate_answers
 from models.sample import Message
 
 log = logging.getLogger("tuneline.evaluate")
@@ -86,7 +86,7 @@ def ask(
     """
     open_keys = [key for key in conversations if key not in kept.answers]
     asked = [conversations[key] for key in open_keys]
-    stream = answer_all(model, tokenizer, asked, max_new_tokens, batch_size, Decoder(), seed)
+    stream = generate_answers(model, tokenizer, asked, max_new_tokens, batch_size, Decoder(), seed)
     for index, answer in tqdm(stream, total=len(asked), desc="answer · 回答", unit="row", delay=2):
         kept.add(open_keys[index], answer)
     return [kept.answers[key] for key in conversations]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from formats import params_schema
 from measures import metrics
-from models.generation import Answer, as_answered, read_answer
+from models.generation import Answer, decode_answer, roundtrip_text
 from models.prompt import encode_sample
 from models.sample import Message, Sample
 from models.training import peak_memory_gib
@@ -50,9 +50,9 @@ class Model:
         how = {"max_new_tokens": self.knobs.max_new_tokens, "batch_size": batch_size, "seed": seed}
         return ask(self.model, self.tokenizer, asked, self.kept, **how)
 
-    def as_answered(self, text: str) -> str:
+    def roundtrip_text(self, text: str) -> str:
         """A text as an answer of its ids reads."""
-        return as_answered(self.tokenizer, text)
+        return roundtrip_text(self.tokenizer, text)
 
     def encode(self, samples: Sequence[Sample]) -> list[dict]:
         pairs = [encode_sample(self.tokenizer, sample.messages) for sample in samples]
@@ -61,7 +61,7 @@ class Model:
 
 def measure(model: Model, questions: Questions) -> Measured:
     """Ask everything and judge the answers."""
-    asked_probes = [probe.as_answered(model.as_answered) for probe in questions.probes]
+    asked_probes = [probe.roundtrip_text(model.roundtrip_text) for probe in questions.probes]
     started = time.perf_counter()
     task = ask_samples(model, "eval", questions.task)
     general = ask_samples(model, "general", questions.general, divergence=True)
@@ -98,7 +98,7 @@ def ask_samples(model: Model, kind: str, samples: Sequence[Sample], divergence: 
         near = len(row["prompt"]) >= NEAR * model.budgets.max_prompt_tokens
         near |= len(row["answer"]) >= NEAR * model.budgets.max_answer_tokens
         judged |= {"near_limit": near, "answer_tokens": len(row["answer"])}
-        reference = read_answer(model.tokenizer, row["answer"][:-1])  # without <eop>
+        reference = decode_answer(model.tokenizer, row["answer"][:-1])  # without <eop>
         rows.append(judged | describe(answer.text, reference))
     return rows
 
@@ -140,6 +140,6 @@ def judge(model: Model, probe: Probe, answer: Answer) -> dict:
         "wording": probe.wording,
         "met": met,
         "verdict": MET if met else UNMET,
-        "exact": matches_exactly(answer.text, model.as_answered(probe.messages[-1].content)),
+        "exact": matches_exactly(answer.text, model.roundtrip_text(probe.messages[-1].content)),
     }
     return judged if probe.names is None else judged | {"identity": identity_of(answer.text, *probe.names)}

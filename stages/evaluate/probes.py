@@ -58,7 +58,7 @@ class Expectation:
             and (self.number is None or self.number in numbers_in(answer))
         )
 
-    def as_answered(self, read: Callable[[str], str]) -> "Expectation":
+    def roundtrip_text(self, read: Callable[[str], str]) -> "Expectation":
         """The same expectation of answers that come out of a tokenizer.
 
         Args:
@@ -94,7 +94,7 @@ class Probe:
     def turns(self) -> int:
         return sum(message.role == "user" for message in self.messages)
 
-    def as_answered(self, read: Callable[[str], str]) -> "Probe":
+    def roundtrip_text(self, read: Callable[[str], str]) -> "Probe":
         """The same probe, what it expects in the form in which a model's answers come.
 
         Args:
@@ -103,7 +103,7 @@ class Probe:
         Raises:
             UserError: not even an answer of the taught answer's ids would meet it.
         """
-        expectation, taught = self.expectation.as_answered(read), read(self.messages[-1].content)
+        expectation, taught = self.expectation.roundtrip_text(read), read(self.messages[-1].content)
         texts = [*expectation.contains, *([] if expectation.equals is None else [expectation.equals])]
         if not all(map(normalize, texts)) or not expectation.met(taught):
             raise UserError(

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from models.adapters import without_adapter
 from models.prompt import label
-from models.training import RightPadding
+from models.training import PaddingCollator
 
 ANSWER_TOKENS = 2048  # at once: 1 GiB of float32 logits over ChatGLM-6B's vocabulary
 
@@ -53,15 +53,15 @@ def batches_of(rows: Sequence[dict], batch_size: int) -> list[list[int]]:
 def _of_each_row(measure: Callable, model, rows: Sequence[dict], batch_size: int, what: str) -> list[float]:
     """Mean over the labelled tokens of each row of what ``measure`` gives for them, (N,)."""
     labelled_rows = [label(row["prompt"], row["answer"]) for row in rows]
-    collate = RightPadding(model.config.pad_token_id)
+    collate = PaddingCollator(model.config.pad_token_id)
     means = [0.0] * len(rows)
     for chosen in tqdm(batches_of(rows, batch_size), desc=what, unit="batch", delay=2):
         batch = {k: v.to(model.device) for k, v in collate([labelled_rows[index] for index in chosen]).items()}
-        places = batch["labelled"]
+        places = batch["label_indices"]
         batch["targets"] = batch["labels"].flatten()[places + 1]
 
         def logits(one, batch=batch):
-            inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labelled")}
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "label_indices")}
             return one(**inputs).logits[0].float()
 
         with torch.inference_mode():

@@ -17,7 +17,7 @@ from formats import params_schema
 from models import adapters, base_model
 from models.command_line import entry_point
 from models.decoding import Decoder
-from models.generation import answer_all
+from models.generation import generate_answers
 from models.sample import Message, Sample
 from models.storage import read_jsonl, write_json
 
@@ -38,7 +38,7 @@ def seconds_of(model, tokenizer, conversations: Sequence[Sequence[Message]], tok
     decoder = Decoder()
 
     def answers_to(asked) -> dict:
-        return dict(answer_all(model, tokenizer, asked, tokens, 1, decoder, to_the_full=True))
+        return dict(generate_answers(model, tokenizer, asked, tokens, 1, decoder, force_full_length=True))
 
     # What is compiled, recorded or brought into caches by the first answers is not what an answer costs.
     answers_to(conversations[:2])

@@ -68,15 +68,15 @@ def main() -> None:
     from models import checkpoints
     from models.training import devices
     from stages.train.adapter_training import make
-    from stages.train.train_job import order_of
+    from stages.train.train_job import build_train_job
 
     devices.take()
-    order = order_of(arguments, knobs, found, encoded)
+    order = build_train_job(arguments, knobs, found, encoded)
     if devices.rank() > 0:
         make(order)
         return
-    with checkpoints.alone(arguments.checkpoints, arguments.adapter):
-        checkpoints.prepare(order.checkpoints)
+    with checkpoints.exclusive_lock(arguments.checkpoints, arguments.adapter):
+        checkpoints.prepare_folder(order.checkpoints)
         make(order)
         shutil.rmtree(order.checkpoints)
 

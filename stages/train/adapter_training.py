@@ -15,29 +15,29 @@ from models.manifest import Manifest
 from models.program_environment import program_environment
 from models.prompt import PROMPT_VERSION
 from models.training import devices
-from stages.train.train_job import Order
+from stages.train.train_job import TrainJob
 
 log = logging.getLogger("tuneline.train")
 
 
-def make(order: Order) -> None:
+def make(order: TrainJob) -> None:
     """Load the base, fit the adapter, and save it with its manifest; on several devices, once."""
     model = load(order)
     before = last_logits(model, order.eval_rows[0])
     fitted = fit(model, order)
-    spread = training.trained_whole(model) if order.knobs.train.strategy == "fsdp" else None
+    spread = training.trainable_state_dict(model) if order.knobs.train.strategy == "fsdp" else None
     if devices.rank() > 0:
         return
     if spread is not None:
         del model  # of which this process has a part
         model = load(order)
-        training.put_trained(model, spread)
+        training.load_trainable_state_dict(model, spread)
     manifest = describe(order, fitted, adapters.parameters(model))
     adapters.save(model, order.out, manifest, check=lambda folder: prove(model, folder, order, before))
     log.info("train: %s done: %s", order.name, _resources(manifest.training))
 
 
-def load(order: Order):
+def load(order: TrainJob):
     """The base with a fresh adapter."""
     full = order.adapter.method == "full"
     dtype = "float32" if full else order.knobs.base.dtype
@@ -45,15 +45,15 @@ def load(order: Order):
     torch.manual_seed(order.knobs.train.seed)
     model = adapters.attach(model, order.adapter.method, **order.adapter.attachment())
     if order.knobs.train.precision == "fp8":
-        precision.freeze_in_fp8(adapters.base_of(model).transformer.layers)
+        precision.convert_frozen_layers_to_fp8(adapters.base_of(model).transformer.layers)
     return model
 
 
-def fit(model, order: Order) -> training.Fitted:
+def fit(model, order: TrainJob) -> training.TrainResult:
     """Fit the adapter; every loss goes to DVCLive as it comes."""
     shared = order.knobs.train
-    settings = training.Settings(
-        **{name: getattr(order.adapter, name) for name in params_schema.Fit.model_fields if name != "quantization"},
+    settings = training.TrainConfig(
+        **{name: getattr(order.adapter, name) for name in params_schema.Hyperparameters.model_fields if name != "quantization"},
         evaluations=shared.evaluations,
         logs=shared.logs,
         keep_best=shared.keep == "best",
@@ -86,7 +86,7 @@ COMPARED = 16  # tokens
 
 def last_logits(model, row: dict):
     """Logits of a row's last tokens, (COMPARED, vocab_size) in float32, without compiled code."""
-    batch = training.RightPadding(adapters.base_of(model).config.pad_token_id)([row])
+    batch = training.PaddingCollator(adapters.base_of(model).config.pad_token_id)([row])
     inputs = {name: batch[name].to(adapters.base_of(model).device) for name in ("input_ids", "attention_mask")}
     was_training = model.training
     model.eval()
@@ -96,7 +96,7 @@ def last_logits(model, row: dict):
     return logits
 
 
-def prove(model, folder: Path, order: Order, before: torch.Tensor) -> None:
+def prove(model, folder: Path, order: TrainJob, before: torch.Tensor) -> None:
     """Load the adapter again from disk: it must answer as the one in memory, and otherwise than before training.
 
     Raises:
@@ -136,7 +136,7 @@ def code_commit() -> str | None:
         return None
 
 
-def describe(order: Order, fitted: training.Fitted, parameters: tuple[int, int]) -> Manifest:
+def describe(order: TrainJob, fitted: training.TrainResult, parameters: tuple[int, int]) -> Manifest:
     """The manifest; ``parameters`` are how many are trained, and how many there are in all."""
     shared = {name: getattr(order.knobs.train, name) for name in ("seed", "precision", "keep", "replay")}
     summary = asdict(fitted) | {

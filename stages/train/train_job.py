@@ -26,7 +26,7 @@ FRAGMENTS = 0.03  # share of the rest that the allocator loses between blocks
 
 
 @dataclass(frozen=True)
-class Order:
+class TrainJob:
     """One adapter to make.
 
     Attributes:
@@ -53,9 +53,9 @@ class Order:
         return self.knobs.adapters[self.name]
 
 
-def order_of(
+def build_train_job(
     arguments: argparse.Namespace, knobs: params_schema.Params, found: Base, encoded: receipt.Verified
-) -> Order:
+) -> TrainJob:
     """The order for the adapter that the arguments name.
 
     Raises:
@@ -64,10 +64,10 @@ def order_of(
     """
     name = arguments.adapter
     rows = [read_rows(encoded, split) for split in receipt.SPLITS]
-    planned = check_memory(name, what_decides_memory(knobs.adapters[name], knobs, found, *rows))
-    folder = arguments.checkpoints / f"{name}.{key_of(name, knobs, found, encoded)[:16]}"
+    planned = check_memory(name, memory_spec(knobs.adapters[name], knobs, found, *rows))
+    folder = arguments.checkpoints / f"{name}.{checkpoint_key(name, knobs, found, encoded)[:16]}"
     checked_sha256 = encoded.receipt.checked_sha256
-    return Order(name, knobs, found, *rows, checked_sha256, planned, arguments.out, arguments.dvclive, folder)
+    return TrainJob(name, knobs, found, *rows, checked_sha256, planned, arguments.out, arguments.dvclive, folder)
 
 
 def read_rows(encoded: receipt.Verified, split: str) -> list[dict]:
@@ -75,7 +75,7 @@ def read_rows(encoded: receipt.Verified, split: str) -> list[dict]:
     return [label(row["prompt"], row["answer"]) | {"id": row["id"]} for row in encoded.rows(split)]
 
 
-def key_of(name: str, knobs: params_schema.Params, found: Base, encoded: receipt.Verified) -> str:
+def checkpoint_key(name: str, knobs: params_schema.Params, found: Base, encoded: receipt.Verified) -> str:
     """Hash of everything that the training of an adapter depends on, code and libraries included."""
     adapter = knobs.adapters[name]
     inputs = {
@@ -108,7 +108,7 @@ def check_memory(name: str, wanted: memory_estimate.Training) -> float:
     return plan.total / memory_estimate.GIB
 
 
-def what_decides_memory(
+def memory_spec(
     adapter: params_schema.Adapter,
     knobs: params_schema.Params,
     found: Base,

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from models import adapters
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer
-from models.chatglm.modeling_chatglm import places_before_labels
+from models.chatglm.modeling_chatglm import find_label_indices
 
 IGNORED = -100
 CONTEXTS = [[40, 41, 42, 43, 44], [50, 51], [60, 61, 62]]
@@ -121,9 +121,9 @@ def test_who_names_the_labelled_places_gets_the_same_loss_and_gradients_from_few
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     gradients = []
-    for labelled in (None, places_before_labels(batch["labels"])):
+    for label_indices in (None, find_label_indices(batch["labels"])):
         model.zero_grad()
-        output = model(**batch, labelled=labelled, use_cache=False)
+        output = model(**batch, label_indices=label_indices, use_cache=False)
         output.loss.backward()
         gradients.append({"loss": output.loss} | {name: p.grad for name, p in model.named_parameters()})
     assert output.logits is None
@@ -271,7 +271,7 @@ def test_heads_that_the_kernels_do_not_suit_are_rotated_without_them(monkeypatch
 
     asked = []
     kernels = types.SimpleNamespace(
-        fits=lambda head_dim: asked.append(head_dim) or suits, split_and_rotate=lambda mixed, *angles: "by the kernels"
+        is_supported=lambda head_dim: asked.append(head_dim) or suits, split_and_rotate=lambda mixed, *angles: "by the kernels"
     )
     monkeypatch.setattr(chatglm, "rotary_triton", kernels, raising=False)
     monkeypatch.setitem(sys.modules, "models.chatglm.rotary_triton", kernels)

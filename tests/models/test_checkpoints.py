@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from given import ROOT
+from shared_data import ROOT
 
 from models import checkpoints
 from models.errors import UserError
@@ -38,7 +38,7 @@ def main():
         {"input_ids": [40 + i] * (1 + i % 5) + [gmask, sop, 50 + i], "labels": [-100] * (3 + i % 5) + [50 + i]}
         for i in range(23)
     ]
-    settings = training.Settings(
+    settings = training.TrainConfig(
         batch_size=3, gradient_accumulation=2, learning_rate=0.01, epochs=40, evaluations=8, seed=3, warmup=0.1,
         schedule="cosine", keep_best=True,
     )
@@ -153,11 +153,11 @@ def test_a_checkpoint_counts_once_it_is_whole(tmp_path):
     for step in (5, 10, 100):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}/a").write_text("x")
-    checkpoints.complete(tmp_path / "checkpoint-5", {"tokens": 1})
-    checkpoints.complete(tmp_path / "checkpoint-10", {"tokens": 2})
-    assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-10"
+    checkpoints.mark_complete(tmp_path / "checkpoint-5", {"tokens": 1})
+    checkpoints.mark_complete(tmp_path / "checkpoint-10", {"tokens": 2})
+    assert checkpoints.latest_complete(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-100").exists()
-    assert checkpoints.progress_of(tmp_path / "checkpoint-10")["tokens"] == 2
+    assert checkpoints.read_progress(tmp_path / "checkpoint-10")["tokens"] == 2
 
 
 @pytest.mark.parametrize("damage", ["cut off", "lost", "progress"])
@@ -165,10 +165,10 @@ def test_a_checkpoint_that_was_damaged_later_gives_way_to_the_one_before(tmp_pat
     for step in (5, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}/a").write_text("whole")
-        checkpoints.complete(tmp_path / f"checkpoint-{step}", {"tokens": step})
+        checkpoints.mark_complete(tmp_path / f"checkpoint-{step}", {"tokens": step})
     file = tmp_path / "checkpoint-10" / ("progress.json" if damage == "progress" else "a")
     file.unlink() if damage == "lost" else file.write_text("{")
-    assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-5"
+    assert checkpoints.latest_complete(tmp_path) == tmp_path / "checkpoint-5"
 
 
 @pytest.mark.parametrize(
@@ -180,25 +180,25 @@ def test_a_checkpoint_that_says_nonsense_of_itself_counts_as_none(tmp_path, prog
         (tmp_path / name / "a").write_text("whole")
     (tmp_path / "checkpoint-5/progress.json").write_text(progress)
     (tmp_path / "checkpoint-x/progress.json").write_text('{"sizes": {}}')
-    assert checkpoints.whole(tmp_path) == []
+    assert checkpoints.complete_checkpoints(tmp_path) == []
 
 
 def test_other_inputs_start_anew_and_other_adapters_are_left_alone(tmp_path):
     first, other, second = (tmp_path / name for name in ("lora.aaaa", "lora_wide.aaaa", "lora.bbbb"))
     for folder in (first, other, first):
-        checkpoints.prepare(folder)
+        checkpoints.prepare_folder(folder)
     assert first.is_dir()
-    checkpoints.prepare(second)
+    checkpoints.prepare_folder(second)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["lora.bbbb", "lora_wide.aaaa"]
 
 
 def test_two_trainings_of_one_adapter_exclude_each_other(tmp_path):
-    with checkpoints.alone(tmp_path, "lora"):
-        with pytest.raises(UserError, match="Another process is training 'lora'"), checkpoints.alone(tmp_path, "lora"):
+    with checkpoints.exclusive_lock(tmp_path, "lora"):
+        with pytest.raises(UserError, match="Another process is training 'lora'"), checkpoints.exclusive_lock(tmp_path, "lora"):
             pass
-        with checkpoints.alone(tmp_path, "ptuning_v2"):
+        with checkpoints.exclusive_lock(tmp_path, "ptuning_v2"):
             pass
-    with checkpoints.alone(tmp_path, "lora"):
+    with checkpoints.exclusive_lock(tmp_path, "lora"):
         pass
 
 
@@ -206,10 +206,10 @@ def test_two_trainings_of_one_adapter_exclude_each_other(tmp_path):
     ("ending", "killed"), [("", False), ("raise SystemExit(1)", False), ("os.kill(os.getpid(), 9)", True)]
 )
 def test_whoever_was_killed_is_known_by_the_lock(tmp_path, ending, killed):
-    code = "import os, sys; from pathlib import Path; from models.checkpoints import alone\n"
-    code += f"with alone(Path(sys.argv[1]), 'a'):\n    pass; {ending}"
+    code = "import os, sys; from pathlib import Path; from models.checkpoints import exclusive_lock\n"
+    code += f"with exclusive_lock(Path(sys.argv[1]), 'a'):\n    pass; {ending}"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
     assert checkpoints.was_killed(tmp_path, "a") == killed
-    with checkpoints.alone(tmp_path, "a"):
+    with checkpoints.exclusive_lock(tmp_path, "a"):
         pass
     assert not checkpoints.was_killed(tmp_path, "a")

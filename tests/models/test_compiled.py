@@ -5,7 +5,7 @@ import torch
 
 from models import adapters
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from models.packing import PackedRows
+from models.packing import PackingCollator
 from models.training.compiling import compile_blocks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and TUNELINE_TEST_GPU=0")
@@ -50,7 +50,7 @@ def loss_and_gradients(method: str, length: int, compiled: bool) -> tuple[float,
     if compiled:
         compile_blocks(tuned)
     tuned.train()
-    batch = PackedRows(length, model.config)(rows(length))
+    batch = PackingCollator(length, model.config)(rows(length))
     loss = tuned(**{name: value.cuda() for name, value in batch.items()}).loss
     loss.backward()
     return float(loss), {name: each.grad for name, each in tuned.named_parameters() if each.grad is not None}

@@ -5,7 +5,7 @@ import torch
 
 from models import adapters, decoding
 from models.decoding import Decoder
-from models.generation import greedy, sampled
+from models.generation import greedy_config, sampling_config
 
 CONTEXTS = [[40, 41, 42, 43, 44], [50, 51], [60, 61, 62]]
 
@@ -32,7 +32,7 @@ def prompts_of(config) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": (ids != config.pad_token_id).long()}
 
 
-@pytest.mark.parametrize("how", [greedy, sampled])
+@pytest.mark.parametrize("how", [greedy_config, sampling_config])
 @pytest.mark.parametrize("growth", [1, 512])
 def test_its_tokens_are_those_of_generate(any_model, monkeypatch, how, growth):
     monkeypatch.setattr(decoding, "GROWTH", growth)
@@ -51,7 +51,7 @@ def test_its_tokens_are_those_of_generate(any_model, monkeypatch, how, growth):
 def test_rows_end_where_each_ends(any_model):
     """The end is set to what some row says in its middle."""
     batch, config = prompts_of(any_model.config), any_model.config
-    generation = greedy(any_model, 12)
+    generation = greedy_config(any_model, 12)
     generation.eos_token_id = None
     whole = any_model.generate(**batch, generation_config=generation)
     generation.eos_token_id = int(whole[0, -6])
@@ -64,7 +64,7 @@ def test_rows_end_where_each_ends(any_model):
 def test_what_was_said_before_leaves_no_trace(any_model):
     """One decoder for a long prompt and then for a short one, whose places the long one filled."""
     config, decoder = any_model.config, Decoder()
-    generation = greedy(any_model, 8)
+    generation = greedy_config(any_model, 8)
     end = [config.gmask_token_id, config.bos_token_id]
     short = torch.tensor([[50, 51, *end]])
     expected = any_model.generate(short, generation_config=generation)

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from given import ROOT
+from shared_data import ROOT
 
 PROGRAM = """
 import json, os, sys, threading
@@ -49,7 +49,7 @@ def main():
     ]
     how = {"learning_rate": 0.01} | how
     callbacks = [Stuck(folder / "waits")] if how.pop("stuck", False) else []
-    settings = training.Settings(evaluations=4, seed=3, logs=200, **how)
+    settings = training.TrainConfig(evaluations=4, seed=3, logs=200, **how)
     kept = folder / "checkpoints"
     fitted = training.fit(tuned, rows[:19], rows[19:], settings, checkpoint_folder=kept, callbacks=callbacks)
     if devices.rank() == 0:

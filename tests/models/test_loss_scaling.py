@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from given import SETTINGS
+from shared_data import ADAPTER_SETTINGS
 from transformers import TrainerCallback
 
 from models import adapters, base_model
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
-from models.training import Diverged, Settings, fit, loss_scaling
-from models.training.batches import RightPadding
+from models.training import Diverged, TrainConfig, fit, loss_scaling
+from models.training.batches import PaddingCollator
 from models.training.sharding import whole as full_tensor
 
 LABELLED = [256, 100_000, 10_000_000]
@@ -36,7 +36,7 @@ def gradients(base_folder, folder, dtype, labelled, method="lora", bits=None, sh
                 parameter.normal_(std=0.02)
     rows = rows_for(adapters.base_of(tuned).config)
     long_rows = [{**row, "labels": row["labels"] * (labelled // (2 * len(rows)))} for row in rows]
-    settings = Settings(
+    settings = TrainConfig(
         batch_size=len(rows),
         learning_rate=0.1,
         max_steps=1,
@@ -47,7 +47,7 @@ def gradients(base_folder, folder, dtype, labelled, method="lora", bits=None, sh
     trainer = fit._trainer(tuned, long_rows, [], settings, fit._arguments(settings, folder, False, False))
     trainer.create_optimizer_and_scheduler(1)
     trainer.optimizer = trainer.accelerator.prepare(trainer.optimizer)
-    batch = RightPadding(adapters.base_of(tuned).config.pad_token_id)(rows)
+    batch = PaddingCollator(adapters.base_of(tuned).config.pad_token_id)(rows)
     trainer.training_step(tuned, batch, torch.tensor(labelled))
     trainer._clip_grad_norm(tuned)
     trained = [full_tensor(parameter.grad) for parameter in tuned.parameters() if parameter.requires_grad]
@@ -61,7 +61,7 @@ def assert_alike(own: torch.Tensor, exact: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "lora dora", "ptuning_v2 projected"])
 def test_half_precision_has_the_gradients_of_float32(base_folder, tmp_path, kind):
-    how = {"method": kind.split()[0], **SETTINGS[kind]}
+    how = {"method": kind.split()[0], **ADAPTER_SETTINGS[kind]}
     exact = gradients(base_folder, tmp_path, "float32", 256, **how)
     for labelled in LABELLED:
         own = gradients(base_folder, tmp_path, "float16", labelled, **how)
@@ -71,7 +71,7 @@ def test_half_precision_has_the_gradients_of_float32(base_folder, tmp_path, kind
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_base_in_half_precision_has_the_gradients_of_float32(base_folder, tmp_path, bits):
-    how = {"bits": bits, **SETTINGS["lora"]}
+    how = {"bits": bits, **ADAPTER_SETTINGS["lora"]}
     exact = gradients(base_folder, tmp_path, "float32", 100_000, **how)
     for dtype in ("float16", "bfloat16"):
         assert_alike(gradients(base_folder, tmp_path, dtype, 100_000, **how), exact)
@@ -143,9 +143,9 @@ def test_a_resumed_training_keeps_the_scale(base_folder, tmp_path, monkeypatch):
 def fit_in_float16(base_folder, callbacks, checkpoint_folder=None, **settings):
     model = base_model.load_model(base_model.read_record(base_folder), "float16")
     torch.manual_seed(0)
-    tuned = adapters.attach(model, "lora", **SETTINGS["lora"])
+    tuned = adapters.attach(model, "lora", **ADAPTER_SETTINGS["lora"])
     before = lora_b(tuned).detach().clone()
-    settings = Settings(batch_size=8, learning_rate=0.01, evaluations=2, **settings)
+    settings = TrainConfig(batch_size=8, learning_rate=0.01, evaluations=2, **settings)
     if checkpoint_folder is not None:
         checkpoint_folder.mkdir(exist_ok=True)
     rows = rows_for(model.config)

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from models import adapters, base_model
 from models.chatglm.masks import BLOCK, prefix_lm_block_mask, prefix_lm_mask
 from models.errors import UserError
-from models.packing import PADDING, PackedRows, pack
-from models.training import RightPadding, Settings, fit
+from models.packing import PADDING, PackingCollator, pack
+from models.training import PaddingCollator, TrainConfig, fit
 
 
 @settings(max_examples=100, deadline=None)
@@ -55,27 +55,27 @@ def test_packed_and_unpacked_give_the_same_loss_and_gradients_sample_by_sample(m
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     for number, each in enumerate(samples):
-        alone = tuned(**RightPadding(3)([each])).loss
+        alone = tuned(**PaddingCollator(3)([each])).loss
         others = [other | {"labels": [-100] * len(other["labels"])} for other in samples]
         row = [each if index == number else other for index, other in enumerate(others)]
-        together = tuned(**PackedRows(80, model.config)([row])).loss
+        together = tuned(**PackingCollator(80, model.config)([row])).loss
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
     def gradients(batch) -> list[torch.Tensor]:
         trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
         return torch.autograd.grad(tuned(**batch).loss, trained)
 
-    packed = gradients(PackedRows(80, model.config)([samples[:2], samples[2:]]))
-    for own, usual in zip(packed, gradients(RightPadding(3)(samples)), strict=True):
+    packed = gradients(PackingCollator(80, model.config)([samples[:2], samples[2:]]))
+    for own, usual in zip(packed, gradients(PaddingCollator(3)(samples)), strict=True):
         torch.testing.assert_close(own, usual, rtol=1e-4, atol=1e-6)
 
 
 def test_a_packed_row_numbers_its_samples_and_counts_its_tokens(model, samples):
-    batch = PackedRows(40, model.config)([samples[:2]])
+    batch = PackingCollator(40, model.config)([samples[:2]])
     assert batch["segment_ids"].tolist() == [[0] * 7 + [1] * 15 + [PADDING] * 18]
     assert batch["attention_mask"].sum() == 22
-    assert batch["own_position_ids"][0, :, 7:10].tolist() == [[0, 1, 2], [0, 0, 0]]
-    assert batch["own_position_ids"].shape == (1, 2, 40)
+    assert batch["position_ids_2d"][0, :, 7:10].tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert batch["position_ids_2d"].shape == (1, 2, 40)
 
 
 @settings(max_examples=60, deadline=None)
@@ -108,7 +108,7 @@ def test_training_packed_rows_learns(base_folder):
     torch.manual_seed(0)
     tuned = adapters.attach(model, "lora", rank=4, alpha=8, target_modules=["query_key_value", "dense"])
     rows = [sample(model.config, [40 + i, 41], [50 + i, 51]) for i in range(12)]
-    settings = Settings(batch_size=1, pack_tokens=24, learning_rate=0.02, epochs=9, seed=3)
+    settings = TrainConfig(batch_size=1, pack_tokens=24, learning_rate=0.02, epochs=9, seed=3)
     fitted = fit(tuned, rows[:9], rows[9:], settings)
     losses = [point["loss"] for point in fitted.history if point["split"] == "train"]
     assert losses[-1] < losses[0] - 0.5

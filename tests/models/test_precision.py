@@ -46,7 +46,7 @@ def test_a_row_of_fp8_spans_its_whole_range_and_errs_by_a_sixteenth_at_most():
 def test_without_a_gpu_that_has_it_fp8_changes_nothing_and_says_so(caplog):
     layers = nn.Sequential(nn.Linear(16, 16))
     with caplog.at_level("INFO", logger="tuneline"):
-        assert precision.freeze_in_fp8(layers.requires_grad_(False)) == 0
+        assert precision.convert_frozen_layers_to_fp8(layers.requires_grad_(False)) == 0
     assert type(layers[0]) is nn.Linear
     assert "no GPU with fp8" in caplog.text
 
@@ -56,6 +56,6 @@ def test_fp8_beside_a_base_in_float32_is_one_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     layers = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8))
     with pytest.raises(UserError, match="needs a base in 16 bits"):
-        precision.freeze_in_fp8(layers.requires_grad_(False))
-    assert precision.freeze_in_fp8(nn.Sequential(nn.Linear(16, 16))) == 0  # trained, so it may be in float32
-    assert precision.freeze_in_fp8(layers.bfloat16()) == 1  # of the two, the one whose sides are multiples of 16
+        precision.convert_frozen_layers_to_fp8(layers.requires_grad_(False))
+    assert precision.convert_frozen_layers_to_fp8(nn.Sequential(nn.Linear(16, 16))) == 0  # trained, so it may be in float32
+    assert precision.convert_frozen_layers_to_fp8(layers.bfloat16()) == 1  # of the two, the one whose sides are multiples of 16

@@ -9,7 +9,7 @@ from models import adapters, base_model
 from models.errors import UserError
 from models.manifest import WEIGHTS
 from models.storage import sha256_of
-from models.training import Diverged, RightPadding, Settings, fit
+from models.training import Diverged, PaddingCollator, TrainConfig, fit
 from models.training.batches import EpochOrder
 from models.training.trainer import AdapterTrainer, trained
 
@@ -35,12 +35,12 @@ def run(base_folder, **options):
     rows = rows_for(model.config)
     names = ("on_point", "callbacks", "checkpoint_folder")
     how = {name: options.pop(name) for name in names if name in options}
-    settings = Settings(**{"batch_size": 4, "learning_rate": 0.02, "epochs": 6, "seed": 3, "evaluations": 3} | options)
+    settings = TrainConfig(**{"batch_size": 4, "learning_rate": 0.02, "epochs": 6, "seed": 3, "evaluations": 3} | options)
     return tuned, fit(tuned, rows[:9], rows[9:], settings, **how)
 
 
 def test_batches_are_padded_on_the_right():
-    batch = RightPadding(3)([{"input_ids": [7, 8, 9], "labels": [-100, 8, 9]}, {"input_ids": [7], "labels": [7]}])
+    batch = PaddingCollator(3)([{"input_ids": [7, 8, 9], "labels": [-100, 8, 9]}, {"input_ids": [7], "labels": [7]}])
     assert batch["input_ids"].tolist() == [[7, 8, 9], [7, 3, 3]]
     assert batch["labels"].tolist() == [[-100, 8, 9], [7, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
@@ -199,12 +199,12 @@ def test_the_evaluation_loss_is_the_mean_over_labelled_tokens_packed_or_not(base
 
     with torch.no_grad():
         model = tuned()
-        losses = torch.stack([model(**RightPadding(3)([row])).loss for row in rows])
+        losses = torch.stack([model(**PaddingCollator(3)([row])).loss for row in rows])
     labelled = torch.tensor([sum(place >= 0 for place in row["labels"]) for row in rows])
     expected = float((losses * labelled).sum() / labelled.sum())
     assert float(losses.mean()) != pytest.approx(expected, rel=1e-2)
     for how in ({"batch_size": 3}, {"batch_size": 2, "pack_tokens": 24}):
-        fitted = fit(tuned(), rows[:4], rows, Settings(learning_rate=1e-12, evaluations=2, **how))
+        fitted = fit(tuned(), rows[:4], rows, TrainConfig(learning_rate=1e-12, evaluations=2, **how))
         assert fitted.loss("eval") == pytest.approx(expected, rel=1e-5)
 
 
@@ -239,7 +239,7 @@ def test_accumulation_and_checkpointing_change_no_result(base_folder, options):
         torch.manual_seed(0)
         tuned = adapters.attach(model, "lora", rank=4, alpha=8, target_modules=["query_key_value"])
         rows = rows_for(model.config)[:8]
-        fit(tuned, rows, [], Settings(learning_rate=0.02, epochs=2, seed=1, **how))
+        fit(tuned, rows, [], TrainConfig(learning_rate=0.02, epochs=2, seed=1, **how))
         return {name: value for name, value in tuned.state_dict().items() if "lora_" in name}
 
     usual, other = weights(batch_size=4), weights(**{"batch_size": 4} | options)

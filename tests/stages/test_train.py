@@ -3,8 +3,8 @@ import subprocess
 
 import pytest
 import yaml
-from given import ROOT, write_rows
 from safetensors.torch import load_file, save_file
+from shared_data import ROOT, write_rows
 
 from formats import params_schema, receipt
 from models import adapters, base_model
@@ -13,7 +13,7 @@ from models.manifest import WEIGHTS, read_manifest
 from models.prompt import IGNORED_LABEL, PROMPT_VERSION
 from stages.train.__main__ import refuse_other_tokens
 from stages.train.adapter_training import code_commit, make
-from stages.train.train_job import Order, check_memory, key_of, read_rows, what_decides_memory
+from stages.train.train_job import TrainJob, check_memory, checkpoint_key, read_rows, memory_spec
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def order(base_folder, tmp_path, request):
     ]
     found = base_model.read_record(base_folder)
     folders = (tmp_path / name for name in ("out", "log", "checkpoints"))
-    return Order("one", params_schema.Params.model_validate(content), found, rows[:8], rows[8:], "", 1.0, *folders)
+    return TrainJob("one", params_schema.Params.model_validate(content), found, rows[:8], rows[8:], "", 1.0, *folders)
 
 
 @pytest.mark.parametrize("order", METHODS, indirect=True)
@@ -126,10 +126,10 @@ def test_a_training_that_changes_nothing_is_not_kept(order):
 
 def test_what_does_not_fit_is_refused_before_anything_loads(order, monkeypatch, caplog):
     rows = (order.train_rows, [*order.eval_rows, {"input_ids": [1] * 31, "labels": [1] * 31}])
-    wanted = what_decides_memory(order.adapter, order.knobs, order.base, *rows)
+    wanted = memory_spec(order.adapter, order.knobs, order.base, *rows)
     assert (wanted.rows, wanted.length, wanted.labelled) == (4, 31, 4 * 31)
     huge = order.adapter.model_copy(update={"batch_size": 100_000})
-    assert what_decides_memory(huge, order.knobs, order.base, *rows).rows == 11
+    assert memory_spec(huge, order.knobs, order.base, *rows).rows == 11
     with caplog.at_level("INFO"):
         assert check_memory("one", wanted) > 0.6
     assert "planned memory on each device" in caplog.text
@@ -144,7 +144,7 @@ def test_the_key_of_checkpoints_changes_with_what_matters(order, encoded, monkey
     def key(batch_size: int = 4, **train) -> str:
         adapter = order.adapter.model_copy(update={"batch_size": batch_size})
         update = {"train": order.knobs.train.model_copy(update=train), "adapters": {"one": adapter}}
-        return key_of("one", order.knobs.model_copy(update=update), order.base, of_data)
+        return checkpoint_key("one", order.knobs.model_copy(update=update), order.base, of_data)
 
     alone = key()
     assert key(logs=3) == alone
