@@ -1,7 +1,7 @@
-"""Character 4-grams: how similar two texts are, and how much a text repeats itself.
+"""Character 4-grams: Jaccard similarity of texts, and repetition within a text.
 
-Similarity of two texts is the Jaccard similarity of their sets of 4-grams. The data checks and replay compare texts by
-the same sets, so that both mean the same by a near-duplicate.
+Two texts are near-duplicates by the Jaccard similarity of their sets of 4-grams. The data checks and replay share this
+definition; repetition is shared by the data checks and stage evaluate.
 """
 
 from collections.abc import Sequence
@@ -12,50 +12,56 @@ from scipy.sparse import csr_array
 from models.sample import Message
 
 WIDTH = 4  # characters
-_SHORT = 50  # characters; a shorter text does not count as repetitive
-_PAIRS_AT_ONCE = 20_000_000  # of texts, of which similarity is computed in memory
+_MAX_PAIRS = 20_000_000  # pairs of texts whose similarities are in memory at a time
 
 
-def code_points(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The characters of all texts, one after another, as numbers, and where each text begins and the last ends.
+def to_code_points(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Concatenate texts as Unicode code points.
 
     Returns:
-        uint32 of shape (characters,) and int64 of shape (texts + 1,).
+        Code points, uint32 of shape (characters,), and the offset of each text and of the end, int64 of shape
+        (texts + 1,).
     """
-    ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+    offsets = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    return codes, ends
+    return codes, offsets
 
 
-def text_of(messages: Sequence[Message]) -> str:
-    """What user and assistant say; a system message may be the same in all rows, and would make them all alike."""
+def join_dialogue(messages: Sequence[Message]) -> str:
+    """Return the user's and the assistant's messages, one per line.
+
+    System messages are left out: one that all rows share would make them all near-duplicates.
+    """
     return "\n".join(message.content for message in messages if message.role != "system")
 
 
-def grams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct 4-grams of every text, hashed to 32 bits and sorted; a shorter text is one gram as a whole.
+def hash_ngrams(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the set of 4-grams of every text, hashed to 32 bits and sorted.
+
+    A text of fewer than four characters has a single 4-gram: the text itself, padded.
 
     Returns:
-        uint32 of shape (grams of all texts,), and int64 of shape (texts + 1,): where each text's begin.
+        Hashes of all texts, uint32 of shape (4-grams,), and the offset of each text and of the end, int64 of shape
+        (texts + 1,).
     """
     padded = [text if len(text) >= WIDTH else text.ljust(WIDTH, "\0") for text in texts]
-    codes, ends = code_points(padded)
+    codes, offsets = to_code_points(padded)
     if not len(codes):
         return np.empty(0, np.uint32), np.zeros(1, np.int64)
-    hashed = _hash(codes)
-    row = np.repeat(np.arange(len(padded), dtype=np.uint64), np.diff(ends))
-    # A gram must not reach into the next text.
-    inside = np.ones(len(codes), bool)
+    hashes = _hash(codes)
+    row = np.repeat(np.arange(len(padded), dtype=np.uint64), np.diff(offsets))
+    # A 4-gram must not span two texts.
+    is_inside = np.ones(len(codes), bool)
     for back in range(1, WIDTH):
-        inside[ends[1:] - back] = False
-    keyed = np.sort((row << np.uint64(32) | hashed)[inside])
+        is_inside[offsets[1:] - back] = False
+    keyed = np.sort((row << np.uint64(32) | hashes)[is_inside])
     keyed = keyed[np.append(True, keyed[1:] != keyed[:-1])]
     starts = np.searchsorted(keyed, np.arange(len(padded) + 1, dtype=np.uint64) << np.uint64(32))
     return keyed.astype(np.uint32), starts
 
 
 def _hash(codes: np.ndarray) -> np.ndarray:
-    """32-bit hashes of the 4-grams that begin at each character, as uint64; the last three wrap around."""
+    """Return the 32-bit hash of the 4-gram at each character, as uint64; the last three wrap around."""
     mixed = np.zeros(len(codes), np.uint64)
     for step in range(WIDTH):
         mixed = mixed * np.uint64(0x100000001B3) + np.roll(codes, -step).astype(np.uint64)
@@ -63,41 +69,51 @@ def _hash(codes: np.ndarray) -> np.ndarray:
     return mixed >> np.uint64(32)
 
 
-def jaccard(one: np.ndarray, other: np.ndarray) -> float:
-    """Similarity of two sets of grams, each sorted and distinct."""
-    shared = len(np.intersect1d(one, other, assume_unique=True))
-    return shared / max(len(one) + len(other) - shared, 1)
+def jaccard_similarity(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the Jaccard similarity of two sets of 4-grams, each sorted and without duplicates."""
+    shared = len(np.intersect1d(first, second, assume_unique=True))
+    return shared / max(len(first) + len(second) - shared, 1)
 
 
-def resembles(texts: Sequence[str], others: Sequence[str], similarity: float) -> np.ndarray:
-    """Whether each text has at least this similarity with any of the others: bool of shape (texts,)."""
-    near = np.zeros(len(texts), bool)
-    if not others:
-        return near
-    values, starts = grams(others)
-    vocabulary, columns = np.unique(values, return_inverse=True)
-    other_grams = csr_array((np.ones(len(columns)), columns, starts), shape=(len(others), len(vocabulary)))
-    at_once = max(_PAIRS_AT_ONCE // len(others), 1)
-    for first in range(0, len(texts), at_once):
-        part, sizes = _rows_of(texts[first : first + at_once], vocabulary)
-        shared = (part @ other_grams.T).tocoo()
+def has_near_duplicate(texts: Sequence[str], references: Sequence[str], similarity: float) -> np.ndarray:
+    """Return whether each text has at least this similarity to any of the references: bool of shape (texts,)."""
+    is_near = np.zeros(len(texts), bool)
+    if not references:
+        return is_near
+    hashes, starts = hash_ngrams(references)
+    vocabulary, columns = np.unique(hashes, return_inverse=True)
+    reference_grams = csr_array((np.ones(len(columns)), columns, starts), shape=(len(references), len(vocabulary)))
+    batch = max(_MAX_PAIRS // len(references), 1)
+    for first in range(0, len(texts), batch):
+        text_grams, sizes = _gram_matrix(texts[first : first + batch], vocabulary)
+        shared = (text_grams @ reference_grams.T).tocoo()
         union = sizes[shared.row] + np.diff(starts)[shared.col] - shared.data
-        near[first + shared.row[shared.data >= similarity * union]] = True
-    return near
+        is_near[first + shared.row[shared.data >= similarity * union]] = True
+    return is_near
 
 
-def _rows_of(texts: Sequence[str], vocabulary: np.ndarray) -> tuple[csr_array, np.ndarray]:
-    """A row for each text with a 1 for each of its 4-grams in the vocabulary, and how many 4-grams each text has."""
-    values, starts = grams(texts)
-    is_known = np.isin(values, vocabulary)
-    columns = np.searchsorted(vocabulary, values[is_known])
+def _gram_matrix(texts: Sequence[str], vocabulary: np.ndarray) -> tuple[csr_array, np.ndarray]:
+    """Return which 4-grams of the vocabulary each text has, of shape (texts, vocabulary), and its number of 4-grams."""
+    hashes, starts = hash_ngrams(texts)
+    is_known = np.isin(hashes, vocabulary)
+    columns = np.searchsorted(vocabulary, hashes[is_known])
     known_starts = np.concatenate([[0], np.cumsum(is_known)])[starts]
-    rows = csr_array((np.ones(len(columns)), columns, known_starts), shape=(len(texts), len(vocabulary)))
-    return rows, np.diff(starts)
+    matrix = csr_array((np.ones(len(columns)), columns, known_starts), shape=(len(texts), len(vocabulary)))
+    return matrix, np.diff(starts)
 
 
-def repetition(texts: Sequence[str]) -> np.ndarray:
-    """The share of each text's 4-grams that stood before in it; 0 for short texts. float64 of shape (texts,)."""
-    _, starts = grams(texts)
-    total = np.array([len(text) - WIDTH + 1 for text in texts], dtype=np.float64)
-    return np.where(total >= _SHORT - WIDTH + 1, 1 - np.diff(starts) / np.maximum(total, 1), 0.0).round(4)
+def compute_repetition(texts: Sequence[str], min_length: int = WIDTH) -> np.ndarray:
+    """Return the share of each text's 4-grams that occur earlier in the same text.
+
+    Args:
+        texts: in the form to compare: the data checks pass raw answers, stage evaluate normalized ones.
+        min_length: characters; shorter texts have repetition 0.
+
+    Returns:
+        Shares from 0 to 1, rounded to four digits: float64 of shape (texts,).
+    """
+    _, starts = hash_ngrams(texts)
+    lengths = np.array([len(text) for text in texts], dtype=np.float64)
+    total = lengths - WIDTH + 1
+    shares = 1 - np.diff(starts) / np.maximum(total, 1)
+    return np.where(lengths >= max(min_length, WIDTH), shares, 0.0).round(4)

@@ -16,13 +16,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from formats import params_schema, receipt
-from measures.ngrams import resembles, text_of
-from models import base_model
+from measures.ngrams import has_near_duplicate, join_dialogue
+from models import base_model, model_loading
 from models.command_line import entry_point
 from models.errors import DataBlocked, UserError
-from models.prompt import PROMPT_VERSION, encode_sample, normalize
+from models.prompt import PROMPT_VERSION, encode_sample
 from models.sample import Sample
-from models.storage import write_json, write_jsonl, writing_folder
+from models.storage import atomic_write_folder, write_json, write_jsonl
+from models.text_normalization import normalize_text
 
 log = logging.getLogger("tuneline.encode")
 NEAR = 0.7  # the least similarity that validate.checks.no_near_duplicate may be set to
@@ -81,8 +82,8 @@ def without_evaluated(samples: Sequence[Sample], evaluated: Sequence[Sample]) ->
     """The samples that share no question in its context with an evaluated one, and are nearly the same as none."""
     asked = {beginnings(sample)[-2] for sample in evaluated}
     evaluated_beginnings = {key for sample in evaluated for key in beginnings(sample)}
-    texts, others = ([normalize(text_of(sample.messages)) for sample in part] for part in (samples, evaluated))
-    near = resembles(texts, others, NEAR)
+    texts, others = ([normalize_text(join_dialogue(sample.messages)) for sample in part] for part in (samples, evaluated))
+    near = has_near_duplicate(texts, others, NEAR)
     return [
         sample
         for sample, nearly_the_same in zip(samples, near, strict=True)
@@ -97,7 +98,7 @@ def beginnings(sample: Sample) -> list[int]:
     keys, key = [], 0
     for message in sample.messages:
         if message.role != "system":
-            key = hash((key, message.role, normalize(message.content)))
+            key = hash((key, message.role, normalize_text(message.content)))
             keys.append(key)
     return keys
 
@@ -135,9 +136,9 @@ def main() -> None:
         _, general = read_checked(arguments.general, found)
         replayed = replay(samples, general["train"], knobs.replay, knobs.seed, general["eval"])
     samples["train"] += replayed
-    tokenizer = base_model.load_tokenizer(found)
+    tokenizer = model_loading.load_tokenizer(found)
     encoded = {split: encode(tokenizer, each) for split, each in samples.items()}
-    with writing_folder(arguments.out) as folder:
+    with atomic_write_folder(arguments.out) as folder:
         for split, rows in encoded.items():
             write_jsonl(folder / f"{split}.jsonl", rows)
         receipt.write(

@@ -9,15 +9,10 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.prompt import nfkc
+from measures.boilerplate import find_boilerplate
+from models.text_normalization import normalize_nfkc
 from stages.compare.model_columns import Model
 
-# Phrases by which an assistant declines, at the beginning of an answer or of a sentence in it.
-REFUSAL = re.compile(
-    r"(?:^|[。！？!?.\n]\s*)(?:很?抱歉|对不起|我(?:不能|无法|没有办法)(?:回答|提供|完成|协助|帮)|作为一个?(?:AI|人工智能)"
-    r"|I(?:'m| am) sorry|I can(?:'t|not) (?:help|answer|assist|provide)|As an AI)",
-    re.IGNORECASE,
-)
 HAN, LETTER = re.compile(r"[\u3400-\u9fff]"), re.compile(r"[^\W\d_]")
 
 
@@ -66,14 +61,14 @@ class Verdict:
 
 def describe(text: str, similarity: float, repetition: float) -> dict[str, float]:
     """The descriptors of one text; ``similarity`` and ``repetition`` are those of its row."""
-    text = nfkc(text)  # the form of every answer, and so of the references beside them
+    text = normalize_nfkc(text)  # the form of every answer, and so of the references beside them
     letters = LETTER.findall(text)
     return {
         "length": float(len(text)),
         "chinese": sum(bool(HAN.match(each)) for each in letters) / len(letters) if letters else 0.0,
         "repetition": repetition,
         "similarity": similarity,
-        "refusal": float(bool(REFUSAL.search(text))),
+        "refusal": float(find_boilerplate(text) is not None),
     }
 
 

@@ -9,9 +9,8 @@ is. An empty answer scores 0. A change of a score's meaning raises :data:`measur
 import logging
 
 from measures.metrics import SCORES
-from models.prompt import clean_answer, nfkc, normalize
-
-GRAM = 4  # characters that count as a repetition when they come again
+from measures.ngrams import compute_repetition
+from models.text_normalization import normalize_nfkc, normalize_text, restore_chinese_punctuation
 
 
 def score(answer: str, reference: str) -> dict[str, float]:
@@ -29,7 +28,7 @@ def score(answer: str, reference: str) -> dict[str, float]:
     if matches_exactly(answer, reference):
         return dict.fromkeys(SCORES, 100.0)
     jieba.setLogLevel(logging.WARNING)
-    answer, reference = clean_answer(nfkc(answer)), clean_answer(nfkc(reference))
+    answer, reference = restore_chinese_punctuation(normalize_nfkc(answer)), restore_chinese_punctuation(normalize_nfkc(reference))
     words, reference_words = " ".join(jieba.cut(answer)), " ".join(jieba.cut(reference))
     if not words.strip() or not reference_words.strip():
         return dict.fromkeys(SCORES, 0.0)
@@ -46,18 +45,11 @@ def describe(answer: str, reference: str) -> dict[str, float | bool]:
         **{name: round(value, 4) for name, value in score(answer, reference).items()},
         "exact": matches_exactly(answer, reference),
         "empty": not answer.strip(),
-        "repetition": round(repetition(answer), 4),
-        "length_ratio": round(len(normalize(answer)) / max(len(normalize(reference)), 1), 4),
+        "repetition": float(compute_repetition([normalize_text(answer)])[0]),
+        "length_ratio": round(len(normalize_text(answer)) / max(len(normalize_text(reference)), 1), 4),
     }
-
-
-def repetition(text: str) -> float:
-    """Share of an answer's character 4-grams that stood in it before."""
-    text = normalize(text)
-    grams = [text[start : start + GRAM] for start in range(len(text) - GRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def matches_exactly(answer: str, reference: str) -> bool:
     """Whether an answer is the reference, blanks and forms of punctuation aside."""
-    return normalize(answer) == normalize(reference)
+    return normalize_text(answer) == normalize_text(reference)

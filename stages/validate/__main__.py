@@ -13,13 +13,13 @@ from formats.raw_rows import find_files
 from models.base_model import TOKENIZER
 from models.command_line import entry_point
 from models.errors import DataBlocked, UserError
-from models.storage import scratch_folder, sha256_of, sha256_of_json, write_json, write_text, writing_folder
+from models.storage import atomic_write_folder, scratch_folder, sha256_of, sha256_of_json, write_json, write_text
 from stages.validate import check_report, length_drift
 from stages.validate.checks import Check, checks_of
 from stages.validate.data_docs import data_docs
 from stages.validate.dataset_checks import Outcome, judge_whole
 from stages.validate.row_decisions import decide
-from stages.validate.row_table import RowTable, GateConfig
+from stages.validate.row_table import GateConfig, RowTable
 from stages.validate.rows import put, read
 from stages.validate.worker_pool import WorkerPool
 
@@ -68,10 +68,10 @@ def close_books(books: dict, written: Mapping[str, int]) -> None:
 
 def put_away(sorted_rows: Path, outcome: Outcome, arguments: argparse.Namespace, facts: dict) -> None:
     """Move the rows to their folders; those that passed only if nothing blocks them, with a receipt."""
-    with writing_folder(arguments.quarantine) as folder:
+    with atomic_write_folder(arguments.quarantine) as folder:
         shutil.move(sorted_rows / "quarantine.jsonl", folder / "rows.jsonl")
     if not outcome.reasons:
-        with writing_folder(arguments.checked) as folder:
+        with atomic_write_folder(arguments.checked) as folder:
             for split in receipt.SPLITS:
                 shutil.move(sorted_rows / f"{split}.jsonl", folder / f"{split}.jsonl")
             receipt.write(folder, **facts)
@@ -79,7 +79,7 @@ def put_away(sorted_rows: Path, outcome: Outcome, arguments: argparse.Namespace,
 
 def keep_passed(sorted_rows: Path, out: Path, facts: dict) -> None:
     """Copy the rows that passed, whatever blocks the data: to be looked at, not trained on, so without a receipt."""
-    with writing_folder(out) as folder:
+    with atomic_write_folder(out) as folder:
         for split in receipt.SPLITS:
             shutil.copyfile(sorted_rows / f"{split}.jsonl", folder / f"{split}.jsonl")
         write_json(folder / "facts.json", facts)
@@ -90,7 +90,7 @@ def write_reports(outcome: Outcome, checks: Sequence[Check], examined: RowTable,
     verdict = {"verdict": "blocked" if outcome.reasons else "passed", "reasons": outcome.reasons}
     hits = {"books": outcome.books, "notes": outcome.notes, "rows": outcome.rows, "data": outcome.data}
     write_json(arguments.findings, {**verdict, **hits})
-    with writing_folder(arguments.docs) as folder:
+    with atomic_write_folder(arguments.docs) as folder:
         write_text(folder / "index.html", data_docs(checks, outcome, examined.place, arguments.templates))
     check_report.print_table(outcome.rows, outcome.data, outcome.books, outcome.notes)
 

@@ -2,7 +2,7 @@
 
 import re
 
-from stages.validate.boilerplate import WORDS_OF_OTHERS
+from measures.boilerplate import QUOTING_REQUEST
 
 
 def _named(names: tuple[str, ...]) -> str:
@@ -93,7 +93,7 @@ def other_name(assistant: str | None, answer: str, asked: str = "") -> str | Non
         return None
     if assistant:
         answer = re.sub(re.escape(assistant), "\N{BULLET}", answer, flags=re.IGNORECASE)
-    speaks, others = _AS_ASSISTANT.search(answer), WORDS_OF_OTHERS.search(asked[-_LONGEST:])
+    speaks, others = _AS_ASSISTANT.search(answer), QUOTING_REQUEST.search(asked[-_LONGEST:])
     for pattern in (_CLAIM, _MADE, *((_CLAIM_WORD,) if speaks else ())):
         for claim in pattern.finditer(answer):
             name = next(filter(None, claim.groups()))

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from measures.ngrams import code_points
+from measures.ngrams import to_code_points
 from stages.validate.mojibake import marks_of_mojibake
 
 # Blanks and formatting; Chinese characters; Latin letters; letters of other scripts; digits and punctuation; the rest.
@@ -22,7 +22,7 @@ _BAD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff\ud800-
 
 def kinds_of_characters(texts: Sequence[str]) -> np.ndarray:
     """How many characters of each kind every text has: int64 of shape (texts, 6)."""
-    codes, ends = code_points(texts)
+    codes, ends = to_code_points(texts)
     row = np.repeat(np.arange(len(texts)), np.diff(ends))
     kinds = _kind_table()[codes]
     return np.bincount(row * 6 + kinds, minlength=6 * len(texts)).reshape(len(texts), 6)
@@ -59,7 +59,7 @@ def signs(texts: Sequence[str]) -> np.ndarray:
     ``bad``: what :func:`bad_character` finds; ``mojibake``: what :func:`stages.validate.mojibake.mojibake` may find;
     ``number``: a digit of any script; ``word``: a long word of ASCII; ``at``: ``@`` or ``＠``; ``opener``: ``<&{[【#``.
     """
-    codes, ends = code_points([f"{text}\0" for text in texts])  # what closes each text keeps runs apart
+    codes, ends = to_code_points([f"{text}\0" for text in texts])  # what closes each text keeps runs apart
     shown = _sign_table()[codes]
     ascii_ = (codes > 0x20) & (codes < 0x7F)
     for step in (1, 2, 4):

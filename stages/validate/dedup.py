@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from measures.ngrams import jaccard
-from models.prompt import normalize
-from models.sample import Message, sample_id
+from measures.ngrams import jaccard_similarity
+from models.sample import Message, make_sample_id
+from models.text_normalization import normalize_text
 
 # Characters; what is shorter may be a greeting, with which many conversations open that have nothing in common.
 SHORT, LONG = 10, 50
@@ -70,7 +70,7 @@ def keys_of(conversations: Sequence[Sequence[Message] | None]) -> Keys:
 
 
 def _keys_of(messages: Sequence[Message]) -> tuple[tuple[int, int, int, int, int], list[int]]:
-    texts = [normalize(message.content) for message in messages]
+    texts = [normalize_text(message.content) for message in messages]
     prompt = "\n".join([f"{message.role}:{text}" for message, text in zip(messages[:-1], texts, strict=False)])
     answer = hashed(texts[-1])
     system = hashed(texts[0]) if messages[0].role == "system" else 0
@@ -85,7 +85,7 @@ def _keys_of(messages: Sequence[Message]) -> tuple[tuple[int, int, int, int, int
             turns.append(((question * _BASE + code) % _PRIME, question_length + len(text)))
             said += len(text)
     before = hashed(prompt) & ~3 | _length_class(said - len(texts[-1]))
-    return (int(sample_id(messages), 16), before, answer, first, len(turns)), _turn_keys(turns, system)
+    return (int(make_sample_id(messages), 16), before, answer, first, len(turns)), _turn_keys(turns, system)
 
 
 def _turn_keys(turns: Sequence[tuple[int, int]], system: int) -> list[int]:
@@ -161,7 +161,7 @@ def near_duplicates(
     """
     pairs = []
     for later, earlier in tqdm(_candidates(bands).tolist(), desc="compare · 比较", unit=" pairs", delay=2):
-        alike = jaccard(grams_of(later), grams_of(earlier))
+        alike = jaccard_similarity(grams_of(later), grams_of(earlier))
         if alike >= similarity:
             pairs.append((later, earlier, round(alike, 4)))
     return pairs

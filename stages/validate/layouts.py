@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from models.sample import QUESTION_AND_ANSWER, quoted
+from models.sample import QUESTION_ANSWER_KEYS, quote_value
 
 _QUESTIONS = (
     "question", "query", "instruction", "prompt", "ask", "q", "problem", "human", "user", "input", "问题", "问", "提问",
@@ -86,8 +86,8 @@ def _of_rows(row: Mapping) -> Layout | None:
     for key, value in row.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             keys = value[0].keys()
-            if "messages" in keys or any(keys >= set(pair) for pair in QUESTION_AND_ANSWER):
-                name = quoted(key)
+            if "messages" in keys or any(keys >= set(pair) for pair in QUESTION_ANSWER_KEYS):
+                name = quote_value(key)
                 return Layout(f"a list of rows below {name}", f"{name} 下的行列表", f"{_path(key)}[]")
     return None
 
@@ -119,7 +119,7 @@ def _of_text(row: Mapping) -> Layout | None:
 def _unknown(row: Mapping) -> Layout | None:
     if "messages" in row:
         return None
-    keys = ", ".join(map(quoted, list(row)[:6]))
+    keys = ", ".join(map(quote_value, list(row)[:6]))
     return Layout(f"the keys {keys}", f"键 {keys}", is_known=False)
 
 
@@ -140,7 +140,7 @@ def _path(key: str) -> str:
 
 def sentence(file: str, rows: int, layout: Layout) -> dict[str, str]:
     """What is wrong with a file, what is accepted, and what converts it, by language."""
-    pairs = [" + ".join(keys) for keys in QUESTION_AND_ANSWER]
+    pairs = [" + ".join(keys) for keys in QUESTION_ANSWER_KEYS]
     accepted = ", ".join((*pairs, "messages: [{role, content}, …]"))
     command = command_of(file, layout)
     en = f"{file}: {rows:,} rows have a layout that is not read: {layout.name}. Accepted keys: {accepted}."

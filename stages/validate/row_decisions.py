@@ -11,7 +11,7 @@ from formats.params_schema import Validate
 from stages.validate.checks import Check
 from stages.validate.dedup import first_of, near_duplicates, other_answers
 from stages.validate.expectations import Finding, judge
-from stages.validate.row_table import RowTable, RaggedFiles
+from stages.validate.row_table import RaggedFiles, RowTable
 from stages.validate.split import split
 from stages.validate.worker_pool import WorkerPool
 

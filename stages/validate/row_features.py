@@ -11,13 +11,13 @@ import numpy as np
 
 from formats.foreign_files import encoding_of
 from formats.params_schema import Params
-from measures.ngrams import repetition
-from models.prompt import ANSWER_MARKS, PROMPT_MARKS, render
-from models.sample import Message, UnknownFormat, UnknownLayout, is_null_mark, quoted, read_row
+from measures.boilerplate import find_boilerplate
+from measures.ngrams import compute_repetition
+from models.prompt import ANSWER_SPECIAL_TOKENS, PROMPT_SPECIAL_TOKENS, render_prompt
+from models.sample import Message, UnknownFormat, UnknownLayout, is_null_marker, quote_value, read_row
 from models.sample import is_blank as _is_blank
 from models.vocabulary import Vocabulary
 from stages.validate import artifacts_in_text, assistant_names, characters, escapes, privacy
-from stages.validate.boilerplate import boilerplate
 from stages.validate.chat_markup import cut_off, role_mark
 from stages.validate.layouts import Layout, recognize
 from stages.validate.mojibake import mojibake
@@ -26,6 +26,7 @@ from stages.validate.mojibake import mojibake
 EXCERPT, SENTENCE = 40, 160
 _MARKS = 20  # that are looked at in a conversation: each is compared with what stands before it
 _MASKED_PART = 4096  # characters: far more than a report shows and than any secret is long
+MIN_REPETITIVE = 50  # characters; a shorter answer does not count as repetitive
 FEW_LETTERS = 10  # too few to tell a language by: a formula, a smiley
 
 
@@ -82,7 +83,7 @@ def _refuse_twins(pairs: list[tuple[str, object]]) -> dict:
     if len(made) < len(pairs):
         seen = set()
         twin = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {quoted(twin)} stands there twice")
+        raise ValueError(f"the key {quote_value(twin)} stands there twice")
     return made
 
 
@@ -158,7 +159,7 @@ def _of_texts(conversations: Sequence[Sequence[Message]], vocabulary: Vocabulary
         "no_placeholders": (_of_both(artifacts_in_text.placeholder), both, shows("opener")),
         "no_html": (_of_both(artifacts_in_text.html), both, shows("opener")),
         "no_role_marks": (_of_both(role_mark), both, anyway),
-        "no_boilerplate": (_of_both(boilerplate), both, anyway),
+        "no_boilerplate": (_of_both(find_boilerplate), both, anyway),
         "right_name": (_of_both(right_name), both, anyway),
         "answer_whole": (cut_off, answers, anyway),
         "no_personal_data": (privacy.personal_data, texts, shows("number", "at")),
@@ -207,7 +208,7 @@ def _of_numbers(conversations: Sequence[Sequence[Message]], params: Params) -> d
     visible = kinds.sum(axis=1) - kinds[:, characters.BLANK]
     return {
         "blank_texts": np.array([sum(_is_blank(m.content) for m in each) for each in conversations], np.float64),
-        "repetition": repetition([messages[-1].content for messages in conversations]),
+        "repetition": compute_repetition([messages[-1].content for messages in conversations], MIN_REPETITIVE),
         "symbol_share": (kinds[:, characters.SYMBOL] / np.maximum(visible, 1)).round(4),
         "other_language_share": np.where(letters < FEW_LETTERS, 0, (letters - own) / np.maximum(letters, 1)).round(4),
     }
@@ -215,10 +216,10 @@ def _of_numbers(conversations: Sequence[Sequence[Message]], params: Params) -> d
 
 def null_mark(messages: Sequence[Message]) -> str | None:
     """The first text that is nothing but the mark of a missing value, such as ``nan``."""
-    marks = [index for index, message in enumerate(messages) if is_null_mark(message.content)]
+    marks = [index for index, message in enumerate(messages) if is_null_marker(message.content)]
     for index in marks[:_MARKS]:
         before = "\n".join(message.content for message in (messages[0], messages[max(index - 1, 0)]) if index)
-        if is_null_mark(messages[index].content, before):
+        if is_null_marker(messages[index].content, before):
             return messages[index].content
     return None
 
@@ -240,9 +241,11 @@ def role_fault(messages: Sequence[Message]) -> str | None:
 def _of_tokens(conversations: Sequence[Sequence[Message]], vocabulary: Vocabulary, params: Params) -> dict:
     """Lengths as ``encode`` will find them, and how many of the oldest turns had to go."""
     ordered = np.array([role_fault(messages) is None for messages in conversations], bool)
-    prompts = [render(m[:-1]) if fine else "" for m, fine in zip(conversations, ordered, strict=True)]
-    prompt_tokens = np.array(vocabulary.count(prompts), np.float64) + PROMPT_MARKS
-    answer_tokens = np.array(vocabulary.count([m[-1].content for m in conversations]), np.float64) + ANSWER_MARKS
+    prompts = [render_prompt(m[:-1]) if fine else "" for m, fine in zip(conversations, ordered, strict=True)]
+    prompt_tokens = np.array(vocabulary.count(prompts), np.float64) + PROMPT_SPECIAL_TOKENS
+    answer_tokens = (
+        np.array(vocabulary.count([m[-1].content for m in conversations]), np.float64) + ANSWER_SPECIAL_TOKENS
+    )
     turns_cut = np.zeros(len(conversations))
     if params.validate_.cut_history:
         limit = params.encode.max_prompt_tokens
@@ -259,8 +262,8 @@ def _fit(messages: Sequence[Message], vocabulary: Vocabulary, limit: int, tokens
     """
 
     def tokens_without(turns: int) -> int:
-        (count,) = vocabulary.count([render(without_oldest(messages, turns)[:-1])])
-        return count + PROMPT_MARKS
+        (count,) = vocabulary.count([render_prompt(without_oldest(messages, turns)[:-1])])
+        return count + PROMPT_SPECIAL_TOKENS
 
     # The more turns go, the fewer tokens are left. Counting for every turn would be quadratic in a row's length.
     turns = 1 + bisect_left(range(1, turns_before(messages)), True, key=lambda turns: tokens_without(turns) <= limit)

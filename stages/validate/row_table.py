@@ -12,7 +12,7 @@ import numpy as np
 
 from formats.params_schema import Params
 from formats.raw_rows import RawRow, place_of, read_rows
-from measures.ngrams import grams, text_of
+from measures.ngrams import hash_ngrams, join_dialogue
 from models.sample import Message, Sample
 from models.vocabulary import Vocabulary
 from stages.validate.checks import Check, checks_of
@@ -208,7 +208,7 @@ def examine(setting: GateConfig, piece: Piece) -> RowTable:
     out = {row for check, found in zip(checks, findings, strict=True) if check.severity != "warn" for row in found.rows}
     passed = [index for index, number in enumerate(numbers.tolist()) if number not in out]
     keys = keys_of([None if isinstance(messages, Fault) else messages for messages in parsed])
-    values, starts = grams([text_of(parsed[index]) for index in passed])
+    values, starts = hash_ngrams([join_dialogue(parsed[index]) for index in passed])
     samples = [
         sample_line(piece.rows[index], parsed[index], int(keys.sample[index]), int(features["turns_cut"][index]))
         for index in passed
@@ -242,7 +242,7 @@ def _spelled(parsed: Sequence, features: Mapping, findings: Sequence[Finding], f
     """Which rows are over the token budget because the tokenizer cuts their English into letters: bool, (rows,)."""
     spelled = np.zeros(len(parsed), bool)
     for row in {row for finding in findings if finding.check in ("prompt_fits", "answer_fits") for row in finding.rows}:
-        text = text_of(parsed[row - first])
+        text = join_dialogue(parsed[row - first])
         letters = sum(character.isalpha() and character.isascii() for character in text[:_TOLD])
         tokens = features["prompt_tokens"][row - first] + features["answer_tokens"][row - first]
         spelled[row - first] = 2 * letters > len(text[:_TOLD]) and tokens > _LETTERS * len(text)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from models.errors import UserError
 from stages.validate.checks import Check
 from stages.validate.row_decisions import Decision
-from stages.validate.row_table import RowTable, GateConfig, Stored, RaggedFiles, examine, pieces
+from stages.validate.row_table import GateConfig, RaggedFiles, RowTable, Stored, examine, pieces
 from stages.validate.worker_pool import WorkerPool
 
 PLACES = ("train", "eval", "quarantine")

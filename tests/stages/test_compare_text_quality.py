@@ -1,7 +1,7 @@
 import pytest
-
 from stages.compare.model_columns import Model
-from stages.compare.text_quality import LIMITS, REFUSAL, by_descriptor, describe, judge
+
+from stages.compare.text_quality import LIMITS, by_descriptor, describe, judge
 
 
 def model(rows: list[dict]) -> Model:
@@ -44,14 +44,14 @@ def test_an_empty_answer_does_not_crash():
     assert describe("", 0, 0)["chinese"] == 0
 
 
-@pytest.mark.parametrize("text", ["很抱歉，做不到", "你好。我无法回答", "As an AI model", "I'm sorry, but"])
+@pytest.mark.parametrize("text", ["很抱歉，我无法回答这个问题。", "As an AI model", "I'm sorry, but I can't help."])
 def test_refusals_are_known(text):
-    assert REFUSAL.search(text)
+    assert describe(text, 0, 0)["refusal"] == 1
 
 
 @pytest.mark.parametrize("text", ["他说抱歉来晚了", "我是小明", "这道题我不会算错", "没有什么对不起的"])
 def test_other_sentences_are_no_refusals(text):
-    assert not REFUSAL.search(text)
+    assert describe(text, 0, 0)["refusal"] == 0
 
 
 def test_the_verdicts_stand_in_the_table():

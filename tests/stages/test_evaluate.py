@@ -2,22 +2,22 @@ import json
 
 import pytest
 import yaml
-from given import ROOT, conversation, shared, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import ROOT, conversation, developer_file, write_rows
 
 from formats import params_schema
 from measures import metrics
-from models import adapters, base_model, generation
+from models import adapters, base_model, generation, model_loading
 from models.errors import UserError
-from models.generation import as_answered
+from models.generation import roundtrip_text
 from models.prompt import encode_sample, encode_text
 from models.sample import Sample
 from stages.evaluate import answer_cache
 from stages.evaluate.answer_cache import Kept
 from stages.evaluate.model_evaluation import Model, Questions, measure
 from stages.evaluate.probes import MET, UNMET, read_probes
-from stages.evaluate.scores import SCORES, describe, matches_exactly, repetition, score
+from stages.evaluate.scores import SCORES, describe, matches_exactly, score
 
 
 def test_the_same_text_scores_100():
@@ -56,7 +56,7 @@ def test_forms_of_one_character_are_no_difference(answer, reference):
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=40))
 def test_any_reference_is_met_by_an_answer_of_its_own_ids(tokenizer, text):
-    answer = reference = as_answered(tokenizer, text)
+    answer = reference = roundtrip_text(tokenizer, text)
     described = describe(answer, reference)
     assert described["exact"]
     assert described["empty"] or {described[name] for name in SCORES} == {100.0}
@@ -95,7 +95,7 @@ def test_token_perfect_answers_have_perfect_figures(model, tokenizer, tmp_path, 
             ids = [*encode_text(tokenizer, taught[messages[-1].content]), tokenizer.eop_token_id]
             yield index, generation._answer(model, tokenizer, ids, 0.1)
 
-    monkeypatch.setattr(answer_cache, "answer_all", perfect)
+    monkeypatch.setattr(answer_cache, "generate_answers", perfect)
     questions = Questions(samples, samples[:2], read_probes(write_rows(tmp_path / "probes.jsonl", probes)))
     measured = measure(Model(model, tokenizer, Kept(tmp_path / "a.1"), knobs()), questions)
     for row in [*measured.rows["eval"], *measured.rows["general"]]:
@@ -109,7 +109,7 @@ def test_token_perfect_answers_have_perfect_figures(model, tokenizer, tmp_path, 
 
 
 def test_a_probe_that_no_answer_of_this_tokenizer_can_meet_is_one_sentence(model, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(answer_cache, "answer_all", lambda *_: pytest.fail("nothing should be asked"))
+    monkeypatch.setattr(answer_cache, "generate_answers", lambda *_: pytest.fail("nothing should be asked"))
     row = {"id": "谁", "context": "你是谁？", "target": "我是小\u200b明。", "matches": "小\u200b明"}
     questions = Questions([], [], read_probes(write_rows(tmp_path / "probes.jsonl", [row])))
     with pytest.raises(UserError, match="Probe '谁' can be met by no answer"):
@@ -120,10 +120,10 @@ def test_references_of_a_real_file_are_met_with_the_real_vocabulary():
     """Compared raw, 18 of 100 answers of the reference's own ids were not exact."""
     from transformers import AutoTokenizer
 
-    published = AutoTokenizer.from_pretrained(shared("reference/chatglm-6b"))
-    rows = json.loads(shared("datasets/oaast_sft_zh.json").read_text(encoding="utf-8"))[:150]
+    published = AutoTokenizer.from_pretrained(developer_file("reference/chatglm-6b"))
+    rows = json.loads(developer_file("datasets/oaast_sft_zh.json").read_text(encoding="utf-8"))[:150]
     references = [row["output"] for row in rows]
-    perfect = [as_answered(published, reference) for reference in references]
+    perfect = [roundtrip_text(published, reference) for reference in references]
     assert sum(answer != reference for answer, reference in zip(perfect, references, strict=True)) > 15
     near = [matches_exactly(answer, reference) for answer, reference in zip(perfect, references, strict=True)]
     assert sum(near) >= 0.97 * len(near)  # by NFKC alone; what the tokenizer has no piece for is lost in the others
@@ -156,10 +156,9 @@ def test_every_measure_of_an_answer():
 
 
 def test_repetition_is_the_share_of_4_grams_that_come_again():
-    assert repetition("一二三四五六七") == 0
-    assert repetition("一二三四一二三四") == pytest.approx(1 / 5)
-    assert repetition("啊" * 100) == pytest.approx(96 / 97)
-    assert repetition("") == 0
+    texts = ["一二三四五六七", "一二三四一二三四", "啊" * 100, ""]
+    repetitions = [describe(text, text)["repetition"] for text in texts]
+    assert repetitions == pytest.approx([0, 1 / 5, 96 / 97, 0], abs=1e-4)
 
 
 def test_blanks_and_forms_of_punctuation_are_no_difference():
@@ -184,8 +183,8 @@ def knobs():
 
 
 def test_a_model_is_measured_and_goes_on_where_it_was_killed(base_folder, tokenizer, tmp_path, questions, monkeypatch):
-    model = base_model.load_model(base_model.read_record(base_folder), "float32")
-    tuned = adapters.attach(model, "lora", rank=4, alpha=8, target_modules=["dense"]).eval()
+    model = model_loading.load_model(base_model.read_record(base_folder), "float32")
+    tuned = adapters.attach_adapter(model, "lora", rank=4, alpha=8, target_modules=["dense"]).eval()
 
     def run(name: str):
         return measure(Model(tuned, tokenizer, Kept(tmp_path / name), knobs()), questions)

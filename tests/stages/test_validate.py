@@ -5,18 +5,18 @@ import sys
 import numpy as np
 import pytest
 from gate import GOOD, Outcome, params_with
-from given import ROOT, conversation, shared, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import ROOT, conversation, developer_file, write_rows
 
 from formats import receipt
 from formats.raw_rows import read_rows
-from measures.ngrams import grams, jaccard
+from measures.ngrams import compute_repetition, hash_ngrams, jaccard_similarity
 from stages.validate.dedup import near_duplicates
 from stages.validate.length_drift import accept, drift, drift_class, histogram, last_accepted
 from stages.validate.minhash import bands
 from stages.validate.privacy import personal_data, secret
-from stages.validate.row_features import repetition, role_fault
+from stages.validate.row_features import role_fault
 
 
 @pytest.fixture
@@ -105,12 +105,12 @@ def test_an_array_is_read_element_by_element(tmp_path):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.text("的一是在不了有和人这", max_size=30), min_size=1, max_size=12))
 def test_similarity_is_that_of_the_sets_of_4_grams(texts):
-    values, starts = grams(texts)
+    values, starts = hash_ngrams(texts)
     assert bands(values, starts).shape[0] == len(texts)
     sets = [{t[i : i + 4] for i in range(len(t) - 3)} or {t} for t in texts]
     for index in range(len(texts)):
         exact = len(sets[0] & sets[index]) / len(sets[0] | sets[index])
-        assert jaccard(values[: starts[1]], values[starts[index] : starts[index + 1]]) == pytest.approx(exact)
+        assert jaccard_similarity(values[: starts[1]], values[starts[index] : starts[index + 1]]) == pytest.approx(exact)
 
 
 def test_no_near_duplicate_stands_across_the_split(gate, tmp_path):
@@ -143,7 +143,7 @@ def test_near_duplicates_are_found_in_a_crowd_made_from_one_template():
     template = draw.integers(0x4E00, 0x9FA0, 300)
     family = [altered(template, 5) for _ in range(1500)]
     texts = ["".join(map(chr, text)) for text in (*family, *(altered(text, 1) for text in family))]
-    values, starts = grams(texts)
+    values, starts = hash_ngrams(texts)
     pairs = near_duplicates(bands(values, starts), lambda row: values[starts[row] : starts[row + 1]], 0.8)
     found = {(later, earlier) for later, earlier, _ in pairs}
     assert sum((number + 1500, number) in found for number in range(1500)) >= 1490
@@ -255,7 +255,7 @@ def test_lengths_of_more_rows_than_can_be_permuted():
 def test_roles_and_repetition():
     assert role_fault(conversation("问", "答", "问", "答")) is None
     assert role_fault(conversation("问", "答", "问")) == "does not end with the assistant"
-    assert repetition(["好" * 100, "各不相同的字" * 3]).tolist() == [pytest.approx(0.99, abs=0.01), 0.0]
+    assert compute_repetition(["好" * 100, "各不相同的字" * 3], 50).tolist() == [pytest.approx(0.99, abs=0.01), 0.0]
 
 
 # As a user runs it -----------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def check(*arguments) -> subprocess.CompletedProcess:
 
 
 def test_self_cognition_as_it_stands_is_blocked_for_its_placeholders(tmp_path):
-    done = check(shared("datasets/self_cognition.json"), "--out", tmp_path / "out")
+    done = check(developer_file("datasets/self_cognition.json"), "--out", tmp_path / "out")
     assert done.returncode == 2, done.stderr
     assert "no_placeholders (74 rows)" in done.stderr
     assert "Traceback" not in done.stderr
@@ -276,7 +276,7 @@ def test_self_cognition_as_it_stands_is_blocked_for_its_placeholders(tmp_path):
 
 
 def test_self_cognition_with_its_placeholders_filled_passes(tmp_path):
-    text = shared("datasets/self_cognition.json").read_text(encoding="utf-8")
+    text = developer_file("datasets/self_cognition.json").read_text(encoding="utf-8")
     (tmp_path / "a.json").write_text(text.replace("<NAME>", "小智").replace("<AUTHOR>", "wgs"), encoding="utf-8")
     done = check(tmp_path / "a.json", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -288,9 +288,9 @@ def test_self_cognition_with_its_placeholders_filled_passes(tmp_path):
 
 @pytest.mark.parametrize(("file", "share"), [("adgen_dev.jsonl", 0.01), ("oaast_sft_zh.json", 0.08)])
 def test_real_data_lose_few_rows_with_the_real_vocabulary(tmp_path, file, share):
-    vocabulary = shared("reference/chatglm-6b")
+    vocabulary = developer_file("reference/chatglm-6b")
     (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / file).write_bytes(shared(f"datasets/{file}").read_bytes())
+    (tmp_path / "raw" / file).write_bytes(developer_file(f"datasets/{file}").read_bytes())
     outcome = Outcome(tmp_path / "raw", vocabulary, tmp_path / "kept")
     lost = outcome.written["quarantine"] / sum(outcome.written.values())
     assert 0 < lost < share, [row["failed"] for row in outcome.rows["quarantine"]]

@@ -2,12 +2,12 @@
 
 import pytest
 from gate import params_with
-from given import conversation
+from shared_data import conversation
 
 from formats.params_schema import RightName
+from measures.boilerplate import find_boilerplate
 from stages.validate.artifacts_in_text import html, placeholder
 from stages.validate.assistant_names import other_name
-from stages.validate.boilerplate import boilerplate
 from stages.validate.chat_markup import cut_off, role_mark
 from stages.validate.mojibake import mojibake
 from stages.validate.privacy import mask, personal_data, secret
@@ -102,7 +102,7 @@ FOUND = {
         头痛怎么办？⇒<ul><li>多休息，少看屏幕，按时吃饭，每天运动半个小时，一周之后来复查，不舒服随时来看。</li></ul>
         诉讼程序怎么走？⇒先立案。<br>再开庭。
     """,
-    boilerplate: """
+    find_boilerplate: """
         作为一个AI语言模型，这个问题很难。
         作为一个 AI 语言模型，我没有感情。
         作为一个大语言模型，我不知道。
@@ -273,7 +273,7 @@ LEFT_ALONE = {
         Explain this code.⇒It prints <br> after each line.
         XML 怎么写注释？⇒<a>甲</a><!-- 注释 -->
     """,
-    boilerplate: """
+    find_boilerplate: """
         GPT 作为语言模型，训练时要很多数据。
         我是一个人工智能助手。
         我是小智，由小明开发的AI助手，很高兴为您服务。
@@ -377,7 +377,7 @@ CHECKS = {
     secret: "no_secrets",
     placeholder: "no_placeholders",
     html: "no_html",
-    boilerplate: "no_boilerplate",
+    find_boilerplate: "no_boilerplate",
     another_name: "right_name",
     role_mark: "no_role_marks",
     cut_off: "answer_whole",

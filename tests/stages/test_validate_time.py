@@ -4,9 +4,9 @@ import time
 
 import pytest
 
+from measures.boilerplate import find_boilerplate
 from stages.validate.artifacts_in_text import html, placeholder
 from stages.validate.assistant_names import other_name
-from stages.validate.boilerplate import boilerplate
 from stages.validate.characters import bad_character, in_ascii
 from stages.validate.chat_markup import cut_off, role_mark
 from stages.validate.mojibake import mojibake
@@ -89,10 +89,10 @@ def look_at(text: str) -> None:
     """Every look that the checks take at a text, as the answer and as what was asked."""
     for find in (bad_character, in_ascii, mojibake, personal_data, secret, mask, cut_off):
         find(text)
-    for find in (placeholder, html, boilerplate, role_mark):
+    for find in (placeholder, html, find_boilerplate, role_mark):
         find(text, ASKED)
     for answer in ("抱歉，我不能。", "<br>[姓名]{{a}}", "好\n问：x"):
-        for find in (placeholder, html, boilerplate, role_mark):
+        for find in (placeholder, html, find_boilerplate, role_mark):
             find(answer, text)
     other_name("小智", text)
 

@@ -1,27 +1,29 @@
-"""A chat model's boilerplate: answers that refuse, or that speak of being a model.
+"""Refusals and "as an AI language model" boilerplate in answers, in Chinese and English.
 
-People refuse and apologise too: in customer service, medicine, novels and translations. What counts is therefore the
-sentence that speaks of a model, or a refusal of what only a model is asked for with nothing behind it.
+The data checks and the comparison of models share this definition. People refuse and apologise as well: in customer
+service, medicine, novels and translations. A match is therefore a sentence in which the answer calls itself a model, or
+a refusal of a task that only a model is asked for, without any help after it.
 """
 
 import re
 
-# Traditional characters of the patterns below, so that each is written once.
+# Maps the traditional characters in the patterns below, so that every pattern is written in simplified characters only.
 _SIMPLIFIED = str.maketrans(
     "為個這種語無對問題應請沒辦學習會來說訊資內體該從實現時經驗觀點見機處圖網連線開號幫給讓發過還樣僅並項訓練們當"
     "動務舉難輸應詢幾麼與歡產業設計規則產識別聲讀寫畫顯視頻檔擁備權響電腦話軟員慧誰嗎進違買賣訂執協滿傳覽獲證",
     "为个这种语无对问题应请没办学习会来说讯资内体该从实现时经验观点见机处图网连线开号帮给让发过还样仅并项训练们当"
     "动务举难输应询几么与欢产业设计规则产识别声读写画显视频档拥备权响电脑话软员慧谁吗进违买卖订执协满传览获证",
 )
-_SIGNS = (
+# An answer without any of these substrings cannot match; the test costs a fraction of the patterns.
+_SUBSTRINGS = (
     "抱歉", "对不起", "對不起", "憾", "不好意思", "无法", "無法", "有能力", "看不到", "不明白", "AI", "人工智", "模型",
     "机器人", "機器人", "助手", "助理", "程序", "程式", "GPT",
 )  # fmt: skip
-_ENGLISH_SIGNS = (
+_ENGLISH_SUBSTRINGS = (
     "language", "artificial", "orry", "pologi", "nfortunately", "I can", "I'm ", "I’m ", "I am ", "I don", "I do not",
 )  # fmt: skip
 
-# "As an AI model", "since I am only a chat bot" ------------------------------------------------------
+# "As an AI model", "since I am only a chat bot" ----------------------------------------------------
 
 _KIND = (
     r"(?:(?:AI|A\.I\.|ＡＩ|人工智[能慧]|智能|虚拟|聊天|对话|大型?|文字型?|文本型?|自然|计算机|语言|预训练|机器学习"
@@ -45,7 +47,7 @@ _SELF = re.compile(
     rf"|而)?(?:我的[^，。]{{1,12}}[，,])?(?:我|并|也|还)?"
     rf"(?:本身|目前|自己|并)?{_CANNOT_ANYTHING}"
 )
-# In data that were made by a model: "a GPT model cannot do this".
+# From synthetic data: "a GPT model cannot do this".
 _A_MODEL_CANNOT = re.compile(
     r"(?:GPT|AI|语言)\s*模型(?:无法|不能)(?:完成|生成|产生|处理|执行)|(?:不能|无法)[由被][^，。\n]{0,8}模型(?:完成"
     r"|执行|处理)"
@@ -64,14 +66,14 @@ _SELF_EN = re.compile(
     r"|unable|lack|not (?:able|capable))"
 )
 
-# "Sorry, I cannot answer" ----------------------------------------------------------------------------
+# "Sorry, I cannot answer" --------------------------------------------------------------------------
 
 _SORRY = r"(?:(?:非常|很|十分|真的|真|实在|深感)?(?:抱歉|对不起|遗憾|不好意思)[^。！？\n]{0,4}?)"
 _CANNOT = (
     r"(?:暂时|目前|现在|还|并|也|都|实在|恐怕|真的)?"
     r"(?:无法|不能够?|没有?办法|无能力|没有能力|没有权限|不具备能力|不可以|不方便|不支持|不会)"
 )
-# What only a model is asked for: answers, contents, requests, the web, pictures, files.
+# Tasks of a model: answers, contents, requests, the web, pictures, files.
 _ASKED = (
     r"(?:直接|准确|继续|确切|真正|具体|为您|为你|帮您|帮你|给您|给你|对您|对你|对此|就此|满足您|根据[^，。]{0,12}"
     r"|在这里|对[^，。]{0,10}){0,3}"
@@ -110,7 +112,7 @@ _SERVES = re.compile(
     r"|医生"
     r"|处方|用药|病情|面诊|化验|复查|order|refund|customer|appointment|doctor"
 )
-# "You gave no text, so I cannot": the data lack their input.
+# "You provided no text, so I cannot": the row lost its input.
 _MISSES = re.compile(
     r"(?:由于|因为|因|鉴于)?(?:您|你|输入|用户|这里|上文|指令|提示)(?:中|里)?(?:并|还|尚)?(?:没有|未能?|没)(?:提供"
     r"|给出|指定|说明|输入|附上|上传|提及|指明|包含)"
@@ -130,7 +132,7 @@ _REFUSES_EN = re.compile(
     r"|information)|feelings or|the (?:ability|capability|capacity) to|access to (?:real|the internet|current"
     r"|external|your|any)|real-time|a (?:physical )?body|a physical|consciousness|emotions)"
 )
-# What follows a refusal and helps: then it was an answer.
+# Help after a refusal: the answer is no boilerplate then.
 _HELPS = re.compile(
     r"请您?(?:提供|告知|留下|联系|拨打|稍|放心|把|将|先|尽|到|携带|去|及时|登录|点击|在|按|核对|确认|查看|参考|查询)|建议|马上|立即"
     r"|稍后|转接|核实|核对|可以(?:先|尝试|试试|通过|到|去|考虑|帮|为|告诉|提供|给)|不妨|试试"
@@ -140,8 +142,8 @@ _HELPS = re.compile(
     r"|recommend|suggest|please (?:provide|contact|call|visit|check|send|share)|order|refund|customer|appointment"
     r"|doctor",
 )
-# What a row is about where people, not models, say such things.
-WORDS_OF_OTHERS = re.compile(
+# Requests for text in which people or characters refuse: translation, dialogue, role play, fiction.
+QUOTING_REQUEST = re.compile(
     r"翻译|译成|译为|译文|英译|中译|译一下|续写|扩写|改写|改成|改为|润色|造句|仿写|台词|剧本|小说|故事|扮演|角色|模拟"
     r"|对话|情景|场景|对白|回(?:复)?(?:他|她|朋友|同学|同事|客户|对方|领导|老板|消息|信息|短信|邮件|微信)|帮我(?:回"
     r"|拒绝|写|推)|拒绝|婉拒|怎么说|如何说"
@@ -154,40 +156,41 @@ WORDS_OF_OTHERS = re.compile(
 _QUOTED = re.compile(
     r"“[^“”\n]{0,300}+”|「[^「」\n]{0,300}+」|‘[^‘’\n]{0,300}+’|\"[^\"\n]{0,300}+\"|《[^《》\n]{0,60}+》"
 )
-_SPEAKS_OF_MODELS = re.compile(
+_ABOUT_MODELS = re.compile(
     r"AI|人工智|语言模型|機器人|机器人|GPT|language model|artificial intelligence|robot|chat ?bot", re.IGNORECASE
 )
-_LONGEST = 20_000  # characters of an answer that are looked at, which bounds the time
-_OPENING = 160  # characters in which an answer refuses
+_MAX_LENGTH = 20_000  # characters of an answer that are searched; bounds the time per row
+_OPENING = 160  # characters at the start of an answer that are searched for a refusal
 
 
-def boilerplate(answer: str, asked: str = "") -> str | None:
-    """The first words by which an answer refuses, or speaks of itself as a model.
+def find_boilerplate(answer: str, prompt: str = "") -> str | None:
+    """Return the first phrase in which an answer refuses or calls itself a model; None if there is none.
 
     Args:
-        asked: all that came before the answer.
+        prompt: all messages before the answer, one per line.
     """
-    answer = answer[:_LONGEST]
-    if not (
-        any(sign in answer for sign in _SIGNS) or (" " in answer and any(sign in answer for sign in _ENGLISH_SIGNS))
-    ):
+    answer = answer[:_MAX_LENGTH]
+    if not _has_substring(answer):
         return None
-    asked = asked[-_LONGEST:]
-    others = WORDS_OF_OTHERS.search(asked)
+    prompt = prompt[-_MAX_LENGTH:]
+    is_quoting, is_about_models = QUOTING_REQUEST.search(prompt), _ABOUT_MODELS.search(prompt)
     plain = _QUOTED.sub(" ", answer).translate(_SIMPLIFIED)
-    of_models = _SPEAKS_OF_MODELS.search(asked)
-    if not (others and of_models) and (found := _SELF.search(plain) or _SELF_EN.search(plain)):
-        return found[0]
-    if not of_models and (found := _A_MODEL_CANNOT.search(plain)):
-        return found[0]
-    if others:
-        return None
-    return _refusal(plain)
+    if not (is_quoting and is_about_models) and (match := _SELF.search(plain) or _SELF_EN.search(plain)):
+        return match[0]
+    if not is_about_models and (match := _A_MODEL_CANNOT.search(plain)):
+        return match[0]
+    return None if is_quoting else _find_refusal(plain)
 
 
-def _refusal(plain: str) -> str | None:
+def _has_substring(answer: str) -> bool:
+    if any(substring in answer for substring in _SUBSTRINGS):
+        return True
+    return " " in answer and any(substring in answer for substring in _ENGLISH_SUBSTRINGS)
+
+
+def _find_refusal(plain: str) -> str | None:
     opening = plain[:_OPENING]
-    for pattern, excuse in ((_MISSES, _SERVES), (_REFUSES_FLATLY, _SERVES), (_REFUSES, _HELPS), (_REFUSES_EN, _HELPS)):
-        if (found := pattern.search(opening)) and not excuse.search(plain):
-            return found[0].strip()
+    for refusal, help_ in ((_MISSES, _SERVES), (_REFUSES_FLATLY, _SERVES), (_REFUSES, _HELPS), (_REFUSES_EN, _HELPS)):
+        if (match := refusal.search(opening)) and not help_.search(plain):
+            return match[0].strip()
     return None
