@@ -4,9 +4,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from models import adapters, base_model
+from models import adapter_files, base_model, model_loading
 from models.errors import UserError
-from models.manifest import MANIFEST, read_manifest, refuse_other_base
+from models.manifest import MANIFEST, check_base_matches, read_verified_manifest
 from models.sample import Message
 
 log = logging.getLogger("tuneline.chat")
@@ -33,7 +33,7 @@ class Partner:
             raise UserError(f"There is no base model in {weights / BASE}; run `make demo` or `dvc repro base`.")
         self.weights, self.dtype, self.room, self.sample = weights, dtype, room, sample
         self.base = base_model.read_record(weights / BASE)
-        self.tokenizer = base_model.load_tokenizer(self.base)
+        self.tokenizer = model_loading.load_tokenizer(self.base)
         self.key, self.model = "", None
         self.switch(name or self.first())
         if self.longest_prompt() < 1:
@@ -46,7 +46,7 @@ class Partner:
         if CHAMPION not in self.names():
             return BASE
         try:
-            refuse_other_base(read_manifest(self._folder(CHAMPION)), self.base, self._folder(CHAMPION))
+            check_base_matches(read_verified_manifest(self._folder(CHAMPION)), self.base, self._folder(CHAMPION))
             return CHAMPION
         except UserError as error:
             log.warning("%s The base answers instead · 改由基座模型回答。", error)
@@ -80,7 +80,7 @@ class Partner:
         if name not in self.names():
             raise UserError(f"There is no adapter {name!r} in {self.weights}; there are: {', '.join(self.names())}.")
         if name != BASE:
-            refuse_other_base(read_manifest(self._folder(name)), self.base, self._folder(name))
+            check_base_matches(read_verified_manifest(self._folder(name)), self.base, self._folder(name))
         self.model = None  # before the next one is loaded: there may be no memory for two
         try:
             self.model = self._load(name)
@@ -93,8 +93,8 @@ class Partner:
 
     def _load(self, name: str):
         if name == BASE:
-            return base_model.load_model(self.base, self.dtype)
-        return adapters.load(self._folder(name), self.base, dtype=None if self.dtype == "auto" else self.dtype)
+            return model_loading.load_model(self.base, self.dtype)
+        return adapter_files.load_adapter(self._folder(name), self.base, dtype=None if self.dtype == "auto" else self.dtype)
 
     def answer(self, messages: Sequence[Message], differently: bool = False):
         """A :class:`models.generation.AnswerStream` of the answer; ``differently`` samples one."""

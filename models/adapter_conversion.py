@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from models import adapters, base_model, tensor_files
+from models import adapter_files, adapters, base_model, model_loading, tensor_files
 from models.errors import UserError
 from models.manifest import Manifest, parse_manifest
 from models.prompt import PROMPT_VERSION
-from models.schemas import parse_json, printable
-from models.storage import write_json, writing_folder
+from models.schemas import parse_json, to_printable
+from models.storage import atomic_write_folder, write_json
 
 PREFIX = "transformer.prefix_encoder."
 EMBEDDING, PROJECTION = "embedding.weight", ("trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias")
@@ -29,7 +29,7 @@ FIRST_BYTES = (b"PK", b"\x80\x02")  # of what torch.save writes, now and formerl
 TOKENIZER_FILES = (base_model.TOKENIZER, base_model.TOKENIZER_CONFIG)
 
 
-def save_merged(folder: Path, found: base_model.Base, out: Path, onto_16_bits: bool = False) -> None:
+def export_merged_model(folder: Path, found: base_model.Base, out: Path, onto_16_bits: bool = False) -> None:
     """Write the base with an adapter in its weights, in the official file layout, in the adapter's type.
 
     ``merged.json`` beside the weights says which adapter it is, and in how many bits the base was at its training.
@@ -50,8 +50,8 @@ def save_merged(folder: Path, found: base_model.Base, out: Path, onto_16_bits: b
             "the unrounded weights instead, so its answers differ, and the difference is not measured. Pass "
             "--onto-16-bits to merge it all the same, and evaluate the merged model before you use it."
         )
-    model = adapters.merged(folder, found, manifest)
-    with writing_folder(out) as temporary:
+    model = adapter_files.load_merged(folder, found, manifest)
+    with atomic_write_folder(out) as temporary:
         model.save_pretrained(temporary, max_shard_size=SHARD)
         for path in temporary.iterdir():
             path.chmod(0o644)  # safetensors keeps what it writes from other users
@@ -66,7 +66,7 @@ def _record_of(manifest: Manifest) -> dict:
     return record | {"base_bits_at_training": manifest.quantization, "merged_into": manifest.dtype}
 
 
-def save_official_prefix(folder: Path, found: base_model.Base, out: Path) -> None:
+def export_official_prefix(folder: Path, found: base_model.Base, out: Path) -> None:
     """Write a prefix as the published P-Tuning code saves it; a projection has become part of it.
 
     Raises:
@@ -75,15 +75,15 @@ def save_official_prefix(folder: Path, found: base_model.Base, out: Path) -> Non
     manifest = parse_manifest(folder)
     if manifest.method != "ptuning_v2":
         raise UserError(f"{folder} is no prefix ({manifest.method}); export it with --merged.")
-    rows = adapters.read_prefix(folder, found, manifest)
+    rows = adapter_files.read_prefix(folder, found, manifest)
     config = parse_json(found.read(base_model.CONFIG), found.folder / base_model.CONFIG)
     config |= {"pre_seq_len": len(rows), "prefix_projection": False}
-    with writing_folder(out) as temporary:
+    with atomic_write_folder(out) as temporary:
         torch.save({f"{PREFIX}embedding.weight": rows}, temporary / WEIGHTS)
         (temporary / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def load_official_prefix(file: Path, found: base_model.Base, name: str, dtype: str, out: Path) -> None:
+def import_official_prefix(file: Path, found: base_model.Base, name: str, dtype: str, out: Path) -> None:
     """Write the adapter folder of a published P-Tuning checkpoint.
 
     Args:
@@ -93,16 +93,16 @@ def load_official_prefix(file: Path, found: base_model.Base, name: str, dtype: s
     Raises:
         UserError: the file holds no prefix, more than tensors, or a prefix of another model.
     """
-    rows = prefix_rows(_tensors(file))
-    model = base_model.load_model(found, dtype)
+    rows = compute_prefix(_load_checkpoint(file))
+    model = model_loading.load_model(found, dtype)
     wanted = 2 * model.config.num_layers * model.config.hidden_size
     if rows.shape[1] != wanted:
         raise UserError(
             f"The prefix in {file} has {rows.shape[1]} numbers a token, but {found.name} takes {wanted}; "
             "it belongs to another base."
         )
-    tuned = adapters.attach(model, "ptuning_v2", prefix_tokens=len(rows))
-    adapters.put_prefix(tuned, rows)
+    tuned = adapters.attach_adapter(model, "ptuning_v2", prefix_tokens=len(rows))
+    adapters.set_prefix(tuned, rows)
     manifest = Manifest(
         name=name,
         method="ptuning_v2",
@@ -117,10 +117,10 @@ def load_official_prefix(file: Path, found: base_model.Base, name: str, dtype: s
         code_commit=None,
         training={"imported_from": file.name},
     )
-    adapters.save(tuned, out, manifest)
+    adapter_files.save_adapter(tuned, out, manifest)
 
 
-def prefix_rows(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+def compute_prefix(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """(prefix tokens, 2 · layers · hidden_size) in float32, computed where the checkpoint has a projection.
 
     Raises:
@@ -133,7 +133,7 @@ def prefix_rows(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     if missing := sorted(wanted - own.keys()):
         raise UserError(f"The layers of the checkpoint's prefix do not fit one another: {missing[0]} is missing.")
     if unknown := sorted(own.keys() - wanted):
-        raise UserError(f"The checkpoint has {PREFIX}{printable(unknown[0])}, which no P-Tuning checkpoint has.")
+        raise UserError(f"The checkpoint has {PREFIX}{to_printable(unknown[0])}, which no P-Tuning checkpoint has.")
     _refuse_other_shapes({name: list(value.shape) for name, value in own.items()})
     rows = own[EMBEDDING].float()
     if len(wanted) > 1:
@@ -161,7 +161,7 @@ def _refuse_other_shapes(shapes: dict[str, list[int]]) -> None:
             raise UserError(f"The layers of the checkpoint's prefix do not fit one another: {shown}.")
 
 
-def _tensors(file: Path) -> dict[str, torch.Tensor]:
+def _load_checkpoint(file: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise UserError(f"{file} is no file; name the pytorch_model.bin of a P-Tuning checkpoint.")
     with file.open("rb") as start:

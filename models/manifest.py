@@ -16,14 +16,14 @@ from models import schemas
 from models.base_model import Base
 from models.errors import UserError
 from models.prompt import PROMPT_VERSION
-from models.schemas import LoraFile, PrefixFile, Sha256, Text
+from models.schemas import LoraConfigFile, PrefixConfigFile, Sha256, Text
 from models.storage import sha256_of
 
 MANIFEST, CONFIG = "manifest.json", "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 METHODS = ("lora", "ptuning_v2", "full")
 FORMAT = 2
-CONFIG_FILES = {"lora": LoraFile, "ptuning_v2": PrefixFile}
+CONFIG_SCHEMAS = {"lora": LoraConfigFile, "ptuning_v2": PrefixConfigFile}
 Setting = bool | int | float | Text | list[Text] | None
 
 
@@ -68,7 +68,7 @@ _FIELDS = {field.name: (field.type, ... if field.default is MISSING else field.d
 ManifestFile = create_model("ManifestFile", __base__=schemas.Schema, **_FIELDS)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_verified_manifest(folder: Path) -> Manifest:
     """Read an adapter's manifest and check the other files against it.
 
     Raises:
@@ -78,7 +78,7 @@ def read_manifest(folder: Path) -> Manifest:
     if manifest.method != "full":
         read_config(folder, manifest.method, manifest)
     if not (folder / WEIGHTS).is_file() or sha256_of(folder / WEIGHTS) != manifest.weights_sha256:
-        raise UserError(changed(folder / WEIGHTS))
+        raise UserError(hash_mismatch_message(folder / WEIGHTS))
     return manifest
 
 
@@ -91,16 +91,16 @@ def parse_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"There is no adapter in {folder}; run `dvc repro` to train it.")
-    content = schemas.parse_json(schemas.read_limited(path), path)
+    content = schemas.parse_json(schemas.read_small_file(path), path)
     if content.get("format") not in (1, FORMAT):
         raise UserError(
-            f"{path} is not a manifest of this version: it has format {schemas.printable(content.get('format'))}, and "
+            f"{path} is not a manifest of this version: it has format {schemas.to_printable(content.get('format'))}, and "
             f"1 and {FORMAT} can be read; update Tuneline, or train the adapter again."
         )
-    return Manifest(**schemas.parse(ManifestFile, content, path).model_dump())
+    return Manifest(**schemas.validate_schema(ManifestFile, content, path).model_dump())
 
 
-def refuse_other_base(manifest: Manifest, base: Base, folder: Path) -> None:
+def check_base_matches(manifest: Manifest, base: Base, folder: Path) -> None:
     """Refuse an adapter that does not belong to this base.
 
     Raises:
@@ -121,7 +121,7 @@ def refuse_other_base(manifest: Manifest, base: Base, folder: Path) -> None:
             )
 
 
-def read_config(folder: Path, method: str, manifest: Manifest | None) -> LoraFile | PrefixFile:
+def read_config(folder: Path, method: str, manifest: Manifest | None) -> LoraConfigFile | PrefixConfigFile:
     """Read an adapter's configuration from the bytes that are hashed.
 
     Args:
@@ -133,16 +133,16 @@ def read_config(folder: Path, method: str, manifest: Manifest | None) -> LoraFil
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(f"{path} is missing; train the adapter again.")
-    content = schemas.read_limited(path)
+    content = schemas.read_small_file(path)
     if manifest and manifest.format > 1 and hashlib.sha256(content).hexdigest() != manifest.config_sha256:
-        raise UserError(changed(path))
-    config = schemas.parse(CONFIG_FILES[method], schemas.parse_json(content, path), path)
+        raise UserError(hash_mismatch_message(path))
+    config = schemas.validate_schema(CONFIG_SCHEMAS[method], schemas.parse_json(content, path), path)
     if manifest:
         _refuse_other_settings(manifest, config, path)
     return config
 
 
-def _refuse_other_settings(manifest: Manifest, config: LoraFile | PrefixFile, path: Path) -> None:
+def _refuse_other_settings(manifest: Manifest, config: LoraConfigFile | PrefixConfigFile, path: Path) -> None:
     """Raises UserError: the manifest's settings say something else than the configuration, or in format 1 nothing."""
     for key, value in {"method": manifest.method, **config.attachment()}.items():
         if key not in manifest.settings:
@@ -155,11 +155,11 @@ def _refuse_other_settings(manifest: Manifest, config: LoraFile | PrefixFile, pa
         setting = manifest.settings[key]
         if (sorted(setting) if isinstance(setting, list) else setting) != value:
             raise UserError(
-                f"{path} has {key} {value}, but {MANIFEST} says {schemas.printable(setting)}; one of them was changed. "
+                f"{path} has {key} {value}, but {MANIFEST} says {schemas.to_printable(setting)}; one of them was changed. "
                 "Train the adapter again."
             )
 
 
-def changed(path: Path) -> str:
+def hash_mismatch_message(path: Path) -> str:
     """The sentence for a file with another hash than the manifest's."""
     return f"{path} is not the file that the manifest describes; train the adapter again."

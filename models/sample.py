@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from models.storage import sha256_of_json
 
-QUESTION_AND_ANSWER = (("context", "target"), ("prompt", "response"), ("content", "summary"), ("instruction", "output"))
+QUESTION_ANSWER_KEYS = (("context", "target"), ("prompt", "response"), ("content", "summary"), ("instruction", "output"))
 ROLES = ("system", "user", "assistant")
 # A row with one of these means more than its texts, and ChatGLM-6B would learn something else from the texts alone.
 UNSUPPORTED_KEYS = (
@@ -25,7 +25,7 @@ _READ_KEYS = {
     ("messages",): {"messages", "system", *LOSS_KEYS},
     **{
         keys: {*keys, "system", "history", *LOSS_KEYS} | ({"input"} if "instruction" in keys else set())
-        for keys in QUESTION_AND_ANSWER
+        for keys in QUESTION_ANSWER_KEYS
     },
 }
 _READ_MESSAGE_KEYS = {"role", "content", *_MESSAGE_LOSS_KEYS}
@@ -99,7 +99,7 @@ class Sample:
         return cls(row["id"], source["file"], source["line"], messages, source.get("number"))
 
 
-def sample_id(messages: tuple[Message, ...]) -> str:
+def make_sample_id(messages: tuple[Message, ...]) -> str:
     """16 hexadecimal digits of the content's SHA-256."""
     return sha256_of_json([[message.role, message.content] for message in messages])[:16]
 
@@ -114,7 +114,7 @@ def is_blank(text: str) -> bool:
     return len(text) < _LONGEST_BLANK and all(unicodedata.category(character)[0] in "ZC" for character in text)
 
 
-def is_null_mark(text: str, question: str = "") -> bool:
+def is_null_marker(text: str, question: str = "") -> bool:
     """Whether the whole text is what a table writes for a missing value: ``nan``, ``None``, ``#N/A``, ``待补充``.
 
     Args:
@@ -133,7 +133,7 @@ def is_null_mark(text: str, question: str = "") -> bool:
 
 def _is_missing(text: object) -> bool:
     """Whether a key that takes a text holds none: null, blank, or the mark of a missing value."""
-    return text is None or (isinstance(text, str) and (is_blank(text) or is_null_mark(text)))
+    return text is None or (isinstance(text, str) and (is_blank(text) or is_null_marker(text)))
 
 
 def _is_empty(value: object) -> bool:
@@ -179,12 +179,12 @@ def _layout_of(row: dict) -> tuple[str, ...]:
     """The keys by which a row is in one of the accepted formats."""
     if "messages" in row:
         return ("messages",)
-    layouts = [keys for keys in QUESTION_AND_ANSWER if all(key in row for key in keys)]
+    layouts = [keys for keys in QUESTION_ANSWER_KEYS if all(key in row for key in keys)]
     if len(layouts) > 1:
         raise UnknownFormat(f"more than one format has these keys: {', '.join(sum(layouts, ()))}")
     if layouts:
         return layouts[0]
-    keys = ", ".join(map(quoted, list(row)[:6])) or "no keys"
+    keys = ", ".join(map(quote_value, list(row)[:6])) or "no keys"
     raise UnknownLayout(f"no known format has these keys: {keys}")
 
 
@@ -201,7 +201,7 @@ def _refuse_unsupported(part: dict, loss_keys: tuple[str, ...]) -> None:
         value = part.get(key)
         if not _is_empty(value) and value != 1:
             raise UnknownFormat(
-                f"the key {key!r} is {quoted(value)}: an answer is learnt as a whole or not at all; take out the row, "
+                f"the key {key!r} is {quote_value(value)}: an answer is learnt as a whole or not at all; take out the row, "
                 "or the key"
             )
 
@@ -213,7 +213,7 @@ def _from_messages(messages: object) -> tuple[Message, ...]:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise UnknownLayout("every message needs 'role' and 'content'")
         if message["role"] not in ROLES:
-            raise UnknownLayout(f"a role must be one of {', '.join(ROLES)}, not {quoted(message['role'])}")
+            raise UnknownLayout(f"a role must be one of {', '.join(ROLES)}, not {quote_value(message['role'])}")
         # Only the last answer is learnt, so that the loss of an earlier one is 0 as it stands.
         _refuse_unsupported(message, _MESSAGE_LOSS_KEYS if message is messages[-1] else ())
     # Exports write an empty system message where no system prompt was set.
@@ -238,7 +238,7 @@ def _with_system(system: object, messages: tuple[Message, ...]) -> tuple[Message
 def _from_question_and_answer(row: dict, question: str, answer: str) -> tuple[Message, ...]:
     asked = _text(row[question], question)
     # A mark of a missing instruction stays alone, so that the check for such marks finds it.
-    if question == "instruction" and _has_input(row.get("input"), asked) and not is_null_mark(asked):
+    if question == "instruction" and _has_input(row.get("input"), asked) and not is_null_marker(asked):
         asked = f"{asked}\n{_text(row['input'], 'input')}"
     turns = [*_history(row.get("history")), (asked, _text(row[answer], answer))]
     return tuple(
@@ -250,7 +250,7 @@ def _has_input(value: object, instruction: str) -> bool:
     """Whether there is an input to join to the instruction."""
     if not isinstance(value, str):
         return value is not None
-    return not is_blank(value) and not is_null_mark(value, instruction)
+    return not is_blank(value) and not is_null_marker(value, instruction)
 
 
 def _history(history: object) -> list[tuple[str, str]]:
@@ -271,7 +271,7 @@ def _text(value: object, key: str) -> str:
     return value
 
 
-def quoted(value: object) -> str:
+def quote_value(value: object) -> str:
     """A user's key or value as a message shows it: a text by its first characters, in quotes."""
     if isinstance(value, str):
         return repr(value) if len(value) <= _QUOTED_LENGTH else f"{value[:_QUOTED_LENGTH]!r}…"

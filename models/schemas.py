@@ -33,7 +33,7 @@ Kind = TypeVar("Kind", bound=Schema)
 # Parsing -------------------------------------------------------------------------------------------
 
 
-def read_limited(path: Path, limit: int = MAX_BYTES) -> bytes:
+def read_small_file(path: Path, limit: int = MAX_BYTES) -> bytes:
     """The bytes of a small file.
 
     Raises:
@@ -60,7 +60,7 @@ def parse_json(content: bytes, path: Path, max_keys: int = MAX_KEYS) -> dict:
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats)
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({printable(error)}); fetch or make it again.") from None
+        raise UserError(f"{path} is not valid JSON ({to_printable(error)}); fetch or make it again.") from None
     except RecursionError:
         raise UserError(f"{path} nests deeper than {MAX_DEPTH} levels; fetch or make it again.") from None
     if not isinstance(value, dict):
@@ -89,7 +89,7 @@ def _is_too_deep(value: Any) -> bool:
     return True
 
 
-def parse(kind: type[Kind], content: dict, path: Path) -> Kind:
+def validate_schema(kind: type[Kind], content: dict, path: Path) -> Kind:
     """The content of a file as an instance of a schema.
 
     Raises:
@@ -99,14 +99,14 @@ def parse(kind: type[Kind], content: dict, path: Path) -> Kind:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(printable(part) for part in first["loc"])
+    where = ".".join(to_printable(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         raise UserError(f"{path}: the key {where} is not known; remove it, or use the file that came with the model.")
-    reason = printable(first["msg"].removeprefix("Value error, "), 300)
+    reason = to_printable(first["msg"].removeprefix("Value error, "), 300)
     raise UserError(f"{path}: {f'{where}: ' if where else ''}{reason}.")
 
 
-def printable(value: object, length: int = 80) -> str:
+def to_printable(value: object, length: int = 80) -> str:
     """A value for a message, on one line and cut off; a lone surrogate, which cannot be printed, is escaped."""
     text = " ".join(str(value).encode("utf-8", "backslashreplace").decode("utf-8").split())
     return text if len(text) <= length else f"{text[:length]}…"
@@ -177,7 +177,7 @@ class ModelConfig(Schema):
     quantization_embeddings: Any = None
 
 
-NOT_USED = {
+UNUSED_CONFIG_KEYS = {
     "name_or_path_",
     "architectures",
     "auto_map",
@@ -188,7 +188,7 @@ NOT_USED = {
 }
 
 
-class Token(Schema):
+class AddedToken(Schema):
     """A special token with its flags, which are ChatGLMTokenizer's own whatever stands here."""
 
     type_: Any = Field(default=None, alias="__type")
@@ -200,10 +200,10 @@ class Token(Schema):
     special: bool = True
 
 
-SpecialToken = Annotated[str, Field(min_length=1, max_length=64)] | Token
+SpecialToken = Annotated[str, Field(min_length=1, max_length=64)] | AddedToken
 TokenNumber = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 TOKENIZER_OPTIONS = ("do_lower_case", "remove_space", "clean_up_tokenization_spaces")
-TOKENS = ("bos_token", "eos_token", "mask_token", "pad_token", "unk_token")
+SPECIAL_TOKEN_KEYS = ("bos_token", "eos_token", "mask_token", "pad_token", "unk_token")
 
 
 class TokenizerConfig(Schema):
@@ -225,7 +225,7 @@ class TokenizerConfig(Schema):
     gmask_token: SpecialToken = "[gMASK]"
     eop_token: SpecialToken = "<eop>"
     end_token: SpecialToken = "</s>"
-    added_tokens_decoder: Annotated[dict[TokenNumber, Token], Field(max_length=64)] = {}
+    added_tokens_decoder: Annotated[dict[TokenNumber, AddedToken], Field(max_length=64)] = {}
     padding_side: Literal["left"] = "left"
     split_special_tokens: Literal[False] = False
     truncation_side: Literal["left", "right"] = "right"
@@ -272,7 +272,7 @@ def _is_off(value: Any) -> bool:
     return value is None or value is False or value in ({}, [])
 
 
-class LoraFile(PeftConfig):
+class LoraConfigFile(PeftConfig):
     peft_type: Literal["LORA"]
     r: Rank
     lora_alpha: Annotated[float, Field(gt=0, le=2**20)]
@@ -286,7 +286,7 @@ class LoraFile(PeftConfig):
     qalora_group_size: int | None = None  # used with use_qalora alone, which must be off
 
     def attachment(self) -> dict:
-        """As for :func:`models.adapters.attach`."""
+        """As for :func:`models.adapters.attach_adapter`."""
         return {
             "rank": self.r,
             "alpha": self.lora_alpha,
@@ -297,7 +297,7 @@ class LoraFile(PeftConfig):
         }
 
 
-class PrefixFile(PeftConfig):
+class PrefixConfigFile(PeftConfig):
     peft_type: Literal["PREFIX_TUNING"]
     num_virtual_tokens: Rank
     prefix_projection: bool
@@ -308,5 +308,5 @@ class PrefixFile(PeftConfig):
     num_transformer_submodules: Literal[1] = 1
 
     def attachment(self) -> dict:
-        """As for :func:`models.adapters.attach`."""
+        """As for :func:`models.adapters.attach_adapter`."""
         return {"prefix_tokens": self.num_virtual_tokens, "projection": self.prefix_projection}

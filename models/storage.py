@@ -45,7 +45,7 @@ def sha256_of_json(value: object) -> str:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary file to write; rename it to ``path`` if the block ends well."""
     with _reserved(path) as temporary:
         yield temporary
@@ -61,7 +61,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing_folder(path: Path) -> Iterator[Path]:
+def atomic_write_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; it replaces ``path`` if the block ends well."""
     with scratch_folder(path) as temporary:
         yield temporary
@@ -103,7 +103,7 @@ def _exchange(first: Path, second: Path) -> bool:
 def _reserved(path: Path) -> Iterator[Path]:
     """Give a temporary name beside ``path``, locked during the block; nothing is left under it afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    clear_after_killed(path.parent)
+    remove_leftovers(path.parent)
     token, lock = _lock_anew(path.parent)
     temporary = path.with_name(f".{path.name}.{token}.tmp")
     try:
@@ -136,7 +136,7 @@ def _seizes(lock: int) -> bool | None:
         return None
 
 
-def clear_after_killed(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what processes that run no more left in a folder, and put back what they were about to replace."""
     left: dict[str, list[re.Match]] = {}
     for path in folder.iterdir():
@@ -182,7 +182,7 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def seconds_since_change(path: Path) -> float:
+def seconds_since_modification(path: Path) -> float:
     """For how long a file or folder has not been changed, by the clock of its volume; 0 if that cannot be told.
 
     A shared volume has another host's clock, so the time of a file that is written now is compared with.
@@ -198,7 +198,7 @@ def seconds_since_change(path: Path) -> float:
 
 
 def write_text(path: Path, text: str) -> None:
-    with writing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -207,7 +207,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[object]) -> None:
-    with writing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

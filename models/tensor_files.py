@@ -20,7 +20,7 @@ from threading import Event
 from typing import IO, TYPE_CHECKING
 
 from models.errors import UserError
-from models.schemas import printable
+from models.schemas import to_printable
 
 if TYPE_CHECKING:
     import torch  # slow to import, and not needed to refuse
@@ -30,21 +30,21 @@ BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 MAX_HEADER = 2**24  # bytes; that of ChatGLM-6B has 50,000
 MAX_RANK = 8
 CHUNK = 2**24
-READERS = min(4, os.cpu_count() or 1)
+NUM_READERS = min(4, os.cpu_count() or 1)
 
 
-class Damaged(UserError):
+class DamagedFile(UserError):
     """A file of tensors that cannot be read as what its name says."""
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether a weight file ends where it should: the end is what a half download lacks."""
     if path.suffix == ".bin":
         return zipfile.is_zipfile(path)  # torch.save writes a zip file, whose directory stands last
     try:
         with path.open("rb") as file:
             _read_header(file, path)
-    except Damaged:
+    except DamagedFile:
         return False
     return True
 
@@ -68,7 +68,7 @@ def read_tensors(path: Path, sha256: str | None, changed: str) -> Iterator[tuple
             yield from _read_safetensors(file, path, sha256, changed)
 
 
-def read_files(files: Sequence[tuple[Path, str, str]]) -> Iterator[tuple[Path, str, "torch.Tensor"]]:
+def read_weight_files(files: Sequence[tuple[Path, str, str]]) -> Iterator[tuple[Path, str, "torch.Tensor"]]:
     """Yield path, name and tensor of several weight files; :data:`READERS` of them are read and hashed at a time.
 
     One core hashes 1.2 GB/s, so that the 13 GB of ChatGLM-6B would wait for it longer than for disk and GPU together.
@@ -79,7 +79,7 @@ def read_files(files: Sequence[tuple[Path, str, str]]) -> Iterator[tuple[Path, s
     Raises:
         UserError: see :func:`read_tensors`.
     """
-    waiting: Queue = Queue(READERS)
+    waiting: Queue = Queue(NUM_READERS)
     is_abandoned = Event()
 
     def read(path: Path, sha256: str, changed: str) -> None:
@@ -88,7 +88,7 @@ def read_files(files: Sequence[tuple[Path, str, str]]) -> Iterator[tuple[Path, s
             if is_abandoned.is_set():
                 return
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(NUM_READERS) as pool:
         readers = [pool.submit(read, *file) for file in files]
         try:
             while not all(reader.done() for reader in readers) or not waiting.empty():
@@ -142,7 +142,7 @@ def _fill(file: IO[bytes], view: memoryview, path: Path) -> None:
     while filled < len(view):
         count = file.readinto(view[filled : filled + CHUNK])
         if not count:
-            raise Damaged(f"{path} ended while it was read; fetch or make it again.")
+            raise DamagedFile(f"{path} ended while it was read; fetch or make it again.")
         filled += count
 
 
@@ -156,21 +156,21 @@ def _read_header(file: IO[bytes], path: Path) -> tuple[bytes, list[tuple[str, st
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or not 0 < length <= min(size - 8, MAX_HEADER):
-        raise Damaged(f"{path} is no safetensors file, or was cut off; fetch or make it again.")
+        raise DamagedFile(f"{path} is no safetensors file, or was cut off; fetch or make it again.")
     header = file.read(length)
     try:
         content = json.loads(header.decode("utf-8"), object_pairs_hook=_without_repeats)
         content.pop("__metadata__", None)
         entries = sorted((_checked(name, entry, path) for name, entry in content.items()), key=lambda entry: entry[3:])
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(f"{path} has a damaged header ({printable(error)}); fetch or make it again.") from None
+        raise DamagedFile(f"{path} has a damaged header ({to_printable(error)}); fetch or make it again.") from None
     end = 0
     for name, _, _, start, stop in entries:
         if start != end:
-            raise Damaged(f"{path} has a gap or an overlap before {printable(name)}; fetch or make it again.")
+            raise DamagedFile(f"{path} has a gap or an overlap before {to_printable(name)}; fetch or make it again.")
         end = stop
     if size != 8 + length + end:
-        raise Damaged(f"{path} has {size} bytes, its header says {8 + length + end}; fetch or make it again.")
+        raise DamagedFile(f"{path} has {size} bytes, its header says {8 + length + end}; fetch or make it again.")
     return prefix + header, [(name, dtype, shape, stop - start) for name, dtype, shape, start, stop in entries]
 
 
@@ -190,7 +190,7 @@ def _checked(name: str, entry: dict, path: Path) -> tuple[str, str, list[int], i
     """
     dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in DTYPES:
-        raise UserError(f"{path}: {printable(name)} has type {printable(dtype)}; weights are {', '.join(DTYPES)}.")
+        raise UserError(f"{path}: {to_printable(name)} has type {to_printable(dtype)}; weights are {', '.join(DTYPES)}.")
     numbers = [*shape, start, stop]
     if any(type(number) is not int or not 0 <= number < 2**50 for number in numbers) or len(shape) > MAX_RANK:
         raise ValueError(f"{name} has impossible sizes")
@@ -246,12 +246,12 @@ def unpickle(file: Path, path: Path) -> dict[str, "torch.Tensor"]:
     try:
         content = load_state_dict(str(file))
     except pickle.UnpicklingError:
-        raise Damaged(f"{path} holds more than tensors, which could run code, or is damaged; refused.") from None
+        raise DamagedFile(f"{path} holds more than tensors, which could run code, or is damaged; refused.") from None
     except Exception as error:  # the unpickler fails in many ways on bytes that torch.save did not write
-        reason = printable(next(iter(str(error).strip().splitlines()), ""), 200) or type(error).__name__
-        raise Damaged(f"{path} cannot be read ({reason}); fetch it again.") from None
+        reason = to_printable(next(iter(str(error).strip().splitlines()), ""), 200) or type(error).__name__
+        raise DamagedFile(f"{path} cannot be read ({reason}); fetch it again.") from None
     if not isinstance(content, dict) or not content:
-        raise Damaged(f"{path} holds no tensors by name; it is no checkpoint.")
+        raise DamagedFile(f"{path} holds no tensors by name; it is no checkpoint.")
     return {_checked_name(name, path): _checked_tensor(name, value, path) for name, value in content.items()}
 
 
@@ -261,35 +261,35 @@ def _refuse_compressed(file: Path, path: Path) -> None:
         if not zipfile.is_zipfile(file):
             with file.open("rb") as start:
                 if start.read(2) == b"PK":
-                    raise Damaged(f"{path} was cut off; fetch it again.")
+                    raise DamagedFile(f"{path} was cut off; fetch it again.")
             return  # the format before PyTorch 1.6
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-    except Damaged:
+    except DamagedFile:
         raise
     except Exception as error:  # struct.error, UnicodeDecodeError and others, for damaged directories
-        raise Damaged(f"{path} has a damaged directory ({type(error).__name__}); fetch it again.") from None
+        raise DamagedFile(f"{path} has a damaged directory ({type(error).__name__}); fetch it again.") from None
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     if not stored or sum(entry.file_size for entry in entries) > file.stat().st_size:
-        raise Damaged(f"{path} is compressed, which torch.save never does; refused.")
+        raise DamagedFile(f"{path} is compressed, which torch.save never does; refused.")
 
 
 def _checked_name(name: object, path: Path) -> str:
     if not isinstance(name, str) or len(name) > 1000:
-        raise Damaged(f"{path} holds no tensors by name; it is no checkpoint.")
+        raise DamagedFile(f"{path} holds no tensors by name; it is no checkpoint.")
     return name
 
 
 def _checked_tensor(name: object, value: object, path: Path) -> "torch.Tensor":
     import torch
 
-    what = f"{path}: {printable(name)}"
+    what = f"{path}: {to_printable(name)}"
     if not isinstance(value, torch.Tensor):
-        raise Damaged(f"{path} holds no tensors by name ({printable(name)} is none); it is no checkpoint.")
+        raise DamagedFile(f"{path} holds no tensors by name ({to_printable(name)} is none); it is no checkpoint.")
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
-        raise Damaged(f"{what} is no plain matrix of numbers (sparse, quantized or without data); refused.")
+        raise DamagedFile(f"{what} is no plain matrix of numbers (sparse, quantized or without data); refused.")
     if str(value.dtype).removeprefix("torch.") not in DTYPES.values():
-        raise Damaged(f"{what} has type {value.dtype}; weights are {', '.join(DTYPES.values())}.")
+        raise DamagedFile(f"{what} has type {value.dtype}; weights are {', '.join(DTYPES.values())}.")
     if value.dim() > MAX_RANK or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise Damaged(f"{what} has shape {printable(list(value.shape))}, more than the file holds; refused.")
+        raise DamagedFile(f"{what} has shape {to_printable(list(value.shape))}, more than the file holds; refused.")
     return value.detach()

@@ -2,10 +2,10 @@ import shutil
 
 import pytest
 import torch
-from given import manifest_of
+from shared_data import minimal_manifest
 
 from chat.partner import Partner
-from models import adapters, base_model
+from models import adapter_files, adapters, base_model, model_loading
 from models.errors import UserError
 from models.manifest import WEIGHTS
 from models.sample import Message
@@ -26,11 +26,11 @@ def weights(base_folder, tmp_path):
     }
     for seed, (method, how) in enumerate(hows.items()):
         torch.manual_seed(seed)
-        tuned = adapters.attach(base_model.load_model(found, "float32"), method, **how)
+        tuned = adapters.attach_adapter(model_loading.load_model(found, "float32"), method, **how)
         for parameter in tuned.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter)
-        adapters.save(tuned, folder / method, manifest_of(found, method))
+        adapter_files.save_adapter(tuned, folder / method, minimal_manifest(found, method))
     return folder
 
 
@@ -103,7 +103,7 @@ def test_no_base_and_no_room_are_one_sentence(weights, tmp_path):
 @pytest.mark.parametrize("name", ["base", "lora", "ptuning_v2"])
 def test_the_type_asked_for_holds_for_adapters_too(weights, name, dtype, expected):
     partner = Partner(weights, name, dtype, room=8, sample=False)
-    assert adapters.base_of(partner.model).get_parameter("lm_head.weight").dtype == expected
+    assert adapters.get_base_model(partner.model).get_parameter("lm_head.weight").dtype == expected
     if dtype == "bfloat16":
         assert answer(partner)
 
@@ -112,4 +112,4 @@ def test_without_a_type_the_one_of_the_training_holds(weights):
     manifest = weights / "lora/manifest.json"
     write_json(manifest, read_json(manifest) | {"dtype": "bfloat16"})
     partner = Partner(weights, "lora", "auto", room=8, sample=False)
-    assert adapters.base_of(partner.model).dtype == torch.bfloat16
+    assert adapters.get_base_model(partner.model).dtype == torch.bfloat16

@@ -9,12 +9,12 @@ import zipfile
 
 import pytest
 import torch
-from given import SETTINGS, logits, manifest_of, shake
+from shared_data import ADAPTER_SETTINGS, minimal_manifest, randomize_adapter, short_row_logits
 
-from models import adapter_conversion, adapters, base_model
+from models import adapter_conversion, adapter_files, adapters, base_model, base_verification, model_loading
 from models.chatglm import ChatGLMConfig
 from models.errors import UserError
-from models.manifest import read_manifest
+from models.manifest import read_verified_manifest
 
 
 def saved(kind: str, base_folder, folder) -> torch.Tensor:
@@ -22,22 +22,22 @@ def saved(kind: str, base_folder, folder) -> torch.Tensor:
     found = base_model.read_record(base_folder)
     method = kind.split()[0]
     torch.manual_seed(0)
-    tuned = adapters.attach(base_model.load_model(found, "float32"), method, **SETTINGS[kind])
-    shake(tuned)
-    adapters.save(tuned, folder, manifest_of(found, method))
-    return logits(tuned.eval(), adapters.base_of(tuned).config)
+    tuned = adapters.attach_adapter(model_loading.load_model(found, "float32"), method, **ADAPTER_SETTINGS[kind])
+    randomize_adapter(tuned)
+    adapter_files.save_adapter(tuned, folder, minimal_manifest(found, method))
+    return short_row_logits(tuned.eval(), adapters.get_base_model(tuned).config)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SETTINGS if "ptuning" not in kind])
+@pytest.mark.parametrize("kind", [kind for kind in ADAPTER_SETTINGS if "ptuning" not in kind])
 def test_a_merged_model_is_a_base_that_answers_as_the_adapter(kind, base_folder, tmp_path):
     expected = saved(kind, base_folder, tmp_path / "adapter")
-    adapter_conversion.save_merged(tmp_path / "adapter", base_model.read_record(base_folder), tmp_path / "merged")
-    again = base_model.verify(tmp_path / "merged", "merged")
-    model = base_model.load_model(again, "float32")
-    torch.testing.assert_close(logits(model, model.config), expected, rtol=1e-4, atol=1e-3)
+    adapter_conversion.export_merged_model(tmp_path / "adapter", base_model.read_record(base_folder), tmp_path / "merged")
+    again = base_verification.verify_base(tmp_path / "merged", "merged")
+    model = model_loading.load_model(again, "float32")
+    torch.testing.assert_close(short_row_logits(model, model.config), expected, rtol=1e-4, atol=1e-3)
     assert (
-        base_model.load_tokenizer(again.folder)("你好").input_ids
-        == base_model.load_tokenizer(base_folder)("你好").input_ids
+        model_loading.load_tokenizer(again.folder)("你好").input_ids
+        == model_loading.load_tokenizer(base_folder)("你好").input_ids
     )
 
 
@@ -45,25 +45,25 @@ def test_a_merged_model_is_a_base_that_answers_as_the_adapter(kind, base_folder,
 def test_a_prefix_goes_out_as_published_and_comes_back(kind, base_folder, tmp_path):
     found = base_model.read_record(base_folder)
     expected = saved(kind, base_folder, tmp_path / "adapter")
-    adapter_conversion.save_official_prefix(tmp_path / "adapter", found, tmp_path / "official")
+    adapter_conversion.export_official_prefix(tmp_path / "adapter", found, tmp_path / "official")
     config = json.loads((tmp_path / "official/config.json").read_text())
     assert (config["pre_seq_len"], config["prefix_projection"]) == (5, False)
     file = tmp_path / "official/pytorch_model.bin"
-    assert list(adapter_conversion._tensors(file)) == ["transformer.prefix_encoder.embedding.weight"]
-    adapter_conversion.load_official_prefix(file, found, "back", "float32", tmp_path / "back")
-    model = adapters.load(tmp_path / "back", found)
-    torch.testing.assert_close(logits(model, model.config), expected, rtol=1e-5, atol=1e-5)
+    assert list(adapter_conversion._load_checkpoint(file)) == ["transformer.prefix_encoder.embedding.weight"]
+    adapter_conversion.import_official_prefix(file, found, "back", "float32", tmp_path / "back")
+    model = adapter_files.load_adapter(tmp_path / "back", found)
+    torch.testing.assert_close(short_row_logits(model, model.config), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_holds_key_and_value_of_each_layer_as_the_published_code_reads_them(base_folder):
     """Its get_prompt: view (tokens, 2 · layers, heads, dim), permute, split in pairs."""
-    tuned = adapters.attach(
-        base_model.load_model(base_model.read_record(base_folder), "float32"), "ptuning_v2", prefix_tokens=3
+    tuned = adapters.attach_adapter(
+        model_loading.load_model(base_model.read_record(base_folder), "float32"), "ptuning_v2", prefix_tokens=3
     )
     config: ChatGLMConfig = tuned.config
     heads, layers = config.num_attention_heads, config.num_layers
     rows = torch.randn(3, 2 * layers * config.hidden_size)
-    adapters.put_prefix(tuned, rows)
+    adapters.set_prefix(tuned, rows)
     published = rows.view(1, 3, 2 * layers, heads, -1).permute(2, 1, 0, 3, 4).split(2)
     cache = tuned.get_prompt(1)
     for layer, (key, value) in enumerate(published):
@@ -77,7 +77,7 @@ def test_a_published_projection_is_computed():
     layers = torch.nn.ModuleDict({"embedding": embedding, "trans": torch.nn.Sequential(one, torch.nn.Tanh(), other)})
     tensors = {adapter_conversion.PREFIX + name: value.half() for name, value in layers.state_dict().items()}
     expected = layers["trans"](embedding.weight)
-    torch.testing.assert_close(adapter_conversion.prefix_rows(tensors), expected, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(adapter_conversion.compute_prefix(tensors), expected, rtol=1e-2, atol=1e-3)
 
 
 def test_what_cannot_be_exchanged_is_one_sentence(base_folder, tmp_path):
@@ -85,9 +85,9 @@ def test_what_cannot_be_exchanged_is_one_sentence(base_folder, tmp_path):
     saved("lora", base_folder, tmp_path / "lora")
     saved("ptuning_v2", base_folder, tmp_path / "prefix")
     with pytest.raises(UserError, match="export it with --merged"):
-        adapter_conversion.save_official_prefix(tmp_path / "lora", found, tmp_path / "out")
+        adapter_conversion.export_official_prefix(tmp_path / "lora", found, tmp_path / "out")
     with pytest.raises(UserError, match="export it with --official"):
-        adapter_conversion.save_merged(tmp_path / "prefix", found, tmp_path / "out")
+        adapter_conversion.export_merged_model(tmp_path / "prefix", found, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     files = {
         "none.bin": ({"lm_head.weight": torch.zeros(2)}, "no P-Tuning checkpoint"),
@@ -109,14 +109,14 @@ def test_what_cannot_be_exchanged_is_one_sentence(base_folder, tmp_path):
     for name, (content, said) in files.items():
         torch.save(content, tmp_path / name)
         with pytest.raises(UserError, match=said):
-            adapter_conversion.load_official_prefix(tmp_path / name, found, "x", "float32", tmp_path / "out")
+            adapter_conversion.import_official_prefix(tmp_path / name, found, "x", "float32", tmp_path / "out")
     (tmp_path / "pointer.bin").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UserError, match="not written by PyTorch"):
-        adapter_conversion.load_official_prefix(tmp_path / "pointer.bin", found, "x", "float32", tmp_path / "out")
+        adapter_conversion.import_official_prefix(tmp_path / "pointer.bin", found, "x", "float32", tmp_path / "out")
     (tmp_path / "cut.bin").write_bytes((tmp_path / "none.bin").read_bytes()[:40])
     for name in ("cut.bin", "missing.bin"):
         with pytest.raises(UserError):
-            adapter_conversion.load_official_prefix(tmp_path / name, found, "x", "float32", tmp_path / "out")
+            adapter_conversion.import_official_prefix(tmp_path / name, found, "x", "float32", tmp_path / "out")
 
 
 # Adapters of a quantized base -----------------------------------------------------------------------
@@ -124,23 +124,23 @@ def test_what_cannot_be_exchanged_is_one_sentence(base_folder, tmp_path):
 
 def test_an_adapter_of_a_quantized_base_is_merged_only_when_asked_for(base_folder, tmp_path):
     found = base_model.read_record(base_folder)
-    tuned = adapters.attach(base_model.load_model(found, "float32"), "lora", **SETTINGS["lora"])
-    shake(tuned)
-    adapters.save(tuned, tmp_path / "a", dataclasses.replace(manifest_of(found), quantization=4))
+    tuned = adapters.attach_adapter(model_loading.load_model(found, "float32"), "lora", **ADAPTER_SETTINGS["lora"])
+    randomize_adapter(tuned)
+    adapter_files.save_adapter(tuned, tmp_path / "a", dataclasses.replace(minimal_manifest(found), quantization=4))
     with pytest.raises(UserError, match=r"beside a base in 4 bits.*--onto-16-bits"):
-        adapter_conversion.save_merged(tmp_path / "a", found, tmp_path / "merged")
+        adapter_conversion.export_merged_model(tmp_path / "a", found, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
-    adapter_conversion.save_merged(tmp_path / "a", found, tmp_path / "merged", onto_16_bits=True)
+    adapter_conversion.export_merged_model(tmp_path / "a", found, tmp_path / "merged", onto_16_bits=True)
     record = json.loads((tmp_path / "merged/merged.json").read_text())
-    manifest = read_manifest(tmp_path / "a")
+    manifest = read_verified_manifest(tmp_path / "a")
     assert (record["base_bits_at_training"], record["merged_into"]) == (4, "float32")
     assert (record["weights_sha256"], record["base_identity"]) == (manifest.weights_sha256, found.identity)
-    base_model.verify(tmp_path / "merged", "merged")
+    base_verification.verify_base(tmp_path / "merged", "merged")
 
 
 def test_a_merged_model_says_what_it_was_made_of(base_folder, tmp_path):
     saved("lora", base_folder, tmp_path / "adapter")
-    adapter_conversion.save_merged(tmp_path / "adapter", base_model.read_record(base_folder), tmp_path / "merged")
+    adapter_conversion.export_merged_model(tmp_path / "adapter", base_model.read_record(base_folder), tmp_path / "merged")
     record = json.loads((tmp_path / "merged/merged.json").read_text())
     assert record["base_bits_at_training"] is None
     assert record["name"] == "lora"
@@ -221,12 +221,12 @@ def test_a_file_without_a_prefix_is_one_sentence(tmp_path, kind):
     content, reason = STORED[kind]
     torch.save(content, tmp_path / "a.bin")
     with pytest.raises(UserError, match=reason):
-        adapter_conversion.prefix_rows(adapter_conversion._tensors(tmp_path / "a.bin"))
+        adapter_conversion.compute_prefix(adapter_conversion._load_checkpoint(tmp_path / "a.bin"))
 
 
 def test_a_projection_of_fitting_layers_is_accepted(tmp_path):
     torch.save(layers(), tmp_path / "a.bin")
-    assert adapter_conversion.prefix_rows(adapter_conversion._tensors(tmp_path / "a.bin")).shape == (4, 32)
+    assert adapter_conversion.compute_prefix(adapter_conversion._load_checkpoint(tmp_path / "a.bin")).shape == (4, 32)
 
 
 def zipped(name: str, content: bytes, how: int = zipfile.ZIP_STORED) -> bytes:
@@ -280,7 +280,7 @@ def test_bytes_that_torch_did_not_save_are_one_sentence(tmp_path, capsys, kind):
     content, reason = RAW[kind]
     (tmp_path / "a.bin").write_bytes(content)
     with pytest.raises(UserError, match=reason):
-        adapter_conversion._tensors(tmp_path / "a.bin")
+        adapter_conversion._load_checkpoint(tmp_path / "a.bin")
     assert "code" not in capsys.readouterr().out
 
 
@@ -291,11 +291,11 @@ def test_a_file_that_was_cut_off_is_one_sentence(tmp_path, keep, new_format):
     content = (tmp_path / "a.bin").read_bytes()
     (tmp_path / "a.bin").write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
     with pytest.raises(UserError, match=r"cannot be read|more than tensors|was cut off"):
-        adapter_conversion._tensors(tmp_path / "a.bin")
+        adapter_conversion._load_checkpoint(tmp_path / "a.bin")
 
 
 def test_the_former_format_of_torch_is_read(tmp_path):
     torch.save({ROWS: torch.ones(2, 8)}, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
     assert torch.equal(
-        adapter_conversion.prefix_rows(adapter_conversion._tensors(tmp_path / "a.bin")), torch.ones(2, 8)
+        adapter_conversion.compute_prefix(adapter_conversion._load_checkpoint(tmp_path / "a.bin")), torch.ones(2, 8)
     )

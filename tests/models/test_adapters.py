@@ -4,45 +4,45 @@ from pathlib import Path
 
 import pytest
 import torch
-from given import SETTINGS, logits, manifest_of, shake
 from safetensors.torch import load_file, save_file
+from shared_data import ADAPTER_SETTINGS, minimal_manifest, randomize_adapter, short_row_logits
 
-from models import adapters, base_model
+from models import adapter_files, adapters, base_model, model_loading
 from models.errors import UserError
-from models.manifest import CONFIG, MANIFEST, WEIGHTS, read_manifest, refuse_other_base
+from models.manifest import CONFIG, MANIFEST, WEIGHTS, check_base_matches, read_verified_manifest
 from models.storage import sha256_of
 
 
 @pytest.fixture
 def saved(base_folder, tmp_path):
     found = base_model.read_record(base_folder)
-    model = adapters.attach(base_model.load_model(found, "float32"), "lora", **SETTINGS["lora"])
-    adapters.save(model, tmp_path / "lora", manifest_of(found))
+    model = adapters.attach_adapter(model_loading.load_model(found, "float32"), "lora", **ADAPTER_SETTINGS["lora"])
+    adapter_files.save_adapter(model, tmp_path / "lora", minimal_manifest(found))
     return tmp_path / "lora"
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("kind", ADAPTER_SETTINGS)
 def test_saved_and_loaded_it_gives_the_same_logits(kind, base_folder, tmp_path):
     found = base_model.read_record(base_folder)
     method = kind.split()[0]
-    model = base_model.load_model(found, "float32")
-    bare = logits(model, model.config)
+    model = model_loading.load_model(found, "float32")
+    bare = short_row_logits(model, model.config)
     torch.manual_seed(1)
-    tuned = adapters.attach(model, method, **SETTINGS[kind])
+    tuned = adapters.attach_adapter(model, method, **ADAPTER_SETTINGS[kind])
     trainable = [name for name, parameter in tuned.named_parameters() if parameter.requires_grad]
     assert trainable
     if method != "full":
         assert all("lora_" in name or "prompt_encoder" in name for name in trainable)
-        assert adapters.parameters(tuned)[0] < 0.2 * adapters.parameters(tuned)[1]
-    shake(tuned)
-    expected = logits(tuned.eval(), model.config)
+        assert adapters.count_parameters(tuned)[0] < 0.2 * adapters.count_parameters(tuned)[1]
+    randomize_adapter(tuned)
+    expected = short_row_logits(tuned.eval(), model.config)
     assert (expected - bare).abs().max() > 0.01
-    adapters.save(tuned, tmp_path / "a", manifest_of(found, method))
-    with adapters.reloaded(tuned, tmp_path / "a") as from_disk:
-        torch.testing.assert_close(logits(from_disk.eval(), model.config), expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(logits(tuned.eval(), model.config), expected, atol=0, rtol=0)
-    again = adapters.load(tmp_path / "a", found)
-    torch.testing.assert_close(logits(again, model.config), expected, atol=1e-6, rtol=0)
+    adapter_files.save_adapter(tuned, tmp_path / "a", minimal_manifest(found, method))
+    with adapter_files.reloaded_adapter(tuned, tmp_path / "a") as from_disk:
+        torch.testing.assert_close(short_row_logits(from_disk.eval(), model.config), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(short_row_logits(tuned.eval(), model.config), expected, atol=0, rtol=0)
+    again = adapter_files.load_adapter(tmp_path / "a", found)
+    torch.testing.assert_close(short_row_logits(again, model.config), expected, atol=1e-6, rtol=0)
     assert not again.training
 
 
@@ -50,11 +50,11 @@ def test_scaling_early_is_what_peft_computes(base_folder):
     """Forward and backward, against peft's own layer."""
     from peft.tuners.lora.layer import Linear
 
-    tuned = adapters.attach(
-        base_model.load_model(base_model.read_record(base_folder), "float32"), "lora", **SETTINGS["lora"]
+    tuned = adapters.attach_adapter(
+        model_loading.load_model(base_model.read_record(base_folder), "float32"), "lora", **ADAPTER_SETTINGS["lora"]
     )
     torch.manual_seed(1)
-    shake(tuned)
+    randomize_adapter(tuned)
     layer = tuned.base_model.model.transformer.layers[0].attention.query_key_value
     states = torch.randn(3, 7, 32, requires_grad=True)
     weights = [states, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
@@ -69,14 +69,14 @@ def test_scaling_early_is_what_peft_computes(base_folder):
 
 def test_what_fails_its_check_is_not_kept(base_folder, tmp_path):
     found = base_model.read_record(base_folder)
-    model = adapters.attach(base_model.load_model(found, "float32"), "lora", **SETTINGS["lora"])
+    model = adapters.attach_adapter(model_loading.load_model(found, "float32"), "lora", **ADAPTER_SETTINGS["lora"])
 
     def refuse(folder):
         assert (folder / WEIGHTS).is_file()
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        adapters.save(model, tmp_path / "lora", manifest_of(found), check=refuse)
+        adapter_files.save_adapter(model, tmp_path / "lora", minimal_manifest(found), check=refuse)
     assert not list(tmp_path.iterdir())
 
 
@@ -93,9 +93,9 @@ def test_saving_and_loading_ask_no_network(base_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     found = base_model.read_record(base_folder)
     for method in ("lora", "ptuning_v2"):
-        tuned = adapters.attach(base_model.load_model(found, "float32"), method, **SETTINGS[method])
-        adapters.save(tuned, tmp_path / method, manifest_of(found, method))
-        adapters.load(tmp_path / method, found)
+        tuned = adapters.attach_adapter(model_loading.load_model(found, "float32"), method, **ADAPTER_SETTINGS[method])
+        adapter_files.save_adapter(tuned, tmp_path / method, minimal_manifest(found, method))
+        adapter_files.load_adapter(tmp_path / method, found)
     assert not asked
 
 
@@ -108,8 +108,8 @@ def test_an_adapter_names_its_base_and_no_path_of_this_machine(saved):
 @pytest.mark.parametrize("method", ["lora", "ptuning_v2"])
 def test_on_a_quantized_base_it_trains(bits, method, base_folder):
     found = base_model.read_record(base_folder)
-    model = base_model.load_model(found, "float32", quantization=bits)
-    tuned = adapters.attach(model, method, **SETTINGS[method])
+    model = model_loading.load_model(found, "float32", quantization=bits)
+    tuned = adapters.attach_adapter(model, method, **ADAPTER_SETTINGS[method])
     ids = torch.tensor([[40, 41, model.config.gmask_token_id, model.config.bos_token_id, 50, 51]])
     labels = torch.where(torch.arange(6) > 3, ids, -100)
     optimizer = torch.optim.Adam([p for p in tuned.parameters() if p.requires_grad], lr=0.05)
@@ -129,23 +129,23 @@ def test_on_a_quantized_base_it_trains(bits, method, base_folder):
 )
 def test_an_adapter_of_another_base_is_refused(saved, base_folder, field, said):
     found = base_model.read_record(base_folder)
-    other = dataclasses.replace(read_manifest(saved), **{field: "0" * 64})
+    other = dataclasses.replace(read_verified_manifest(saved), **{field: "0" * 64})
     with pytest.raises(UserError, match=f"{said} .*train it again"):
-        refuse_other_base(other, found, saved)
+        check_base_matches(other, found, saved)
 
 
 def test_changed_weights_are_refused(saved):
     weights = saved / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
     with pytest.raises(UserError, match="not the file that the manifest describes"):
-        read_manifest(saved)
+        read_verified_manifest(saved)
 
 
 @pytest.mark.parametrize("content", ["{", "{}", json.dumps({"format": 99})])
 def test_a_damaged_manifest_is_one_sentence(saved, content):
     (saved / MANIFEST).write_text(content)
     with pytest.raises(UserError, match="manifest"):
-        read_manifest(saved)
+        read_verified_manifest(saved)
 
 
 # What the manifest vouches for ----------------------------------------------------------------------
@@ -165,19 +165,19 @@ def fit_hashes(folder: Path) -> None:
 
 def refuses(folder: Path, found: base_model.Base, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        adapters.load(folder, found)
+        adapter_files.load_adapter(folder, found)
     with pytest.raises(UserError, match=reason):
-        adapters.merged(folder, found)
+        adapter_files.load_merged(folder, found)
 
 
 @pytest.fixture
 def trained(base_folder, tmp_path) -> Path:
     """An adapter with the settings that stage train writes into its manifest."""
-    found, settings = base_model.read_record(base_folder), SETTINGS["lora everywhere"]
-    model = adapters.attach(base_model.load_model(found, "float32"), "lora", **settings)
-    shake(model)
+    found, settings = base_model.read_record(base_folder), ADAPTER_SETTINGS["lora everywhere"]
+    model = adapters.attach_adapter(model_loading.load_model(found, "float32"), "lora", **settings)
+    randomize_adapter(model)
     written = {"method": "lora", "dropout": 0.0, "rslora": False, "dora": False, "epochs": 2.0, **settings}
-    adapters.save(model, tmp_path / "trained", dataclasses.replace(manifest_of(found), settings=written))
+    adapter_files.save_adapter(model, tmp_path / "trained", dataclasses.replace(minimal_manifest(found), settings=written))
     return tmp_path / "trained"
 
 
@@ -185,10 +185,10 @@ def test_the_same_configuration_has_the_same_bytes(base_folder, tmp_path):
     found = base_model.read_record(base_folder)
     modules = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
     for number, targets in enumerate((modules, modules[::-1])):
-        model = adapters.attach(
-            base_model.load_model(found, "float32"), "lora", rank=2, alpha=4, target_modules=targets
+        model = adapters.attach_adapter(
+            model_loading.load_model(found, "float32"), "lora", rank=2, alpha=4, target_modules=targets
         )
-        adapters.save(model, tmp_path / str(number), manifest_of(found))
+        adapter_files.save_adapter(model, tmp_path / str(number), minimal_manifest(found))
     first, second = ((tmp_path / name / CONFIG).read_bytes() for name in "01")
     assert first == second
     content = json.loads(first)
@@ -200,7 +200,7 @@ def test_the_same_configuration_has_the_same_bytes(base_folder, tmp_path):
 def test_a_changed_configuration_is_refused(saved, base_folder, changes):
     edit(saved / CONFIG, **changes)
     with pytest.raises(UserError, match=r"adapter_config\.json is not the file that the manifest describes"):
-        read_manifest(saved)
+        read_verified_manifest(saved)
     refuses(saved, base_model.read_record(base_folder), "is not the file that the manifest describes")
 
 
@@ -261,12 +261,12 @@ def test_a_changed_configuration_with_a_fitting_hash_is_refused(trained, base_fo
 )
 def test_a_prefix_of_another_shape_is_refused(base_folder, tmp_path, changes, reason):
     found = base_model.read_record(base_folder)
-    model = adapters.attach(base_model.load_model(found, "float32"), "ptuning_v2", prefix_tokens=5)
-    adapters.save(model, tmp_path / "a", manifest_of(found, "ptuning_v2"))
+    model = adapters.attach_adapter(model_loading.load_model(found, "float32"), "ptuning_v2", prefix_tokens=5)
+    adapter_files.save_adapter(model, tmp_path / "a", minimal_manifest(found, "ptuning_v2"))
     edit(tmp_path / "a" / CONFIG, **changes)
     fit_hashes(tmp_path / "a")
     with pytest.raises(UserError, match=reason):
-        adapters.load(tmp_path / "a", found)
+        adapter_files.load_adapter(tmp_path / "a", found)
 
 
 WEIGHT_CHANGES = [
@@ -285,15 +285,15 @@ WEIGHT_CHANGES = [
 @pytest.mark.parametrize("kind", ["lora", "ptuning_v2", "full"])
 def test_weights_that_would_load_as_something_else_are_refused(base_folder, tmp_path, kind, change, reason):
     found = base_model.read_record(base_folder)
-    model = adapters.attach(base_model.load_model(found, "float32"), kind, **SETTINGS[kind])
-    shake(model)
-    adapters.save(model, tmp_path / "a", manifest_of(found, kind))
+    model = adapters.attach_adapter(model_loading.load_model(found, "float32"), kind, **ADAPTER_SETTINGS[kind])
+    randomize_adapter(model)
+    adapter_files.save_adapter(model, tmp_path / "a", minimal_manifest(found, kind))
     weights = load_file(tmp_path / "a" / WEIGHTS)
     change(weights)
     save_file(weights, tmp_path / "a" / WEIGHTS)
     fit_hashes(tmp_path / "a")
     with pytest.raises(UserError, match=reason):
-        adapters.load(tmp_path / "a", found)
+        adapter_files.load_adapter(tmp_path / "a", found)
 
 
 @pytest.mark.parametrize(
@@ -326,14 +326,14 @@ def test_weights_that_would_load_as_something_else_are_refused(base_folder, tmp_
 def test_a_manifest_with_an_unknown_value_is_refused(saved, base_folder, changes):
     edit(saved / MANIFEST, **changes)
     with pytest.raises(UserError):
-        read_manifest(saved)
+        read_verified_manifest(saved)
     refuses(saved, base_model.read_record(base_folder), r"\.")
 
 
 def test_a_rank_that_the_weights_do_not_have_is_refused_before_it_takes_memory(saved, base_folder, monkeypatch):
     edit(saved / CONFIG, r=60_000)
     fit_hashes(saved)  # and no settings to compare with
-    monkeypatch.setattr(adapters, "load_model", lambda *_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(adapter_files, "load_model", lambda *_: pytest.fail("the base was loaded"))
     refuses(saved, base_model.read_record(base_folder), "r 60000, but adapter_model.safetensors has 4")
 
 
@@ -342,7 +342,7 @@ def test_a_manifest_without_a_field_is_refused(saved):
     for key in content:
         (saved / MANIFEST).write_text(json.dumps({name: content[name] for name in content if name != key}))
         with pytest.raises(UserError, match="manifest"):
-            read_manifest(saved)
+            read_verified_manifest(saved)
 
 
 def as_format_1(folder: Path, **changes) -> None:
@@ -354,12 +354,12 @@ def as_format_1(folder: Path, **changes) -> None:
 
 def test_a_manifest_of_format_1_loads_if_its_settings_say_what_the_configuration_says(trained, base_folder):
     found = base_model.read_record(base_folder)
-    before = adapters.load(trained, found)
+    before = adapter_files.load_adapter(trained, found)
     as_format_1(trained)
     edit(trained / CONFIG, target_modules=["dense_h_to_4h", "dense", "dense_4h_to_h"])  # in another order
-    after = adapters.load(trained, found)
-    assert torch.equal(logits(after, after.config), logits(before, before.config))
-    assert read_manifest(trained).config_sha256 == ""
+    after = adapter_files.load_adapter(trained, found)
+    assert torch.equal(short_row_logits(after, after.config), short_row_logits(before, before.config))
+    assert read_verified_manifest(trained).config_sha256 == ""
     edit(trained / CONFIG, lora_alpha=8)
     refuses(trained, found, "alpha 8.*but manifest.json says 4")
 
@@ -375,11 +375,11 @@ def test_a_manifest_of_format_1_that_says_nothing_of_the_configuration_is_refuse
 @pytest.mark.parametrize("kind", ["lora", "ptuning_v2", "full"])
 def test_a_file_that_is_swapped_between_check_and_load_is_refused(base_folder, tmp_path, monkeypatch, kind, name):
     found, folder = base_model.read_record(base_folder), tmp_path / "a"
-    model = adapters.attach(base_model.load_model(found, "float32"), kind, **SETTINGS[kind])
-    adapters.save(model, folder, manifest_of(found, kind))
+    model = adapters.attach_adapter(model_loading.load_model(found, "float32"), kind, **ADAPTER_SETTINGS[kind])
+    adapter_files.save_adapter(model, folder, minimal_manifest(found, kind))
     if not (folder / name).is_file():
         return
-    usual = refuse_other_base
+    usual = check_base_matches
 
     def check_and_swap(*arguments):
         usual(*arguments)
@@ -388,21 +388,21 @@ def test_a_file_that_is_swapped_between_check_and_load_is_refused(base_folder, t
         (folder / "other").write_bytes(content.replace(b"true", b"null") if name == CONFIG else flipped)
         (folder / "other").replace(folder / name)
 
-    read_manifest(folder)
-    monkeypatch.setattr(adapters, "refuse_other_base", check_and_swap)
+    read_verified_manifest(folder)
+    monkeypatch.setattr(adapter_files, "check_base_matches", check_and_swap)
     with pytest.raises(UserError, match="is not the file that the manifest describes"):
-        adapters.load(folder, found)
+        adapter_files.load_adapter(folder, found)
 
 
-@pytest.mark.parametrize("load", [adapters.load, adapters.merged])
+@pytest.mark.parametrize("load", [adapter_files.load_adapter, adapter_files.load_merged])
 def test_an_adapter_swapped_with_its_manifest_is_not_the_one_that_was_read(base_folder, tmp_path, load):
     """Figures name the hashes of the manifest that was read first."""
     found = base_model.read_record(base_folder)
     for _ in range(2):
-        model = adapters.attach(base_model.load_model(found, "float32"), "lora", **SETTINGS["lora"])
-        shake(model)
-        manifest = read_manifest(tmp_path / "a") if (tmp_path / "a").exists() else None
-        adapters.save(model, tmp_path / "a", manifest_of(found))
+        model = adapters.attach_adapter(model_loading.load_model(found, "float32"), "lora", **ADAPTER_SETTINGS["lora"])
+        randomize_adapter(model)
+        manifest = read_verified_manifest(tmp_path / "a") if (tmp_path / "a").exists() else None
+        adapter_files.save_adapter(model, tmp_path / "a", minimal_manifest(found))
     with pytest.raises(UserError, match="is not the file that the manifest describes"):
         load(tmp_path / "a", found, manifest=manifest)
     load(tmp_path / "a", found)
@@ -410,19 +410,19 @@ def test_an_adapter_swapped_with_its_manifest_is_not_the_one_that_was_read(base_
 
 def test_all_weights_are_not_loaded_in_few_bits(base_folder, tmp_path):
     found = base_model.read_record(base_folder)
-    model = adapters.attach(base_model.load_model(found, "float32"), "full")
-    adapters.save(model, tmp_path / "a", manifest_of(found, "full"))
+    model = adapters.attach_adapter(model_loading.load_model(found, "float32"), "full")
+    adapter_files.save_adapter(model, tmp_path / "a", minimal_manifest(found, "full"))
     with pytest.raises(UserError, match="do not load in 8 bits"):
-        adapters.load(tmp_path / "a", found, quantization=8)
+        adapter_files.load_adapter(tmp_path / "a", found, quantization=8)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_base_is_loaded_in_the_type_asked_for(base_folder, tmp_path, kind):
     found = base_model.read_record(base_folder)
-    model = adapters.attach(base_model.load_model(found, "float32"), kind, **SETTINGS[kind])
-    adapters.save(model, tmp_path / "a", manifest_of(found, kind))
+    model = adapters.attach_adapter(model_loading.load_model(found, "float32"), kind, **ADAPTER_SETTINGS[kind])
+    adapter_files.save_adapter(model, tmp_path / "a", minimal_manifest(found, kind))
     for asked, dtype in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
-        loaded = adapters.base_of(adapters.load(tmp_path / "a", found, dtype=asked))
+        loaded = adapters.get_base_model(adapter_files.load_adapter(tmp_path / "a", found, dtype=asked))
         assert loaded.get_parameter("lm_head.weight").dtype == dtype
 
 
@@ -435,21 +435,21 @@ def test_identities_are_compared_to_their_last_character(saved, base_folder):
 
 def test_no_adapter_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="no adapter"):
-        read_manifest(tmp_path)
+        read_verified_manifest(tmp_path)
 
 
 def test_a_target_that_does_not_exist(base_folder):
-    model = base_model.load_model(base_model.read_record(base_folder), "float32")
+    model = model_loading.load_model(base_model.read_record(base_folder), "float32")
     with pytest.raises(UserError, match="cannot be attached"):
-        adapters.attach(model, "lora", rank=2, alpha=2, target_modules=["q_proj"])
+        adapters.attach_adapter(model, "lora", rank=2, alpha=2, target_modules=["q_proj"])
 
 
 def test_an_interrupted_save_leaves_the_old_adapter(saved, base_folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     found = base_model.read_record(base_folder)
-    tuned = adapters.attach(base_model.load_model(found, "float32"), "lora", **SETTINGS["lora"])
-    monkeypatch.setattr(adapters, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    tuned = adapters.attach_adapter(model_loading.load_model(found, "float32"), "lora", **ADAPTER_SETTINGS["lora"])
+    monkeypatch.setattr(adapter_files, "write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        adapters.save(tuned, saved, manifest_of(found))
+        adapter_files.save_adapter(tuned, saved, minimal_manifest(found))
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from given import SETTINGS, manifest_of, shake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shared_data import ADAPTER_SETTINGS, minimal_manifest, randomize_adapter
 
-from models import adapter_conversion, adapters, base_model, schemas, tensor_files
+from models import (
+    adapter_conversion,
+    adapter_files,
+    adapters,
+    base_model,
+    base_verification,
+    model_loading,
+    schemas,
+    tensor_files,
+)
 from models.errors import UserError
 from models.manifest import CONFIG, MANIFEST, WEIGHTS
 from models.storage import sha256_of
@@ -80,18 +89,18 @@ def survives(read: Callable[[], object]) -> None:
 
 @pytest.fixture
 def verified(base_copy) -> base_model.Base:
-    return base_model.verify(base_copy, "tiny")
+    return base_verification.verify_base(base_copy, "tiny")
 
 
 def rehashed(found: base_model.Base) -> base_model.Base:
     """The base with the hashes that its files have now, as if they had always been so."""
-    return base_model.Base(found.name, found.folder, None, base_model.hashes_of(found.folder, list(found.files)))
+    return base_model.Base(found.name, found.folder, None, base_model.hash_files(found.folder, list(found.files)))
 
 
 READERS = {
     base_model.RECORD: lambda found: base_model.read_record(found.folder),
-    base_model.CONFIG: lambda found: base_model.load_config(rehashed(found)),
-    base_model.TOKENIZER_CONFIG: lambda found: base_model.load_tokenizer(found.folder),
+    base_model.CONFIG: lambda found: model_loading.load_config(rehashed(found)),
+    base_model.TOKENIZER_CONFIG: lambda found: model_loading.load_tokenizer(found.folder),
 }
 
 
@@ -117,7 +126,7 @@ def test_an_index(verified, data):
     path = verified.folder / base_model.WEIGHT_INDEXES[0]
     path.write_bytes(data.draw(data.draw(mutate)))
     (verified.folder / "model.safetensors").unlink(missing_ok=True)
-    survives(lambda: base_model.verify(verified.folder, "tiny"))
+    survives(lambda: base_verification.verify_base(verified.folder, "tiny"))
 
 
 @EXAMPLES
@@ -133,7 +142,7 @@ def test_weights(verified, data):
     else:
         path.write_bytes(data.draw(mutated_bytes(before[:length])) + before[length:])
     try:
-        survives(lambda: base_model.load_model(rehashed(verified), "float32"))
+        survives(lambda: model_loading.load_model(rehashed(verified), "float32"))
     finally:
         path.write_bytes(before)
 
@@ -142,10 +151,10 @@ def test_weights(verified, data):
 def adapter(request, base_folder, tmp_path_factory):
     """A saved adapter and its base."""
     found = base_model.read_record(base_folder)
-    tuned = adapters.attach(base_model.load_model(found, "float32"), request.param, **SETTINGS[request.param])
-    shake(tuned)
+    tuned = adapters.attach_adapter(model_loading.load_model(found, "float32"), request.param, **ADAPTER_SETTINGS[request.param])
+    randomize_adapter(tuned)
     folder = tmp_path_factory.mktemp("adapters") / request.param
-    adapters.save(tuned, folder, manifest_of(found, request.param))
+    adapter_files.save_adapter(tuned, folder, minimal_manifest(found, request.param))
     return folder, found
 
 
@@ -163,7 +172,7 @@ def test_an_adapter_whose_hashes_fit(adapter, name, data):
     if name != MANIFEST:
         fit_hashes(folder)
     try:
-        survives(lambda: adapters.load(folder, found))
+        survives(lambda: adapter_files.load_adapter(folder, found))
     finally:
         for file, content in before.items():
             file.write_bytes(content)
@@ -183,7 +192,7 @@ def test_a_published_prefix(tmp_path_factory, data):
     torch.save({f"{adapter_conversion.PREFIX}embedding.weight": torch.ones(2, 8)}, path)
     content = path.read_bytes()
     path.write_bytes(content[:2] + data.draw(mutated_bytes(content[2:])))
-    survives(lambda: adapter_conversion.prefix_rows(adapter_conversion._tensors(path)))
+    survives(lambda: adapter_conversion.compute_prefix(adapter_conversion._load_checkpoint(path)))
 
 
 @pytest.mark.parametrize(
@@ -216,12 +225,12 @@ def test_json_within_its_limits():
 
 def test_a_file_that_is_too_large_or_none(tmp_path):
     (tmp_path / "a").write_bytes(b"12345")
-    assert schemas.read_limited(tmp_path / "a", limit=5) == b"12345"
+    assert schemas.read_small_file(tmp_path / "a", limit=5) == b"12345"
     with pytest.raises(UserError, match="larger than 4 bytes"):
-        schemas.read_limited(tmp_path / "a", limit=4)
+        schemas.read_small_file(tmp_path / "a", limit=4)
     for name in (".", "b"):
         with pytest.raises(UserError, match="does not exist"):
-            schemas.read_limited(tmp_path / name)
+            schemas.read_small_file(tmp_path / name)
 
 
 # Files of tensors ----------------------------------------------------------------------------------

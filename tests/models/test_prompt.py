@@ -1,28 +1,29 @@
 import time
 
 import pytest
-from given import conversation
 from hypothesis import given
 from hypothesis import strategies as st
+from shared_data import conversation
 
-from models.prompt import IGNORED_LABEL, clean_answer, encode_prompt, encode_sample, label, nfkc, normalize, render
+from models.prompt import IGNORED_LABEL, encode_prompt, encode_sample, label_sample, render_prompt
 from models.sample import Message
+from models.text_normalization import normalize_nfkc, normalize_text, restore_chinese_punctuation
 
 THREE_TURNS = conversation("你好", "你好！", "你是谁？", "我是 A。", "再见")
 
 
 def test_a_single_question_stands_as_it_is():
-    assert render(conversation("你好")) == "你好"
+    assert render_prompt(conversation("你好")) == "你好"
 
 
 def test_turns_are_numbered_from_zero_as_the_published_chat_does():
-    assert render(THREE_TURNS) == (
+    assert render_prompt(THREE_TURNS) == (
         "[Round 0]\n问：你好\n答：你好！\n[Round 1]\n问：你是谁？\n答：我是 A。\n[Round 2]\n问：再见\n答："
     )
 
 
 def test_a_system_message_stands_before_the_first_question():
-    assert render((Message("system", "说中文。"), *conversation("你好"))) == "说中文。\n你好"
+    assert render_prompt((Message("system", "说中文。"), *conversation("你好"))) == "说中文。\n你好"
 
 
 def test_training_and_answering_see_the_same_prompt(tokenizer):
@@ -31,7 +32,7 @@ def test_training_and_answering_see_the_same_prompt(tokenizer):
     assert prompt[-2:] == [tokenizer.gmask_token_id, tokenizer.sop_token_id]
     assert answer[-1] == tokenizer.eop_token_id
     assert tokenizer.decode(answer) == "再见!"
-    row = label(prompt, answer)
+    row = label_sample(prompt, answer)
     assert row["input_ids"] == prompt + answer
     assert row["labels"] == [IGNORED_LABEL] * len(prompt) + answer
 
@@ -40,11 +41,11 @@ def test_golden_tokens_of_the_published_vocabulary():
     """As recorded from the published tokenizer for the same two-turn prompt and the same pair."""
     import json
 
-    from given import shared
+    from shared_data import developer_file
     from transformers import AutoTokenizer
 
-    recorded = json.loads(shared("reference/vectors/tokenizer.json").read_text(encoding="utf-8"))
-    published = AutoTokenizer.from_pretrained(shared("reference/chatglm-6b"))
+    recorded = json.loads(developer_file("reference/vectors/tokenizer.json").read_text(encoding="utf-8"))
+    published = AutoTokenizer.from_pretrained(developer_file("reference/chatglm-6b"))
     rounds = next(text for text in recorded["texts"] if text["text"].startswith("[Round 0]"))
     assert encode_prompt(published, conversation("你好", "你好👋！", "你是谁？")) == rounds["ids_special"]
     pair = recorded["pairs"][0]
@@ -69,26 +70,26 @@ def test_a_spelled_control_token_stays_text(tokenizer, spelled):
     ],
 )
 def test_punctuation_beside_chinese_is_chinese_again(raw, clean):
-    assert clean_answer(raw) == clean
+    assert restore_chinese_punctuation(raw) == clean
 
 
 def test_normalization_ignores_blanks_and_forms_of_punctuation():
-    assert normalize("我是 A，你 呢？") == normalize("我是A,你呢?")
-    assert normalize("我是（测试）１…") == normalize("我是(测试)1...")
-    assert normalize("A  b") == "Ab" != normalize("a b")
+    assert normalize_text("我是 A，你 呢？") == normalize_text("我是A,你呢?")
+    assert normalize_text("我是（测试）１…") == normalize_text("我是(测试)1...")
+    assert normalize_text("A  b") == "Ab" != normalize_text("a b")
 
 
 @given(st.text(max_size=60))
 def test_normalization_is_whole_at_once(text):
-    assert normalize(normalize(text)) == normalize(text)
+    assert normalize_text(normalize_text(text)) == normalize_text(text)
 
 
 def test_normalization_takes_linear_time():
     """Python sorts combining marks in quadratic time: 80,000 of them took 7 s, now some hundredths."""
     marks = "a" + "\u0301\u0327" * 200_000
     started = time.perf_counter()
-    normalize(marks)
-    normalize(" ".join(marks))
+    normalize_text(marks)
+    normalize_text(" ".join(marks))
     assert time.perf_counter() - started < 5
-    assert normalize("e\u0301\u0327") == normalize("\u0229\u0301")
-    assert nfkc("e" + "\u0301" * 30) == "é" + "\u0301" * 29
+    assert normalize_text("e\u0301\u0327") == normalize_text("\u0229\u0301")
+    assert normalize_nfkc("e" + "\u0301" * 30) == "é" + "\u0301" * 29

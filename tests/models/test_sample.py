@@ -1,9 +1,9 @@
 import pytest
-from given import conversation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import conversation
 
-from models.sample import Message, Sample, UnknownFormat, read_messages, read_row, sample_id
+from models.sample import Message, Sample, UnknownFormat, make_sample_id, read_messages, read_row
 
 TURNS = [["早", "早上好"], ["吃了吗", "吃了"]]
 
@@ -146,9 +146,9 @@ def test_other_rows_are_refused_with_the_reason(row, said):
 
 
 def test_the_id_depends_on_the_content_alone():
-    first = sample_id(conversation("问", "答"))
-    assert first == sample_id(conversation("问", "答"))
-    assert len({first, sample_id(conversation("问答", "")), sample_id(conversation("答", "问"))}) == 3
+    first = make_sample_id(conversation("问", "答"))
+    assert first == make_sample_id(conversation("问", "答"))
+    assert len({first, make_sample_id(conversation("问答", "")), make_sample_id(conversation("答", "问"))}) == 3
 
 
 JSON = st.recursive(
@@ -169,5 +169,5 @@ def test_any_json_is_a_sample_or_a_reason(row):
     except UnknownFormat as error:
         assert str(error)
     else:
-        sample = Sample(sample_id(messages), "a.jsonl", 1, messages)
+        sample = Sample(make_sample_id(messages), "a.jsonl", 1, messages)
         assert Sample.from_json(sample.to_json()) == sample

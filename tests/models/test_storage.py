@@ -10,17 +10,25 @@ import time
 from pathlib import Path
 
 import pytest
-from given import ROOT
+from shared_data import ROOT
 
 from models import storage
 from models.errors import UserError
-from models.storage import read_json, read_jsonl, sha256_of_json, write_json, write_jsonl, writing, writing_folder
+from models.storage import (
+    atomic_write,
+    atomic_write_folder,
+    read_json,
+    read_jsonl,
+    sha256_of_json,
+    write_json,
+    write_jsonl,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"old": True})
-    with pytest.raises(OSError, match="full"), writing(path) as temporary:
+    with pytest.raises(OSError, match="full"), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise OSError("disk full")
     assert read_json(path) == {"old": True}
@@ -28,9 +36,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_a_failed_folder_leaves_the_old_folder(tmp_path):
-    with writing_folder(tmp_path / "f") as folder:
+    with atomic_write_folder(tmp_path / "f") as folder:
         (folder / "old").touch()
-    with pytest.raises(OSError, match="full"), writing_folder(tmp_path / "f") as folder:
+    with pytest.raises(OSError, match="full"), atomic_write_folder(tmp_path / "f") as folder:
         (folder / "new").touch()
         raise OSError("disk full")
     assert [each.name for each in (tmp_path / "f").iterdir()] == ["old"]
@@ -122,7 +130,7 @@ def killed_before(step: int, work) -> bool:
 
 
 def fill(path: Path, content: str) -> None:
-    with writing_folder(path) as folder:
+    with atomic_write_folder(path) as folder:
         (folder / "one").write_text(content)
         (folder / "two").write_text(content)
 
@@ -158,7 +166,7 @@ def test_a_former_folder_gives_way_to_one_that_was_made_since(tmp_path, monkeypa
         (tmp_path / name).mkdir()
         (tmp_path / name / "is").write_text(name)
     (tmp_path / f".{token}.lock.tmp").touch()
-    storage.clear_after_killed(tmp_path)
+    storage.remove_leftovers(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b"]
     assert (tmp_path / "a/is").read_text() == "a"
     assert (tmp_path / "b/is").read_text() == f".b.{token}.former.tmp"
@@ -234,13 +242,13 @@ def test_a_lock_that_another_took_for_a_killed_one_s_is_not_used(tmp_path, monke
     def clears(lock, how):
         if not taken:
             taken.append(1)
-            storage.clear_after_killed(tmp_path)  # between making the lock and holding it
+            storage.remove_leftovers(tmp_path)  # between making the lock and holding it
         return flock(lock, how)
 
     monkeypatch.setattr(fcntl, "flock", clears)
-    with writing(tmp_path / "a") as temporary:
+    with atomic_write(tmp_path / "a") as temporary:
         assert len([path for path in tmp_path.iterdir() if path.name.endswith(".lock.tmp")]) == 1
-        storage.clear_after_killed(tmp_path)
+        storage.remove_leftovers(tmp_path)
         temporary.write_text("x")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -285,7 +293,7 @@ def test_an_age_is_told_by_the_clock_of_the_volume(tmp_path, monkeypatch):
     changed = (tmp_path / "a").stat().st_mtime
     for age in (0.0, 5000.0, -5000.0):
         os.utime(tmp_path / "a", (changed - age, changed - age))
-        assert storage.seconds_since_change(tmp_path / "a") == pytest.approx(max(age, 0.0), abs=20)
+        assert storage.seconds_since_modification(tmp_path / "a") == pytest.approx(max(age, 0.0), abs=20)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     with pytest.raises(FileNotFoundError):
-        storage.seconds_since_change(tmp_path / "gone")
+        storage.seconds_since_modification(tmp_path / "gone")

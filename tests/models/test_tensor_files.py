@@ -6,26 +6,26 @@ from safetensors.torch import save_file
 
 from models.errors import UserError
 from models.storage import sha256_of
-from models.tensor_files import READERS, read_files
+from models.tensor_files import NUM_READERS, read_weight_files
 
 
 @pytest.fixture
 def files(tmp_path):
     """More files than are read at a time, with more tensors than wait in the queue."""
     written = []
-    for number in range(2 * READERS + 1):
+    for number in range(2 * NUM_READERS + 1):
         path = tmp_path / f"{number}.safetensors"
-        save_file({f"{number}.{index}": torch.full((3,), float(number)) for index in range(4 * READERS)}, path)
+        save_file({f"{number}.{index}": torch.full((3,), float(number)) for index in range(4 * NUM_READERS)}, path)
         written.append((path, sha256_of(path), f"{path.name} changed"))
     return written
 
 
 def test_every_tensor_of_every_file_is_read_once(files):
-    read = [(path, name, tensor.tolist()) for path, name, tensor in read_files(files)]
+    read = [(path, name, tensor.tolist()) for path, name, tensor in read_weight_files(files)]
     expected = [
         (path, f"{number}.{index}", [float(number)] * 3)
         for number, (path, _, _) in enumerate(files)
-        for index in range(4 * READERS)
+        for index in range(4 * NUM_READERS)
     ]
     assert sorted(read) == sorted(expected)
 
@@ -37,12 +37,12 @@ def test_a_file_that_changed_is_refused_wherever_it_stands(files, spoiled):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"{path.name} changed"):
-        list(read_files(files))
+        list(read_weight_files(files))
 
 
 def test_readers_end_when_the_caller_wants_no_more(files):
     before = threading.active_count()
-    stream = read_files(files)
+    stream = read_weight_files(files)
     next(stream)
     stream.close()
     assert threading.active_count() == before
