@@ -1,12 +1,12 @@
-"""An agent: a worker that owns GPUs. ``python -m flows.agent --gpus 0``, ``--gpus 0,1``, or ``--cpu``.
+"""An agent serves a Prefect work pool on this host: ``python -m flows.agent --gpus 0``, ``--gpus 0,1``, or ``--cpu``.
 
-With ``--gpus`` it serves pool ``gpu``, one run at a time, and of those the ones that need as many GPUs as it owns;
-no other agent on this host can own any of them, and what a run that died left there is ended before the next begins.
-``--gpus none`` stands in for a GPU on a host without one. With ``--cpu`` it serves pool ``cpu``: orchestration, which
-waits most of the time. It ends with SIGTERM or SIGINT, and what it was doing is done again elsewhere.
+``--gpus`` serves pool ``gpu``, one run at a time, from the work queue for runs that need this number of GPUs. A GPU
+belongs to one agent of the host. ``--gpus none`` uses the CPU in place of a GPU. ``--cpu`` serves pool ``cpu``:
+orchestrating runs, which mostly wait.
 
-Its worker (flows.worker) is a process below it, and so is what that runs: whatever ends the agent, but for SIGKILL,
-ends them. A worker that breaks down is started again, and what a flow left that died alone is ended.
+The agent supervises a worker (:mod:`flows.worker`) and everything below it: the processes end with the agent, unless
+SIGKILL ends the agent, in which case the next agent on the same GPU ends them. A worker that crashes is restarted, and
+processes of a flow that was killed are ended. SIGTERM and SIGINT stop the agent; its runs are rescheduled elsewhere.
 """
 
 import argparse
@@ -25,29 +25,30 @@ import httpx
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
 from flows import gpus
-from flows.orphan_processes import end_orphans
+from flows.orphan_processes import watch_orphans
 from models.command_line import entry_point
 from models.errors import UserError
 from pipelines.clone import home
-from pipelines.processes import end_leftovers, run_module
+from pipelines.processes import run_module, terminate_by_environment
+from texts import translate
 
-PROCESS = "process"  # the type of the work pools that agents serve
-SIDE_BY_SIDE = 8  # orchestrating runs, which wait for others
-PATIENCE = 120.0  # seconds for the server to answer at first
-LETTING_GO = 5.0  # seconds that a worker may take to end
-ENDING = 40.0  # seconds that what it runs may take; a training writes a checkpoint
-SHORT = 60.0  # seconds: a worker that ends sooner would do so again
-REFUSALS = {  # of a server that is there, by status
-    httpx.codes.BAD_REQUEST: "it is reached by a name that it does not know; add that to TUNELINE_ORIGINS there.",
+PROCESS_POOL = "process"  # type of the work pools that agents serve
+CPU_RUN_LIMIT = 8  # concurrent orchestrating runs
+SERVER_TIMEOUT = 120.0  # seconds until the server must answer
+WORKER_STOP_TIMEOUT = 5.0  # seconds between SIGTERM and SIGKILL for the worker
+RUN_STOP_TIMEOUT = 40.0  # seconds between SIGTERM and SIGKILL for a run, in which a training saves a checkpoint
+MIN_WORKER_UPTIME = 60.0  # seconds: a worker that crashes sooner would crash again, so it is not restarted
+REJECTION_HINTS = {  # by HTTP status
+    httpx.codes.BAD_REQUEST: "unknown host name; add the address to TUNELINE_ORIGINS of the server.",
     httpx.codes.UNAUTHORIZED: "the password is missing or wrong; set PREFECT_API_AUTH_STRING to the server's.",
 }
 
 
-def serve_alone(name: str) -> None:
-    """Be the agent of this name for as long as this process lives.
+def lock_agent_name(name: str) -> None:
+    """Lock the agent's name for the lifetime of this process.
 
     Raises:
-        UserError: another agent of this host and home is.
+        UserError: another agent on this host, with the same TUNELINE_HOME, has the name.
     """
     folder = home() / "agents"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -55,78 +56,84 @@ def serve_alone(name: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"Another agent on this host is {name}; stop it first.") from None
+        raise UserError(f"Agent {name} already runs on this host; stop it first.") from None
 
 
 def wait_for_server() -> None:
-    """Raises UserError: no server is named, none answers, or it takes no request of this program's."""
+    """Wait until the Prefect server answers.
+
+    Raises:
+        UserError: PREFECT_API_URL is not set, the server does not answer within SERVER_TIMEOUT, or it rejects the
+            host name or the password.
+    """
     address, login = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
     if not address:
-        raise UserError("PREFECT_API_URL names no server; `make server` starts one and says its address.")
+        raise UserError("PREFECT_API_URL is not set; `make server` starts a server and prints its address.")
     auth = httpx.BasicAuth(*login.partition(":")[::2]) if login else None
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
+    deadline = time.monotonic() + SERVER_TIMEOUT
+    while time.monotonic() < deadline:
         with suppress(httpx.HTTPError):
-            answer = httpx.get(f"{address}/version", auth=auth, timeout=5)  # /health asks for no password
-            if answer.status_code == httpx.codes.OK:
+            response = httpx.get(f"{address}/version", auth=auth, timeout=5)  # /health requires no password
+            if response.status_code == httpx.codes.OK:
                 return
-            if answer.status_code in REFUSALS:
-                raise UserError(f"The Prefect server at {address} refuses this program: {REFUSALS[answer.status_code]}")
+            if hint := REJECTION_HINTS.get(response.status_code):
+                raise UserError(f"The Prefect server at {address} rejects requests of this host: {hint}")
         time.sleep(1)
     raise UserError(f"No Prefect server answers at {address}.")
 
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve flows on this host.")
-    kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--gpus", help="those that it owns: 0, or 0,1, or none for the CPU in their place")
-    kind.add_argument("--cpu", action="store_true", help="serve what needs no GPU")
+    parser = argparse.ArgumentParser(description="Run flows on this host.")
+    pool = parser.add_mutually_exclusive_group(required=True)
+    pool.add_argument("--gpus", help="the agent's GPUs, such as 0 or 0,1; none uses the CPU instead")
+    pool.add_argument("--cpu", action="store_true", help="serve orchestrating runs, which need no GPU")
     arguments = parser.parse_args()
-    owned = [] if arguments.cpu else gpus.chosen(arguments.gpus, gpus.present())
-    names = "-".join(gpu.name.replace("/", "-") for gpu in owned) or gpus.NONE  # old drivers' UUIDs have strokes
-    name = f"{socket.gethostname()}-{'cpu' if arguments.cpu else f'gpu-{names}'}"
-    serve_alone(name)
-    mark = f"{home()} {name}"  # another site on this host may have an agent of this name
-    end_leftovers("TUNELINE_AGENT", mark)  # its worker, had it been killed alone, and what that runs
-    locks = gpus.own(owned)
-    for gpu in owned:  # what a dead agent of another name or home left there, which has no lock
-        end_leftovers(gpu.mark, gpus.OWNED, patience=ENDING)
-    os.environ |= {"TUNELINE_AGENT": mark, "PYTHONPATH": str(Path.cwd())} | {gpu.mark: gpus.OWNED for gpu in owned}
-    os.environ[gpus.VISIBLE] = ",".join(gpu.uuid for gpu in owned)  # none for orchestration, which owns none
-    work = ("--pool", "cpu", "--limit", str(SIDE_BY_SIDE))
+    owned = [] if arguments.cpu else gpus.select_gpus(arguments.gpus, gpus.list_gpus())
+    gpu_names = "-".join(gpu.name.replace("/", "-") for gpu in owned) or gpus.NO_GPU  # old MIG UUIDs contain slashes
+    name = f"{socket.gethostname()}-{'cpu' if arguments.cpu else f'gpu-{gpu_names}'}"
+    lock_agent_name(name)
+    marker = f"{home()} {name}"  # with the home, since another site on this host may use the same agent name
+    terminate_by_environment("TUNELINE_AGENT", marker)  # of an earlier process of this agent
+    locks = gpus.claim_gpus(owned)
+    for gpu in owned:  # processes of a killed agent with another name or home, which held no lock of this name
+        terminate_by_environment(gpu.marker, gpus.MARKER_VALUE, grace=RUN_STOP_TIMEOUT)
+    os.environ |= {"TUNELINE_AGENT": marker, "PYTHONPATH": str(Path.cwd())}
+    os.environ |= {gpu.marker: gpus.MARKER_VALUE for gpu in owned}
+    os.environ[gpus.VISIBLE_DEVICES] = ",".join(gpu.uuid for gpu in owned)  # empty hides all GPUs
+    queue = ("--pool", "cpu", "--limit", str(CPU_RUN_LIMIT))
     if not arguments.cpu:
-        work = ("--pool", "gpu", "--limit", "1", "--work-queue", f"gpus-{max(len(owned), 1)}")
-    # The worker ends by SIGINT, which a job in a shell's background ignores, and its children with it.
+        queue = ("--pool", "gpu", "--limit", "1", "--work-queue", f"gpus-{max(len(owned), 1)}")
+    # SIGINT stops the worker and its children. A background job of a shell would ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(serve(("--type", PROCESS, "--name", name, *work), mark, locks))
+    sys.exit(supervise_worker(("--type", PROCESS_POOL, "--name", name, *queue), marker, locks))
 
 
-def serve(worker: Sequence[str], mark: str, locks: Sequence[int]) -> int:
-    """Run a worker, and another when it breaks down; gives the exit code of the last.
+def supervise_worker(worker: Sequence[str], marker: str, locks: Sequence[int]) -> int:
+    """Run a worker and restart it when it crashes; return the exit code of the last one.
 
     Args:
         worker: arguments of flows.worker.
-        mark: by which all that it starts is known.
-        locks: open files that it holds for as long as it lives.
+        marker: the value of TUNELINE_AGENT in the environment of this agent's processes.
+        locks: open files that the worker inherits, so that locks are held while the worker lives.
 
     Raises:
-        UserError: no server answers.
+        UserError: the server does not answer.
     """
     while True:
         wait_for_server()
-        began, ended = time.monotonic(), threading.Event()
-        threading.Thread(target=end_orphans, args=(mark, ENDING, ended), daemon=True).start()
+        started, stopped = time.monotonic(), threading.Event()
+        threading.Thread(target=watch_orphans, args=(marker, RUN_STOP_TIMEOUT, stopped), daemon=True).start()
         try:
-            code = run_module("flows.worker", *worker, patience=LETTING_GO, files=locks)
+            code = run_module("flows.worker", *worker, grace=WORKER_STOP_TIMEOUT, files=locks)
         finally:
-            ended.set()
-            lived = time.monotonic() - began
-            # Told to end, a worker lets go of what it runs, which would go on without it.
-            end_leftovers("TUNELINE_AGENT", mark, patience=ENDING)
-        if code == 0 or lived < SHORT:
+            stopped.set()
+            uptime = time.monotonic() - started
+            # A worker does not wait for its runs on SIGTERM; they would continue without it.
+            terminate_by_environment("TUNELINE_AGENT", marker, grace=RUN_STOP_TIMEOUT)
+        if code == 0 or uptime < MIN_WORKER_UPTIME:
             return code
-        print(f"The worker broke down (exit code {code}); another is started · 工作进程已中断，重新启动", flush=True)
+        print(translate("The worker crashed (exit code {code}); restarting it.", code=code), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Prefect's API server and UI, for the site's own pages and programs: ``python -m flows.api_server --port 4200``.
+"""Prefect's API server and UI behind access control: ``python -m flows.api_server --port 4200``.
 
-It is what ``prefect server start`` starts, behind :class:`flows.access.SiteOnly`, and never without the password of
-``PREFECT_SERVER_API_AUTH_STRING``. ``TUNELINE_ORIGINS`` lists further addresses of the server, such as
+Starts the application of ``prefect server start`` behind :class:`flows.access.OriginCheckMiddleware`. The password in
+``PREFECT_SERVER_API_AUTH_STRING`` is mandatory. ``TUNELINE_ORIGINS`` lists additional origins of the server, such as
 ``http://gpu-host:4200,https://tuneline.example``.
 """
 
@@ -21,26 +21,33 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows.access import DEFAULT_PORT, LOGIN, ORIGINS, SiteOnly, origins_of, refuse_bad_login
+from flows.access import (
+    DEFAULT_PORT,
+    LOGIN_VARIABLE,
+    ORIGINS_VARIABLE,
+    OriginCheckMiddleware,
+    allowed_origins,
+    validate_login,
+)
 from models.command_line import entry_point
 
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Prefect's API server and UI, for this site alone.")
-    parser.add_argument("--host", default="127.0.0.1", help="where it listens (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"({DEFAULT_PORT})")
+    parser = argparse.ArgumentParser(description="Prefect's API server and UI, for this site only.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"port to listen on (default: {DEFAULT_PORT})")
     arguments = parser.parse_args()
-    refuse_bad_login(os.environ.get(LOGIN, ""))
-    origins = origins_of(arguments.host, arguments.port, os.environ.get(ORIGINS, ""))
+    validate_login(os.environ.get(LOGIN_VARIABLE, ""))
+    origins = allowed_origins(arguments.host, arguments.port, os.environ.get(ORIGINS_VARIABLE, ""))
     settings = {
         PREFECT_SERVER_API_HOST: arguments.host,
         PREFECT_SERVER_API_PORT: arguments.port,
         PREFECT_SERVER_CORS_ALLOWED_ORIGINS: ",".join(origins),
     }
     with temporary_settings(settings):
-        uvicorn.run(  # as `prefect server start` does
-            SiteOnly(create_app(final=True), origins),
+        uvicorn.run(  # with the options of `prefect server start`
+            OriginCheckMiddleware(create_app(final=True), origins),
             host=arguments.host,
             port=arguments.port,
             timeout_keep_alive=PREFECT_SERVER_API_KEEPALIVE_TIMEOUT.value(),

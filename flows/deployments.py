@@ -1,6 +1,6 @@
-"""Make the deployments of prefect.yaml once server and work pools are there: ``python -m flows.deployments``.
+"""Create the deployments of prefect.yaml once server and work pools exist: ``python -m flows.deployments``.
 
-It runs whenever a site starts. Schedules that somebody has switched on, or made, in Prefect's UI stay on.
+Runs at every start of a site. Schedules that were activated or added in Prefect's UI stay active.
 """
 
 import time
@@ -8,7 +8,7 @@ import time
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 
-from flows.agent import PATIENCE, wait_for_server
+from flows.agent import SERVER_TIMEOUT, wait_for_server
 from flows.runs import OURS
 from models.command_line import entry_point
 from models.errors import UserError
@@ -18,38 +18,50 @@ POOLS = ("cpu", "gpu")
 
 
 def wait_for_pools() -> None:
-    """Raises UserError: no agent made them."""
-    until = time.monotonic() + PATIENCE
+    """Wait until the work pools exist, which agents create.
+
+    Raises:
+        UserError: a pool is missing after SERVER_TIMEOUT.
+    """
+    deadline = time.monotonic() + SERVER_TIMEOUT
     with get_client(sync_client=True) as client:
         for pool in POOLS:
-            while True:
-                try:
-                    client.read_work_pool(pool)
-                    break
-                except ObjectNotFound:
-                    if time.monotonic() > until:
-                        raise UserError(f"There is no work pool {pool!r}; start an agent for it.") from None
-                    time.sleep(1)
+            while not _has_pool(client, pool):
+                if time.monotonic() > deadline:
+                    raise UserError(f"Work pool {pool!r} does not exist; start an agent that serves it.")
+                time.sleep(1)
 
 
-def switched_on(client: SyncPrefectClient) -> dict[str, list]:
-    """The schedules that are on, by the name of their deployment."""
+def _has_pool(client: SyncPrefectClient, name: str) -> bool:
+    try:
+        client.read_work_pool(name)
+        return True
+    except ObjectNotFound:
+        return False
+
+
+def active_schedules(client: SyncPrefectClient) -> dict[str, list]:
+    """Return the active schedules, by deployment name."""
     return {
-        each.name: [one.schedule for one in each.schedules if one.active]
-        for each in client.read_deployments()
-        if OURS in each.tags
+        deployment.name: [entry.schedule for entry in deployment.schedules if entry.active]
+        for deployment in client.read_deployments()
+        if OURS in deployment.tags
     }
 
 
-def switch_on(client: SyncPrefectClient, wanted: dict[str, list]) -> None:
-    """Switch schedules on again, and make those again that prefect.yaml does not have."""
+def restore_schedules(client: SyncPrefectClient, wanted: dict[str, list]) -> None:
+    """Activate schedules again; create those that prefect.yaml does not contain.
+
+    Args:
+        wanted: the result of :func:`active_schedules` before ``prefect deploy``.
+    """
     for deployment in client.read_deployments():
         for schedule in wanted.get(deployment.name, ()):
-            there = [one for one in deployment.schedules if one.schedule == schedule]
-            if not there:
+            existing = next((entry for entry in deployment.schedules if entry.schedule == schedule), None)
+            if existing is None:
                 client.create_deployment_schedules(deployment.id, [(schedule, True)])
-            elif not there[0].active:
-                client.update_deployment_schedule(deployment.id, there[0].id, active=True)
+            elif not existing.active:
+                client.update_deployment_schedule(deployment.id, existing.id, active=True)
 
 
 @entry_point
@@ -57,11 +69,11 @@ def main() -> None:
     wait_for_server()
     wait_for_pools()
     with get_client(sync_client=True) as client:
-        before = switched_on(client)
+        schedules = active_schedules(client)
     if run_module("prefect", "--no-prompt", "deploy", "--all") != 0:
-        raise UserError("The deployments were not made; the lines above say why.")
+        raise UserError("`prefect deploy --all` failed; see the lines above.")
     with get_client(sync_client=True) as client:
-        switch_on(client, before)
+        restore_schedules(client, schedules)
 
 
 if __name__ == "__main__":

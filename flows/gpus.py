@@ -1,7 +1,7 @@
-"""The GPUs of this host, as NVIDIA's driver knows them, and who owns which.
+"""List, select and lock the NVIDIA GPUs of this host.
 
-They are called by their numbers in nvidia-smi, or by their UUIDs. CUDA by itself counts the fastest first, so what a
-process is to see is always told by UUID.
+GPUs are named by their index in nvidia-smi or by UUID. CUDA's own default order is fastest first, so that processes
+always receive UUIDs in CUDA_VISIBLE_DEVICES.
 """
 
 import errno
@@ -15,125 +15,129 @@ import pynvml
 
 from models.errors import UserError
 
-NONE = "none"  # the CPU in the place of a GPU
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-OWNED = "owned"
-HIDDEN = ("", "-1")  # its ways to say that there is none
+NO_GPU = "none"  # the CPU in place of a GPU
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+NO_VISIBLE_DEVICES = ("", "-1")  # values of CUDA_VISIBLE_DEVICES that hide all GPUs
+MARKER_VALUE = "owned"
 
 
 class Gpu(NamedTuple):
-    """A GPU, or an instance of one that MIG has split.
+    """A GPU or a MIG instance.
 
     Attributes:
-        name: its number in nvidia-smi; of an instance its UUID.
+        name: the index in nvidia-smi; the UUID for a MIG instance.
     """
 
     name: str
     uuid: str
 
     @property
-    def mark(self) -> str:
-        """An environment variable by which processes are known that use it."""
+    def marker(self) -> str:
+        """The environment variable that identifies processes which use this GPU."""
         return f"TUNELINE_{re.sub('[^0-9A-Za-z]', '_', self.uuid)}"
 
 
-def present() -> list[Gpu]:
-    """What programs on this host can use; of a GPU that is split, its instances. One that is lost is left out.
+def list_gpus() -> list[Gpu]:
+    """Return the usable GPUs of this host; the MIG instances in place of a partitioned GPU.
+
+    A GPU that the driver lists but cannot access is left out with a message.
 
     Raises:
-        UserError: there is a driver, and it does not work.
+        UserError: NVIDIA's driver is installed but does not work.
     """
     try:
         pynvml.nvmlInit()
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
         return []
     except pynvml.NVMLError as error:
-        raise UserError(f"NVIDIA's driver does not work ({error}); `nvidia-smi` should say the same.") from None
-    found = []
-    for number in range(pynvml.nvmlDeviceGetCount()):
+        raise UserError(f"NVIDIA's driver does not work ({error}); check it with `nvidia-smi`.") from None
+    gpus = []
+    for index in range(pynvml.nvmlDeviceGetCount()):
         try:
-            found += _parts_of(number)
+            gpus += _list_instances(index)
         except pynvml.NVMLError as error:
-            print(f"GPU {number} is left out ({error}).")
+            print(f"GPU {index} is skipped ({error}).")
     pynvml.nvmlShutdown()
-    return found
+    return gpus
 
 
-def _parts_of(number: int) -> list[Gpu]:
-    card = pynvml.nvmlDeviceGetHandleByIndex(number)
+def _list_instances(index: int) -> list[Gpu]:
+    """Return the GPU itself, or its MIG instances if MIG is enabled."""
+    device = pynvml.nvmlDeviceGetHandleByIndex(index)
     try:
-        is_split = pynvml.nvmlDeviceGetMigMode(card)[0] == pynvml.NVML_DEVICE_MIG_ENABLE
-    except pynvml.NVMLError:  # it cannot be
-        is_split = False
-    if not is_split:
-        return [Gpu(str(number), pynvml.nvmlDeviceGetUUID(card))]
-    found = []
-    for place in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+        has_mig = pynvml.nvmlDeviceGetMigMode(device)[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+    except pynvml.NVMLError:  # MIG is not supported
+        has_mig = False
+    if not has_mig:
+        return [Gpu(str(index), pynvml.nvmlDeviceGetUUID(device))]
+    instances = []
+    for slot in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(device)):
         try:
-            uuid = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place))
-        except pynvml.NVMLError:  # an empty place
+            uuid = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(device, slot))
+        except pynvml.NVMLError:  # empty slot
             continue
-        found.append(Gpu(uuid, uuid))
-    return found
+        instances.append(Gpu(uuid, uuid))
+    return instances
 
 
-def chosen(said: str, there: Sequence[Gpu]) -> list[Gpu]:
-    """GPUs as a user names them: numbers, UUIDs or their beginnings, a comma between them; ``none`` for none.
+def select_gpus(names: str, available: Sequence[Gpu]) -> list[Gpu]:
+    """Return the GPUs that a user names: indices, UUIDs or UUID prefixes, separated by commas; ``none`` for none.
 
     Raises:
-        UserError: this host has no such GPU, or one is named twice.
+        UserError: this host has no such GPU, a GPU is named twice, or a MIG instance is combined with another device.
     """
-    if said.strip() == NONE:
+    if names.strip() == NO_GPU:
         return []
-    found = [_named(part.strip(), there) for part in said.split(",")]
-    if len(set(found)) < len(found):
-        raise UserError(f"{said!r} names a GPU twice; name each once.")
-    if len(found) > 1 and any(gpu.uuid.startswith("MIG") for gpu in found):
-        raise UserError(f"{said!r}: CUDA sees one instance of MIG at most, and nothing beside it; name it alone.")
-    return found
+    selected = [_find_gpu(name.strip(), available) for name in names.split(",")]
+    if len(set(selected)) < len(selected):
+        raise UserError(f"{names!r} names a GPU twice; name each GPU once.")
+    if len(selected) > 1 and any(gpu.uuid.startswith("MIG") for gpu in selected):
+        raise UserError(f"{names!r}: CUDA can use one MIG instance and no other device beside it; name it alone.")
+    return selected
 
 
-def _named(part: str, there: Sequence[Gpu]) -> Gpu:
-    number = re.sub(r"^0+(?=\d)", "", part)  # 00 is GPU 0, too
-    begins = part if re.match(r"(GPU|MIG)-\w", part) else None
-    found = [gpu for gpu in there if number == gpu.name or (begins and gpu.uuid.startswith(begins))]
-    if not there:
-        raise UserError(f"{part!r} names no GPU: this host has none; {NONE} lets its CPU stand in for one.")
-    if len(found) != 1:
-        names = ", ".join(gpu.name for gpu in there)
-        raise UserError(f"{part!r} names no GPU of this host, or several; it has {names}.")
-    return found[0]
+def _find_gpu(name: str, available: Sequence[Gpu]) -> Gpu:
+    index = re.sub(r"^0+(?=\d)", "", name)  # 00 is GPU 0
+    uuid_prefix = name if re.match(r"(GPU|MIG)-\w", name) else None
+    matches = [gpu for gpu in available if index == gpu.name or (uuid_prefix and gpu.uuid.startswith(uuid_prefix))]
+    if not available:
+        raise UserError(f"{name!r} is not a GPU of this host: it has none. `{NO_GPU}` uses the CPU instead.")
+    if len(matches) != 1:
+        problem = "is ambiguous" if matches else "is not a GPU of this host"
+        raise UserError(f"{name!r} {problem}; choose from {', '.join(gpu.name for gpu in available)}.")
+    return matches[0]
 
 
-def one_each() -> list[str]:
-    """What agents own where nobody says it: one GPU each of those that may be seen here, or ``none``."""
-    there = present()
-    visible = os.environ.get(VISIBLE)
+def default_gpu_sets() -> list[str]:
+    """Return the ``--gpus`` values of the default agents: one for each visible GPU, or ``none`` without a GPU."""
+    gpus = list_gpus()
+    visible = os.environ.get(VISIBLE_DEVICES)
     if visible is not None:
         try:
-            there = [] if visible.strip() in HIDDEN else chosen(visible, there)
+            gpus = [] if visible.strip() in NO_VISIBLE_DEVICES else select_gpus(visible, gpus)
         except UserError as error:
-            raise UserError(f"{VISIBLE}: {error}") from None
-    return [gpu.name for gpu in there] or [NONE]
+            raise UserError(f"{VISIBLE_DEVICES}: {error}") from None
+    return [gpu.name for gpu in gpus] or [NO_GPU]
 
 
-def own(gpus: Sequence[Gpu]) -> list[int]:
-    """Hold these for as long as this process lives, or another that gets the open files which this gives.
+def claim_gpus(gpus: Sequence[Gpu]) -> list[int]:
+    """Lock GPUs for this process and for processes that inherit the returned file descriptors.
 
-    A name among Linux's abstract sockets is one for the whole host, whoever's home it is, and free again at once when
-    the last process that holds it has ended. Containers have names of their own, and GPUs from who runs them.
+    The lock is a name among Linux's abstract sockets: valid on the whole host, whatever TUNELINE_HOME is, and released
+    by the kernel when the last process that holds the descriptor ends. Containers have their own namespace; there,
+    whoever assigns GPUs to containers must assign each GPU once.
 
     Raises:
-        UserError: another agent of this host holds one.
+        UserError: another agent of this host has locked a GPU.
     """
-    held = []
+    locks = []
     for gpu in gpus:
-        name = socket.socket(socket.AF_UNIX)
+        lock = socket.socket(socket.AF_UNIX)
         try:
-            name.bind(f"\0tuneline {gpu.uuid}")
+            lock.bind(f"\0tuneline {gpu.uuid}")
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            raise UserError(f"Another agent on this host owns GPU {gpu.name}; stop it first.") from None
-        held.append(name.detach())
-    return held
+            raise UserError(f"Another agent on this host uses GPU {gpu.name}; stop it first.") from None
+        locks.append(lock.detach())
+    return locks

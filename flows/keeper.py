@@ -1,10 +1,12 @@
-"""The keeper: takes up what died. ``python -m flows.keeper``, one beside each server; a second one does no harm.
+"""The keeper reschedules runs that crashed: ``python -m flows.keeper``, one beside each server.
 
-Prefect's workers report a flow whose process died, and nobody reports a worker or a host that died; nor does Prefect
-start any of them again. The keeper does: a run that gives no sign of life is declared crashed, and one that crashed is
-scheduled again, so often as ``TUNELINE_RESTARTS`` says; then it has failed, as :mod:`flows.notifications` tells.
-The keeper goes by its own steady clock and by whether signs change, not by the times in them: clocks of hosts differ
-and jump. While the server is away, and for a while behind it, nobody is declared dead.
+Prefect's workers report a flow whose process died, but nothing reports a worker or a host that died, and Prefect
+restarts none of them. The keeper sets a run without heartbeats to Crashed, and schedules a crashed run again, up to
+``TUNELINE_RESTARTS`` times; after that the run is set to Failed, with a notification (:mod:`flows.notifications`).
+
+The keeper measures silence on its own monotonic clock, and counts heartbeats instead of reading their timestamps,
+because clocks of hosts differ and jump. No run is set to Crashed during an outage of the server and for two minutes
+after. Several keepers on one server do no harm.
 """
 
 import logging
@@ -14,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NoReturn
 from uuid import UUID
 
 import httpx
@@ -24,171 +27,191 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
     FlowRunFilterTags,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 
 from flows import notifications
-from flows.agent import PROCESS, wait_for_server
+from flows.agent import PROCESS_POOL, wait_for_server
 from flows.runs import BAD, HEARTBEAT, OURS, end_children, restarts, starter_in
 from models.command_line import entry_point
 
-TICK = 5.0  # seconds between two rounds
-BEATS = 2  # heartbeats that may be missed
-DELIVERY = 20.0  # seconds that a heartbeat may take to be heard of
-# Seconds between the heartbeats of a run that has not said its own: Prefect's default, which a container may have.
-UNKNOWN_HEARTBEAT = 180.0
-AFTER_AN_OUTAGE = 120.0  # seconds more: a server whose database was away drops signs, and takes a while to go on
-OUTAGE = 15.0  # seconds for which a server may be slow to answer before that counts as away
-# Seconds from taking a run to its first sign, by type of pool: images are pulled, and pods wait for a free node.
-STARTING = {PROCESS: 90.0, "docker": 1800.0}
-STARTING_ELSEWHERE = 3600.0  # Kubernetes, and other types
-REST = 15.0  # seconds between a crash and the next attempt: a worker may still hold the place of the first
-RECENT = 86_400.0  # seconds: what had crashed before, when the keeper began, is history
-SIGN = "prefect.flow-run.heartbeat"
-# Prefect looks at events of the past alone, by the server's clock; a host's may be ahead.
-AT_ANY_TIME = {"since": "1970-01-01T00:00:00Z", "until": "9999-01-01T00:00:00Z"}
+POLL_INTERVAL = 5.0  # seconds
+MISSED_HEARTBEATS = 2  # missed heartbeats before a run counts as dead
+DELIVERY_DELAY = 20.0  # seconds until the server has stored a heartbeat
+# Seconds between heartbeats of a run that has not reported its own interval: Prefect's default, as in containers.
+DEFAULT_HEARTBEAT = 180.0
+OUTAGE_GRACE = 120.0  # seconds: a server without its database drops heartbeats, and takes a while to recover
+OUTAGE_AFTER = 15.0  # seconds of failed requests that count as an outage
+# Seconds between Pending and Running, by pool type: images are pulled, and pods wait for a free node.
+START_TIMEOUTS = {PROCESS_POOL: 90.0, "docker": 1800.0}
+DEFAULT_START_TIMEOUT = 3600.0  # Kubernetes, and other pool types
+RESCHEDULE_DELAY = 15.0  # seconds between a crash and the retry: a worker may still hold the run's concurrency slot
+MAX_CRASH_AGE = 86_400.0  # seconds: a keeper ignores runs that crashed longer ago when it starts
+HEARTBEAT_EVENT = "prefect.flow-run.heartbeat"
+# Prefect's default filter ends at the server's current time; a host's clock may be ahead.
+ANY_TIME = {"since": "1970-01-01T00:00:00Z", "until": "9999-01-01T00:00:00Z"}
 
 log = logging.getLogger("tuneline.keeper")
 
 
 @dataclass
-class Seen:
-    """The last sign of a run, and how long the keeper has listened in vain since."""
+class Activity:
+    """The last activity of a run: state and number of heartbeats, and seconds for which neither has changed."""
 
-    sign: str
+    value: str
     silent: float = 0.0
 
 
 @dataclass
 class Keeper:
-    """What it knows between two rounds: of each run, its last sign; and which are history."""
+    """State between two rounds of checks.
+
+    Attributes:
+        seen: last activity, by run.
+        ignored: runs that had crashed long before the keeper started; None before the first round.
+        pool_types: by pool name; read again in each round.
+    """
 
     client: SyncPrefectClient
-    seen: dict[UUID, Seen] = field(default_factory=dict)
-    history: set[UUID] | None = None
-    kinds: dict[str, str] = field(default_factory=dict)  # of pools, by name; read anew in each round
+    seen: dict[UUID, Activity] = field(default_factory=dict)
+    ignored: set[UUID] | None = None
+    pool_types: dict[str, str] = field(default_factory=dict)
 
-    def round(self, seconds: float) -> None:
-        """Look at every run once.
+    def check_runs(self, seconds: float) -> None:
+        """Check every run once.
 
         Args:
-            seconds: for which the server could be heard since the last round.
+            seconds: since the last round, while the server was reachable.
         """
-        self.kinds.clear()  # a pool may have been made anew, of another type
-        alive = self.runs(StateType.RUNNING, StateType.CANCELLING, StateType.PENDING)
-        crashed = self.runs(StateType.CRASHED)
-        if self.history is None:
-            self.history = {run.id for run in crashed if time.time() - run.state.timestamp.timestamp() > RECENT}
-        self.history -= {run.id for run in alive}  # somebody took it up by hand
-        self.listen([*alive, *crashed], seconds)
+        self.pool_types.clear()  # a pool may have been recreated with another type
+        alive = self.read_runs(StateType.RUNNING, StateType.CANCELLING, StateType.PENDING)
+        crashed = self.read_runs(StateType.CRASHED)
+        if self.ignored is None:
+            self.ignored = {run.id for run in crashed if time.time() - run.state.timestamp.timestamp() > MAX_CRASH_AGE}
+        self.ignored -= {run.id for run in alive}  # rescheduled by hand
+        self.update_activity([*alive, *crashed], seconds)
         for run in alive:
-            self.bury_if_dead(run)
+            self.end_if_silent(run)
         for run in crashed:
-            self.take_up(run)
-        self.drop_missed_ticks(self.runs(StateType.SCHEDULED))
+            self.reschedule(run)
+        self.cancel_missed_schedules(self.read_runs(StateType.SCHEDULED))
 
-    def runs(self, *types: StateType) -> list[FlowRun]:
-        """Runs of our deployments in such a state, those expected last first."""
-        chosen = FlowRunFilter(
+    def read_runs(self, *types: StateType) -> list[FlowRun]:
+        """Return the runs of the project's deployments in one of these states, latest expected start first."""
+        in_states = FlowRunFilter(
             tags=FlowRunFilterTags(all_=[OURS]),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))),
         )
-        found = self.client.read_flow_runs(flow_run_filter=chosen, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200)
-        return [run for run in found if run.deployment_id is not None]
+        runs = self.client.read_flow_runs(
+            flow_run_filter=in_states, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200
+        )
+        return [run for run in runs if run.deployment_id is not None]
 
-    def listen(self, runs: Iterable[FlowRun], seconds: float) -> None:
-        signs = {run.id: self.sign_of(run) for run in runs}
-        for run, sign in signs.items():
-            if run not in self.seen or self.seen[run].sign != sign:
-                self.seen[run] = Seen(sign)
+    def update_activity(self, runs: Iterable[FlowRun], seconds: float) -> None:
+        """Add ``seconds`` of silence to each run whose activity has not changed; forget all other runs."""
+        activities = {run.id: self.activity_of(run) for run in runs}
+        for run, value in activities.items():
+            if run not in self.seen or self.seen[run].value != value:
+                self.seen[run] = Activity(value)
             else:
                 self.seen[run].silent += seconds
-        self.seen = {run: seen for run, seen in self.seen.items() if run in signs}
+        self.seen = {run: activity for run, activity in self.seen.items() if run in activities}
 
-    def forgive(self) -> None:
-        """The server could not be heard: whatever silence there was is nobody's fault."""
-        for seen in self.seen.values():
-            seen.silent = -AFTER_AN_OUTAGE
+    def reset_silence(self) -> None:
+        """Restart all silence after an outage of the server, with a grace period."""
+        for activity in self.seen.values():
+            activity.silent = -OUTAGE_GRACE
 
-    def sign_of(self, run: FlowRun) -> str:
-        """Its state and the number of its heartbeats: what changes while it lives, whatever its clock shows."""
-        wanted = {"event": {"name": [SIGN]}, "any_resource": {"id": [f"prefect.flow-run.{run.id}"]}}
-        body = {"filter": wanted | {"occurred": AT_ANY_TIME}, "limit": 1}
+    def activity_of(self, run: FlowRun) -> str:
+        """Return state id and number of heartbeats, which change while the run is alive, whatever its clock shows."""
+        of_run = {"event": {"name": [HEARTBEAT_EVENT]}, "any_resource": {"id": [f"prefect.flow-run.{run.id}"]}}
+        body = {"filter": of_run | {"occurred": ANY_TIME}, "limit": 1}
         return f"{run.state_id} {self.client.request('POST', '/events/filter', json=body).json()['total']}"
 
-    def kind_of(self, run: FlowRun) -> str:
-        """The type of the pool that a run is in, such as ``process``; empty if it is in none."""
+    def pool_type(self, run: FlowRun) -> str:
+        """Return the type of the run's pool, such as ``process``; empty if the run has no pool or it was deleted."""
         pool = run.work_pool_name
-        if pool and pool not in self.kinds:
+        if pool and pool not in self.pool_types:
             with suppress(ObjectNotFound):
-                self.kinds[pool] = self.client.read_work_pool(pool).type
-        return self.kinds.get(pool, "")
+                self.pool_types[pool] = self.client.read_work_pool(pool).type
+        return self.pool_types.get(pool, "")
 
-    def patience_with(self, run: FlowRun) -> float:
-        """Seconds of silence after which a run is dead: by its pool before it begins, then by its own heartbeat."""
-        kind = self.kind_of(run)
+    def silence_timeout(self, run: FlowRun) -> float:
+        """Return the seconds of silence after which a run is dead: by pool type before it starts, then by heartbeat."""
+        pool_type = self.pool_type(run)
         if run.state.type == StateType.PENDING:
-            return STARTING.get(kind, STARTING_ELSEWHERE)
+            return START_TIMEOUTS.get(pool_type, DEFAULT_START_TIMEOUT)
         heartbeat = run.labels.get(HEARTBEAT)
-        if not isinstance(heartbeat, int | float):  # the run has not come to say it yet
-            own = get_current_settings().flows.heartbeat_frequency or 0  # which agents of this project have, too
-            heartbeat = own if kind == PROCESS else UNKNOWN_HEARTBEAT
-        return BEATS * heartbeat + DELIVERY if heartbeat else math.inf
+        if not isinstance(heartbeat, int | float):  # the run has not reported it yet
+            own = get_current_settings().flows.heartbeat_frequency or 0  # the agents of this project have the same
+            heartbeat = own if pool_type == PROCESS_POOL else DEFAULT_HEARTBEAT
+        return MISSED_HEARTBEATS * heartbeat + DELIVERY_DELAY if heartbeat else math.inf
 
-    def bury_if_dead(self, run: FlowRun) -> None:
+    def end_if_silent(self, run: FlowRun) -> None:
+        """Set a run that has been silent for too long to Crashed, or to Cancelled if it was being cancelled."""
         silent = self.seen[run.id].silent
-        if silent <= self.patience_with(run):
+        if silent <= self.silence_timeout(run):
             return
         if run.state.type == StateType.PENDING:
-            self.set(run, Crashed(message=f"Taken by a worker, and not begun for {silent:.0f} s."))
+            self.set_state(run, Crashed(message=f"Submitted by a worker, but not started within {silent:.0f} s."))
         elif run.state.type == StateType.CANCELLING:
-            self.set(run, Cancelled(message=f"Crashed while being cancelled: no heartbeat for {silent:.0f} s."))
+            self.set_state(run, Cancelled(message=f"Crashed while being cancelled: no heartbeat for {silent:.0f} s."))
         else:
-            self.set(run, Crashed(message=f"No sign of life for {silent:.0f} s: its process or host is gone."))
+            self.set_state(run, Crashed(message=f"No heartbeat for {silent:.0f} s: its process or host died."))
 
-    def take_up(self, run: FlowRun) -> None:
-        """Schedule a run again that crashed; one that was to end has ended, one that crashed too often failed."""
-        if run.id in self.history or self.seen[run.id].silent < REST:
+    def reschedule(self, run: FlowRun) -> None:
+        """Schedule a crashed run again; set it to Cancelled or Failed if a retry is pointless."""
+        if run.id in self.ignored or self.seen[run.id].silent < RESCHEDULE_DELAY:
             return
-        if self.is_orphan(run):
-            self.set(run, Cancelled(message="What had started it has failed or was cancelled."))
+        if self.has_dead_parent(run):
+            self.set_state(run, Cancelled(message="The run that started it has failed or was cancelled."))
             return
-        times = Counter(state.type for state in self.client.read_flow_run_states(run.id))
-        if times[StateType.CANCELLING] > times[StateType.CANCELLED]:
-            self.set(run, Cancelled(message="It was to be cancelled, and died of it."))
+        counts = Counter(state.type for state in self.client.read_flow_run_states(run.id))
+        if counts[StateType.CANCELLING] > counts[StateType.CANCELLED]:
+            self.set_state(run, Cancelled(message="Crashed while being cancelled."))
             return
-        crashes = times[StateType.CRASHED]
+        crashes = counts[StateType.CRASHED]
         if crashes <= restarts():
-            self.set(run, AwaitingRetry(message=f"Taken up again, {crashes} of at most {restarts()} times."))
+            self.set_state(
+                run, AwaitingRetry(message=f"Rescheduled after a crash: restart {crashes} of {restarts()}.")
+            )
         else:
-            said = f"It died {crashes} times, the last time so: {run.state.message or 'unknown'}"
-            self.set(run, Failed(message=said))
-            notifications.tell("failed", said, run=run.name, link=notifications.link_of(run.id))
-            end_children(self.client, run.id)
+            self.fail(run, f"Crashed {crashes} times. Last crash: {run.state.message or 'unknown'}")
 
-    def is_orphan(self, run: FlowRun) -> bool:
-        """Whether nobody waits for it, since the run that had started it has failed or was cancelled."""
+    def fail(self, run: FlowRun, message: str) -> None:
+        """Set a run to Failed, notify, and end the runs that it has started."""
+        self.set_state(run, Failed(message=message))
+        notifications.notify("failed", message, run=run.name, link=notifications.flow_run_url(run.id))
+        end_children(self.client, run.id)
+
+    def has_dead_parent(self, run: FlowRun) -> bool:
+        """Return whether the run that started this one has failed or was cancelled."""
         for parent in filter(None, map(starter_in, run.tags)):
             with suppress(ObjectNotFound):
                 if self.client.read_flow_run(parent).state.type in BAD:
                     return True
         return False
 
-    def drop_missed_ticks(self, scheduled: Iterable[FlowRun]) -> None:
-        """Of ticks of a schedule that nobody served, one is enough: the latest."""
+    def cancel_missed_schedules(self, scheduled: Iterable[FlowRun]) -> None:
+        """Keep the latest of a deployment's late scheduled runs and cancel the earlier ones.
+
+        Args:
+            scheduled: latest expected start first.
+        """
         served: set[UUID] = set()
         for run in scheduled:
             if not (run.auto_scheduled and run.state_name == "Late"):
                 continue
             if run.deployment_id in served:
-                self.set(run, Cancelled(message="Missed, and a later one stands for it."))
+                self.set_state(run, Cancelled(message="Missed; a later scheduled run replaces it."))
             served.add(run.deployment_id)
 
-    def set(self, run: FlowRun, state) -> None:
-        self.client.set_flow_run_state(run.id, state, force=state.is_failed())  # no rule leads from crashed to failed
+    def set_state(self, run: FlowRun, state: State) -> None:
+        # Prefect's orchestration rules reject Crashed -> Failed.
+        self.client.set_flow_run_state(run.id, state, force=state.is_failed())
         log.info("%s: %s: %s", run.name, state.name, state.message)
 
 
@@ -197,18 +220,23 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     wait_for_server()
     with get_client(sync_client=True) as client:
-        keeper, heard, away = Keeper(client), time.monotonic(), 0.0
-        while True:
-            try:
-                keeper.round(min(time.monotonic() - heard, 2 * TICK))
-                away = 0.0
-            except (httpx.HTTPError, PrefectHTTPStatusError) as error:
-                log.warning("The server does not answer (%s); nobody is declared dead.", type(error).__name__)
-                away += TICK
-                if away >= OUTAGE:
-                    keeper.forgive()
-            heard = time.monotonic()
-            time.sleep(TICK)
+        check_forever(Keeper(client))
+
+
+def check_forever(keeper: Keeper) -> NoReturn:
+    """Check all runs at every POLL_INTERVAL; after an outage of the server, restart all timeouts."""
+    last_check, outage = time.monotonic(), 0.0
+    while True:
+        try:
+            keeper.check_runs(min(time.monotonic() - last_check, 2 * POLL_INTERVAL))
+            outage = 0.0
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+            log.warning("The server does not answer (%s); timeouts are suspended.", type(error).__name__)
+            outage += POLL_INTERVAL
+            if outage >= OUTAGE_AFTER:
+                keeper.reset_silence()
+        last_check = time.monotonic()
+        time.sleep(POLL_INTERVAL)
 
 
 if __name__ == "__main__":

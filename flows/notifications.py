@@ -1,7 +1,7 @@
-"""Tell the outside what happened: an HTTP address of the user's own, or a program.
+"""Notifications of events: a webhook, or a command of the user.
 
-``TUNELINE_WEBHOOK`` gets a POST of a small JSON, ``TUNELINE_COMMAND`` the same on its standard input. Both stand in
-the environment of agents and keeper and nowhere else: no data file and no setting under version control can name them.
+``TUNELINE_WEBHOOK`` receives a POST with a small JSON body, ``TUNELINE_COMMAND`` the same JSON on standard input. Both
+are read from the environment of agents and keeper only, so that no data file and no versioned setting can set them.
 """
 
 import json
@@ -16,62 +16,69 @@ from prefect.settings import PREFECT_UI_URL
 
 from models.credentials import mask_credentials
 from models.errors import UserError
-from pipelines.processes import feed
+from pipelines.processes import run_with_input
 
 EVENTS = ("blocked", "failed", "promoted", "drift")
-SECONDS = 10.0
+TIMEOUT = 10.0  # seconds
 
 
-def tell(event: str, text: str, **more) -> None:
-    """Tell one event. What cannot be told is logged, and stops nothing.
+def notify(event: str, text: str, **fields) -> None:
+    """Send one event to webhook and command. A failure is printed, and never raised.
 
     Args:
         event: one of :data:`EVENTS`.
-        more: values for JSON, also such as replace what is said here of the run that calls. No sample text: whoever
-            listens may keep it.
+        fields: further JSON fields; they override ``run`` and ``link`` of the calling run. No sample text, since the
+            receiver may store it.
     """
     text = mask_credentials(text)
-    body = {"event": event, "text": text, "run": runtime.flow_run.name, "link": link_of(runtime.flow_run.id), **more}
+    body = {
+        "event": event,
+        "text": text,
+        "run": runtime.flow_run.name,
+        "link": flow_run_url(runtime.flow_run.id),
+        **fields,
+    }
     if address := os.environ.get("TUNELINE_WEBHOOK"):
         try:
-            post(address, body)
-        # Their texts would show the address, which may hold a key. ValueError: a host name that is none.
+            post_json(address, body)
+        # The type only: the messages quote the address, which may contain a key. ValueError: invalid host name.
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            print(f"The webhook was not told that {event}: {type(error).__name__}.")
+            print(f"Webhook notification of event {event!r} failed: {type(error).__name__}.")
     if command := os.environ.get("TUNELINE_COMMAND", "").strip():
         try:
-            feed(json.dumps(body, ensure_ascii=False), SECONDS, *shlex.split(command))
-        except (UserError, ValueError) as error:  # the second for a quotation mark without another
-            print(f"The command was not told that {event}: {error}")
+            run_with_input(json.dumps(body, ensure_ascii=False), TIMEOUT, *shlex.split(command))
+        except (UserError, ValueError) as error:  # ValueError: unbalanced quotes
+            print(f"Command notification of event {event!r} failed: {error}")
 
 
-def post(address: str, body: dict) -> None:
-    """POST a JSON body, within ``SECONDS`` from name resolution to the status of the answer, which is not read.
+def post_json(address: str, body: dict) -> None:
+    """POST a JSON body and wait at most ``TIMEOUT`` for the status; the response body is not read.
 
     Raises:
-        httpx.HTTPError, httpx.InvalidURL, ValueError: it was not taken; TimeoutException if it took longer.
+        httpx.HTTPError, httpx.InvalidURL, ValueError: the request failed.
+        httpx.TimeoutException: no status within ``TIMEOUT``.
     """
     failures: list[Exception] = []
 
     def send(client: httpx.Client) -> None:
         try:
-            with client.stream("POST", address, json=body) as answer:
-                answer.raise_for_status()
+            with client.stream("POST", address, json=body) as response:
+                response.raise_for_status()
         except Exception as error:
             failures.append(error)
 
-    # httpx's timeout starts anew with every byte, and name resolution has none: the caller stops waiting instead.
-    with httpx.Client(timeout=SECONDS) as client:
+    # httpx's timeout restarts with every byte and excludes name resolution, so a thread sends and this one times out.
+    with httpx.Client(timeout=TIMEOUT) as client:
         sender = threading.Thread(target=send, args=(client,), daemon=True)
         sender.start()
-        sender.join(SECONDS)
-        if sender.is_alive():  # closing the client ends it at the next byte
-            raise httpx.TimeoutException(f"no answer within {SECONDS:.0f} s")
+        sender.join(TIMEOUT)
+        if sender.is_alive():  # closing the client ends the thread at the next byte
+            raise httpx.TimeoutException(f"no answer within {TIMEOUT:.0f} s")
     if failures:
         raise failures[0]
 
 
-def link_of(run: UUID | str | None) -> str | None:
-    """Where Prefect's UI shows a run."""
+def flow_run_url(run: UUID | str | None) -> str | None:
+    """Return the address of a run in Prefect's UI; None without a run or a UI."""
     ui = PREFECT_UI_URL.value()
     return f"{ui}/runs/flow-run/{run}" if run and ui else None

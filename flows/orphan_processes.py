@@ -1,7 +1,7 @@
-"""What flows that died alone have left on this host: a training that goes on for nobody.
+"""End training processes whose flow process was killed.
 
-Its output still goes to the agent's worker, which takes the flow for alive as long as something writes there; and
-Prefect's worker breaks down when it is given that run once more.
+An orphaned training keeps the worker's output pipe open, so that Prefect's worker believes the flow to be alive, and
+crashes when the run is submitted again.
 """
 
 import threading
@@ -9,52 +9,55 @@ from contextlib import suppress
 
 import psutil
 
-from pipelines.processes import end_all
+from pipelines.processes import terminate_all
+from texts import translate
 
-LOOKS = 5.0  # seconds
-AGENT, RUN = "TUNELINE_AGENT", "PREFECT__FLOW_RUN_ID"  # in the environment of what an agent, and a flow, started
+SCAN_INTERVAL = 5.0  # seconds
+AGENT_VARIABLE, RUN_VARIABLE = "TUNELINE_AGENT", "PREFECT__FLOW_RUN_ID"  # inherited by the processes of agent and run
 
 
-def end_orphans(agent: str, patience: float, ended: threading.Event) -> None:
-    """Look again and again for flows of an agent that are gone, and end what they left behind.
+def watch_orphans(agent: str, stop_timeout: float, stopped: threading.Event) -> None:
+    """Scan for orphaned processes of an agent and end them, until the worker stops.
 
     Args:
-        patience: seconds that it may take to end; a training writes a checkpoint.
-        ended: set when the agent's worker has ended, behind which all flows are without a parent.
+        agent: the value of TUNELINE_AGENT.
+        stop_timeout: seconds between SIGTERM and SIGKILL, in which a training saves a checkpoint.
+        stopped: set when the worker has ended, after which every flow is without a parent.
     """
-    before: set[str] = set()
-    while not ended.wait(LOOKS):
-        left = left_behind(agent)
-        gone = before & left.keys()  # seen twice: whoever ends in order may take a moment
-        if gone and not ended.is_set():
-            end_all([process for run in gone for process in left[run]], patience)
-            print(f"Of flow runs that died, what they left was ended · 已结束遗留的进程: {', '.join(gone)}", flush=True)
-        before = set(left)
+    previous: set[str] = set()
+    while not stopped.wait(SCAN_INTERVAL):
+        orphans = find_orphans(agent)
+        confirmed = previous & orphans.keys()  # in two scans: a flow that ends normally takes a moment
+        if confirmed and not stopped.is_set():
+            terminate_all([process for run in confirmed for process in orphans[run]], stop_timeout)
+            print(translate("Ended orphaned processes of flow runs: {runs}", runs=", ".join(confirmed)), flush=True)
+        previous = set(orphans)
 
 
-def left_behind(agent: str) -> dict[str, list[psutil.Process]]:
-    """The processes of each flow run of this agent whose flow is gone, while it has left a program of ours.
+def find_orphans(agent: str) -> dict[str, list[psutil.Process]]:
+    """Return the processes of each flow run of this agent whose flow process is gone.
 
-    A flow is a child of the agent's worker, and what it starts are children of its own. What has left its parents on
-    purpose, such as git's own housekeeping or a service of the user's, says nothing of a flow.
+    A flow process is a child of the agent's worker, and the flow's programs are descendants of the flow process. Runs
+    whose remaining processes include neither DVC nor a stage are left out: a daemonized process, such as git's
+    housekeeping or a service of the user, does not show that a flow was killed.
     """
-    ours: dict[int, tuple[psutil.Process, int, str | None]] = {}
-    for pid in psutil.pids():  # process_iter remembers processes, and passes over one that has another's number
-        with suppress(psutil.Error, OSError):  # another user's, or gone
+    processes: dict[int, tuple[psutil.Process, int, str | None]] = {}
+    for pid in psutil.pids():  # process_iter caches processes, and skips one that has reused a PID
+        with suppress(psutil.Error, OSError):  # of another user, or ended meanwhile
             process = psutil.Process(pid)
             environment = process.environ()
-            if environment.get(AGENT) == agent:
-                ours[pid] = (process, process.ppid(), environment.get(RUN))
-    alive = {run for _, parent, run in ours.values() if parent in ours and ours[parent][2] != run}
-    left: dict[str, list[psutil.Process]] = {}
-    for process, _, run in ours.values():
+            if environment.get(AGENT_VARIABLE) == agent:
+                processes[pid] = (process, process.ppid(), environment.get(RUN_VARIABLE))
+    alive = {run for _, parent, run in processes.values() if parent in processes and processes[parent][2] != run}
+    remaining: dict[str, list[psutil.Process]] = {}
+    for process, _, run in processes.values():
         if run is not None and run not in alive:
-            left.setdefault(run, []).append(process)
-    return {run: processes for run, processes in left.items() if any(map(_is_ours, processes))}
+            remaining.setdefault(run, []).append(process)
+    return {run: members for run, members in remaining.items() if any(map(_is_pipeline_process, members))}
 
 
-def _is_ours(process: psutil.Process) -> bool:
-    """Whether it is DVC or a stage of the pipeline, which a flow waits for."""
+def _is_pipeline_process(process: psutil.Process) -> bool:
+    """Return whether the process is DVC or a stage, for which a flow waits."""
     with suppress(psutil.Error, OSError):
-        return any(part == "dvc" or part.startswith("stages.") for part in process.cmdline())
+        return any(argument == "dvc" or argument.startswith("stages.") for argument in process.cmdline())
     return False

@@ -17,7 +17,9 @@ Value = bool | int | float | str
 
 
 @runs.flow(name="sweep", flow_run_name="sweep · {adapter}")
-def sweep(adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], revision: str = "HEAD") -> str:
+def sweep_parameters(
+    adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], revision: str = "HEAD"
+) -> str:
     """Try a grid (values by setting) or a list of sets, and retrain with the best.
 
     Args:

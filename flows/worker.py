@@ -1,9 +1,9 @@
-"""Prefect's worker, which runs the flows of this project alone: ``python -m flows.worker --type process --pool cpu``.
+"""Prefect's worker, restricted to the flows of this project: ``python -m flows.worker --type process --pool cpu``.
 
-A worker of Prefect runs what a deployment or a run names: another command, another environment, pull steps, an
-entrypoint anywhere. A client with write access to the server could run programs on every agent. The worker of this
-module validates a run before it starts. A refused run ends in state Failed with the reason, so that the keeper does not
-retry it. The arguments are those of ``prefect worker start``; the types are ``process``, ``docker`` and ``kubernetes``.
+Prefect's worker executes what a deployment or a run specifies: another command, another environment, pull steps, any
+entrypoint. A client with write access to the server could run programs on every agent. The worker of this module
+validates a run before it starts. A refused run ends in state Failed with the reason, so that the keeper does not
+reschedule it. The arguments are those of ``prefect worker start``; types are ``process``, ``docker``, ``kubernetes``.
 """
 
 import argparse
@@ -21,91 +21,97 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Failed
 from prefect.workers.base import BaseWorker
 
-from flows.agent import PROCESS
+from flows.agent import PROCESS_POOL
 from models.command_line import entry_point
 from models.errors import UserError
 
 DEPLOYMENTS = Path(__file__).parents[1] / "prefect.yaml"
-JOB_VARIABLES = ("gpus",)  # what the project's own runs set; see flows.runs.start
-OF_THE_AGENT = ("command", "env", "working_dir")  # what the template of a process pool must leave alone
+ALLOWED_JOB_VARIABLES = ("gpus",)  # set by flows.runs
+RESERVED_VARIABLES = ("command", "env", "working_dir")  # a process pool's template must not set them
 
 
-def entrypoints() -> set[str]:
-    """Those of the project's deployments."""
-    return {found["entrypoint"] for found in yaml.safe_load(DEPLOYMENTS.read_text(encoding="utf-8"))["deployments"]}
+def allowed_entrypoints() -> set[str]:
+    """Return the entrypoints of the deployments in prefect.yaml."""
+    deployments = yaml.safe_load(DEPLOYMENTS.read_text(encoding="utf-8"))["deployments"]
+    return {deployment["entrypoint"] for deployment in deployments}
 
 
-def refusal(
+def find_objection(
     run: FlowRun,
     deployment: DeploymentResponse | None,
-    allowed: Collection[str],
+    entrypoints: Collection[str],
     template: dict[str, Any] | None = None,
 ) -> str | None:
-    """Why an agent does not run this, in a sentence, or None. Values stay out of it: they may hold secrets.
+    """Return why an agent refuses a run, or None. The reason contains no values, which may be secrets.
 
     Args:
-        allowed: entrypoints.
-        template: of the work pool, if it is one of processes; what containers run is for their pool to say.
+        entrypoints: the allowed ones.
+        template: base job template of a process pool. For containers, the pool defines what runs.
     """
-    return next(_objections(run, deployment, allowed, template or {}), None)
+    return next(_list_objections(run, deployment, entrypoints, template or {}), None)
 
 
-def _objections(
-    run: FlowRun, deployment: DeploymentResponse | None, allowed: Collection[str], template: dict[str, Any]
+def _list_objections(
+    run: FlowRun, deployment: DeploymentResponse | None, entrypoints: Collection[str], template: dict[str, Any]
 ) -> Iterator[str]:
     if deployment is None:
         yield "Refused: the run has no deployment; start one of the deployments of prefect.yaml."
         return
-    named = f"deployment {deployment.name!r}"
-    for owner, variables in (("the run", run.job_variables), (named, deployment.job_variables)):
+    owner = f"deployment {deployment.name!r}"
+    for setter, variables in (("the run", run.job_variables), (owner, deployment.job_variables)):
         for name, value in sorted((variables or {}).items()):
-            if value and name not in JOB_VARIABLES:
-                yield f"Refused: {owner} sets job variable {name!r}; agents take {', '.join(JOB_VARIABLES)} alone."
-    if deployment.entrypoint not in allowed:
-        yield f"Refused: {named} has an entrypoint that is none of prefect.yaml's: {deployment.entrypoint!r}."
+            if value and name not in ALLOWED_JOB_VARIABLES:
+                allowed = ", ".join(ALLOWED_JOB_VARIABLES)
+                yield f"Refused: {setter} sets job variable {name!r}; agents accept only {allowed}."
+    if deployment.entrypoint not in entrypoints:
+        yield f"Refused: {owner} has an entrypoint that is not in prefect.yaml: {deployment.entrypoint!r}."
     if deployment.pull_steps:
-        yield f"Refused: {named} has pull steps; agents run the project that they are installed with."
+        yield f"Refused: {owner} has pull steps; agents run the code that is installed on their host."
     if deployment.storage_document_id or deployment.path not in (None, "", "."):
-        yield f"Refused: {named} names a path or a storage; agents run the project that they are installed with."
+        yield f"Refused: {owner} has a path or a storage block; agents run the code that is installed on their host."
+    yield from _list_template_objections(template)
+
+
+def _list_template_objections(template: dict[str, Any]) -> Iterator[str]:
     job = template.get("job_configuration", {})
     properties = template.get("variables", {}).get("properties", {})
-    for name in OF_THE_AGENT:
+    for name in RESERVED_VARIABLES:
         is_fixed = job.get(name) not in (None, {}, f"{{{{ {name} }}}}")
         if is_fixed or properties.get(name, {}).get("default"):
             yield (
-                f"Refused: the template of the work pool sets {name!r}; reset the template, and set variables in the "
-                "environment of the agent."
+                f"Refused: the base job template of the work pool sets {name!r}; reset the template, and set variables "
+                "in the agent's environment."
             )
 
 
-def guarded(kind: str) -> type[BaseWorker]:
-    """Prefect's worker class of a type, with the check before each run; it takes the place of Prefect's own.
+def make_checked_worker(pool_type: str) -> type[BaseWorker]:
+    """Return Prefect's worker class for a pool type, extended by the check; it replaces Prefect's own.
 
     Raises:
-        UserError: no such worker is installed.
+        UserError: no worker for this type is installed.
     """
-    base = BaseWorker.get_worker_class_from_type(kind)
+    base = BaseWorker.get_worker_class_from_type(pool_type)
     if base is None:
-        raise UserError(f"No worker of type {kind!r} is installed; for containers, pip install prefect-{kind}.")
-    with warnings.catch_warnings():  # Prefect warns that the type is taken already, which is meant
+        raise UserError(f"No worker for pool type {pool_type!r} is installed; run `pip install prefect-{pool_type}`.")
+    with warnings.catch_warnings():  # Prefect warns that a worker of this type exists, which is intended
         warnings.simplefilter("ignore")
 
-        class Guarded(base):
-            """Checks a run before Prefect's worker takes it."""
+        class CheckedWorker(base):
+            """Validates a run before Prefect's worker submits it."""
 
             async def _submit_run(self, flow_run: FlowRun) -> None:
-                deployment = await _deployment_of(self.client, flow_run)
-                # By the worker's own type: the server's word for the pool's type may be another.
-                template = self.work_pool.base_job_template if kind == PROCESS else None
-                if reason := refusal(flow_run, deployment, entrypoints(), template):
+                deployment = await _read_deployment(self.client, flow_run)
+                # The worker's own type decides, since the server may report another type for the pool.
+                template = self.work_pool.base_job_template if pool_type == PROCESS_POOL else None
+                if reason := find_objection(flow_run, deployment, allowed_entrypoints(), template):
                     await _fail(self, flow_run, reason)
                 else:
                     await super()._submit_run(flow_run)
 
-    return Guarded
+    return CheckedWorker
 
 
-async def _deployment_of(client, run: FlowRun) -> DeploymentResponse | None:
+async def _read_deployment(client, run: FlowRun) -> DeploymentResponse | None:
     try:
         return await client.read_deployment(run.deployment_id) if run.deployment_id else None
     except ObjectNotFound:  # deleted meanwhile
@@ -113,7 +119,7 @@ async def _deployment_of(client, run: FlowRun) -> DeploymentResponse | None:
 
 
 async def _fail(worker: BaseWorker, run: FlowRun, reason: str) -> None:
-    """End a run before it begins, as Prefect's worker ends one whose deployment is gone."""
+    """Set a run to Failed before it starts, as Prefect's worker does for a run whose deployment was deleted."""
     worker.get_flow_run_logger(run).error(reason)
     try:
         await worker.client.set_flow_run_state(run.id, Failed(message=reason), force=True)
@@ -127,11 +133,13 @@ async def _fail(worker: BaseWorker, run: FlowRun, reason: str) -> None:
 @entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Serve a work pool with the flows of this project alone.", allow_abbrev=False
+        description="Serve a work pool with the flows of this project only.", allow_abbrev=False
     )
-    parser.add_argument("-t", "--type", default=PROCESS, help=f"of the pool: process, docker, kubernetes ({PROCESS})")
+    parser.add_argument(
+        "-t", "--type", default=PROCESS_POOL, help=f"pool type: process, docker or kubernetes (default: {PROCESS_POOL})"
+    )
     arguments, rest = parser.parse_known_args()
-    guarded(arguments.type)
+    make_checked_worker(arguments.type)
     sys.argv[1:] = ["worker", "start", "--type", arguments.type, *rest]
     app()
 

@@ -7,9 +7,9 @@ os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("TUNELINE_TEST_GPU", "")
 
 import pytest
 import torch
-from given import TEXTS
+from shared_data import TEXTS
 
-from models import base_model, tiny_base_model
+from models import base_model, base_verification, model_loading, tiny_base_model
 from models.chatglm import ChatGLMForConditionalGeneration
 
 
@@ -23,7 +23,7 @@ def base_folder(tmp_path_factory) -> Path:
     config.initializer_range = 0.3  # so that attention weighs in: it is faint beside the scaled residuals
     model = ChatGLMForConditionalGeneration(config)
     model.save_pretrained(folder)
-    base_model.write_record(base_model.verify(folder, "tiny"), folder)
+    base_model.write_record(base_verification.verify_base(folder, "tiny"), folder)
     return folder
 
 
@@ -35,9 +35,9 @@ def base_copy(base_folder, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(base_folder):
-    return base_model.load_tokenizer(base_folder)
+    return model_loading.load_tokenizer(base_folder)
 
 
 @pytest.fixture
 def model(base_folder):
-    return base_model.load_model(base_model.read_record(base_folder), "float32")
+    return model_loading.load_model(base_model.read_record(base_folder), "float32")

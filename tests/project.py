@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from given import ROOT
+from shared_data import ROOT
 
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 LEFT_OUT = shutil.ignore_patterns(

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx
 import psutil
-from given import ROOT, write_rows
 from project import PATH, Project
+from shared_data import ROOT, write_rows
 
 LOGIN = "tests:the password of a test's site"
 LONG = 1200.0  # seconds that anything may take here, beside other tests on a slow machine

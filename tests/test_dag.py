@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from given import ROOT
 from project import PATH
+from shared_data import ROOT
 
 from models import provenance
 
@@ -161,7 +161,7 @@ def test_records_of_accepted_lengths_survive_a_run():
         folders = [out for out in stages[name]["outs"] if isinstance(out, str)]
         assert not [folder for folder in folders if Path(records[-1]).is_relative_to(folder)]
     assert len(set(records)) == 2
-    assert "--knob general" in stages["general"]["cmd"][1]
+    assert "--section general" in stages["general"]["cmd"][1]
 
 
 def test_it_is_quiet_and_draws_without_a_network():

@@ -5,11 +5,11 @@ import re
 
 import pytest
 import yaml
-from given import ROOT
+from shared_data import ROOT
 
 from flows import RUN_SETTINGS, SETTINGS
-from flows.access import origins_of
-from flows.keeper import STARTING_ELSEWHERE
+from flows.access import allowed_origins
+from flows.keeper import DEFAULT_START_TIMEOUT
 
 DEPLOY = ROOT / "deploy"
 POOLS = sorted((DEPLOY / "pools").glob("*.json"))
@@ -49,7 +49,7 @@ def test_every_setting_of_prefect_that_a_flow_reads_is_one_of_a_run():
 
 def test_an_agent_of_kubernetes_gives_a_pod_as_long_as_the_keeper():
     pool = json.loads((DEPLOY / "pools/kubernetes.json").read_text(encoding="utf-8"))
-    assert pool["variables"]["properties"]["pod_watch_timeout_seconds"]["default"] == STARTING_ELSEWHERE
+    assert pool["variables"]["properties"]["pod_watch_timeout_seconds"]["default"] == DEFAULT_START_TIMEOUT
 
 
 def test_a_run_in_kubernetes_gets_the_gpus_that_it_is_started_with():
@@ -75,7 +75,7 @@ def test_the_compose_file_names_every_address_that_its_server_is_reached_by(serv
     """Of browsers, and of the other services."""
     default = re.compile(r"\${\w+:-([^}]*)}")
     environment = services["server"]["environment"]
-    origins = origins_of("0.0.0.0", 4200, default.sub(r"\1", environment["TUNELINE_ORIGINS"]))
+    origins = allowed_origins("0.0.0.0", 4200, default.sub(r"\1", environment["TUNELINE_ORIGINS"]))
     for address in (environment["PREFECT_UI_API_URL"], services["cpu"]["environment"]["PREFECT_API_URL"]):
         assert default.sub(r"\1", address).removesuffix("/api") in origins
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from given import ROOT
+from shared_data import ROOT
 
 ROOMS = ("texts", "models", "measures", "formats", "stages", "pipelines", "flows", "chat")
 MAY_IMPORT = {

@@ -32,8 +32,8 @@ def served():
         await websocket.close()
 
     app = Starlette(routes=[Route("/", page, methods=["GET", "POST"]), WebSocketRoute("/socket", socket)])
-    origins = access.origins_of("127.0.0.1", 4200, "https://tuneline.example")
-    return TestClient(access.SiteOnly(app, origins), base_url=OWN), came
+    origins = access.allowed_origins("127.0.0.1", 4200, "https://tuneline.example")
+    return TestClient(access.OriginCheckMiddleware(app, origins), base_url=OWN), came
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_requests_of_the_site_alone_come_through(served, method, headers, status
     if status == 200:
         assert answer.headers["x-frame-options"] == "DENY"
     else:
-        assert access.ORIGINS in answer.json()["exception_message"]
+        assert access.ORIGINS_VARIABLE in answer.json()["exception_message"]
 
 
 @pytest.mark.parametrize("name", ["Host", "Origin", "Sec-Fetch-Site"])
@@ -121,7 +121,7 @@ def test_the_servers_own_start_comes_through():
         began.append("begun")
         yield
 
-    with TestClient(access.SiteOnly(Starlette(lifespan=lifespan), [OWN])):
+    with TestClient(access.OriginCheckMiddleware(Starlette(lifespan=lifespan), [OWN])):
         assert began == ["begun"]
 
 
@@ -139,11 +139,11 @@ def test_the_servers_own_start_comes_through():
 )
 def test_the_origins_of_a_site_are_loopback_its_host_and_those_that_are_named(host, port, further, more):
     loopback = ["http://127.0.0.1:4200", "http://localhost:4200", "http://[::1]:4200"]
-    assert access.origins_of(host, port, further) == loopback + more
+    assert access.allowed_origins(host, port, further) == loopback + more
 
 
 def test_on_port_80_origins_have_no_port():
-    assert access.origins_of("127.0.0.1", 80)[0] == "http://127.0.0.1"
+    assert access.allowed_origins("127.0.0.1", 80)[0] == "http://127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -151,21 +151,21 @@ def test_on_port_80_origins_have_no_port():
     ["gpu-host:4200", "*", "http://", "ftp://a", "http://a/path", "http://a:x", "http://a:99999", "http://u@a"],
 )
 def test_what_is_no_origin_is_refused_in_a_sentence(further):
-    with pytest.raises(UserError, match=access.ORIGINS):
-        access.origins_of("127.0.0.1", 4200, further)
+    with pytest.raises(UserError, match=access.ORIGINS_VARIABLE):
+        access.allowed_origins("127.0.0.1", 4200, further)
 
 
 def test_a_site_makes_its_password_once_and_for_its_user_alone(tmp_path):
     path = tmp_path / "login"
-    login = access.own_login(path)
+    login = access.load_or_create_login(path)
     user, _, password = login.partition(":")
     assert user == "tuneline"
     assert len(password) >= 32
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert access.own_login(path) == login
+    assert access.load_or_create_login(path) == login
     assert [left.name for left in tmp_path.iterdir()] == ["login"]
-    assert access.own_login(tmp_path / "another") != login
-    access.refuse_bad_login(login)
+    assert access.load_or_create_login(tmp_path / "another") != login
+    access.validate_login(login)
 
 
 def test_two_that_make_it_at_once_have_the_same(tmp_path, monkeypatch):
@@ -179,7 +179,7 @@ def test_two_that_make_it_at_once_have_the_same(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(access.Path, "exists", wait_for_the_other)
-    threads = [threading.Thread(target=lambda: logins.append(access.own_login(tmp_path / "login"))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: logins.append(access.load_or_create_login(tmp_path / "login"))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -191,29 +191,29 @@ def test_two_that_make_it_at_once_have_the_same(tmp_path, monkeypatch):
 @pytest.mark.parametrize("mode", [0o644, 0o660, 0o604])
 def test_a_password_that_others_can_read_is_refused(tmp_path, mode):
     path = tmp_path / "login"
-    access.own_login(path)
+    access.load_or_create_login(path)
     path.chmod(mode)
     with pytest.raises(UserError, match="Others can read"):
-        access.own_login(path)
+        access.load_or_create_login(path)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "tuneline:", "tuneline:short", "密码" * 20, "a:b\nc:d", "x" * 50])
 def test_a_damaged_password_is_refused(tmp_path, text):
     path = tmp_path / "login"
-    access.own_login(path)
+    access.load_or_create_login(path)
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match="damaged"):
-        access.own_login(path)
+        access.load_or_create_login(path)
 
 
 def test_a_link_in_place_of_the_password_is_not_followed(tmp_path):
     (tmp_path / "elsewhere").write_text("tuneline:" + "a" * 32)
     (tmp_path / "login").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic links"):
-        access.own_login(tmp_path / "login")
+        access.load_or_create_login(tmp_path / "login")
 
 
 @pytest.mark.parametrize("login", ["", "password", ":password", "user:", "使用者:密码", "user:密码"])
 def test_a_password_that_prefect_cannot_compare_is_refused(login):
     with pytest.raises(UserError, match="user:password"):
-        access.refuse_bad_login(login)
+        access.validate_login(login)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from given import ROOT
+from shared_data import ROOT
 
 from flows import gpus
 from models.errors import UserError
@@ -19,7 +19,7 @@ THERE = [
     gpus.Gpu("MIG-cccc1111-0000", "MIG-cccc1111-0000"),
     gpus.Gpu("MIG-cccc2222-0000", "MIG-cccc2222-0000"),
 ]
-OWNING = "from flows import gpus; gpus.own([gpus.Gpu('0', {uuid!r})]); print('owned', flush=True); input()"
+OWNING = "from flows import gpus; gpus.claim_gpus([gpus.Gpu('0', {uuid!r})]); print('owned', flush=True); input()"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def run(environment, *arguments: str, **more) -> subprocess.CompletedProcess:
 
 
 def test_what_the_driver_has_is_found_split_or_not(driver):
-    done = run(driver, "-c", "from flows import gpus; print(gpus.present())")
+    done = run(driver, "-c", "from flows import gpus; print(gpus.list_gpus())")
     assert done.stdout.strip() == str(THERE), done.stderr
 
 
@@ -54,13 +54,13 @@ def test_what_the_driver_has_is_found_split_or_not(driver):
 )
 def test_by_default_each_gpu_that_may_be_seen_has_an_agent(driver, seen, found):
     environment = {key: value for key, value in driver.items() if key != "CUDA_VISIBLE_DEVICES"}
-    done = run(environment, "-c", "from flows import gpus; print(gpus.one_each())", **seen)
+    done = run(environment, "-c", "from flows import gpus; print(gpus.default_gpu_sets())", **seen)
     assert done.stdout.strip() == str(found), done.stderr
 
 
 @pytest.mark.skipif(not os.environ.get("TUNELINE_TEST_GPU"), reason="TUNELINE_TEST_GPU is not set")
 def test_a_real_driver_and_cuda_mean_the_same_gpus():
-    there = gpus.present()
+    there = gpus.list_gpus()
     for gpu in there:
         code = "import torch; print(f'GPU-{torch.cuda.get_device_properties(0).uuid}', torch.cuda.device_count())"
         done = run(os.environ, "-c", code, CUDA_VISIBLE_DEVICES=gpu.uuid)
@@ -81,24 +81,24 @@ def test_a_real_driver_and_cuda_mean_the_same_gpus():
     ],
 )
 def test_gpus_are_named_by_number_or_uuid(said, places):
-    assert gpus.chosen(said, THERE) == [THERE[place] for place in places]
+    assert gpus.select_gpus(said, THERE) == [THERE[place] for place in places]
 
 
 @pytest.mark.parametrize("said", ["", "2", "a", "0;1", "-1", "../x", "GPU-aaaa", "GPU-", "MIG-d", "0,", "0,none"])
 def test_what_is_not_there_or_not_clear_is_refused(said):
     with pytest.raises(UserError, match="names no GPU of this host"):
-        gpus.chosen(said, THERE)
+        gpus.select_gpus(said, THERE)
 
 
 @pytest.mark.parametrize("said", ["0,0", "0,00", "0,GPU-aaaa1111-0000"])
 def test_nobody_owns_a_gpu_twice(said):
     with pytest.raises(UserError, match="twice"):
-        gpus.chosen(said, THERE)
+        gpus.select_gpus(said, THERE)
 
 
 def test_an_instance_of_mig_is_named_alone():
     with pytest.raises(UserError, match="name it alone"):
-        gpus.chosen("MIG-cccc1111-0000,0", THERE)
+        gpus.select_gpus("MIG-cccc1111-0000,0", THERE)
 
 
 def test_a_gpu_has_one_owner_on_a_host_whatever_its_home_for_as_long_as_that_lives(tmp_path):
@@ -113,27 +113,27 @@ def test_a_gpu_has_one_owner_on_a_host_whatever_its_home_for_as_long_as_that_liv
     )
     assert holder.stdout.readline() == "owned\n"
     with pytest.raises(UserError, match="Another agent on this host owns GPU 0"):
-        gpus.own([other, gpu])
+        gpus.claim_gpus([other, gpu])
     holder.kill()
     holder.wait()
-    gpus.own([gpu])
+    gpus.claim_gpus([gpu])
 
 
 def test_a_gpu_stays_owned_while_a_process_lives_that_was_given_the_files(tmp_path):
     gpu = gpus.Gpu("0", f"GPU-{tmp_path}")
-    held = gpus.own([gpu])
+    held = gpus.claim_gpus([gpu])
     heir = subprocess.Popen(["sleep", "60"], pass_fds=held)
     os.close(held[0])
     with pytest.raises(UserError, match="owns GPU 0"):
-        gpus.own([gpu])
+        gpus.claim_gpus([gpu])
     heir.kill()
     heir.wait()
-    gpus.own([gpu])
+    gpus.claim_gpus([gpu])
 
 
 @pytest.mark.parametrize("said", ["1", "01", "GPU-aaaa2222-0000"])
 def test_an_agent_does_not_start_on_a_gpu_that_another_home_s_agent_owns(driver, tmp_path, said):
-    held = gpus.own([THERE[1]])
+    held = gpus.claim_gpus([THERE[1]])
     try:
         done = run(driver, "-m", "flows.agent", "--gpus", said, TUNELINE_HOME=str(tmp_path))
     finally:
@@ -174,8 +174,8 @@ def test_what_an_agent_runs_sees_its_gpus_and_no_others(driver, arguments, seen)
 
 
 def test_what_a_dead_agent_of_another_home_left_on_a_gpu_is_ended(driver):
-    orphan = subprocess.Popen(["sleep", "60"], env={**os.environ, THERE[1].mark: gpus.OWNED})
-    other = subprocess.Popen(["sleep", "60"], env={**os.environ, THERE[0].mark: gpus.OWNED})
+    orphan = subprocess.Popen(["sleep", "60"], env={**os.environ, THERE[1].marker: gpus.MARKER_VALUE})
+    other = subprocess.Popen(["sleep", "60"], env={**os.environ, THERE[0].marker: gpus.MARKER_VALUE})
     reaper = threading.Thread(target=orphan.wait)
     reaper.start()
     try:

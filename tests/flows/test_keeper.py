@@ -46,7 +46,7 @@ POOLS = {"cpu": "process", "gpu": "docker", "cluster": "kubernetes", "cloud": "e
     ("pool", "seconds"), [("cpu", 90), ("gpu", 1800), ("cluster", 3600), ("cloud", 3600), ("gone", 3600), (None, 3600)]
 )
 def test_a_pool_has_its_own_patience_before_a_run_begins(pool, seconds):
-    found = keeper.Keeper(Client(**POOLS)).patience_with(run(pool, StateType.PENDING, tuneline_heartbeat=30))
+    found = keeper.Keeper(Client(**POOLS)).silence_timeout(run(pool, StateType.PENDING, tuneline_heartbeat=30))
     assert found == seconds
 
 
@@ -54,22 +54,22 @@ def test_a_pool_has_its_own_patience_before_a_run_begins(pool, seconds):
 @pytest.mark.parametrize(("beat", "seconds"), [(30, 80), (60, 140), (180, 380), (0, math.inf)])
 def test_the_heartbeat_that_a_run_has_said_decides_wherever_it_runs(pool, beat, seconds):
     for kind in (StateType.RUNNING, StateType.CANCELLING):
-        found = keeper.Keeper(Client(**POOLS)).patience_with(run(pool, kind, tuneline_heartbeat=beat))
+        found = keeper.Keeper(Client(**POOLS)).silence_timeout(run(pool, kind, tuneline_heartbeat=beat))
         assert found == seconds
 
 
 def test_before_it_has_said_it_an_agents_run_has_the_projects_and_any_other_prefects_own():
     made = keeper.Keeper(Client(**POOLS))
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30}):
-        assert made.patience_with(run("cpu")) == 80
-        assert {made.patience_with(run(pool)) for pool in ("gpu", "cluster", "cloud", "gone", None)} == {380}
-        assert made.patience_with(run("gpu", tuneline_heartbeat="30")) == 380  # a label that is no number
+        assert made.silence_timeout(run("cpu")) == 80
+        assert {made.silence_timeout(run(pool)) for pool in ("gpu", "cluster", "cloud", "gone", None)} == {380}
+        assert made.silence_timeout(run("gpu", tuneline_heartbeat="30")) == 380  # a label that is no number
 
 
 def test_prefects_own_heartbeat_is_what_the_keeper_takes_it_for():
     from prefect.settings.models.flows import FlowsSettings
 
-    assert FlowsSettings.model_fields["heartbeat_frequency"].default == keeper.UNKNOWN_HEARTBEAT
+    assert FlowsSettings.model_fields["heartbeat_frequency"].default == keeper.DEFAULT_HEARTBEAT
 
 
 @pytest.mark.parametrize(
@@ -85,18 +85,18 @@ def test_prefects_own_heartbeat_is_what_the_keeper_takes_it_for():
 def test_a_run_is_declared_dead_when_patience_is_over(kind, silent, become):
     client = Client(**POOLS)
     found = run("cpu", kind, tuneline_heartbeat=30)
-    keeper.Keeper(client, seen={found.id: keeper.Seen("a sign", silent)}).bury_if_dead(found)
+    keeper.Keeper(client, seen={found.id: keeper.Activity("a sign", silent)}).end_if_silent(found)
     assert client.states == become
 
 
 def test_a_pool_that_was_made_anew_has_the_patience_of_its_new_type():
     client = Client(**POOLS)
     made, pending = keeper.Keeper(client), run("gpu", StateType.PENDING)
-    assert made.patience_with(pending) == made.patience_with(pending) == 1800
+    assert made.silence_timeout(pending) == made.silence_timeout(pending) == 1800
     assert client.asked == 1  # once a round, however many runs it has
     client.pools["gpu"] = "process"
-    made.round(5)
-    assert made.patience_with(pending) == 90
+    made.check_runs(5)
+    assert made.silence_timeout(pending) == 90
 
 
 @pytest.mark.parametrize(("setting", "label"), [(30, 30), (180, 180), (None, 0)])

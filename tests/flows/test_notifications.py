@@ -40,7 +40,7 @@ def address(server) -> str:
 def test_a_webhook_and_a_command_are_told(listener, tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_WEBHOOK", address(listener))
     monkeypatch.setenv("TUNELINE_COMMAND", f"tee '{tmp_path}/told it'")
-    notifications.tell("promoted", "champion v2.0.0 · 晋级", version="v2.0.0")
+    notifications.notify("promoted", "champion v2.0.0 · 晋级", version="v2.0.0")
     (told,) = listener.told
     assert (told["event"], told["text"], told["version"]) == ("promoted", "champion v2.0.0 · 晋级", "v2.0.0")
     assert json.loads((tmp_path / "told it").read_text(encoding="utf-8")) == told
@@ -49,10 +49,10 @@ def test_a_webhook_and_a_command_are_told(listener, tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", ["no-such-program", "false", "sleep 5", "/etc/passwd", "a 'b"])
 def test_what_cannot_be_told_stops_nothing_and_shows_no_secret(listener, monkeypatch, capsys, command):
     listener.status = 500
-    monkeypatch.setattr(notifications, "SECONDS", 0.5)
+    monkeypatch.setattr(notifications, "TIMEOUT", 0.5)
     monkeypatch.setenv("TUNELINE_WEBHOOK", address(listener))
     monkeypatch.setenv("TUNELINE_COMMAND", command)
-    notifications.tell("failed", "because")
+    notifications.notify("failed", "because")
     said = capsys.readouterr().out
     assert said.count("was not told that failed") == 2
     assert "secret" not in said
@@ -62,7 +62,7 @@ def test_what_cannot_be_told_stops_nothing_and_shows_no_secret(listener, monkeyp
 def test_an_address_that_is_none_stops_nothing(monkeypatch, capsys, address):
     monkeypatch.setenv("TUNELINE_WEBHOOK", address)
     monkeypatch.setenv("TUNELINE_COMMAND", " ")
-    notifications.tell("failed", "because")
+    notifications.notify("failed", "because")
     said = capsys.readouterr().out
     assert said.count("was not told that failed") == 1
     assert "secret" not in said
@@ -71,7 +71,7 @@ def test_an_address_that_is_none_stops_nothing(monkeypatch, capsys, address):
 def test_nobody_is_told_where_nobody_listens(monkeypatch, capsys):
     monkeypatch.delenv("TUNELINE_WEBHOOK", raising=False)
     monkeypatch.delenv("TUNELINE_COMMAND", raising=False)
-    notifications.tell("drift", "x")
+    notifications.notify("drift", "x")
     assert capsys.readouterr().out == ""
 
 
@@ -98,22 +98,22 @@ def trickling():
 
 def test_a_webhook_that_answers_byte_by_byte_holds_nothing_up(trickling, monkeypatch, capsys):
     port, left = trickling
-    monkeypatch.setattr(notifications, "SECONDS", 0.5)
+    monkeypatch.setattr(notifications, "TIMEOUT", 0.5)
     monkeypatch.setenv("TUNELINE_WEBHOOK", f"http://127.0.0.1:{port}/?key=secret")
     monkeypatch.delenv("TUNELINE_COMMAND", raising=False)
     started = time.monotonic()
-    notifications.tell("failed", "because")
+    notifications.notify("failed", "because")
     assert 0.4 < time.monotonic() - started < 2
     assert capsys.readouterr().out == "The webhook was not told that failed: TimeoutException.\n"
     assert left.wait(5)  # nobody goes on reading
 
 
 def test_a_name_that_takes_long_to_resolve_holds_nothing_up(monkeypatch, capsys):
-    monkeypatch.setattr(notifications, "SECONDS", 0.2)
+    monkeypatch.setattr(notifications, "TIMEOUT", 0.2)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **more: time.sleep(3))
     monkeypatch.setenv("TUNELINE_WEBHOOK", "http://slow.example/")
     started = time.monotonic()
-    notifications.tell("failed", "because")
+    notifications.notify("failed", "because")
     assert time.monotonic() - started < 2
     assert "was not told that failed: TimeoutException" in capsys.readouterr().out
 
@@ -132,6 +132,6 @@ def test_the_body_of_an_answer_is_not_waited_for(monkeypatch, capsys):
         threading.Thread(target=answer, daemon=True).start()
         monkeypatch.setenv("TUNELINE_WEBHOOK", f"http://127.0.0.1:{server.getsockname()[1]}/")
         started = time.monotonic()
-        notifications.tell("drift", "x")
+        notifications.notify("drift", "x")
     assert time.monotonic() - started < 2
     assert capsys.readouterr().out == ""

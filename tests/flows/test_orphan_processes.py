@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from flows import agent, orphan_processes
-from pipelines.processes import end_leftovers
+from pipelines.processes import terminate_by_environment
 
 # A worker that starts a flow for each run, whose training sleeps; one flow leaves a helper that has left its parents.
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)", "stages.train"]
@@ -37,7 +37,7 @@ def flows(tmp_path):
     wait_until(lambda: dead.children() and alive.children() and helper_of(mark))
     training = dead.children()[0]
     yield mark, dead, training, alive, helper_of(mark)
-    end_leftovers("TUNELINE_AGENT", mark)
+    terminate_by_environment("TUNELINE_AGENT", mark)
     worker.wait()
 
 
@@ -58,23 +58,23 @@ def wait_until(holds) -> None:
 
 def test_of_flows_that_live_nothing_is_left_behind(flows):
     mark = flows[0]
-    assert orphan_processes.left_behind(mark) == {}
-    assert orphan_processes.left_behind(f"{mark}1") == {}
+    assert orphan_processes.find_orphans(mark) == {}
+    assert orphan_processes.find_orphans(f"{mark}1") == {}
 
 
 def test_what_a_killed_flow_left_is_found_and_what_lives_is_not(flows):
     mark, dead, training, _, _ = flows
     dead.kill()
     wait_until(lambda: dead.status() == psutil.STATUS_ZOMBIE)
-    assert orphan_processes.left_behind(mark) == {"dead": [training]}
+    assert orphan_processes.find_orphans(mark) == {"dead": [training]}
 
 
 def test_it_is_ended_and_the_flow_beside_it_goes_on(flows, monkeypatch):
     mark, dead, training, alive, helper = flows
     beside = (alive, *alive.children(), helper)
-    monkeypatch.setattr(orphan_processes, "LOOKS", 0.2)
+    monkeypatch.setattr(orphan_processes, "SCAN_INTERVAL", 0.2)
     ended = threading.Event()
-    looker = threading.Thread(target=orphan_processes.end_orphans, args=(mark, 5.0, ended))
+    looker = threading.Thread(target=orphan_processes.watch_orphans, args=(mark, 5.0, ended))
     looker.start()
     dead.kill()
     wait_until(lambda: not runs(training))
@@ -90,10 +90,10 @@ def test_a_service_that_a_flow_started_may_outlive_it(flows):
     training = alive.children()[0]
     alive.kill()
     wait_until(lambda: not runs(alive))
-    assert set(orphan_processes.left_behind(mark)["alive"]) == {training, helper}
+    assert set(orphan_processes.find_orphans(mark)["alive"]) == {training, helper}
     training.kill()
     wait_until(lambda: not runs(training))
-    assert orphan_processes.left_behind(mark) == {}
+    assert orphan_processes.find_orphans(mark) == {}
     assert runs(helper)
 
 
@@ -102,7 +102,7 @@ def test_when_its_worker_has_ended_nothing_is_looked_for(flows):
     ended = threading.Event()
     ended.set()
     dead.kill()
-    orphan_processes.end_orphans(mark, 5.0, ended)
+    orphan_processes.watch_orphans(mark, 5.0, ended)
     assert runs(training)
 
 
@@ -119,12 +119,12 @@ def test_a_worker_that_breaks_down_is_started_again_unless_it_would_do_so_at_onc
         clock[0] += lived
         return next(codes)
 
-    def end_leftovers(*arguments, **how) -> None:
+    def terminate_by_environment(*arguments, **how) -> None:
         clock[0] += 40.0
 
     monkeypatch.setattr(agent.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(agent, "run_module", run_module)
-    monkeypatch.setattr(agent, "end_leftovers", end_leftovers)
+    monkeypatch.setattr(agent, "terminate_by_environment", terminate_by_environment)
     monkeypatch.setattr(agent, "wait_for_server", lambda: waited.append(clock[0]))
     assert agent.serve(("worker", "start"), "nobody", []) == 2 - workers
     assert waited == [each * (lived + 40.0) for each in range(workers)]

@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 
 from flows import runs
 from models.errors import DataBlocked, UserError
-from pipelines.clone import RemoteAway
+from pipelines.clone import RemoteUnavailable
 
 
 def run_in(kind: StateType, **more) -> FlowRun:
@@ -102,7 +102,7 @@ def test_while_the_server_is_away_nothing_is_decided(steady, monkeypatch):
 
 
 def test_a_step_is_tried_again_while_something_is_away_and_not_for_ever(steady, capsys):
-    class Away(RemoteAway):
+    class Away(RemoteUnavailable):
         pass
 
     tried = []

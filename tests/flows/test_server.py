@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from given import ROOT
+from shared_data import ROOT
 
 from flows import gpus, server
 from models.errors import UserError
@@ -20,15 +20,15 @@ from models.errors import UserError
 def test_a_server_that_others_reach_needs_a_password(host, monkeypatch):
     monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
     with pytest.raises(UserError, match="PREFECT_SERVER_API_AUTH_STRING"):
-        server.refuse_if_open(host)
+        server.require_login_if_public(host)
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "user:secret")
-    server.refuse_if_open(host)
+    server.require_login_if_public(host)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_loopback_needs_none(host, monkeypatch):
     monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
-    server.refuse_if_open(host)
+    server.require_login_if_public(host)
 
 
 LISTEN = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print('listens', flush=True); time.sleep(60)"
@@ -49,21 +49,21 @@ def test_where_something_listens_no_server_is_started(host, neighbour):
     with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as other:
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=rf"port {port} .*; process {os.getpid()}\)") as told:
-            server.refuse_if_taken(host, port)
+            server.check_port_is_free(host, port)
         assert str(neighbour) not in str(told.value)
-    server.refuse_if_taken(host, port)
+    server.check_port_is_free(host, port)
 
 
 def test_processes_that_this_user_may_not_know_are_left_out(monkeypatch):
     address = SimpleNamespace(ip="127.0.0.1", port=4200)
     connections = [SimpleNamespace(laddr=address, pid=pid) for pid in (None, 12)] + [SimpleNamespace(laddr=(), pid=13)]
     monkeypatch.setattr(psutil, "net_connections", lambda kind: connections)
-    assert server._holders(4200) == "; process 12"
+    assert server._describe_holders(4200) == "; process 12"
 
 
 def test_supervisord_runs_server_keeper_and_an_agent_for_each_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "user:secret")
-    path = server.write_configuration(tmp_path, server.programs_of("127.0.0.1", 4200, ["0", "1,2"]))
+    path = server.write_supervisor_config(tmp_path, server.list_programs("127.0.0.1", 4200, ["0", "1,2"]))
     found = configparser.RawConfigParser()
     found.read(path, encoding="utf-8")
     names = {name.partition(":")[2] for name in found.sections() if name.startswith("program:")}
@@ -76,19 +76,19 @@ def test_supervisord_runs_server_keeper_and_an_agent_for_each_gpu(tmp_path, monk
 
 def test_a_path_that_supervisord_would_expand_is_refused(tmp_path):
     with pytest.raises(UserError, match="100%"):
-        server.refuse_if_variable(tmp_path, tmp_path / "100%")
-    server.refuse_if_variable(tmp_path)
+        server.refuse_percent_signs(tmp_path, tmp_path / "100%")
+    server.refuse_percent_signs(tmp_path)
 
 
 def test_two_agents_never_own_the_same_gpu(monkeypatch):
     there = [gpus.Gpu("0", "GPU-aa"), gpus.Gpu("1", "GPU-bb")]
-    monkeypatch.setattr(gpus, "present", lambda: there)
-    assert server.agents_of(["0", "1"]) == ["0", "1"]
+    monkeypatch.setattr(gpus, "list_gpus", lambda: there)
+    assert server.choose_gpu_sets(["0", "1"]) == ["0", "1"]
     for said in (["0", "GPU-aa"], ["0,1", "1"], ["none", "none"]):
         with pytest.raises(UserError, match="two agents"):
-            server.agents_of(said)
+            server.choose_gpu_sets(said)
     with pytest.raises(UserError, match="it has 0, 1"):
-        server.agents_of(["2"])
+        server.choose_gpu_sets(["2"])
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def start(tmp_path, monkeypatch, capfd):
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         kept |= {"TUNELINE_HOME": str(tmp_path / "a home"), "TUNELINE_REPOSITORY": str(tmp_path)} | environment
         monkeypatch.setattr(os, "environ", kept)
-        monkeypatch.setattr(server, "become", lambda *command: None)
+        monkeypatch.setattr(server, "exec_module", lambda *command: None)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -146,14 +146,14 @@ def test_a_mistake_in_the_environment_is_told_before_anything_starts(start, envi
 
 def test_a_folder_of_a_site_is_closed_to_others_though_it_was_open(tmp_path):
     (tmp_path / "server").mkdir(mode=0o755)
-    assert stat.S_IMODE(server.private(tmp_path / "server").stat().st_mode) == 0o700
+    assert stat.S_IMODE(server.make_private_folder(tmp_path / "server").stat().st_mode) == 0o700
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_folder_of_another_user_is_refused(tmp_path):
     os.chown(tmp_path, 12345, -1)
     with pytest.raises(UserError, match="another user"):
-        server.private(tmp_path)
+        server.make_private_folder(tmp_path)
 
 
 def test_a_second_site_in_the_same_folder_is_refused_and_changes_nothing(start, tmp_path):
@@ -166,7 +166,7 @@ def test_a_second_site_in_the_same_folder_is_refused_and_changes_nothing(start, 
 
 
 def test_the_lock_names_the_process_that_holds_it_alone(start, tmp_path):
-    configuration = server.private(tmp_path / "a home/server") / "supervisord.conf"
+    configuration = server.make_private_folder(tmp_path / "a home/server") / "supervisord.conf"
     (configuration.parent / "lock").write_text("9" * 12)  # of an earlier site
     start()
     assert (configuration.parent / "lock").read_text() == str(os.getpid())
@@ -176,40 +176,40 @@ HOLDER = """
 import sys
 from pathlib import Path
 from flows import server
-server.hold_site(Path(sys.argv[1]))
-server.become("timeit", "-n", "1", "-r", "1", "import subprocess, time; "
+server.lock_site(Path(sys.argv[1]))
+server.exec_module("timeit", "-n", "1", "-r", "1", "import subprocess, time; "
     "subprocess.Popen(['sleep', '60']); print('held', flush=True); time.sleep(60)")
 """
 
 
 def test_a_site_is_held_by_what_becomes_of_the_process_and_not_by_what_that_starts(tmp_path):
     """supervisord takes the process over; its programs outlive it when it is killed."""
-    environment = os.environ | {server.SITE: str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {server.SITE_VARIABLE: str(tmp_path), "PYTHONPATH": str(ROOT)}
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)], env=environment, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout.readline() == "held\n"
     (left,) = psutil.Process(holder.pid).children()
     with pytest.raises(UserError, match=f"process {holder.pid}"):
-        server.hold_site(tmp_path)
+        server.lock_site(tmp_path)
     holder.kill()
     holder.wait()
     assert left.is_running()
-    os.close(server.hold_site(tmp_path))
+    os.close(server.lock_site(tmp_path))
     assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
 
 
 def test_what_a_killed_site_left_is_ended_and_another_sites_programs_are_not(tmp_path, capsys):
     mine, other = (
-        subprocess.Popen(["sleep", "60"], env={**os.environ, server.SITE: str(folder)})
+        subprocess.Popen(["sleep", "60"], env={**os.environ, server.SITE_VARIABLE: str(folder)})
         for folder in (tmp_path, tmp_path / "other")
     )
     try:
-        os.close(server.hold_site(tmp_path))
+        os.close(server.lock_site(tmp_path))
         assert mine.poll() is not None
         assert other.poll() is None
         assert "Ended 1 programs of a killed site" in capsys.readouterr().out
-        os.close(server.hold_site(tmp_path))
+        os.close(server.lock_site(tmp_path))
         assert capsys.readouterr().out == ""
     finally:
         mine.kill()
@@ -219,28 +219,28 @@ def test_what_a_killed_site_left_is_ended_and_another_sites_programs_are_not(tmp
 @pytest.mark.parametrize(("name", "is_site"), [("supervisor.supervisord", True), ("another.program", False)])
 def test_a_supervisor_that_lost_its_lock_is_not_taken_for_what_a_killed_one_left(tmp_path, name, is_site):
     command = [sys.executable, "-c", "import time; time.sleep(60)", name]
-    process = subprocess.Popen(command, env={**os.environ, server.SITE: str(tmp_path)})
+    process = subprocess.Popen(command, env={**os.environ, server.SITE_VARIABLE: str(tmp_path)})
     (tmp_path / "supervisord.pid").write_text(f"{process.pid}\n")
     try:
         if is_site:
             with pytest.raises(UserError, match=f"process {process.pid}"):
-                server.hold_site(tmp_path)
+                server.lock_site(tmp_path)
             assert process.poll() is None
         else:
-            os.close(server.hold_site(tmp_path))
+            os.close(server.lock_site(tmp_path))
             assert process.poll() is not None
     finally:
         process.kill()
-    another = subprocess.Popen(command, env={**os.environ, server.SITE: "another"})  # which got its number
+    another = subprocess.Popen(command, env={**os.environ, server.SITE_VARIABLE: "another"})  # which got its number
     (tmp_path / "supervisord.pid").write_text(str(another.pid))
     try:
-        os.close(server.hold_site(tmp_path))
+        os.close(server.lock_site(tmp_path))
         assert another.poll() is None
     finally:
         another.kill()
     (tmp_path / "supervisord.pid").write_text("damaged")
-    os.close(server.hold_site(tmp_path))
+    os.close(server.lock_site(tmp_path))
 
 
 def test_all_that_a_site_starts_bears_its_mark(start, tmp_path):
-    assert start()[1][server.SITE] == str(tmp_path / "a home/server")
+    assert start()[1][server.SITE_VARIABLE] == str(tmp_path / "a home/server")

@@ -33,16 +33,16 @@ def template(**defaults) -> dict:
 
 
 def test_the_projects_own_runs_pass():
-    allowed = worker.entrypoints()
-    assert {OURS, "flows.sweep_parameters.sweep"} <= allowed
+    allowed = worker.allowed_entrypoints()
+    assert {OURS, "flows.sweep_parameters.sweep_parameters"} <= allowed
     for entrypoint in allowed:
-        assert worker.refusal(run(), deployment(entrypoint=entrypoint), allowed, template()) is None
+        assert worker.find_objection(run(), deployment(entrypoint=entrypoint), allowed, template()) is None
     for variables in ({"gpus": 2}, {"command": None}, {"env": {}}):
-        assert worker.refusal(run(**variables), deployment(job_variables=variables), allowed) is None
-    assert worker.refusal(run(), deployment(pull_steps=[], path=""), allowed) is None
+        assert worker.find_objection(run(**variables), deployment(job_variables=variables), allowed) is None
+    assert worker.find_objection(run(), deployment(pull_steps=[], path=""), allowed) is None
     emptied = template()
     emptied["job_configuration"] |= {"env": {}, "command": None}
-    assert worker.refusal(run(), deployment(), allowed, emptied) is None
+    assert worker.find_objection(run(), deployment(), allowed, emptied) is None
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_the_projects_own_runs_pass():
 def test_a_variable_that_the_project_does_not_set_is_refused_by_name(name):
     for where in (run(**{name: "secret"}), run()):
         its = {name: "secret"} if not where.job_variables else {}
-        reason = worker.refusal(where, deployment(job_variables=its), [OURS])
+        reason = worker.find_objection(where, deployment(job_variables=its), [OURS])
         assert reason.startswith("Refused: the run sets" if not its else "Refused: deployment 'train' sets")
         assert repr(name) in reason
         assert "secret" not in reason
@@ -73,11 +73,11 @@ def test_a_variable_that_the_project_does_not_set_is_refused_by_name(name):
     ],
 )
 def test_a_deployment_of_other_code_is_refused(more):
-    assert worker.refusal(run(), deployment(**more), [OURS]).startswith("Refused: deployment 'train'")
+    assert worker.find_objection(run(), deployment(**more), [OURS]).startswith("Refused: deployment 'train'")
 
 
 def test_a_run_without_a_deployment_is_refused():
-    assert "no deployment" in worker.refusal(run(), None, [OURS])
+    assert "no deployment" in worker.find_objection(run(), None, [OURS])
 
 
 @pytest.mark.parametrize("name", ["command", "env", "working_dir"])
@@ -87,7 +87,7 @@ def test_a_process_pool_that_decides_what_is_executed_is_refused(name, value):
     fixed = template()
     fixed["job_configuration"][name] = value
     for changed in (template(**{name: value}), fixed):
-        assert f"sets {name!r}" in worker.refusal(run(), deployment(), [OURS], changed)
+        assert f"sets {name!r}" in worker.find_objection(run(), deployment(), [OURS], changed)
 
 
 class Client:
@@ -114,7 +114,7 @@ def test_what_is_refused_has_failed_before_it_begins_and_frees_its_place(variabl
     monkeypatch.setattr(ProcessWorker, "_submit_run", submit)
 
     async def offer() -> None:
-        made = worker.guarded("process")("cpu", limit=1)
+        made = worker.make_checked_worker("process")("cpu", limit=1)
         made._client, made._limiter = Client(deployment()), anyio.CapacityLimiter(1)
         made._work_pool = WorkPool(name="cpu", type=said, base_job_template=template(**defaults))
         made.get_flow_run_logger = lambda run: logging.getLogger("worker")  # Prefect's sends lines to a server
@@ -135,8 +135,8 @@ def test_what_is_refused_has_failed_before_it_begins_and_frees_its_place(variabl
 
 
 def test_the_checked_worker_takes_the_place_of_prefects_own():
-    made = worker.guarded("process")
+    made = worker.make_checked_worker("process")
     assert issubclass(made, ProcessWorker)
     assert BaseWorker.get_worker_class_from_type("process") is made
     with pytest.raises(UserError, match="pip install prefect-docker"):
-        worker.guarded("docker")
+        worker.make_checked_worker("docker")

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from given import ROOT, write_rows
+from shared_data import ROOT, write_rows
 
 from formats import raw_rows
 from formats.raw_rows import find_files, read_rows

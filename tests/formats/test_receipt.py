@@ -1,9 +1,9 @@
 import json
 
 import pytest
-from given import write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shared_data import write_rows
 
 from formats import receipt
 from models.errors import DataBlocked

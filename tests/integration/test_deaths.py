@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from given import ROOT
+from shared_data import ROOT
 from sites import LONG, TRAINING, Site, until
 
 pytestmark = pytest.mark.integration

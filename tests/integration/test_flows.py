@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 import yaml
-from given import write_rows
+from shared_data import write_rows
 from sites import LONG, TRAINING, Site, until
 
 pytestmark = pytest.mark.integration

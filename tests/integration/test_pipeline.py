@@ -9,8 +9,8 @@ import sys
 import time
 
 import pytest
-from given import shared
 from project import PATH, Project
+from shared_data import developer_file
 
 pytestmark = pytest.mark.integration
 
@@ -235,7 +235,7 @@ def test_one_clear_sentence_for_a_missing_source_and_a_typo(project):
 @pytest.mark.parametrize(("file", "lines"), [("self_cognition.json", None), ("adgen_dev.jsonl", 250)])
 def test_real_data_as_a_users_own(project, file, lines):
     """A user's file from elsewhere on the disk, the placeholders filled, through the whole pipeline with LoRA alone."""
-    text = "".join(shared(f"datasets/{file}").read_text(encoding="utf-8").splitlines(keepends=True)[:lines])
+    text = "".join(developer_file(f"datasets/{file}").read_text(encoding="utf-8").splitlines(keepends=True)[:lines])
     mine = project.folder.parent / file
     mine.write_text(text.replace("<NAME>", "小智").replace("<AUTHOR>", "wgs"), encoding="utf-8")
     project.edit_params(lambda params: params["ingest"].update(source=str(mine)))

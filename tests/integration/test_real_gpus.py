@@ -21,7 +21,7 @@ ENDED = ("Completed", "Failed", "Cancelled")
 
 @pytest.fixture(scope="module")
 def owned() -> list[gpus.Gpu]:
-    return gpus.chosen(NAMED, gpus.present())
+    return gpus.select_gpus(NAMED, gpus.list_gpus())
 
 
 @pytest.fixture(scope="module")

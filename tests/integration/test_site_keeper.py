@@ -9,14 +9,14 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelled, Crashed, Running
 from sites import LOGIN, Site, until
 
-from flows.deployments import switch_on, switched_on
-from flows.keeper import BEATS, DELIVERY, REST, SIGN, Keeper
+from flows.deployments import active_schedules, restore_schedules
+from flows.keeper import DELIVERY_DELAY, HEARTBEAT_EVENT, MISSED_HEARTBEATS, RESCHEDULE_DELAY, Keeper
 from flows.runs import HEARTBEAT, OURS, end_children, tag_of
 
 pytestmark = pytest.mark.integration
 
 BEAT = 30
-SILENCE = BEATS * BEAT + DELIVERY
+SILENCE = MISSED_HEARTBEATS * BEAT + DELIVERY_DELAY
 
 
 @pytest.fixture(scope="module")
@@ -51,33 +51,33 @@ def state(client, run: FlowRun) -> StateType:
 
 def beat(client, keeper: Keeper, run: FlowRun, occurred: str) -> None:
     """A sign of life, dated by the clock of the run's host."""
-    before = keeper.sign_of(run)
-    event = {"id": str(uuid4()), "occurred": occurred, "event": SIGN, "payload": {}}
+    before = keeper.activity_of(run)
+    event = {"id": str(uuid4()), "occurred": occurred, "event": HEARTBEAT_EVENT, "payload": {}}
     event["resource"] = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
     client.request("POST", "/events", json=[event])
-    until(lambda: keeper.sign_of(run) != before, "the event", 30)
+    until(lambda: keeper.activity_of(run) != before, "the event", 30)
 
 
 @pytest.mark.parametrize("occurred", ["2090-01-01T00:00:00Z", "2001-01-01T00:00:00Z"], ids=["ahead", "behind"])
 def test_a_sign_counts_whatever_the_clock_of_its_host_shows(client, run, occurred):
     keeper = Keeper(client)
-    keeper.round(0)
-    keeper.round(SILENCE - 1)
+    keeper.check_runs(0)
+    keeper.check_runs(SILENCE - 1)
     beat(client, keeper, run, occurred)
-    keeper.round(5)
-    keeper.round(SILENCE - 1)
+    keeper.check_runs(5)
+    keeper.check_runs(SILENCE - 1)
     assert state(client, run) == StateType.RUNNING
-    keeper.round(5)
+    keeper.check_runs(5)
     assert state(client, run) == StateType.CRASHED
 
 
 def test_a_run_whose_heartbeats_are_rare_is_listened_to_for_longer(client, run):
     client.update_flow_run_labels(run.id, {HEARTBEAT: 180})
     keeper = Keeper(client)
-    keeper.round(0)
-    keeper.round(BEATS * 180 + DELIVERY - 1)
+    keeper.check_runs(0)
+    keeper.check_runs(MISSED_HEARTBEATS * 180 + DELIVERY_DELAY - 1)
     assert state(client, run) == StateType.RUNNING
-    keeper.round(5)
+    keeper.check_runs(5)
     assert state(client, run) == StateType.CRASHED
 
 
@@ -90,10 +90,10 @@ def test_a_run_that_a_worker_has_taken_may_take_as_long_as_its_pool_needs_to_sta
     body = {"tags": [OURS], "state": {"type": "PENDING"}}
     made = client.request("POST", f"/deployments/{deployment}/create_flow_run", json=body).json()["id"]
     taken, keeper = client.read_flow_run(made), Keeper(client)
-    keeper.round(0)
-    keeper.round(seconds)
+    keeper.check_runs(0)
+    keeper.check_runs(seconds)
     assert state(client, taken) == StateType.PENDING
-    keeper.round(1)
+    keeper.check_runs(1)
     assert state(client, taken) == StateType.CRASHED
     client.delete_flow_run(made)
 
@@ -104,11 +104,11 @@ def test_a_schedule_that_was_switched_on_is_switched_on_again(client):
     schedules = [{"schedule": {"cron": "0 3 * * *", "timezone": "Asia/Shanghai"}, "active": True}]
     body = {"name": "scheduled", "flow_id": flow, "tags": [OURS], "schedules": schedules}
     client.request("POST", "/deployments/", json=body)
-    before = switched_on(client)
+    before = active_schedules(client)
     schedules[0]["active"] = False
     deployment = client.request("POST", "/deployments/", json=body).json()["id"]
-    assert switched_on(client)["scheduled"] == []
-    switch_on(client, before)
+    assert active_schedules(client)["scheduled"] == []
+    restore_schedules(client, before)
     (schedule,) = client.read_deployment(deployment).schedules
     assert schedule.active
     assert schedule.schedule.cron == "0 3 * * *"
@@ -122,16 +122,16 @@ def test_a_run_that_dies_too_often_has_failed_and_is_told_once(client, run, monk
     keeper = Keeper(client)
     for _ in range(2):
         client.set_flow_run_state(run.id, Crashed(message="power loss"), force=True)
-        keeper.round(0)
-        keeper.round(REST - 1)
+        keeper.check_runs(0)
+        keeper.check_runs(RESCHEDULE_DELAY - 1)
         assert state(client, run) == StateType.CRASHED  # a worker may still hold its place
-        keeper.round(2)
+        keeper.check_runs(2)
         assert state(client, run) == StateType.SCHEDULED
         client.set_flow_run_state(run.id, Running(), force=True)
     client.set_flow_run_state(run.id, Crashed(message="power loss"), force=True)
-    keeper.round(0)
+    keeper.check_runs(0)
     for _ in range(3):
-        keeper.round(REST + 1)
+        keeper.check_runs(RESCHEDULE_DELAY + 1)
     assert state(client, run) == StateType.FAILED
     (line,) = told.read_text(encoding="utf-8").splitlines()
     found = json.loads(line)
@@ -151,8 +151,8 @@ def start_child(client, run: FlowRun) -> FlowRun:
 def test_a_run_that_died_is_not_taken_up_for_one_that_was_cancelled(client, run):
     keeper, child = Keeper(client), start_child(client, run)
     client.set_flow_run_state(run.id, Cancelled(), force=True)
-    keeper.round(0)
-    keeper.round(REST + 1)
+    keeper.check_runs(0)
+    keeper.check_runs(RESCHEDULE_DELAY + 1)
     assert state(client, child) == StateType.CANCELLED
 
 

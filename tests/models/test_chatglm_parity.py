@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from given import ROOT, shared
 from peft import PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
+from shared_data import ROOT, developer_file
 
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from models.chatglm.masks import derive_position_ids, prefix_lm_mask
@@ -74,7 +74,7 @@ class Recorded:
 def recorded(request):
     if request.param == "own":
         return Recorded(ROOT / "tests/fixtures/prefix.safetensors")
-    return Recorded(shared(f"reference/vectors/{request.param}.safetensors"))
+    return Recorded(developer_file(f"reference/vectors/{request.param}.safetensors"))
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 import pytest
-from given import ROOT
+from shared_data import ROOT
 
 PROGRAM = """
 from models.command_line import entry_point

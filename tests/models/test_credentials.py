@@ -6,9 +6,9 @@ import sys
 import time
 
 import pytest
-from given import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import ROOT
 
 from models.credentials import MASK, mask_credentials
 from models.errors import UserError

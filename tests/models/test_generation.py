@@ -6,7 +6,8 @@ from shared_data import conversation
 
 from models.decoding import Decoder
 from models.generation import AnswerStream, generate_answers, greedy_config, sampling_config
-from models.prompt import clean_answer, encode_prompt
+from models.prompt import encode_prompt
+from models.text_normalization import restore_chinese_punctuation
 
 CONVERSATIONS = [
     conversation("你好"),
@@ -41,7 +42,7 @@ def test_the_pieces_of_a_stream_make_its_answer(model, tokenizer, generation, de
         stream = AnswerStream(model, tokenizer, messages, generation(model, 24), decoder)
         text = "".join(stream)
         assert text == stream.answer.text
-        assert text == clean_answer(text)
+        assert text == restore_chinese_punctuation(text)
         assert stream.answer.seconds > 0
 
 

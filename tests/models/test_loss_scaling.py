@@ -5,7 +5,7 @@ import torch
 from shared_data import ADAPTER_SETTINGS
 from transformers import TrainerCallback
 
-from models import adapters, base_model
+from models import adapters, base_model, model_loading
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from models.training import Diverged, TrainConfig, fit, loss_scaling
 from models.training.batches import PaddingCollator
@@ -27,14 +27,14 @@ def rows_for(config: ChatGLMConfig) -> list[dict]:
 
 def gradients(base_folder, folder, dtype, labelled, method="lora", bits=None, sharded=False, **adapter) -> torch.Tensor:
     """Gradients of one batch as the optimizer receives them, where the update has ``labelled`` labelled tokens."""
-    model = base_model.load_model(base_model.read_record(base_folder), "float32" if method == "full" else dtype, bits)
+    model = model_loading.load_model(base_model.read_record(base_folder), "float32" if method == "full" else dtype, bits)
     torch.manual_seed(0)
-    tuned = adapters.attach(model, method, **adapter)
+    tuned = adapters.attach_adapter(model, method, **adapter)
     with torch.no_grad():  # lora_B begins at zero, which would leave lora_A without gradients
         for name, parameter in tuned.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.02)
-    rows = rows_for(adapters.base_of(tuned).config)
+    rows = rows_for(adapters.get_base_model(tuned).config)
     long_rows = [{**row, "labels": row["labels"] * (labelled // (2 * len(rows)))} for row in rows]
     settings = TrainConfig(
         batch_size=len(rows),
@@ -47,7 +47,7 @@ def gradients(base_folder, folder, dtype, labelled, method="lora", bits=None, sh
     trainer = fit._trainer(tuned, long_rows, [], settings, fit._arguments(settings, folder, False, False))
     trainer.create_optimizer_and_scheduler(1)
     trainer.optimizer = trainer.accelerator.prepare(trainer.optimizer)
-    batch = PaddingCollator(adapters.base_of(tuned).config.pad_token_id)(rows)
+    batch = PaddingCollator(adapters.get_base_model(tuned).config.pad_token_id)(rows)
     trainer.training_step(tuned, batch, torch.tensor(labelled))
     trainer._clip_grad_norm(tuned)
     trained = [full_tensor(parameter.grad) for parameter in tuned.parameters() if parameter.requires_grad]
@@ -141,9 +141,9 @@ def test_a_resumed_training_keeps_the_scale(base_folder, tmp_path, monkeypatch):
 
 
 def fit_in_float16(base_folder, callbacks, checkpoint_folder=None, **settings):
-    model = base_model.load_model(base_model.read_record(base_folder), "float16")
+    model = model_loading.load_model(base_model.read_record(base_folder), "float16")
     torch.manual_seed(0)
-    tuned = adapters.attach(model, "lora", **ADAPTER_SETTINGS["lora"])
+    tuned = adapters.attach_adapter(model, "lora", **ADAPTER_SETTINGS["lora"])
     before = lora_b(tuned).detach().clone()
     settings = TrainConfig(batch_size=8, learning_rate=0.01, evaluations=2, **settings)
     if checkpoint_folder is not None:

@@ -3,7 +3,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from given import ROOT
+from shared_data import ROOT
 
 from benchmarks.training_speed import CASES, expectation
 from models.chatglm import ChatGLMConfig

@@ -2,9 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
-from given import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import developer_file
 from transformers import AutoTokenizer
 
 from models.chatglm import ChatGLMTokenizer
@@ -12,12 +12,12 @@ from models.chatglm import ChatGLMTokenizer
 
 @pytest.fixture(scope="module")
 def recorded():
-    return json.loads(shared("reference/vectors/tokenizer.json").read_text(encoding="utf-8"))
+    return json.loads(developer_file("reference/vectors/tokenizer.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def published():
-    return AutoTokenizer.from_pretrained(shared("reference/chatglm-6b"))
+    return AutoTokenizer.from_pretrained(developer_file("reference/chatglm-6b"))
 
 
 def test_special_ids_and_sizes(recorded, published):

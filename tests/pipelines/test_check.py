@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from given import ROOT, write_rows
+from shared_data import ROOT, write_rows
 
 ROWS = [{"context": f"第 {number} 个问题是什么？", "target": f"答案是 {number}。"} for number in range(60)]
 

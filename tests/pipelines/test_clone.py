@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from given import ROOT
+from shared_data import ROOT
 
 from models.errors import UserError
 from pipelines import agent_training, dvc, registry, retraining, run_refs
-from pipelines.clone import Clone, RemoteAway, clones, left_of, open_clone, repository
+from pipelines.clone import Clone, RemoteUnavailable, clones, existing_clone, open_clone, repository
 from pipelines.processes import ProgramFailed, output_of
 
 
@@ -82,9 +82,9 @@ def test_a_run_that_began_finds_its_clone_as_it_left_it_and_without_old_locks(or
     assert (again.folder / "checkpoint").exists()
     assert not (again.folder / ".dvc/tmp/rwlock").exists()
     assert (again.folder / "a").read_text() == "1"
-    assert left_of("run") == again
+    assert existing_clone("run") == again
     again.discard()
-    assert left_of("run") is None
+    assert existing_clone("run") is None
 
 
 def test_a_repository_elsewhere_needs_a_remote(origin, tmp_path):
@@ -100,7 +100,7 @@ def test_a_clone_that_was_removed_by_half_is_removed_and_hinders_nobody(origin, 
     left.parent.mkdir(parents=True)
     left.write_text("{}")
     retraining.abandon("run")
-    assert left_of("run") is None
+    assert existing_clone("run") is None
 
 
 def damage(folder: Path, how: str) -> None:
@@ -128,7 +128,7 @@ def test_a_half_made_clone_is_made_anew_and_the_repository_above_it_is_left_alon
     damage(again.folder, "HEAD")
     assert again.setting("remote.origin.url") is None  # that of the repository above is another's
     retraining.abandon("run")
-    assert left_of("run") is None
+    assert existing_clone("run") is None
 
 
 def test_a_clone_that_is_somebody_else_s_is_not_thrown_away_and_a_repository_is_no_option(origin, tmp_path):
@@ -187,12 +187,12 @@ def test_a_bare_repository_on_this_host_has_no_cache_to_share(origin, tmp_path):
 
 def test_a_repository_elsewhere_is_waited_for_and_a_folder_that_is_not_there_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "home"))
-    with pytest.raises(RemoteAway, match="does not answer"):
+    with pytest.raises(RemoteUnavailable, match="does not answer"):
         open_clone("run", "HEAD", "http://127.0.0.1:9/repository")
     for nowhere in (str(tmp_path / "nowhere"), f"file://{tmp_path}/nowhere"):
         with pytest.raises(UserError) as told:
             open_clone("run", "HEAD", nowhere)
-        assert not isinstance(told.value, RemoteAway)
+        assert not isinstance(told.value, RemoteUnavailable)
     assert not list((tmp_path / "home/runs").iterdir())
 
 
@@ -232,12 +232,12 @@ def test_a_remote_that_is_away_is_told_from_a_stage_that_fails(origin, tmp_path,
     assert len(objects(store)) == 2
     with pytest.raises(UserError) as failed:
         clone.repro("bad")
-    assert not isinstance(failed.value, RemoteAway)
+    assert not isinstance(failed.value, RemoteUnavailable)
     store.rename(tmp_path / "unplugged")
     store.write_text("")  # nothing can lie below it now
     shutil.rmtree(origin / ".dvc/cache")
     (clone.folder / "good").unlink()
-    with pytest.raises(RemoteAway):
+    with pytest.raises(RemoteUnavailable):
         clone.repro("good")
     store.unlink()
     (tmp_path / "unplugged").rename(store)
@@ -262,14 +262,14 @@ def test_a_remote_is_waited_for_unless_waiting_does_not_mend_it(tmp_path, monkey
     monkeypatch.setattr(dvc, "ask", fails)
     with pytest.raises(UserError, match="said so") as told:
         Clone(tmp_path, str(tmp_path)).push_data()
-    assert isinstance(told.value, RemoteAway) == is_away
+    assert isinstance(told.value, RemoteUnavailable) == is_away
 
 
 def test_what_is_away_is_not_asked_once_more(tmp_path, monkeypatch):
     """Each question takes as long as the silence that ended the one before."""
 
     def is_silent(*arguments: str, **more) -> str:
-        raise RemoteAway("made no progress")
+        raise RemoteUnavailable("made no progress")
 
     monkeypatch.chdir(tmp_path)
     shutil.copyfile(ROOT / "params.yaml", "params.yaml")
@@ -280,9 +280,9 @@ def test_what_is_away_is_not_asked_once_more(tmp_path, monkeypatch):
     monkeypatch.setattr(Clone, "has_remote", True)
     clone = Clone(tmp_path, "ssh://host/x")
     for what in (clone.repro, lambda: retraining.prepare(clone)):
-        with pytest.raises(RemoteAway, match="made no progress"):
+        with pytest.raises(RemoteUnavailable, match="made no progress"):
             what()
-    with pytest.raises(RemoteAway, match="made no progress"), clone.needing_origin():
+    with pytest.raises(RemoteUnavailable, match="made no progress"), clone.needing_origin():
         is_silent()
 
 
@@ -298,7 +298,7 @@ def test_a_full_remote_takes_nothing_by_half_and_the_rest_once_there_is_room(ori
         commit(origin, "a", "2")
         clone = open_clone("run", "HEAD")
         dvc.ask("--cd", str(clone.folder), "checkout", "--quiet")
-        with pytest.raises(RemoteAway):
+        with pytest.raises(RemoteUnavailable):
             clone.push_data()
         assert len(objects(store)) < 2
         subprocess.run(["mount", "-o", "remount,size=4m", store], check=True)
@@ -367,9 +367,9 @@ def test_a_push_that_is_refused_is_told_with_its_reason_and_an_origin_that_is_aw
     git(origin, "switch", "--quiet", "--create", retraining.BRANCH)
     with pytest.raises(UserError, match=r"rejected.*checked out") as told:
         retraining.publish(clone, "run")
-    assert not isinstance(told.value, RemoteAway)
+    assert not isinstance(told.value, RemoteUnavailable)
     origin.rename(origin.with_name("elsewhere"))
-    with pytest.raises(RemoteAway, match="does not answer"):
+    with pytest.raises(RemoteUnavailable, match="does not answer"):
         clone.push("origin", retraining.BRANCH)
 
 
@@ -470,14 +470,14 @@ def test_an_origin_that_is_away_on_the_way_in_is_told_as_such_and_can_be_tried_a
     monkeypatch.setenv("TUNELINE_REPOSITORY", str(origin))
     open_clone("run", "HEAD")
     origin.rename(origin.with_name("elsewhere"))
-    with pytest.raises(RemoteAway):
+    with pytest.raises(RemoteUnavailable):
         retraining.enter("run")
     assert Path.cwd() == origin.parent
     origin.with_name("elsewhere").rename(origin)
     assert git(entered(monkeypatch, "run").folder, "branch", "--show-current") == retraining.BRANCH
     with pytest.raises(UserError) as told:
         agent_training.take("trainer", trainer_ref.replace("orchestrator", "nobody"), "lora")
-    assert not isinstance(told.value, RemoteAway)
+    assert not isinstance(told.value, RemoteUnavailable)
 
 
 def test_a_run_that_died_on_its_way_in_enters_again_and_one_that_is_in_stays_with_its_commit(origin, monkeypatch):

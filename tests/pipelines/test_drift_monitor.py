@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from given import ROOT, write_rows
+from shared_data import ROOT, write_rows
 
 from models.errors import UserError
 from models.storage import write_json
@@ -43,7 +43,7 @@ def workspace(base_folder, tmp_path, monkeypatch):
 @pytest.mark.integration  # the gate and Evidently, several times
 def test_a_file_with_quarantined_rows_is_steady_against_itself_and_worse_ones_drift(workspace):
     mine = write_rows(workspace / "mine.jsonl", rows_of(300, 0.15))
-    out = ("--accepted", "accepted.json", "--knob", "none")
+    out = ("--accepted", "accepted.json", "--section", "none")
     assert check.run_gate([mine], drift_monitor.TOKENIZER, Path("data"), *out) == 0
     books = json.loads(Path("data/checked/receipt.json").read_text())["books"]
     assert books["failed_row_checks"] == books["quarantined"] == 45
@@ -110,7 +110,7 @@ def test_files_of_other_data_are_compared_with_none_that_were_accepted(workspace
     knobs = []
 
     def run(name: str, *arguments: str) -> int:
-        knobs.extend(arguments[arguments.index("--knob") + 1 :][:1] if "--knob" in arguments else [])
+        knobs.extend(arguments[arguments.index("--section") + 1 :][:1] if "--section" in arguments else [])
         return 0
 
     monkeypatch.setattr(check, "run_module", run)

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from given import ROOT
+from shared_data import ROOT
 
 from models.errors import UserError
 from pipelines import dvc

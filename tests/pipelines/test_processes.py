@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from given import ROOT
+from shared_data import ROOT
 
 from models.errors import UserError
 from models.program_environment import program_environment
 from pipelines import dvc, processes, watchdog
-from pipelines.clone import RemoteAway, open_clone
-from pipelines.processes import ProgramFailed, output_of, reason_in, run_module
+from pipelines.clone import RemoteUnavailable, open_clone
+from pipelines.processes import ProgramFailed, output_of, failure_reason, run_module
 
 ASKING = ("GIT_SSH_COMMAND", "GIT_SSH", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE")
 
@@ -81,7 +81,7 @@ def test_a_mistyped_repository_is_refused_at_once_in_any_language(tmp_path, monk
     for address in (f"file://{tmp_path}/nowhere", f"file://{tmp_path}/nothing", "htp://host/x", f"{tmp_path}/nowhere"):
         with pytest.raises(UserError) as refused:
             open_clone("run", "HEAD", address)
-        assert not isinstance(refused.value, RemoteAway)
+        assert not isinstance(refused.value, RemoteUnavailable)
         assert not any("\u4e00" <= letter <= "\u9fff" for letter in str(refused.value))
 
 
@@ -103,7 +103,7 @@ def test_why_a_repository_cannot_be_cloned_is_found_in_all_that_git_says(tmp_pat
     fake(tmp_path, monkeypatch, f"cat >&2 <<'END'\n{lines}\nPlease make sure that it exists.\nEND\nexit 128")
     with pytest.raises(UserError) as refused:
         open_clone("run", "HEAD", "ssh://host/x")
-    assert isinstance(refused.value, RemoteAway) == is_away
+    assert isinstance(refused.value, RemoteUnavailable) == is_away
 
 
 def fake(folder: Path, monkeypatch, script: str) -> None:
@@ -163,7 +163,7 @@ def test_a_repository_that_accepts_and_never_answers_is_away(tmp_path, monkeypat
     header = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-advertisement\r\n\r\n001e#"
     with closing(Server(header if "half" in scheme else b"")) as server:
         began = time.monotonic()
-        with pytest.raises(RemoteAway, match="does not answer"):
+        with pytest.raises(RemoteUnavailable, match="does not answer"):
             open_clone("run", "HEAD", f"{scheme.split(',')[0]}://127.0.0.1:{server.port}/repository")
         assert time.monotonic() - began < 10
     assert not any((tmp_path / "home/runs").iterdir())
@@ -173,7 +173,7 @@ def test_a_repository_that_accepts_and_never_answers_is_away(tmp_path, monkeypat
 def test_a_repository_that_answers_byte_by_byte_is_away_after_all(monkeypatch, impatient):
     monkeypatch.setattr(watchdog, "LONGEST", 2.0)
     line = b"003a" + b"a" * 40 + b" refs/heads/a\n"
-    with closing(Server(line, line, 0.1)) as server, pytest.raises(RemoteAway, match="did not end within 2 s"):
+    with closing(Server(line, line, 0.1)) as server, pytest.raises(RemoteUnavailable, match="did not end within 2 s"):
         output_of("git", "ls-remote", f"git://127.0.0.1:{server.port}/repository")
 
 
@@ -184,9 +184,9 @@ def test_a_dvc_remote_that_accepts_and_never_answers_is_away(tmp_path, monkeypat
     with closing(Server()) as server:
         use_dvc(tmp_path, monkeypatch, f"http://127.0.0.1:{server.port}/x")
         dvc.ask("add", "data")
-        with pytest.raises(RemoteAway, match=r"dvc push.* made no progress for \d s"):
+        with pytest.raises(RemoteUnavailable, match=r"dvc push.* made no progress for \d s"):
             dvc.ask("push")
-        with pytest.raises(RemoteAway, match="made no progress"):
+        with pytest.raises(RemoteUnavailable, match="made no progress"):
             dvc.tell("push")
     dvc.run("repro", "slow")  # a stage may be silent for as long as it likes
 
@@ -240,7 +240,7 @@ def test_whatever_makes_progress_is_waited_for(monkeypatch):
 def test_what_is_given_up_is_ended_with_all_that_it_started(impatient):
     process = subprocess.Popen(["sh", "-c", "sleep 60; :"], start_new_session=True)
     below = until_there_is(process)
-    with pytest.raises(RemoteAway, match="`sh` made no progress"):
+    with pytest.raises(RemoteUnavailable, match="`sh` made no progress"):
         processes._wait(process, "sh", None, watchdog.Watchdog(process.pid))
     assert process.returncode == -signal.SIGTERM
     assert psutil.wait_procs([below], timeout=5)[1] == []
@@ -304,7 +304,7 @@ TARGETS = "ERROR: Checkout failed for following targets:"
     ],
 )
 def test_the_reason_is_the_line_that_names_it(output, reason):
-    assert reason_in(output) == reason
+    assert failure_reason(output) == reason
 
 
 def test_dvc_s_reason_is_told_without_the_password_of_its_remote(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from given import ROOT, write_rows
+from shared_data import ROOT, write_rows
 
 from models import provenance
 from models.errors import UserError

@@ -1,5 +1,5 @@
 import pytest
-from given import conversation
+from shared_data import conversation
 
 from models.generation import Answer
 from stages.evaluate import answer_cache
@@ -15,15 +15,15 @@ def test_what_is_there_is_not_asked_again(model, tokenizer, tmp_path, monkeypatc
     for cut in (b"\n".join(lines[:2]) + b"\n" + lines[2][:9], b"\n".join(lines[:3]) + b"\n", b"", lines[0][:3]):
         (tmp_path / "a.1").write_bytes(cut)
         asked = []
-        usual = answer_cache.answer_all
+        usual = answer_cache.generate_answers
 
         def counted(model, tokenizer, conversations, *rest, asked=asked, usual=usual):
             asked += conversations
             return usual(model, tokenizer, conversations, *rest)
 
-        monkeypatch.setattr(answer_cache, "answer_all", counted)
+        monkeypatch.setattr(answer_cache, "generate_answers", counted)
         again = ask(model, tokenizer, ASKED, Kept(tmp_path / "a.1"), max_new_tokens=6, batch_size=2)
-        monkeypatch.setattr(answer_cache, "answer_all", usual)
+        monkeypatch.setattr(answer_cache, "generate_answers", usual)
         assert [each.text for each in again] == [each.text for each in expected]
         assert len(asked) == 4 - cut.count(b"\n")
         assert len((tmp_path / "a.1").read_bytes().splitlines()) == 4

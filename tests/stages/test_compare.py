@@ -1,19 +1,29 @@
+"""The comparison: tables, page, summary, and the rows that models are compared on."""
+
 import json
+import re
 
 import pytest
-from given import ROOT, write_rows
+from shared_data import ROOT, write_rows
 
 from models.errors import UserError
 from models.storage import read_jsonl
-from stages.compare.comparison_page import write_page
-from stages.compare.markdown import write_markdown, write_summary
-from stages.compare.model_columns import curves, gather
-from stages.compare.paired_difference import MEASURES, difference, differences, moved_most
+from stages.compare.comparison_page import render_page
+from stages.compare.evaluated_models import load_models, loss_curves
+from stages.compare.markdown import render_markdown
+from stages.compare.paired_differences import (
+    PAIRED_METRICS,
+    largest_loss_changes,
+    paired_difference,
+    paired_differences,
+)
+from stages.compare.terminal_summary import render_summary
+from texts import LANGUAGES
 
-EVIL = '</script><script>alert("1")</script> | <b> [/x] [bold]'
-
-
+MARKUP = '</script><script>alert("1")</script> | <b> [/x] [bold]'
 RATE = {"rate": 1.0, "low": 0.68, "high": 1.0, "of": 8}
+FRAME = (ROOT / "reports/page.html").read_text(encoding="utf-8")
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
 def metrics(loss: float, training: dict | None) -> dict:
@@ -29,8 +39,8 @@ def metrics(loss: float, training: dict | None) -> dict:
 
 @pytest.fixture
 def evaluated(tmp_path):
-    """A base and one adapter with an answer that tries to break out of its cell."""
-    for name, answer in (("base", "旧的回答"), ("lora", EVIL)):
+    """Predictions of the base model and of an adapter whose answers contain HTML, Markdown and rich markup."""
+    for name, answer in (("base", "旧的回答"), ("lora", MARKUP)):
         probe = {"id": "a", "messages": [{"role": "user", "content": "问"}], "reference": "答", "answer": answer}
         judged = {"wording": 0, "met": True, "exact": False, "seconds": 0.5}
         write_rows(tmp_path / f"predictions/{name}/probes.jsonl", [probe | judged])
@@ -47,143 +57,187 @@ def evaluated(tmp_path):
     return tmp_path
 
 
-def models_of(folder):
-    return gather(["base", "lora"], folder / "predictions", folder / "weights")
+def load(folder, common_rows_only=False):
+    return load_models(["base", "lora"], folder / "predictions", folder / "weights", common_rows_only)
 
 
-def test_side_by_side_with_the_better_one_marked(evaluated):
-    text = write_markdown(models_of(evaluated), [])
-    assert "| Evaluation loss · 评测损失 | 2.0000 | **1.0000** |" in text
-    assert "| ROUGE-1 | 50.00 | 50.00 |" in text  # equal: none is better
+# Tables --------------------------------------------------------------------------------------------
+
+
+def test_best_value_of_each_metric_is_bold(evaluated):
+    text = render_markdown(load(evaluated), [], "en")
+    assert "| Evaluation loss | 2.0000 | **1.0000** |" in text
+    assert "| ROUGE-1 | 50.00 | 50.00 |" in text  # equal values: none is the best
     assert "100% [68%, 100%]" in text
-    assert "(6 of the task" in text
+    assert "same 6 task rows" in text
     assert "旧的回答" in text
     assert "0.50 s" in text
-    assert "| Training time, s · 训练用时（秒） | – | 3.0 |" in text
+    assert "| Training time, s | – | 3.0 |" in text
 
 
-def test_answers_cannot_break_the_page_or_the_table(evaluated):
-    page = (ROOT / "reports/page.html").read_text(encoding="utf-8")
-    written = write_page(models_of(evaluated), [], page)
-    assert EVIL not in written
-    assert "alert(&quot;1&quot;)" in written
-    assert written.count("<script>") == page.count("<script>") + 2 + 5  # curves, and gains in five measures
-    row = next(line for line in write_markdown(models_of(evaluated), []).splitlines() if "旧的回答" in line)
-    assert row.replace("\\|", "").count("|") == 5
+def test_markdown_and_summary_are_in_one_language(evaluated):
+    models = load(evaluated)
+    assert "| 评测损失 | 2.0000 | **1.0000** |" in render_markdown(models, [], "zh")
+    assert "评测损失" in render_summary(models, 20, "zh")
+    for text in (render_markdown(models, [], "en"), render_summary(models, 20, "en")):
+        for data in ("旧的回答", "问", "答"):
+            text = text.replace(data, "")
+        assert not CHINESE.search(text)
 
 
-def test_the_page_needs_no_network(evaluated):
-    written = write_page(models_of(evaluated), [], (ROOT / "reports/page.html").read_text(encoding="utf-8"))
-    assert "<script src" not in written
-    assert "<link" not in written
-    assert "{" + "plot_divs}" not in written
-
-
-def test_the_short_form_fits_a_terminal(evaluated):
-    from rich.cells import cell_len
-
-    summary = write_summary(models_of(evaluated), 20)
-    assert "lora" in summary
-    assert "[/x]" in write_summary(models_of(evaluated), 200).replace("\n", "")
-    assert max(map(cell_len, summary.splitlines())) <= 110
-
-
-def test_curves_are_one_flat_table(evaluated):
-    assert curves(models_of(evaluated)) == [
-        {"adapter": "lora", "step": 1, "seconds": 0.1, "split": "train", "loss": 3.0}
-    ]
-
-
-@pytest.mark.parametrize(
-    "change", [{"id": "b"}, {"messages": [{"role": "user", "content": "别的"}]}, {"reference": "别"}]
-)
-def test_other_probes_cannot_be_compared(evaluated, change):
-    """Nor can one that was rewritten under its old id."""
-    (probe,) = read_jsonl(evaluated / "predictions/base/probes.jsonl")
-    write_rows(evaluated / "predictions/lora/probes.jsonl", [probe | change])
-    with pytest.raises(UserError, match="different probes"):
-        models_of(evaluated)
-
-
-@pytest.mark.parametrize("version", [None, 1])
-def test_models_scored_by_another_version_of_the_metrics_are_refused(evaluated, version):
-    """As of a revision before an upgrade, which counted other texts as exact."""
-    path = evaluated / "predictions/lora/figures.json"
-    figures = json.loads(path.read_text())
-    path.write_text(json.dumps(figures | {"metrics_version": version or 2}))
-    if version == 1:  # what figures without one have
-        assert models_of(evaluated)
-        return
-    for common in (False, True):
-        with pytest.raises(UserError, match="base by version 1, lora by version 2"):
-            gather(["base", "lora"], evaluated / "predictions", evaluated / "weights", common)
-
-
-def test_of_too_few_rows_none_is_the_best(evaluated):
-    def rows_of(count: int) -> str:
+def test_no_value_is_best_with_too_few_rows(evaluated):
+    def markdown_with(count: int) -> str:
         for name in ("base", "lora"):
             path = evaluated / f"predictions/{name}/eval.jsonl"
             write_rows(path, (read_jsonl(path) * 2)[:count])
-        return write_markdown(models_of(evaluated), [])
+        return render_markdown(load(evaluated), [], "en")
 
-    assert "| 2.0000 | **1.0000** |" in rows_of(6)
-    assert "| 2.0000 | 1.0000 |" in rows_of(5)
+    assert "| 2.0000 | **1.0000** |" in markdown_with(6)
+    assert "| 2.0000 | 1.0000 |" in markdown_with(5)
 
 
-@pytest.mark.parametrize(("probes", "marked"), [(8, True), (6, True), (5, False), (1, False)])
-def test_a_rate_over_too_few_probes_is_not_the_best(evaluated, probes, marked):
+@pytest.mark.parametrize(("probes", "is_bold"), [(8, True), (6, True), (5, False), (1, False)])
+def test_no_rate_is_best_with_too_few_probes(evaluated, probes, is_bold):
     for name, rate in (("base", 0.0), ("lora", 1.0)):
         path = evaluated / f"predictions/{name}/figures.json"
         figures = json.loads(path.read_text())
         figures["probes"]["rates"]["single_turn"] = {"rate": rate, "low": rate, "high": rate, "of": probes}
         path.write_text(json.dumps(figures))
-    assert ("**100% [100%, 100%]**" in write_markdown(models_of(evaluated), [])) == marked
+    assert ("**100% [100%, 100%]**" in render_markdown(load(evaluated), [], "en")) == is_bold
 
 
-def test_too_few_rows_have_no_bounds(evaluated):
-    for name in ("base", "lora"):
-        path = evaluated / f"predictions/{name}/eval.jsonl"
-        write_rows(path, read_jsonl(path)[:3])
-    models = models_of(evaluated)
-    assert "[–, –]" in write_markdown(models, [])
-    assert not any(each.real for each in differences(models) if each.measure.rows == "task")
-    written = write_page(models, [], (ROOT / "reports/page.html").read_text(encoding="utf-8"))
-    assert "[–, –]" in written
-    assert "Infinity}" not in written
+def test_summary_fits_a_terminal_of_110_columns(evaluated):
+    from rich.cells import cell_len
+
+    for language in LANGUAGES:
+        summary = render_summary(load(evaluated), 20, language)
+        assert "lora" in summary
+        assert "[/x]" in render_summary(load(evaluated), 200, language).replace("\n", "")
+        assert max(map(cell_len, summary.splitlines())) <= 110
+
+
+def test_loss_curves_are_one_flat_table(evaluated):
+    assert loss_curves(load(evaluated)) == [
+        {"adapter": "lora", "step": 1, "seconds": 0.1, "split": "train", "loss": 3.0}
+    ]
+
+
+# Page ----------------------------------------------------------------------------------------------
+
+
+def test_page_and_markdown_escape_answers(evaluated):
+    page = render_page(load(evaluated), [], FRAME)
+    assert MARKUP not in page
+    assert "alert(&#34;1&#34;)" in page
+    assert page.count("<script>") == FRAME.count("<script>") + 1
+    row = next(line for line in render_markdown(load(evaluated), [], "en").splitlines() if "旧的回答" in line)
+    assert row.replace("\\|", "").count("|") == 5
+
+
+def test_model_names_are_escaped_in_charts_too(evaluated):
+    for folder in ("predictions", "weights"):
+        (evaluated / folder / "lora").rename(evaluated / folder / "<b>x<")
+    models = load_models(["base", "<b>x<"], evaluated / "predictions", evaluated / "weights")
+    page = render_page(models, [], FRAME.partition("<script>")[0] + "{plot_divs}")
+    assert "<b>x" not in page
+    assert "&lt;b&gt;x&lt;" in page
+    assert "\\u003cb\\u003ex" in page
+
+
+def test_page_needs_no_network(evaluated):
+    page = render_page(load(evaluated), [], FRAME)
+    assert "<script src" not in page
+    assert "<link" not in page
+    assert "{" + "plot_divs}" not in page
+
+
+def test_page_has_every_text_in_both_languages(evaluated):
+    page = render_page(load(evaluated), [], FRAME)
+    content = page.partition("<body>")[2]
+    assert '<span lang="en">Evaluation loss</span><span lang="zh">评测损失</span>' in content
+    assert content.count('<span lang="en">') == content.count('<span lang="zh">')
+    for data in ("旧的回答", "问", "答", "中文"):  # the button names a language in that language
+        content = content.replace(data, "")
+    visible, script = content.split("<script>")
+    assert not CHINESE.search(re.sub(r'<span lang="zh">.*?</span>', "", visible))
+    charts = json.loads(re.search(r"const charts = (.*);", script)[1])
+    assert set(charts) == {"loss_by_step", "loss_by_second", *(f"gain_{i}" for i in range(5))}
+    assert charts["loss_by_step"]["encoding"]["x"]["title"] == {"en": "Step", "zh": "步"}
 
 
 # Differences ---------------------------------------------------------------------------------------
 
 
-def test_gains_are_paired_and_counted(evaluated):
-    base, lora = models_of(evaluated)
-    found = difference(base, lora, MEASURES[0])
-    # Losses 2 to 7 of the base; the adapter's differ by 1, 0, -1, -2, -3, -4.
-    assert found.gain == pytest.approx(1.5)
-    assert (found.wins, found.ties, found.losses) == (4, 1, 1)
-    assert found.low < 1.5 < found.high
-    assert "| lora − base | Loss · 损失 |" in write_markdown([base, lora], [])
-    better, worse = moved_most(base, lora, 2)
-    assert [move.row["id"] for move in better] == ["r5", "r4"]
-    assert [move.row["id"] for move in worse] == ["r0"]
-    assert next(iter(differences([lora, base]))).gain == pytest.approx(-1.5)
+def test_too_few_rows_have_no_interval(evaluated):
+    for name in ("base", "lora"):
+        path = evaluated / f"predictions/{name}/eval.jsonl"
+        write_rows(path, read_jsonl(path)[:3])
+    models = load(evaluated)
+    assert "[–, –]" in render_markdown(models, [], "en")
+    differences = list(paired_differences(models))
+    assert not any(difference.is_significant for difference in differences if difference.metric.rows == "task")
+    page = render_page(models, [], FRAME)
+    assert "[–, –]" in page
+    assert "Infinity}" not in page
 
 
-def test_of_revisions_with_other_rows_only_those_of_both_count_in_every_figure(evaluated):
-    """The adapter was asked two rows fewer, the hardest ones; on the rest it is the base."""
-    whole = dict.fromkeys(("rouge-1", "rouge-2"), 50.0)
-    whole |= {"exact": False, "empty": False, "repetition": 0.0, "length_ratio": 1.0, "answer_tokens": 1}
-    whole["near_limit"] = False
+def test_gains_are_paired_by_row_and_counted(evaluated):
+    base, lora = load(evaluated)
+    difference = paired_difference(base, lora, PAIRED_METRICS[0])
+    # The base has losses 2 to 7; those of the adapter differ by 1, 0, -1, -2, -3, -4.
+    assert difference.gain == pytest.approx(1.5)
+    assert (difference.wins, difference.ties, difference.losses) == (4, 1, 1)
+    assert difference.low < 1.5 < difference.high
+    assert "| lora − base | Loss |" in render_markdown([base, lora], [], "en")
+    fell, rose = largest_loss_changes(base, lora, 2)
+    assert [change.before["id"] for change in fell] == ["r5", "r4"]
+    assert [change.before["id"] for change in rose] == ["r0"]
+    assert next(iter(paired_differences([lora, base]))).gain == pytest.approx(-1.5)
+
+
+# Rows ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change", [{"id": "b"}, {"messages": [{"role": "user", "content": "别的"}]}, {"reference": "别"}]
+)
+def test_models_with_different_probes_are_not_compared(evaluated, change):
+    """A probe that was rewritten under the same id is a different probe."""
+    (probe,) = read_jsonl(evaluated / "predictions/base/probes.jsonl")
+    write_rows(evaluated / "predictions/lora/probes.jsonl", [probe | change])
+    with pytest.raises(UserError, match="different probes"):
+        load(evaluated)
+
+
+@pytest.mark.parametrize("version", [None, 1])
+def test_models_scored_by_different_metrics_versions_are_not_compared(evaluated, version):
+    """The base comes from a revision before an upgrade, which scored other texts as exact."""
+    path = evaluated / "predictions/lora/figures.json"
+    figures = json.loads(path.read_text())
+    path.write_text(json.dumps(figures | {"metrics_version": version or 2}))
+    if version == 1:  # metrics without a version are of version 1
+        assert load(evaluated)
+        return
+    for common_rows_only in (False, True):
+        with pytest.raises(UserError, match="base by version 1, lora by version 2"):
+            load(evaluated, common_rows_only)
+
+
+def test_metrics_of_revisions_with_different_rows_are_recomputed_over_the_common_rows(evaluated):
+    """The adapter lacks the two rows with the highest losses and equals the base on all others."""
+    scores = dict.fromkeys(("rouge-1", "rouge-2"), 50.0)
+    scores |= {"exact": False, "empty": False, "repetition": 0.0, "length_ratio": 1.0, "answer_tokens": 1}
+    scores["near_limit"] = False
     for name, count in (("base", 6), ("lora", 4)):
         for kind in ("eval", "general"):
             rows = read_jsonl(evaluated / f"predictions/base/{kind}.jsonl")
-            write_rows(evaluated / f"predictions/{name}/{kind}.jsonl", [row | whole for row in rows[:count]])
-    base, lora = gather(["base", "lora"], evaluated / "predictions", evaluated / "weights", common=True)
+            write_rows(evaluated / f"predictions/{name}/{kind}.jsonl", [row | scores for row in rows[:count]])
+    base, lora = load(evaluated, common_rows_only=True)
     assert [row["id"] for row in base.task] == ["r0", "r1", "r2", "r3"]
     assert base.figures["eval"] == lora.figures["eval"]
     assert base.figures["eval"]["loss"] == pytest.approx((2 + 3 + 4 + 5) / 4)
     with pytest.raises(UserError, match="different rows"):
-        models_of(evaluated)
+        load(evaluated)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +251,7 @@ def test_of_revisions_with_other_rows_only_those_of_both_count_in_every_figure(e
         "{",
     ],
 )
-def test_a_manifest_that_is_damaged_is_one_sentence(evaluated, content):
+def test_damaged_manifest_is_an_error(evaluated, content):
     (evaluated / "weights/lora/manifest.json").write_text(content)
     with pytest.raises(UserError, match=r"manifest\.json is"):
-        models_of(evaluated)
+        load(evaluated)

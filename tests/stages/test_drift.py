@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas
 import pytest
-from given import ROOT, conversation, shared, write_rows
+from shared_data import ROOT, conversation, developer_file, write_rows
 
 from formats.params_schema import Monitor
 from models import base_model
@@ -53,7 +53,7 @@ def test_100_resamples_of_unchanged_data_raise_at_most_5_alarms(vocabulary):
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_advertising_among_identity_rows_is_found(vocabulary, share):
-    planted, _ = read_raw([shared("datasets/adgen_dev.jsonl")])
+    planted, _ = read_raw([developer_file("datasets/adgen_dev.jsonl")])
     rows = demo()
     found = drifted(rows, rows[: round(len(rows) * (1 - share))] + planted[: round(len(rows) * share)], vocabulary)
     assert {"answer_characters"} < found

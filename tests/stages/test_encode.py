@@ -1,18 +1,18 @@
 from collections import Counter
 
 import pytest
-from given import conversation
+from shared_data import conversation
 
 from models.errors import UserError
 from models.prompt import encode_sample
-from models.sample import Message, Sample, sample_id
+from models.sample import Message, Sample, make_sample_id
 from stages.encode import count, encode, replay, without_evaluated
 
 
 @pytest.mark.parametrize("texts", [("你好", "我很好。"), ("一", "二", "三", "四")])
 def test_rows_hold_the_ids_of_prompt_and_answer(tokenizer, texts):
     messages = conversation(*texts)
-    (row,) = encode(tokenizer, [Sample(sample_id(messages), "a.jsonl", 1, messages)])
+    (row,) = encode(tokenizer, [Sample(make_sample_id(messages), "a.jsonl", 1, messages)])
     prompt, answer = encode_sample(tokenizer, messages)
     assert (row["prompt"], row["answer"]) == (prompt, answer)
     assert count([row]) == {"rows": 1, "tokens": len(prompt) + len(answer), "answer_tokens": len(answer)}
@@ -23,7 +23,7 @@ def test_rows_hold_the_ids_of_prompt_and_answer(tokenizer, texts):
 
 def sample(*texts: str, system: str | None = None) -> Sample:
     messages = (*([Message("system", system)] if system else []), *conversation(*texts))
-    return Sample(sample_id(messages), "a.jsonl", 1, messages)
+    return Sample(make_sample_id(messages), "a.jsonl", 1, messages)
 
 
 def numbered(count: int, word: str) -> list[Sample]:

@@ -1,7 +1,7 @@
 import pytest
-from given import write_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from shared_data import write_rows
 
 from models.errors import UserError
 from stages.evaluate.probes import Expectation, identity_of, numbers_in, pattern_in_nfkc, read_probes
@@ -56,10 +56,10 @@ def test_expectations_of_what_the_tokenizer_drops():
 
     expected = Expectation(contains=("小\u200b明",), absent=("\u200b", "红\u200b"), equals="我是小\u200b明")
     assert not expected.met("我是小明")
-    read_expectation = expected.as_answered(read)
+    read_expectation = expected.roundtrip_text(read)
     assert read_expectation == Expectation(contains=("小明",), absent=("红",), equals="我是小明")
     assert read_expectation.met("我是小明")
-    assert Expectation(number=3.0, matches="x").as_answered(read) == Expectation(number=3.0, matches="x")
+    assert Expectation(number=3.0, matches="x").roundtrip_text(read) == Expectation(number=3.0, matches="x")
 
 
 @pytest.mark.parametrize(
@@ -78,16 +78,16 @@ def test_a_probe_that_a_tokenizer_rules_out_is_refused(tmp_path, row, can_be_met
         )
     )
     if can_be_met:
-        assert probe.as_answered(lambda text: text.replace("\u200b", "")) == probe
+        assert probe.roundtrip_text(lambda text: text.replace("\u200b", "")) == probe
     else:
         with pytest.raises(UserError, match="Probe 'a' can be met by no answer"):
-            probe.as_answered(lambda text: text.replace("\u200b", ""))
+            probe.roundtrip_text(lambda text: text.replace("\u200b", ""))
 
 
 def test_names_go_through_the_tokenizer_too(tmp_path):
     row = ROW | {"contains": ["小明"], "identity": {"new": ["小\u200b明"], "old": ["\u200b", "小红"]}}
     (probe,) = read_probes(write_rows(tmp_path / "p.jsonl", [row]))
-    assert probe.as_answered(lambda text: text.replace("\u200b", "")).names == (("小明",), ("小红",))
+    assert probe.roundtrip_text(lambda text: text.replace("\u200b", "")).names == (("小明",), ("小红",))
 
 
 def test_a_system_message_is_no_turn(tmp_path):

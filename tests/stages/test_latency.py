@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from given import SETTINGS, conversation, manifest_of
+from shared_data import ADAPTER_SETTINGS, conversation, minimal_manifest
 
 from formats import params_schema
-from models import adapters, base_model, generation
+from models import adapter_files, adapters, base_model, generation, model_loading
 from stages.promote import latency
 
 
@@ -23,14 +23,14 @@ def turns(monkeypatch, found, waits):
     """
     waits, now = iter(waits), [0.0]
 
-    def turn(*_, load=base_model.load_model):
+    def turn(*_, load=model_loading.load_model):
         model, wait = load(found, "float32"), next(waits)
         model.register_forward_pre_hook(lambda *_: now.__setitem__(0, now[0] + wait))
         return model
 
     monkeypatch.setattr(generation, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(base_model, "load_model", turn)
-    monkeypatch.setattr(adapters, "load_model", turn)
+    monkeypatch.setattr(model_loading, "load_model", turn)
+    monkeypatch.setattr(adapter_files, "load_model", turn)
     return waits
 
 
@@ -38,8 +38,8 @@ def turns(monkeypatch, found, waits):
 def seconds_in_turn(base_folder, tmp_path):
     """Times champion (the base) and challenger (a LoRA on it)."""
     found = base_model.read_record(base_folder)
-    model = adapters.attach(base_model.load_model(found, "float32"), "lora", **SETTINGS["lora"])
-    adapters.save(model, tmp_path / "lora", manifest_of(found))
+    model = adapters.attach_adapter(model_loading.load_model(found, "float32"), "lora", **ADAPTER_SETTINGS["lora"])
+    adapter_files.save_adapter(model, tmp_path / "lora", minimal_manifest(found))
     questions = [conversation("你是谁？"), conversation("请以“夕阳”造句。"), conversation("3加4等于多少？")]
     knobs = params_schema.load()
     knobs = knobs.model_copy(update={"evaluate": knobs.evaluate.model_copy(update={"max_new_tokens": 8})})

@@ -1,6 +1,6 @@
 import pytest
 import yaml
-from given import ROOT
+from shared_data import ROOT
 
 from formats import params_schema
 from models.errors import UserError
@@ -17,12 +17,12 @@ def write(tmp_path, change):
 
 
 @pytest.mark.parametrize("path", PARAMETER_SETS, ids=lambda path: path.stem)
-def test_every_parameter_set_that_comes_along_is_valid(path):
+def test_supplied_parameter_sets_are_valid(path):
     loaded = params_schema.load(path)
     assert set(loaded.evaluate.models) == {"base", *loaded.adapters}
 
 
-def test_the_published_settings_of_chatglm_6b():
+def test_chatglm_6b_sets_have_the_published_settings():
     lora = params_schema.load(ROOT / "params/chatglm-6b-lora.yaml")
     assert (lora.base.model, lora.encode.max_prompt_tokens, lora.encode.max_answer_tokens) == (
         "THUDM/chatglm-6b",
@@ -38,7 +38,7 @@ def test_the_published_settings_of_chatglm_6b():
     assert (ptuning.encode.max_prompt_tokens, ptuning.encode.max_answer_tokens) == (300, 300)
 
 
-def test_a_third_adapter_is_one_more_entry(tmp_path):
+def test_adding_an_adapter_takes_one_entry(tmp_path):
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     entry = "  lora_wide: {method: lora, rank: 32, alpha: 64, learning_rate: 1e-3, epochs: 1, batch_size: 8}\n"
     path = tmp_path / "params.yaml"
@@ -49,11 +49,14 @@ def test_a_third_adapter_is_one_more_entry(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda c: c["adapters"]["lora"].update(rnak=4), r"adapters\.lora\.rnak is not a known key"),
         (lambda c: c.update(trian={}), "trian is not a known key"),
-        (lambda c: c["adapters"]["lora"].update(pack_tokens=1024), r"adapters\.lora\.pack_tokens \(1024\) must hold"),
+        (
+            lambda c: c["adapters"]["lora"].update(pack_tokens=1024),
+            r"adapters\.lora\.pack_tokens is 1024, but must be at least 2048",
+        ),
         (lambda c: c["adapters"]["lora"].update(pack_tokens=8000), "multiple of 128"),
         (
             lambda c: (c["train"].update(precision="fp8"), c["adapters"]["lora"].update(quantization=4)),
@@ -74,18 +77,18 @@ def test_a_third_adapter_is_one_more_entry(tmp_path):
         (lambda c: c["train"].update(evaluations=1), "evaluations"),
         (lambda c: c["train"].update(seed=-1), "seed"),
         (lambda c: c["ingest"].update(source=""), "source"),
-        (lambda c: c["adapters"].update(data=c["adapters"]["lora"]), "'data' is taken"),
+        (lambda c: c["adapters"].update(data=c["adapters"]["lora"]), "'data' is a reserved name"),
         (lambda c: c["evaluate"]["models"].pop("lora"), "evaluate.models"),
         (lambda c: c["adapters"].update(base=c["adapters"]["lora"]), "'base'"),
     ],
 )
-def test_a_slip_of_the_pen_is_one_sentence_that_names_the_place(tmp_path, change, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_invalid_params_raise_one_sentence_with_the_key(tmp_path, change, message):
+    with pytest.raises(UserError, match=message) as caught:
         params_schema.load(write(tmp_path, change))
     assert "\n" not in str(caught.value)
 
 
-def test_no_file_and_no_yaml(tmp_path):
+def test_missing_file_and_invalid_yaml(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         params_schema.load(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("base: [", encoding="utf-8")
@@ -93,7 +96,7 @@ def test_no_file_and_no_yaml(tmp_path):
         params_schema.load(tmp_path / "params.yaml")
 
 
-def test_resolved_parameters_hold_every_default_and_each_adapter_as_it_is_attached():
+def test_resolved_params_contain_defaults_and_attachments():
     content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     written = params_schema.resolve(params_schema.Params.model_validate(content))
     assert written["train"]["logs"] == 200  # left out of params.yaml
@@ -106,8 +109,16 @@ def test_resolved_parameters_hold_every_default_and_each_adapter_as_it_is_attach
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_fp8_goes_with_a_base_in_16_bits(tmp_path, dtype):
+def test_fp8_accepts_a_16_bit_base(tmp_path, dtype):
     content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     content["train"]["precision"], content["base"]["dtype"] = "fp8", dtype
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     assert params_schema.load(tmp_path / "params.yaml").train.precision == "fp8"
+
+
+def test_every_field_has_a_description():
+    sections = [part for part in vars(params_schema).values() if isinstance(part, type)]
+    sections = [part for part in sections if issubclass(part, params_schema.Section)]
+    assert params_schema.Lora in sections
+    fields = [(part.__name__, name, field) for part in sections for name, field in part.model_fields.items()]
+    assert [(part, name) for part, name, field in fields if not field.description] == []

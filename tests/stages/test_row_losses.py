@@ -1,8 +1,8 @@
 import pytest
 import torch
-from given import conversation
+from shared_data import conversation
 
-from models import adapters, base_model
+from models import adapters, base_model, model_loading
 from models.prompt import encode_sample
 from stages.evaluate.row_losses import row_divergences, row_losses
 
@@ -30,11 +30,11 @@ def test_losses_of_rows_alone_and_in_any_batch(model, rows):
 
 @pytest.mark.parametrize("method", ["lora", "ptuning_v2"])
 def test_the_divergence_from_the_base(base_folder, rows, method):
-    model = base_model.load_model(base_model.read_record(base_folder), "float32")
+    model = model_loading.load_model(base_model.read_record(base_folder), "float32")
     bases = [predictions(model, row) for row in rows]
     how = {"lora": {"rank": 4, "alpha": 8, "target_modules": ["dense"]}, "ptuning_v2": {"prefix_tokens": 4}}[method]
     torch.manual_seed(0)
-    tuned = adapters.attach(model, method, **how).eval()
+    tuned = adapters.attach_adapter(model, method, **how).eval()
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -46,7 +46,7 @@ def test_the_divergence_from_the_base(base_folder, rows, method):
 
 
 def test_a_fresh_lora_is_its_base_and_a_bare_model_has_none(base_folder, rows):
-    model = base_model.load_model(base_model.read_record(base_folder), "float32")
+    model = model_loading.load_model(base_model.read_record(base_folder), "float32")
     assert row_divergences(model, rows, 2) is None
-    tuned = adapters.attach(model, "lora", rank=4, alpha=8, target_modules=["dense"]).eval()
+    tuned = adapters.attach_adapter(model, "lora", rank=4, alpha=8, target_modules=["dense"]).eval()
     assert row_divergences(tuned, rows, 2) == pytest.approx([0, 0, 0], abs=1e-7)

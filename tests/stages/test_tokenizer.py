@@ -1,8 +1,8 @@
-from given import conversation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import conversation
 
-from models.prompt import ANSWER_MARKS, PROMPT_MARKS, encode_sample, render
+from models.prompt import ANSWER_SPECIAL_TOKENS, PROMPT_SPECIAL_TOKENS, encode_sample, render_prompt
 
 
 @settings(max_examples=60, deadline=None)
@@ -10,8 +10,8 @@ from models.prompt import ANSWER_MARKS, PROMPT_MARKS, encode_sample, render
 def test_the_gate_counts_the_tokens_that_encode_makes(tokenizer, texts):
     messages = conversation(*(texts if len(texts) % 2 == 0 else texts[1:]))
     prompt, answer = encode_sample(tokenizer, messages)
-    counted = tokenizer.vocabulary.count([render(messages[:-1]), messages[-1].content])
-    assert [counted[0] + PROMPT_MARKS, counted[1] + ANSWER_MARKS] == [len(prompt), len(answer)]
+    counted = tokenizer.vocabulary.count_tokens([render_prompt(messages[:-1]), messages[-1].content])
+    assert [counted[0] + PROMPT_SPECIAL_TOKENS, counted[1] + ANSWER_SPECIAL_TOKENS] == [len(prompt), len(answer)]
 
 
 def test_control_tokens_are_those_of_the_vocabulary(tokenizer):

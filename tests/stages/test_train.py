@@ -7,13 +7,13 @@ from safetensors.torch import load_file, save_file
 from shared_data import ROOT, write_rows
 
 from formats import params_schema, receipt
-from models import adapters, base_model
+from models import adapter_files, base_model
 from models.errors import DataBlocked, UserError
-from models.manifest import WEIGHTS, read_manifest
+from models.manifest import WEIGHTS, read_verified_manifest
 from models.prompt import IGNORED_LABEL, PROMPT_VERSION
 from stages.train.__main__ import refuse_other_tokens
 from stages.train.adapter_training import code_commit, make
-from stages.train.train_job import TrainJob, check_memory, checkpoint_key, read_rows, memory_spec
+from stages.train.train_job import TrainJob, check_memory, checkpoint_key, memory_spec, read_rows
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def order(base_folder, tmp_path, request):
 def test_every_method_is_made_from_its_entry_alone(order):
     order.checkpoints.mkdir()
     make(order)
-    manifest = read_manifest(order.out)
+    manifest = read_verified_manifest(order.out)
     assert manifest.method == order.adapter.method
     assert manifest.training["steps"] == 4
     assert manifest.training["kept_step"] <= 4
@@ -97,18 +97,18 @@ def test_every_method_is_made_from_its_entry_alone(order):
     metrics = (order.log / "metrics.json").read_text()
     for name in ("learning_rate", "gradient_norm", "tokens_per_second", "padding", "memory_gib", "utilization"):
         assert name in metrics
-    adapters.load(order.out, order.base)
+    adapter_files.load_adapter(order.out, order.base)
 
 
 def test_an_adapter_that_was_written_wrongly_is_not_kept(order, monkeypatch):
-    usual = adapters._save_adapter
+    usual = adapter_files._save_peft_adapter
 
     def spoil(model, folder, name):
         usual(model, folder, name)
         weights = load_file(folder / WEIGHTS)
         save_file({name: each + 0.5 for name, each in weights.items()}, folder / WEIGHTS)
 
-    monkeypatch.setattr(adapters, "_save_adapter", spoil)
+    monkeypatch.setattr(adapter_files, "_save_peft_adapter", spoil)
     order.checkpoints.mkdir()
     with pytest.raises(UserError, match="does not answer as the one in memory: logits differ by"):
         make(order)

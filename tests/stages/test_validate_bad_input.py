@@ -12,9 +12,9 @@ import time
 import psutil
 import pytest
 from gate import GOOD, Outcome
-from given import ROOT, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shared_data import ROOT, write_rows
 
 from formats.raw_rows import find_files, read_rows
 from models.errors import UserError

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from gate import GOOD, Outcome
-from given import ROOT, conversation, write_rows
+from shared_data import ROOT, conversation, write_rows
 
 from models.sample import UnknownFormat, read_messages
 from stages.validate.escapes import escape

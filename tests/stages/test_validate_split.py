@@ -5,11 +5,11 @@ import random
 import numpy as np
 import pytest
 from gate import Outcome
-from given import conversation, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import conversation, write_rows
 
-from models.sample import Message, sample_id
+from models.sample import Message, make_sample_id
 from stages.validate.dedup import keys_of
 from stages.validate.split import Split, split
 
@@ -39,7 +39,7 @@ def dialogues(draw) -> list[tuple[int, tuple[Message, ...]]]:
         first = draw(st.integers(1, len(turns)))
         system = draw(st.sampled_from([None, f"您是客服{number % 3}号。"]))
         rows += [(number, row) for row in growing(turns, first, system)]
-    order = draw(st.sampled_from([lambda row: 0, lambda row: sample_id(row[1]), lambda row: -len(row[1])]))
+    order = draw(st.sampled_from([lambda row: 0, lambda row: make_sample_id(row[1]), lambda row: -len(row[1])]))
     return list({row: (number, row) for number, row in sorted(rows, key=order)}.values())
 
 

@@ -5,7 +5,7 @@ from string import Formatter
 
 import pytest
 from babel.messages.extract import extract_from_dir
-from given import ROOT
+from shared_data import ROOT
 
 import texts
 
@@ -17,9 +17,7 @@ CHINESE = re.compile(r"[\u4e00-\u9fff]")
 def messages_in_code() -> set[str]:
     methods = [("**.py", "python"), ("**.html", "jinja2"), ("**.md", "jinja2")]
     return {
-        message
-        for room in ROOMS
-        for _, _, message, _, _ in extract_from_dir(ROOT / room, methods, keywords=KEYWORDS)
+        message for room in ROOMS for _, _, message, _, _ in extract_from_dir(ROOT / room, methods, keywords=KEYWORDS)
     }
 
 

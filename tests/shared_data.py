@@ -24,7 +24,7 @@ TEXTS = [
 ]
 
 
-def shared(path: str) -> Path:
+def developer_file(path: str) -> Path:
     """A file beside the project that only its developers have; skips where it is missing."""
     found = SHARED / path
     if not found.exists():
@@ -45,7 +45,7 @@ def write_rows(path: Path, rows: list) -> Path:
 
 # Adapters -----------------------------------------------------------------------------------------
 
-SETTINGS = {
+ADAPTER_SETTINGS = {
     "lora": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value"]},
     "lora everywhere": {"rank": 2, "alpha": 4, "target_modules": ["dense", "dense_h_to_4h", "dense_4h_to_h"]},
     "lora rank-stabilized": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value", "dense"], "rslora": True},
@@ -56,7 +56,7 @@ SETTINGS = {
 }
 
 
-def manifest_of(found: base_model.Base, method: str = "lora") -> Manifest:
+def minimal_manifest(found: base_model.Base, method: str = "lora") -> Manifest:
     """The least that a manifest says."""
     return Manifest(
         name=method,
@@ -74,13 +74,13 @@ def manifest_of(found: base_model.Base, method: str = "lora") -> Manifest:
     )
 
 
-def logits(model, config) -> torch.Tensor:
+def short_row_logits(model, config) -> torch.Tensor:
     """Of a short row."""
     with torch.inference_mode():
         return model(torch.tensor([[40, 41, config.gmask_token_id, config.bos_token_id, 50]])).logits
 
 
-def shake(model) -> None:
+def randomize_adapter(model) -> None:
     """Give the adapter weights that matter: a fresh LoRA changes nothing."""
     with torch.no_grad():
         for parameter in model.parameters():
