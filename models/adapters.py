@@ -1,11 +1,11 @@
-"""Attach adapters; the only place that knows peft."""
+"""Attach LoRA, P-Tuning v2 or full fine-tuning to a frozen ChatGLM: the only module that imports peft."""
 
 from functools import cache
 
 from models.errors import UserError
 from models.manifest import METHODS
 
-PREFIX_ROWS = "prompt_embeddings"  # what peft calls a prefix in its file
+PREFIX_NAME = "prompt_embeddings"  # peft's name of a prefix in its weight file
 
 
 def attach_adapter(
@@ -21,25 +21,23 @@ def attach_adapter(
     prefix_tokens: int | None = None,
     projection: bool = False,
 ):
-    """Wrap a frozen ChatGLM in a fresh adapter, whose weights alone require gradients.
+    """Attach a newly initialized adapter to a frozen ChatGLM; only the adapter's weights require gradients.
 
     Args:
-        method: ``lora``, ``ptuning_v2``, or ``full`` for the model itself, with gradients for all its weights.
-        rank, alpha, dropout, target_modules: LoRA's (Hu et al., arXiv:2106.09685).
-        rslora, dora: LoRA scaled by the square root of its rank (Kalajdzievski, arXiv:2312.03732), and with
-            magnitude and direction apart (Liu et al., arXiv:2402.09353).
-        prefix_tokens, projection: of P-Tuning v2 (Liu et al., arXiv:2110.07602), which peft calls
-            prefix tuning; ``projection`` puts a two-layer MLP before the prefix. Unlike the
-            published code, peft has no dropout on the prefix.
+        method: ``lora``, ``ptuning_v2``, or ``full``, which trains all weights of the model.
+        rank, alpha, dropout, target_modules: of LoRA (Hu et al., arXiv:2106.09685).
+        rslora: scale LoRA by alpha / sqrt(rank) (Kalajdzievski, arXiv:2312.03732).
+        dora: train magnitude and direction separately (Liu et al., arXiv:2402.09353).
+        prefix_tokens, projection: of P-Tuning v2 (Liu et al., arXiv:2110.07602), peft's prefix tuning;
+            ``projection`` puts a two-layer MLP before the prefix. Unlike the published code, peft has no dropout on
+            the prefix.
 
     Returns:
-        A PeftModel, or the model, in training mode.
+        A PeftModel, or for ``full`` the model itself, in training mode.
 
     Raises:
-        UserError: a target module does not exist.
+        UserError: the method or a target module does not exist.
     """
-    from peft import get_peft_model
-
     if method == "full":
         return model.requires_grad_(True).train()
     if method == "lora":
@@ -49,14 +47,22 @@ def attach_adapter(
     else:
         raise UserError(f"Unknown adapter method {method!r}; choose one of {', '.join(METHODS)}.")
     try:
-        tuned = get_peft_model(model, config).train()
+        adapted = attach_config(model, config).train()
     except ValueError as error:
         raise UserError(f"The adapter cannot be attached: {str(error).splitlines()[0]}") from None
-    _compute_in_the_type_of_the_base(tuned)
-    return tuned
+    replace_lora_layers(adapted)
+    return adapted
+
+
+def attach_config(model, config):
+    """Return the PeftModel of a model and a peft configuration."""
+    from peft import get_peft_model
+
+    return get_peft_model(model, config)
 
 
 def lora_config(rank, alpha, dropout, target_modules, rslora, dora):
+    """Return peft's LoraConfig; arguments as for :func:`attach_adapter`."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -71,6 +77,7 @@ def lora_config(rank, alpha, dropout, target_modules, rslora, dora):
 
 
 def prefix_config(model, prefix_tokens: int, projection: bool):
+    """Return peft's PrefixTuningConfig; arguments as for :func:`attach_adapter`."""
     from peft import PrefixTuningConfig
 
     return PrefixTuningConfig(
@@ -81,75 +88,99 @@ def prefix_config(model, prefix_tokens: int, projection: bool):
     )
 
 
-def _compute_in_the_type_of_the_base(tuned) -> None:
-    """Keep LoRA's own weights in float32, but not the products with them: see :class:`Float32Weight`."""
+# LoRA layers ---------------------------------------------------------------------------------------
+
+
+def replace_lora_layers(adapted) -> None:
+    """Keep LoRA's weights in float32 but multiply in the base's dtype, and replace peft's forward by a faster one.
+
+    See :class:`models.precision.Float32Weight` and :func:`_fast_lora_class`.
+    """
     from peft.tuners.lora import Linear, LoraLayer
     from torch import nn
 
     from models.precision import Float32Weight
 
-    for layer in tuned.modules():
+    for layer in adapted.modules():
         if isinstance(layer, LoraLayer):
             layer.cast_input_dtype_enabled = False
-            for part in (*layer.lora_A.values(), *layer.lora_B.values()):
-                if type(part) is nn.Linear:
-                    part.__class__ = Float32Weight
+            for matrix in (*layer.lora_A.values(), *layer.lora_B.values()):
+                if type(matrix) is nn.Linear:
+                    matrix.__class__ = Float32Weight
             if type(layer) is Linear:
-                layer.__class__ = _scaled_early()
+                layer.__class__ = _fast_lora_class()
 
 
 @cache
-def _scaled_early():
-    """peft's plain LoRA layer, multiplying by its scaling where its input has been narrowed to the rank.
+def _fast_lora_class():
+    """Return a subclass of peft's LoRA layer that applies ``alpha / rank`` after lora_A instead of after lora_B.
 
-    peft multiplies the output, as wide as the base's, and in the backward pass the gradient of that. The product
-    is added to a plain base layer's in place, see :mod:`models.low_rank`.
+    The output of lora_A has width ``rank``; peft scales the output of lora_B, and its gradient, which are as wide as
+    the base layer. For a single adapter the product is added to the base layer's output in place, see
+    :mod:`models.low_rank`. Merged or disabled adapters and variants such as DoRA use peft's forward.
     """
     from peft.tuners.lora.layer import Linear
 
     from models import low_rank
 
-    class ScaledEarly(Linear):
+    class FastLora(Linear):
         def forward(self, x, *args, **kwargs):
             plain = [name for name in self.active_adapters if name in self.lora_A and name not in self.lora_variant]
             if self.merged or self.disable_adapters or args or kwargs or plain != list(self.active_adapters):
                 return super().forward(x, *args, **kwargs)
             layer = self.base_layer
             if len(plain) == 1 and low_rank.is_supported(layer, x):
-                narrow = self._narrow(plain[0], x)
-                wide = self.lora_B[plain[0]].padded_weight(narrow)
-                return low_rank.linear_plus_product(x, layer.weight, layer.bias, narrow, wide)
+                narrow = self._project_down(plain[0], x)
+                up = self.lora_B[plain[0]].padded_weight(narrow)
+                return low_rank.linear_plus_product(x, layer.weight, layer.bias, narrow, up)
             result = layer(x)
             for name in plain:
-                result = result + self.lora_B[name](self._narrow(name, x))
+                result = result + self.lora_B[name](self._project_down(name, x))
             return result
 
-        def _narrow(self, name, x):
+        def _project_down(self, name, x):
             return self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name]
 
-    return ScaledEarly
+    return FastLora
+
+
+# Adapted models ------------------------------------------------------------------------------------
+
+
+def get_base_model(model):
+    """Return the ChatGLM below an adapter, or the model itself if it has none."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def disable_adapter(model):
+    """Return a context manager that disables a model's adapter, or None for a model without an adapter."""
+    return model.disable_adapter() if hasattr(model, "get_base_model") else None
 
 
 def count_parameters(model) -> tuple[int, int]:
-    """How many parameters are trained, and how many there are; quantized ones count as what they stand for."""
+    """Return the numbers of trainable parameters and of all; a quantized weight counts with its original size."""
     if hasattr(model, "get_base_model"):
         return model.get_nb_trainable_parameters()
     return model.num_parameters(only_trainable=True), model.num_parameters()
 
 
-def get_base_model(model):
-    """The ChatGLM below an adapter."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def adapter_state_dict(adapted, adapter: str = "default") -> dict:
+    """Return an adapter's tensors by their names in its weight file."""
+    from peft import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(adapted, adapter_name=adapter, save_embedding_layers=False)
 
 
-def disable_adapter(model):
-    """A context in which an adapted model answers as its base; None for a model without an adapter."""
-    return model.disable_adapter() if hasattr(model, "get_base_model") else None
+def load_adapter_state_dict(adapted, tensors: dict, adapter: str = "default") -> None:
+    """Copy tensors into an adapter; names as in :func:`adapter_state_dict`."""
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(adapted, tensors, adapter_name=adapter)
 
 
-def set_prefix(tuned, rows) -> None:
-    """Make (prefix tokens, 2 · layers · hidden_size) rows the prefix of a model with one."""
+def set_prefix(adapted, rows) -> None:
+    """Copy (prefix tokens, 2 · layers · hidden_size) rows into the prefix of a P-Tuning v2 model."""
     import torch
 
     with torch.no_grad():
-        tuned.prompt_encoder[tuned.active_adapter].embedding.weight.copy_(rows)
+        adapted.prompt_encoder[adapted.active_adapter].embedding.weight.copy_(rows)

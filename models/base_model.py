@@ -1,8 +1,7 @@
-"""Find, verify and load a base model.
+"""A base model: a checkpoint folder in the official file layout, and its record ``base.json``.
 
-A base is a folder in the official file layout. Its *record*, ``base.json``, says where the folder
-is and what was in it. What is loaded later are the bytes that the record's hashes stand for: configuration,
-tokenizer and weights are parsed from the buffers that are hashed. No other file of the folder is read.
+The record holds the folder's path and the size and SHA-256 of each file. Configuration, tokenizer and weights are
+parsed from the same buffers that are hashed (see :mod:`models.model_loading`); no other file of the folder is read.
 """
 
 import hashlib
@@ -17,10 +16,10 @@ RECORD = "base.json"
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "ice_text.model", "tokenizer_config.json"
 SINGLE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# Other programs would load these with the weights, so a folder that holds one is not what its weights say.
-FOREIGN_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "added_tokens.json")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
-MAX_REHASHED_BYTES = 2**26  # bytes; hashing 13 GB takes ten seconds, which load_model spends anyway
+# Other libraries apply these files on top of the weights, e.g. transformers an adapter_config.json without a message.
+FOREIGN_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "added_tokens.json")
+MAX_REHASHED_BYTES = 2**26  # larger files (13 GB take 10 s) are hashed when they are loaded
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,10 @@ class Base:
     """A verified base model.
 
     Attributes:
-        name: as params.yaml names it: ``tiny``, a hub id or a folder.
-        folder: where its files are.
-        revision: the hub's commit, or None.
-        files: size in bytes and SHA-256 of every file that counts, by name.
+        name: value of ``base.model`` in params.yaml: ``tiny``, a hub id or a folder.
+        folder: folder of the checkpoint.
+        revision: commit on the Hugging Face Hub, or None.
+        files: size in bytes and SHA-256 of configuration, tokenizer, weights and weight index, by file name.
     """
 
     name: str
@@ -41,7 +40,7 @@ class Base:
 
     @property
     def identity(self) -> str:
-        """One hash for configuration, tokenizer and weights."""
+        """One SHA-256 over the hashes of all files."""
         return sha256_of_json({name: entry["sha256"] for name, entry in self.files.items()})
 
     @property
@@ -53,10 +52,10 @@ class Base:
         return [name for name in self.files if Path(name).suffix in WEIGHT_SUFFIXES]
 
     def read(self, name: str) -> bytes:
-        """The bytes of a small file.
+        """Return the bytes of a small file, after a check of their hash.
 
         Raises:
-            UserError: they are not those of the record.
+            UserError: the file is missing, too large, or has another hash than the record.
         """
         content = schemas.read_small_file(self.folder / name)
         if hashlib.sha256(content).hexdigest() != self.files[name]["sha256"]:
@@ -65,63 +64,77 @@ class Base:
 
 
 def hash_mismatch_message(path: Path) -> str:
+    """Return the error message for a file whose hash differs from the record."""
     return f"The base model's file {path} changed since stage base ran; run `dvc repro -f base`."
 
 
 def hash_files(folder: Path, names: list[str]) -> dict[str, dict]:
-    """Size in bytes and SHA-256 of files, by name in alphabetical order."""
+    """Return size in bytes and SHA-256 of files, by name in alphabetical order.
+
+    Raises:
+        UserError: a file other than the weights exceeds :data:`models.schemas.MAX_BYTES`.
+    """
     paths = {name: folder / name for name in sorted(set(names))}
     for name, path in paths.items():
         if Path(name).suffix not in WEIGHT_SUFFIXES and path.stat().st_size > schemas.MAX_BYTES:
-            raise UserError(f"{path} is larger than {schemas.MAX_BYTES} bytes, which no file of its kind is.")
+            raise UserError(f"{path} is larger than {schemas.MAX_BYTES} bytes, its limit; fetch it again.")
     return {name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in paths.items()}
 
 
 def check_foreign_files(folder: Path) -> None:
-    """Raises UserError: weights stand twice, or the folder holds an adapter or tokens beside them."""
-    if foreign := [name for name in FOREIGN_FILES if (folder / name).exists()]:
+    """Check that a checkpoint folder has one set of weights, and no adapter or added tokens.
+
+    Raises:
+        UserError: there are several sets of weights, or a file of :data:`FOREIGN_FILES`.
+    """
+    if foreign_files := [name for name in FOREIGN_FILES if (folder / name).exists()]:
         raise UserError(
-            f"The base model in {folder} has {' and '.join(foreign)} beside its weights, which other programs load "
-            "with them. Tuneline loads the weights alone: merge it into them, or move it out of the folder."
+            f"The base model in {folder} has {' and '.join(foreign_files)} beside its weights. Other libraries load "
+            "that too, Tuneline loads the weights only: merge it into the weights, or move it out of the folder."
         )
-    named = [name for name in (*SINGLE_WEIGHTS, *WEIGHT_INDEXES) if (folder / name).exists()]
-    if len(named) > 1:
+    weight_sets = [name for name in (*SINGLE_WEIGHTS, *WEIGHT_INDEXES) if (folder / name).exists()]
+    if len(weight_sets) > 1:
         raise UserError(
-            f"The base model in {folder} has its weights more than once: {' and '.join(named)}. Move those that "
-            "are not meant out of the folder; of a hub id, download the others alone and give base.model their folder."
+            f"The base model in {folder} has its weights more than once: {' and '.join(weight_sets)}. Keep one set and "
+            "move the other files out of the folder. For a hub id, download one set only and set base.model to its "
+            "folder."
         )
 
 
 def write_record(base: Base, folder: Path) -> None:
-    """Write ``base.json``; its location is ``.`` where the record lies among the files."""
+    """Write ``base.json`` into a folder. The path in it is ``.`` if that is the checkpoint's own folder."""
     inside = base.folder.resolve() == folder.resolve()
     record = {**asdict(base), "folder": "." if inside else str(base.folder), "identity": base.identity}
     write_json(folder / RECORD, record)
 
 
 def read_record(folder: Path) -> Base:
-    """Read ``base.json`` and check that the files it names are still those.
+    """Read ``base.json`` and check that the files have not changed.
 
-    Files up to 64 MiB are hashed again; of larger ones the size is compared here, and the hash where they are
-    loaded, see :func:`load_model`.
+    Files up to ``MAX_REHASHED_BYTES`` are hashed. Of larger files only the size is compared here, because
+    :func:`models.model_loading.load_model` hashes the weights while it loads them.
 
     Raises:
-        UserError: the record is missing or damaged, or a file changed since.
+        UserError: the record is missing or damaged, or a file is missing or changed.
     """
     path = folder / RECORD
-    record = schemas.validate_schema(schemas.BaseRecord, schemas.parse_json(schemas.read_small_file(path), path), path)
+    content = schemas.parse_json(schemas.read_small_file(path), path)
+    record = schemas.validate_schema(schemas.BaseRecord, content, path)
     files = {name: entry.model_dump() for name, entry in record.files.items()}
     base = Base(record.name, (folder / record.folder).resolve(), record.revision, files)
     if {CONFIG, TOKENIZER, TOKENIZER_CONFIG} - files.keys() or not base.weight_files:
         raise UserError(f"{path} does not name configuration, tokenizer and weights; run `dvc repro -f base`.")
     if base.identity != record.identity:
-        raise UserError(f"{path} was changed: its identity is not that of its files; run `dvc repro -f base`.")
+        raise UserError(f"{path} was changed: its identity does not match its file hashes; run `dvc repro -f base`.")
     for name, entry in files.items():
-        file = base.folder / name
-        if not file.is_file():
-            raise UserError(f"The base model's file {file} is gone; run `dvc repro base`.")
-        size = file.stat().st_size
-        if size != entry["size"] or (size <= MAX_REHASHED_BYTES and sha256_of(file) != entry["sha256"]):
-            raise UserError(hash_mismatch_message(file))
+        _check_file(base.folder / name, entry)
     check_foreign_files(base.folder)
     return base
+
+
+def _check_file(path: Path, entry: dict) -> None:
+    if not path.is_file():
+        raise UserError(f"The base model's file {path} is missing; run `dvc repro base`.")
+    size = path.stat().st_size
+    if size != entry["size"] or (size <= MAX_REHASHED_BYTES and sha256_of(path) != entry["sha256"]):
+        raise UserError(hash_mismatch_message(path))

@@ -1,8 +1,8 @@
-"""The manifest of an adapter: what the adapter is, what it belongs to, and the hashes of its other files.
+"""The manifest of an adapter: its training settings, its base model, and the hashes of its other files.
 
-An adapter folder holds peft's two files, weights and configuration, and ``manifest.json``. Manifests of format 1 have
-no hash of the configuration. They are loaded if ``adapter_config.json`` says what the manifest's settings say and every
-other feature of peft is off, which holds for each adapter that was trained or imported under format 1.
+An adapter folder holds the weights and the configuration as peft writes them, and ``manifest.json``. Manifests of
+format 1 have no hash of the configuration. They load if ``adapter_config.json`` agrees with the manifest's settings and
+every other feature of peft is off, which is true of all adapters that were trained or imported under format 1.
 """
 
 import hashlib
@@ -24,32 +24,34 @@ WEIGHTS = "adapter_model.safetensors"
 METHODS = ("lora", "ptuning_v2", "full")
 FORMAT = 2
 CONFIG_SCHEMAS = {"lora": LoraConfigFile, "ptuning_v2": PrefixConfigFile}
-Setting = bool | int | float | Text | list[Text] | None
+SettingValue = bool | int | float | Text | list[Text] | None
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an adapter is and what it belongs to. The types are checked when a manifest is read, not in code.
+    """Content of ``manifest.json``. Field types are validated when a file is read, not when code creates a manifest.
 
     Attributes:
-        name: its key under ``adapters:`` in params.yaml.
-        method: ``lora``, ``ptuning_v2`` or ``full``, which is no adapter but all the weights.
-        settings: the method's settings and the training's.
+        name: key of the adapter under ``adapters:`` in params.yaml.
+        method: ``lora``, ``ptuning_v2``, or ``full`` for all weights of a fully trained model.
+        settings: settings of method and training.
         base, base_identity: the base model's name and :attr:`models.base_model.Base.identity`.
-        tokenizer_sha256: of the base's ``ice_text.model``.
+        tokenizer_sha256: hash of the base's ``ice_text.model``.
         prompt_version: :data:`models.prompt.PROMPT_VERSION` at training time.
         quantization: bits of the base at training time, or None.
-        dtype: the base's type at training time.
-        receipt_sha256: of the receipt of the data trained on.
-        code_commit: git commit of the code, with ``+`` if the tree was dirty, or None.
-        training: summary of the run.
-        weights_sha256: of the adapter's weights; filled in when saving.
-        config_sha256: of ``adapter_config.json``; filled in when saving, empty for ``full`` and in format 1.
+        dtype: dtype of the base at training time.
+        receipt_sha256: hash of the training data's receipt, or empty for an imported adapter.
+        code_commit: git commit of the code, with ``+`` if the working tree was dirty, or None.
+        training: summary of the training run.
+        weights_sha256: hash of the weight file; filled in when the adapter is saved.
+        config_sha256: hash of ``adapter_config.json``; filled in when the adapter is saved, empty for ``full`` and in
+            format 1.
+        format: version of the manifest's own format.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,200}$")]
     method: Literal["lora", "ptuning_v2", "full"]
-    settings: Annotated[dict[Text, Setting], Field(max_length=200)]
+    settings: Annotated[dict[Text, SettingValue], Field(max_length=200)]
     base: Text
     base_identity: Sha256
     tokenizer_sha256: Sha256
@@ -69,10 +71,10 @@ ManifestFile = create_model("ManifestFile", __base__=schemas.Schema, **_FIELDS)
 
 
 def read_verified_manifest(folder: Path) -> Manifest:
-    """Read an adapter's manifest and check the other files against it.
+    """Read an adapter's manifest and check the hashes of the adapter's other files.
 
     Raises:
-        UserError: there is no adapter, or its manifest, configuration or weights are damaged.
+        UserError: there is no adapter, or manifest, configuration or weights are damaged or changed.
     """
     manifest = parse_manifest(folder)
     if manifest.method != "full":
@@ -83,10 +85,10 @@ def read_verified_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(folder: Path) -> Manifest:
-    """Read an adapter's manifest for a caller that loads the other files, which then checks their hashes.
+    """Read an adapter's manifest only; functions that load the other files check their hashes.
 
     Raises:
-        UserError: there is no adapter, or its manifest is damaged or of another version.
+        UserError: there is no adapter, or its manifest is damaged or of another format.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -94,41 +96,41 @@ def parse_manifest(folder: Path) -> Manifest:
     content = schemas.parse_json(schemas.read_small_file(path), path)
     if content.get("format") not in (1, FORMAT):
         raise UserError(
-            f"{path} is not a manifest of this version: it has format {schemas.to_printable(content.get('format'))}, and "
-            f"1 and {FORMAT} can be read; update Tuneline, or train the adapter again."
+            f"{path} is a manifest of format {schemas.to_printable(content.get('format'))}, but only formats 1 and "
+            f"{FORMAT} can be read; update Tuneline, or train the adapter again."
         )
     return Manifest(**schemas.validate_schema(ManifestFile, content, path).model_dump())
 
 
 def check_base_matches(manifest: Manifest, base: Base, folder: Path) -> None:
-    """Refuse an adapter that does not belong to this base.
+    """Check that an adapter belongs to a base model.
 
     Raises:
-        UserError: base, tokenizer or prompt differ from those of the training.
+        UserError: base model, tokenizer or prompt version differ from those of the training.
     """
-    expected = {
+    compared = {
         "base model": (manifest.base_identity, base.identity),
         "tokenizer": (manifest.tokenizer_sha256, base.tokenizer_sha256),
         "prompt version": (manifest.prompt_version, PROMPT_VERSION),
     }
-    for what, (trained, given) in expected.items():
-        if trained != given:
-            length = None if what == "prompt version" else 12  # enough of a hash to tell two apart by eye
+    for noun, (trained, current) in compared.items():
+        if trained != current:
+            length = None if noun == "prompt version" else 12  # characters of a hash that are shown
             raise UserError(
-                f"The adapter in {folder} was trained on {manifest.base!r} with {what} {trained[:length]}, but the "
-                f"{what} of {base.name!r} is {given[:length]}. Load it with the base it was trained on, or train it "
+                f"The adapter in {folder} was trained on {manifest.base!r} with {noun} {trained[:length]}, but the "
+                f"{noun} of {base.name!r} is {current[:length]}. Load it with the base it was trained on, or train it "
                 "again."
             )
 
 
 def read_config(folder: Path, method: str, manifest: Manifest | None) -> LoraConfigFile | PrefixConfigFile:
-    """Read an adapter's configuration from the bytes that are hashed.
+    """Read ``adapter_config.json`` from the same bytes that are hashed.
 
     Args:
-        manifest: whose hash and settings must be those of the file; None for one that was written a moment ago.
+        manifest: the file must have its hash and settings; None for a file that this process has just written.
 
     Raises:
-        UserError: the file is missing, damaged, or not the one that the manifest describes.
+        UserError: the file is missing or damaged, or does not match the manifest.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -138,28 +140,31 @@ def read_config(folder: Path, method: str, manifest: Manifest | None) -> LoraCon
         raise UserError(hash_mismatch_message(path))
     config = schemas.validate_schema(CONFIG_SCHEMAS[method], schemas.parse_json(content, path), path)
     if manifest:
-        _refuse_other_settings(manifest, config, path)
+        _check_settings(manifest, config, path)
     return config
 
 
-def _refuse_other_settings(manifest: Manifest, config: LoraConfigFile | PrefixConfigFile, path: Path) -> None:
-    """Raises UserError: the manifest's settings say something else than the configuration, or in format 1 nothing."""
+def _check_settings(manifest: Manifest, config: LoraConfigFile | PrefixConfigFile, path: Path) -> None:
+    """Check that the manifest's settings and the configuration agree.
+
+    Raises:
+        UserError: a setting differs, or, in format 1, is missing from the manifest.
+    """
     for key, value in {"method": manifest.method, **config.attachment()}.items():
-        if key not in manifest.settings:
-            if manifest.format == 1:
+        if key in manifest.settings:
+            setting = manifest.settings[key]
+            if (sorted(setting) if isinstance(setting, list) else setting) != value:
                 raise UserError(
-                    f"{path.with_name(MANIFEST)} has format 1 and no {key} under settings, so nothing vouches for "
-                    f"{CONFIG}; train the adapter again."
+                    f"{path} has {key} {value}, but {MANIFEST} has {schemas.to_printable(setting)}; one of them was "
+                    "changed. Train the adapter again."
                 )
-            continue
-        setting = manifest.settings[key]
-        if (sorted(setting) if isinstance(setting, list) else setting) != value:
+        elif manifest.format == 1:
             raise UserError(
-                f"{path} has {key} {value}, but {MANIFEST} says {schemas.to_printable(setting)}; one of them was changed. "
-                "Train the adapter again."
+                f"{path.with_name(MANIFEST)} has format 1 and no {key} under settings, so {CONFIG} cannot be verified; "
+                "train the adapter again."
             )
 
 
 def hash_mismatch_message(path: Path) -> str:
-    """The sentence for a file with another hash than the manifest's."""
+    """Return the error message for a file whose hash differs from the manifest."""
     return f"{path} is not the file that the manifest describes; train the adapter again."

@@ -1,4 +1,8 @@
-"""Load configuration, tokenizer and weights of a base model from the bytes that are hashed."""
+"""Load configuration, tokenizer and weights of a base model.
+
+Everything is parsed from the buffers whose SHA-256 is compared with the record, so a file that is replaced between
+check and load is detected.
+"""
 
 import re
 from pathlib import Path
@@ -7,12 +11,14 @@ from models import schemas, tensor_files
 from models.base_model import CONFIG, TOKENIZER, TOKENIZER_CONFIG, Base, hash_files, hash_mismatch_message
 from models.errors import UserError
 
+# Configuration -------------------------------------------------------------------------------------
+
 
 def load_config(base: Base):
-    """The :class:`models.chatglm.ChatGLMConfig` of a base.
+    """Load the :class:`models.chatglm.ChatGLMConfig` of a base model.
 
     Raises:
-        UserError: it is that of another model, has a key or value that is not allowed, or changed since.
+        UserError: the model is of another type, a key or value is not allowed, or the file changed.
     """
     from huggingface_hub.errors import StrictDataclassError
 
@@ -22,120 +28,126 @@ def load_config(base: Base):
     path = base.folder / CONFIG
     content = schemas.parse_json(base.read(CONFIG), path)
     if content.get("model_type") != ChatGLMConfig.model_type:
-        kind = schemas.to_printable(repr(content.get("model_type")))
-        raise UserError(f"{path} has model_type {kind}; only 'chatglm' is supported.")
+        model_type = schemas.to_printable(repr(content.get("model_type")))
+        raise UserError(f"{path} has model_type {model_type}; only 'chatglm' is supported.")
     try:
         refuse_successor(content)
-        known = schemas.validate_schema(schemas.ModelConfig, content, path)
-        options = known.model_dump(exclude_unset=True, exclude=schemas.UNUSED_CONFIG_KEYS)
-        return ChatGLMConfig(**options | {"dtype": known.dtype or known.torch_dtype})
+        config = schemas.validate_schema(schemas.ModelConfig, content, path)
+        options = config.model_dump(exclude_unset=True, exclude=schemas.UNUSED_CONFIG_KEYS)
+        return ChatGLMConfig(**options | {"dtype": config.dtype or config.torch_dtype})
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(f"{path}: {schemas.to_printable(error, 500)}") from None
 
 
+# Tokenizer -----------------------------------------------------------------------------------------
+
+
 def load_tokenizer(source: Base | Path):
-    """The tokenizer of a base, or of a folder whose files nothing vouches for yet.
+    """Load the :class:`models.chatglm.ChatGLMTokenizer` of a base model.
+
+    Args:
+        source: a base model, or a folder that has no record yet.
 
     Raises:
-        UserError: its files cannot be read, or have a key or value that is not allowed; of a base, they changed since.
+        UserError: a file is missing or damaged, or has a key or value that is not allowed; for a :class:`Base`, also if
+            a file changed.
     """
     from models.chatglm import ChatGLMTokenizer
-    from models.chatglm.configuration_chatglm import image_tokens_of
 
-    base = source if isinstance(source, Base) else _unverified(source)
+    base = source if isinstance(source, Base) else _hash_tokenizer_files(source)
     path = base.folder / TOKENIZER_CONFIG
-    config = schemas.validate_schema(schemas.TokenizerConfig, schemas.parse_json(base.read(TOKENIZER_CONFIG), path), path)
-    image_tokens = config.num_image_tokens
-    if image_tokens is None:
-        image_tokens = image_tokens_of(load_config(base).vocab_size) if CONFIG in base.files else 0
-    tokens = {name: _content(getattr(config, name)) for name in schemas.SPECIAL_TOKEN_KEYS}
-    options = {name: getattr(config, name) for name in schemas.TOKENIZER_OPTIONS}
+    content = schemas.parse_json(base.read(TOKENIZER_CONFIG), path)
+    config = schemas.validate_schema(schemas.TokenizerConfig, content, path)
+    special_tokens = {key: _token_text(getattr(config, key)) for key in schemas.SPECIAL_TOKEN_KEYS}
+    options = {key: getattr(config, key) for key in schemas.TOKENIZER_OPTIONS}
+    options["num_image_tokens"] = _num_image_tokens(base, config)
     try:
-        tokenizer = ChatGLMTokenizer(base.folder / TOKENIZER, num_image_tokens=image_tokens, **options, **tokens)
+        tokenizer = ChatGLMTokenizer(base.folder / TOKENIZER, **options, **special_tokens)
     except (OSError, RuntimeError, ValueError, TypeError, IndexError) as error:
-        files = f"{TOKENIZER} and {TOKENIZER_CONFIG}"
         raise UserError(
-            f"The tokenizer in {base.folder} cannot be read ({_reason(error)}); fetch {files} again."
+            f"The tokenizer in {base.folder} cannot be read ({_first_line(error)}); fetch {TOKENIZER} and "
+            f"{TOKENIZER_CONFIG} again."
         ) from None
     if tokenizer.vocabulary.sha256 != base.tokenizer_sha256:
         raise UserError(hash_mismatch_message(base.folder / TOKENIZER))
-    _refuse_added_tokens(config, tokens, tokenizer, path)
+    _check_added_tokens(config, special_tokens, tokenizer, path)
     return tokenizer
 
 
-def _unverified(folder: Path) -> Base:
-    """A folder's tokenizer, and its configuration where there is one, hashed as they are now."""
+def _hash_tokenizer_files(folder: Path) -> Base:
+    """Return a :class:`Base` with the tokenizer's files, and the configuration if there is one, as they are now."""
     if missing := [name for name in (TOKENIZER, TOKENIZER_CONFIG) if not (folder / name).is_file()]:
         raise UserError(f"The base model in {folder} is incomplete; these files are missing: {', '.join(missing)}.")
     names = [TOKENIZER, TOKENIZER_CONFIG, *([CONFIG] if (folder / CONFIG).is_file() else [])]
     return Base(str(folder), folder, None, hash_files(folder, names))
 
 
-def _content(token: str | schemas.AddedToken) -> str:
+def _num_image_tokens(base: Base, config: schemas.TokenizerConfig) -> int:
+    """Return the tokenizer's own number of image tokens, or else the one that the vocabulary size implies."""
+    from models.chatglm.configuration_chatglm import image_tokens_of
+
+    if config.num_image_tokens is not None:
+        return config.num_image_tokens
+    return image_tokens_of(load_config(base).vocab_size) if CONFIG in base.files else 0
+
+
+def _token_text(token: str | schemas.AddedToken) -> str:
     return token if isinstance(token, str) else token.content
 
 
-def _refuse_added_tokens(config: schemas.TokenizerConfig, tokens: dict[str, str], tokenizer, path: Path) -> None:
-    """Raises UserError: the configuration adds tokens, or has special ones elsewhere than the vocabulary."""
-    for number, token in config.added_tokens_decoder.items():
-        there = token.content in tokens.values()
-        if not there or tokenizer.convert_tokens_to_ids(token.content) != int(number):
+def _check_added_tokens(config: schemas.TokenizerConfig, special_tokens: dict[str, str], tokenizer, path: Path) -> None:
+    """Check that every added token is a special token, at the id that the vocabulary has for it.
+
+    Raises:
+        UserError: another token is added, or a special token has another id.
+    """
+    for token_id, token in config.added_tokens_decoder.items():
+        is_known = token.content in special_tokens.values()
+        if not is_known or tokenizer.convert_tokens_to_ids(token.content) != int(token_id):
             raise UserError(
-                f"{path} adds the token {schemas.to_printable(token.content)} as number {number}, which the vocabulary in "
-                f"{TOKENIZER} does not have there; use the files of one checkpoint."
+                f"{path} adds the token {schemas.to_printable(token.content)} as number {token_id}, which is not in "
+                f"the vocabulary of {TOKENIZER}; use the files of one checkpoint."
             )
 
 
-def load_model(base: Base, dtype: str, quantization: int | None = None):
-    """The model, frozen in evaluation mode, on the GPU if there is one.
+# Weights -------------------------------------------------------------------------------------------
 
-    Every weight is built from bytes that are hashed, and the hashes are those of ``base.files``.
+
+def load_model(base: Base, dtype: str, quantization: int | None = None):
+    """Load a base model, frozen and in evaluation mode, onto the current GPU if there is one, else the CPU.
 
     Args:
-        dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto`` for that of the checkpoint.
+        dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto`` for the checkpoint's dtype.
         quantization: 4 (NF4) or 8 bits by bitsandbytes, or None.
 
+    Returns:
+        A :class:`models.chatglm.ChatGLMForConditionalGeneration`.
+
     Raises:
-        UserError: weights are missing, left over, have the wrong shape, cannot be read, or changed since.
+        UserError: a weight is missing, unknown or has the wrong shape, or a file is damaged or changed.
     """
     import torch
 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     config = load_config(base)
-    kind = config.dtype if dtype == "auto" else dtype
-    kind = getattr(torch, kind) if isinstance(kind, str) else kind  # None: every tensor stays as it is stored
-    model, quantizer = _without_weights(config, kind, quantization)
+    torch_dtype = config.dtype if dtype == "auto" else dtype
+    if isinstance(torch_dtype, str):
+        torch_dtype = getattr(torch, torch_dtype)  # None: every tensor keeps the dtype of its file
+    model, quantizer = _create_on_meta(config, torch_dtype, quantization)
     try:
-        _fill(model, base, device, kind, quantizer)
-    except (OSError, RuntimeError) as error:  # a disk that fails, a GPU without memory
-        raise UserError(f"The weights in {base.folder} cannot be loaded ({_reason(error)}).") from None
+        _load_weights(model, base, device, torch_dtype, quantizer)
+    except (OSError, RuntimeError) as error:  # disk failure, out of GPU memory
+        raise UserError(f"The weights in {base.folder} cannot be loaded ({_first_line(error)}).") from None
     if quantizer is not None:
         model.hf_quantizer = quantizer
         quantizer.postprocess_model(model)
-    # Trainer leaves use_cache false in the config.json of what it trained; answers are generated with a KV cache.
+    # transformers' Trainer saves use_cache=False in config.json; generation needs the KV cache.
     model.generation_config.use_cache = True
     return model.requires_grad_(False).eval()
 
 
-def _fill(model, base: Base, device, dtype, quantizer) -> None:
-    """Give every parameter its weight, converted and quantized one tensor at a time.
-
-    Raises:
-        UserError: a weight is missing, left over or of another shape, or a file changed since.
-    """
-    wanted, filled = set(model.state_dict()), set()
-    files = [(path := base.folder / name, base.files[name]["sha256"], hash_mismatch_message(path)) for name in base.weight_files]
-    for path, name, tensor in tensor_files.read_weight_files(files):
-        if not _is_ignored(model, name):
-            _refuse_misfit(model, name, tensor, name in filled, path)
-            _set_weight(model, name, tensor.to(device, dtype), quantizer)
-            filled.add(name)
-    if lacking := sorted(wanted - filled):
-        raise UserError(f"The weights in {base.folder} lack {len(lacking)} tensors, the first being {lacking[0]}.")
-
-
-def _without_weights(config, dtype, quantization: int | None):
-    """The model with parameters that have shapes and no data, and transformers' quantizer or None."""
+def _create_on_meta(config, dtype, quantization: int | None):
+    """Return a model whose parameters are on the meta device, and transformers' quantizer or None."""
     import torch
     from transformers.quantizers import AutoHfQuantizer
 
@@ -153,49 +165,72 @@ def _without_weights(config, dtype, quantization: int | None):
     return model, quantizer
 
 
-def _is_ignored(model, name: str) -> bool:
-    """Whether a checkpoint may hold this tensor although the model has no use for it."""
-    return any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_unexpected)
-
-
-def _refuse_misfit(model, name: str, tensor, is_repeated: bool, path: Path) -> None:
-    """Raises UserError: the model has no such weight, has another shape there, or got it from another file."""
-    try:
-        parameter = model.get_parameter(name)
-    except AttributeError:
-        raise UserError(
-            f"{path} holds {schemas.to_printable(name)}, which ChatGLM-6B does not have; loaded without it, the model "
-            "would not be the one that was saved. Merge adapters first, and use the files of one checkpoint."
-        ) from None
-    if is_repeated:
-        raise UserError(f"{path} holds {name}, which another weight file holds too; use the files of one checkpoint.")
-    if parameter.shape != tensor.shape:
-        raise UserError(
-            f"{path}: {name} has shape {list(tensor.shape)}, but {CONFIG} makes it {list(parameter.shape)}; use the "
-            "files of one checkpoint."
-        )
-
-
-def _set_weight(model, name: str, value, quantizer) -> None:
-    from torch import nn
-
-    if quantizer is not None and quantizer.param_needs_quantization(model, name):
-        operation = quantizer.get_quantize_ops()
-        parameter = operation.convert({name: [value]}, full_layer_name=name, model=model)[name]
-    else:
-        parameter = nn.Parameter(value, requires_grad=False)
-    module, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(module), leaf, parameter)
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error's message, or its name."""
-    return schemas.to_printable(next(iter(str(error).strip().splitlines()), type(error).__name__), 300)
-
-
 def _quantization_config(bits: int, dtype):
     from transformers import BitsAndBytesConfig
 
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def _load_weights(model, base: Base, device, dtype, quantizer) -> None:
+    """Set every parameter of a model on the meta device, converted and quantized one tensor at a time.
+
+    Raises:
+        UserError: a weight is missing, unknown or has the wrong shape, or a file is damaged or changed.
+    """
+    expected, loaded = set(model.state_dict()), set()
+    paths = {base.folder / name: base.files[name]["sha256"] for name in base.weight_files}
+    files = [(path, sha256, hash_mismatch_message(path)) for path, sha256 in paths.items()]
+    for path, name, tensor in tensor_files.read_weight_files(files):
+        if not _is_ignored(model, name):
+            _check_tensor(model, name, tensor, name in loaded, path)
+            _set_weight(model, name, tensor.to(device, dtype), quantizer)
+            loaded.add(name)
+    if missing := sorted(expected - loaded):
+        raise UserError(f"The weights in {base.folder} lack {len(missing)} tensors, the first is {missing[0]}.")
+
+
+def _is_ignored(model, name: str) -> bool:
+    """Whether published checkpoints hold this tensor although the model computes it."""
+    return any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_unexpected)
+
+
+def _check_tensor(model, name: str, tensor, is_duplicate: bool, path: Path) -> None:
+    """Check that the model has a parameter of this name and shape, and that it was not loaded before.
+
+    Raises:
+        UserError: it does not, or it was.
+    """
+    try:
+        parameter = model.get_parameter(name)
+    except AttributeError:
+        raise UserError(
+            f"{path} holds {schemas.to_printable(name)}, which ChatGLM-6B does not have, so loading the other tensors "
+            "would give another model than the one that was saved. Merge adapters first, and use the files of one "
+            "checkpoint."
+        ) from None
+    if is_duplicate:
+        raise UserError(f"{path} holds {name}, which another weight file holds too; use the files of one checkpoint.")
+    if parameter.shape != tensor.shape:
+        raise UserError(
+            f"{path}: {name} has shape {list(tensor.shape)}, but by {CONFIG} it must be {list(parameter.shape)}; use "
+            "the files of one checkpoint."
+        )
+
+
+def _set_weight(model, name: str, tensor, quantizer) -> None:
+    from torch import nn
+
+    if quantizer is not None and quantizer.param_needs_quantization(model, name):
+        operation = quantizer.get_quantize_ops()
+        parameter = operation.convert({name: [tensor]}, full_layer_name=name, model=model)[name]
+    else:
+        parameter = nn.Parameter(tensor, requires_grad=False)
+    module, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module), leaf, parameter)
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the error's class name if it has no message."""
+    return schemas.to_printable(next(iter(str(error).strip().splitlines()), type(error).__name__), 300)

@@ -1,7 +1,7 @@
-"""Typed models of the JSON files of checkpoints and adapters, and the limits within which such files are parsed.
+"""Pydantic schemas of the JSON files of checkpoints and adapters, and limits for parsing them.
 
-The files come from other people or from a disk that may be damaged. Unknown keys, other types, NaN, numbers beyond
-their limits, repeated keys, deep nesting and large files are refused with one sentence each.
+The files are untrusted: they may come from other people or from a failing disk. Unknown keys, wrong types, NaN, numbers
+out of range, duplicate keys, deep nesting and large files raise a UserError of one line.
 """
 
 import json
@@ -14,11 +14,11 @@ from models.errors import UserError
 
 MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 32
-MAX_KEYS = 1000  # of the outermost object; pydantic keeps an error for each unknown one
+MAX_KEYS = 1000  # of the top-level object; pydantic collects an error for each unknown key
 
 Text = Annotated[str, Field(max_length=4096)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]  # never a path
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]  # no path
 DtypeName = Literal["float32", "float16", "bfloat16"]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -27,52 +27,57 @@ class Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-Kind = TypeVar("Kind", bound=Schema)
+SchemaT = TypeVar("SchemaT", bound=Schema)
 
 
 # Parsing -------------------------------------------------------------------------------------------
 
 
 def read_small_file(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """The bytes of a small file.
+    """Return the bytes of a small file.
 
     Raises:
-        UserError: it is missing, is no regular file, cannot be read, or is larger than ``limit`` bytes.
+        UserError: it is missing, not a regular file, cannot be read, or is larger than ``limit`` bytes.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; run `dvc repro` to make it.")
+        raise UserError(f"{path} does not exist; run `dvc repro` to create it.")
     try:
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     if len(content) > limit:
-        raise UserError(f"{path} is larger than {limit} bytes, which no file of its kind is; fetch or make it again.")
+        raise UserError(f"{path} is larger than {limit} bytes, the limit for this file; fetch or create it again.")
     return content
 
 
 def parse_json(content: bytes, path: Path, max_keys: int = MAX_KEYS) -> dict:
-    """The JSON object in the bytes of a file.
+    """Parse the content of a file as a JSON object.
+
+    Args:
+        path: of the file, for error messages.
+        max_keys: limit for the keys of the top-level object.
 
     Raises:
-        UserError: they hold anything else, repeat a key, or nest deeper than ``MAX_DEPTH``.
+        UserError: the content is not a JSON object, repeats a key, has too many keys, or nests deeper than
+            ``MAX_DEPTH``.
     """
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_without_repeats)
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_dict_without_duplicates)
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({to_printable(error)}); fetch or make it again.") from None
+        raise UserError(f"{path} is not valid JSON ({to_printable(error)}); fetch or create it again.") from None
     except RecursionError:
-        raise UserError(f"{path} nests deeper than {MAX_DEPTH} levels; fetch or make it again.") from None
+        raise UserError(f"{path} nests deeper than {MAX_DEPTH} levels; fetch or create it again.") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object; fetch or make it again.")
+        raise UserError(f"{path} must hold a JSON object; fetch or create it again.")
     if len(value) > max_keys:
-        raise UserError(f"{path} has {len(value)} keys, more than the {max_keys} allowed; fetch or make it again.")
+        raise UserError(f"{path} has {len(value)} keys, more than the {max_keys} allowed; fetch or create it again.")
     if _is_too_deep(value):
-        raise UserError(f"{path} nests deeper than {MAX_DEPTH} levels; fetch or make it again.")
+        raise UserError(f"{path} nests deeper than {MAX_DEPTH} levels; fetch or create it again.")
     return value
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict:
+def _dict_without_duplicates(pairs: list[tuple[str, Any]]) -> dict:
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError("an object repeats a key")
@@ -89,25 +94,28 @@ def _is_too_deep(value: Any) -> bool:
     return True
 
 
-def validate_schema(kind: type[Kind], content: dict, path: Path) -> Kind:
-    """The content of a file as an instance of a schema.
+def validate_schema(schema: type[SchemaT], content: dict, path: Path) -> SchemaT:
+    """Validate the content of a file.
+
+    Args:
+        path: of the file, for error messages.
 
     Raises:
-        UserError: a key is missing or unknown, or a value is not allowed; the sentence names it.
+        UserError: a key is missing or unknown, or a value is not allowed; the message names the first such key.
     """
     try:
-        return kind.model_validate(content)
+        return schema.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(to_printable(part) for part in first["loc"])
+    key = ".".join(to_printable(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        raise UserError(f"{path}: the key {where} is not known; remove it, or use the file that came with the model.")
+        raise UserError(f"{path}: the key {key} is not known; remove it, or use the file that came with the model.")
     reason = to_printable(first["msg"].removeprefix("Value error, "), 300)
-    raise UserError(f"{path}: {f'{where}: ' if where else ''}{reason}.")
+    raise UserError(f"{path}: {f'{key}: ' if key else ''}{reason}.")
 
 
 def to_printable(value: object, length: int = 80) -> str:
-    """A value for a message, on one line and cut off; a lone surrogate, which cannot be printed, is escaped."""
+    """Return a value as text for an error message: one line, at most ``length`` characters, lone surrogates escaped."""
     text = " ".join(str(value).encode("utf-8", "backslashreplace").decode("utf-8").split())
     return text if len(text) <= length else f"{text[:length]}…"
 
@@ -116,7 +124,7 @@ def to_printable(value: object, length: int = 80) -> str:
 
 
 class FileEntry(Schema):
-    """What the record says of one file."""
+    """Size in bytes and hash of one file."""
 
     size: Annotated[int, Field(ge=0, lt=2**50)]
     sha256: Sha256
@@ -133,7 +141,7 @@ class BaseRecord(Schema):
 
 
 class WeightIndex(Schema):
-    """``*.index.json``: the file that holds each tensor. Other keys are ignored; nothing is read from them."""
+    """``*.index.json``: the file name of each tensor. Other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore")
     weight_map: Annotated[dict[Text, Text], Field(min_length=1, max_length=100_000)]
@@ -142,16 +150,16 @@ class WeightIndex(Schema):
 class ModelConfig(Schema):
     """``config.json`` of ChatGLM-6B, as published or as transformers writes it.
 
-    The keys of :data:`NOT_USED` say where a checkpoint comes from and are not handed on. Every other key of
-    transformers would change what is loaded or generated (``attn_implementation``, ``quantization_config``,
-    ``transformers_weights``, ``repetition_penalty``) and is therefore unknown here.
+    Keys in :data:`UNUSED_CONFIG_KEYS` are allowed but ignored. All other keys of transformers are rejected because they
+    would change the loaded weights or the generated text (``attn_implementation``, ``quantization_config``,
+    ``transformers_weights``, ``repetition_penalty``).
     """
 
     model_type: Literal["chatglm"]
     vocab_size: Annotated[int, Field(ge=1, le=2**20)] = 1
     hidden_size: Annotated[int, Field(ge=1, le=2**16)] = 1
     num_layers: Annotated[int, Field(ge=1, le=1024)] = 1
-    num_attention_heads: Annotated[int, Field(ge=0, le=1024)] = 1  # the sentence for 0 is that of ChatGLMConfig
+    num_attention_heads: Annotated[int, Field(ge=0, le=1024)] = 1  # ChatGLMConfig has a better message for 0
     inner_hidden_size: Annotated[int, Field(ge=1, le=2**18)] = 1
     layernorm_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     max_sequence_length: Annotated[int, Field(ge=1, le=2**20)] = 1
@@ -189,7 +197,7 @@ UNUSED_CONFIG_KEYS = {
 
 
 class AddedToken(Schema):
-    """A special token with its flags, which are ChatGLMTokenizer's own whatever stands here."""
+    """A special token with flags; ChatGLMTokenizer ignores the flags and uses its own."""
 
     type_: Any = Field(default=None, alias="__type")
     content: Annotated[str, Field(min_length=1, max_length=64)]
@@ -201,7 +209,7 @@ class AddedToken(Schema):
 
 
 SpecialToken = Annotated[str, Field(min_length=1, max_length=64)] | AddedToken
-TokenNumber = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+TokenIdKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 TOKENIZER_OPTIONS = ("do_lower_case", "remove_space", "clean_up_tokenization_spaces")
 SPECIAL_TOKEN_KEYS = ("bos_token", "eos_token", "mask_token", "pad_token", "unk_token")
 
@@ -209,8 +217,8 @@ SPECIAL_TOKEN_KEYS = ("bos_token", "eos_token", "mask_token", "pad_token", "unk_
 class TokenizerConfig(Schema):
     """``tokenizer_config.json`` of ChatGLM-6B, as published or as transformers writes it.
 
-    Only :data:`TOKENS`, :data:`TOKENIZER_OPTIONS` and ``num_image_tokens`` are used. ``vocab_file``, which would name
-    another vocabulary, is unknown here.
+    Only :data:`SPECIAL_TOKEN_KEYS`, :data:`TOKENIZER_OPTIONS` and ``num_image_tokens`` are used. ``vocab_file`` is
+    rejected, because it could name another vocabulary.
     """
 
     do_lower_case: bool = False
@@ -225,7 +233,7 @@ class TokenizerConfig(Schema):
     gmask_token: SpecialToken = "[gMASK]"
     eop_token: SpecialToken = "<eop>"
     end_token: SpecialToken = "</s>"
-    added_tokens_decoder: Annotated[dict[TokenNumber, AddedToken], Field(max_length=64)] = {}
+    added_tokens_decoder: Annotated[dict[TokenIdKey, AddedToken], Field(max_length=64)] = {}
     padding_side: Literal["left"] = "left"
     split_special_tokens: Literal[False] = False
     truncation_side: Literal["left", "right"] = "right"
@@ -252,7 +260,7 @@ Rank = Annotated[int, Field(ge=1, le=2**16)]
 
 
 class PeftConfig(Schema):
-    """``adapter_config.json``. A key that is not listed is a feature of peft that must be off: null, false or empty."""
+    """``adapter_config.json``. Keys not listed here are peft features that must be off: null, false or empty."""
 
     task_type: Literal["CAUSAL_LM"]
     inference_mode: bool
@@ -261,14 +269,14 @@ class PeftConfig(Schema):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_what_is_off(cls, content: Any) -> Any:
+    def _drop_disabled_features(cls, content: Any) -> Any:
         if not isinstance(content, dict):
             return content
         known = cls.model_fields.keys()
-        return {key: value for key, value in content.items() if key in known or not _is_off(value)}
+        return {key: value for key, value in content.items() if key in known or not _is_disabled(value)}
 
 
-def _is_off(value: Any) -> bool:
+def _is_disabled(value: Any) -> bool:
     return value is None or value is False or value in ({}, [])
 
 
@@ -282,11 +290,11 @@ class LoraConfigFile(PeftConfig):
     use_dora: bool
     bias: Literal["none"] = "none"
     init_lora_weights: Literal[True] = True
-    megatron_core: Text | None = None  # used with megatron_config alone, which must be off
-    qalora_group_size: int | None = None  # used with use_qalora alone, which must be off
+    megatron_core: Text | None = None  # only used with megatron_config, which must be off
+    qalora_group_size: int | None = None  # only used with use_qalora, which must be off
 
     def attachment(self) -> dict:
-        """As for :func:`models.adapters.attach_adapter`."""
+        """Return the keyword arguments of :func:`models.adapters.attach_adapter`."""
         return {
             "rank": self.r,
             "alpha": self.lora_alpha,
@@ -308,5 +316,5 @@ class PrefixConfigFile(PeftConfig):
     num_transformer_submodules: Literal[1] = 1
 
     def attachment(self) -> dict:
-        """As for :func:`models.adapters.attach_adapter`."""
+        """Return the keyword arguments of :func:`models.adapters.attach_adapter`."""
         return {"prefix_tokens": self.num_virtual_tokens, "projection": self.prefix_projection}

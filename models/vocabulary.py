@@ -50,16 +50,16 @@ class Vocabulary:
         text = text.replace("\n", LINE_BREAK).replace("\t", TAB)
         return _BLANKS.sub(lambda blanks: blank_symbol(len(blanks[0])), text) if "  " in text else text
 
-    def split(self, text: str) -> list[str]:
+    def tokenize(self, text: str) -> list[str]:
         """The pieces of a text."""
         return self.pieces.encode(self._prepare(text), out_type=str)
 
-    def count(self, texts: Sequence[str]) -> list[int]:
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """How many pieces each text has. A lone surrogate, which has no UTF-8 form, counts as ``?``."""
         prepared = [self._prepare(text).encode("utf-8", "replace") for text in texts]
         return [len(pieces) for pieces in self.pieces.encode(prepared, out_type=int)]
 
-    def join(self, pieces: Sequence[str]) -> str:
+    def detokenize(self, pieces: Sequence[str]) -> str:
         """The text of pieces."""
         text = self.pieces.decode_pieces(list(pieces))
         text = text.replace(LINE_BREAK, "\n").replace(TAB, "\t")
