@@ -14,7 +14,7 @@ from formats import params_schema
 from models.errors import UserError
 from pipelines import checkpoint_sync, dvc
 from pipelines.clone import Clone
-from pipelines.processes import ProgramFailed, RemoteAway, output_of
+from pipelines.processes import ProgramFailed, RemoteUnavailable, output_of
 from pipelines.retraining import stages_of
 
 MOST = 1000  # points: more are a slip of the pen
@@ -61,14 +61,14 @@ def check(adapter: str, points: Sequence[Point]) -> None:
     if adapter not in knobs.adapters:
         raise UserError(f"params.yaml has no adapter {adapter!r}; it has {', '.join(knobs.adapters)}.")
     for point in points:
-        params_schema.with_adapter(knobs, adapter, point)
+        params_schema.override_adapter(knobs, adapter, point)
 
 
 def attempt(clone: Clone, run: str, adapter: str, point: Point) -> None:
     """Run one experiment in a trainer's clone.
 
     Raises:
-        RemoteAway: it failed, and DVC's remote does not answer either.
+        RemoteUnavailable: it failed, and DVC's remote does not answer either.
         UserError: a stage failed.
     """
     # Both places: params.yaml merges the second from the first, and DVC writes back what it read in each.
@@ -84,10 +84,10 @@ def attempt(clone: Clone, run: str, adapter: str, point: Point) -> None:
     try:
         with checkpoint_sync.following(clone, run, adapter):
             dvc.tell("exp", "run", "--name", name, *changes, "--single-item", *clone.pull, *stages_of(adapter))
-    except RemoteAway:
+    except RemoteUnavailable:
         raise
     except UserError:
-        clone.refuse_if_away()
+        clone.raise_if_unavailable()
         raise
 
 
@@ -95,14 +95,14 @@ def give_back(clone: Clone, run: str, adapter: str, point: Point) -> None:
     """Push an experiment, and what it made.
 
     Raises:
-        RemoteAway: DVC's remote or the origin.
+        RemoteUnavailable: DVC's remote or the origin.
     """
     cache = () if clone.has_remote else ("--no-cache",)
     try:
         with clone.needing_origin():
             dvc.ask("exp", "push", "--force", *cache, "origin", name_of(adapter, point))
     except ProgramFailed:
-        clone.refuse_if_away()
+        clone.raise_if_unavailable()
         raise
     clone.push_data(*(() if clone.shares_cache else ("--run-cache",)))
     checkpoint_sync.withdraw(clone, run)
@@ -112,7 +112,7 @@ def fetch(clone: Clone, adapter: str, points: Sequence[Point], ref: str) -> dict
     """Fetch the experiments that were run on what was handed out; gives the metrics of each by its name.
 
     Raises:
-        RemoteAway: the origin does not answer.
+        RemoteUnavailable: the origin does not answer.
     """
     names = [name_of(adapter, point) for point in points]
     with clone.needing_origin():

@@ -9,7 +9,7 @@ import torch
 from dvclive import Live
 
 from formats import params_schema
-from models import adapters, base_model, precision, training
+from models import adapter_files, adapters, model_loading, precision, training
 from models.errors import UserError
 from models.manifest import Manifest
 from models.program_environment import program_environment
@@ -32,8 +32,8 @@ def make(order: TrainJob) -> None:
         del model  # of which this process has a part
         model = load(order)
         training.load_trainable_state_dict(model, spread)
-    manifest = describe(order, fitted, adapters.parameters(model))
-    adapters.save(model, order.out, manifest, check=lambda folder: prove(model, folder, order, before))
+    manifest = describe(order, fitted, adapters.count_parameters(model))
+    adapter_files.save_adapter(model, order.out, manifest, check=lambda folder: prove(model, folder, order, before))
     log.info("train: %s done: %s", order.name, _resources(manifest.training))
 
 
@@ -41,11 +41,11 @@ def load(order: TrainJob):
     """The base with a fresh adapter."""
     full = order.adapter.method == "full"
     dtype = "float32" if full else order.knobs.base.dtype
-    model = base_model.load_model(order.base, dtype, order.adapter.quantization)
+    model = model_loading.load_model(order.base, dtype, order.adapter.quantization)
     torch.manual_seed(order.knobs.train.seed)
-    model = adapters.attach(model, order.adapter.method, **order.adapter.attachment())
+    model = adapters.attach_adapter(model, order.adapter.method, **order.adapter.attachment())
     if order.knobs.train.precision == "fp8":
-        precision.convert_frozen_layers_to_fp8(adapters.base_of(model).transformer.layers)
+        precision.convert_frozen_layers_to_fp8(adapters.get_base_model(model).transformer.layers)
     return model
 
 
@@ -53,7 +53,7 @@ def fit(model, order: TrainJob) -> training.TrainResult:
     """Fit the adapter; every loss goes to DVCLive as it comes."""
     shared = order.knobs.train
     settings = training.TrainConfig(
-        **{name: getattr(order.adapter, name) for name in params_schema.Hyperparameters.model_fields if name != "quantization"},
+        **order.adapter.model_dump(include=set(params_schema.Hyperparameters.model_fields) - {"quantization"}),
         evaluations=shared.evaluations,
         logs=shared.logs,
         keep_best=shared.keep == "best",
@@ -86,8 +86,8 @@ COMPARED = 16  # tokens
 
 def last_logits(model, row: dict):
     """Logits of a row's last tokens, (COMPARED, vocab_size) in float32, without compiled code."""
-    batch = training.PaddingCollator(adapters.base_of(model).config.pad_token_id)([row])
-    inputs = {name: batch[name].to(adapters.base_of(model).device) for name in ("input_ids", "attention_mask")}
+    batch = training.PaddingCollator(adapters.get_base_model(model).config.pad_token_id)([row])
+    inputs = {name: batch[name].to(adapters.get_base_model(model).device) for name in ("input_ids", "attention_mask")}
     was_training = model.training
     model.eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -106,7 +106,7 @@ def prove(model, folder: Path, order: TrainJob, before: torch.Tensor) -> None:
     trained = last_logits(model, row)
     if torch.equal(trained, before):
         raise UserError("The training changed nothing: the logits are those from before it; raise learning_rate.")
-    with adapters.reloaded(model, folder) as again:
+    with adapter_files.reloaded_adapter(model, folder) as again:
         difference = float((last_logits(again, row) - trained).abs().max() / trained.abs().max())
     if not difference <= (1e-4 if order.knobs.base.dtype == "float32" else 2e-2):
         raise UserError(

@@ -54,4 +54,4 @@ def test_points_that_no_adapter_takes_are_refused_before_anything_runs():
     for adapter, point in (("other", {"rank": 4}), ("lora", {"rank": -1}), ("lora", {"rnak": 4})):
         with pytest.raises(UserError):
             sweeps.check(adapter, [point])
-    assert params_schema.with_adapter(params_schema.load(), "lora", {"rank": 4}).adapters["lora"].rank == 4
+    assert params_schema.override_adapter(params_schema.load(), "lora", {"rank": 4}).adapters["lora"].rank == 4
