@@ -22,10 +22,11 @@ from prefect.exceptions import PrefectHTTPStatusError
 from flows import loss_chart
 from models.errors import UserError
 from models.storage import read_json
+from pipelines.promotion import PromotionResult
 from pipelines.retraining import BRANCH, Outcome
 
 CHECKS = Path("reports/data_checks.json")
-METRICS, TRAINING, WEIGHTS = Path("reports/metrics"), Path("reports/training"), Path("models/weights")
+METRICS, TRAINING = Path("reports/metrics"), Path("reports/training")
 FIGURES = {
     "loss": "evaluation loss · 评测损失",
     "perplexity": "perplexity · 困惑度",
@@ -38,9 +39,9 @@ FIGURES = {
 }
 
 
-def show_checks() -> None:
+def show_checks(folder: Path) -> None:
     """The data checks that some row failed, and the books; places and values stay in the report."""
-    checks = read_json(CHECKS)
+    checks = read_json(folder / CHECKS)
     rows = [_check(each, each["rows"], f"{each['share']:.1%}") for each in checks["rows"] if each["rows"]]
     rows += [_check(each, "–", each["seen"]) for each in checks["data"] if not each["passed"]]
     sides = "{rows_in:,} = train · 训练 {train:,} + eval · 评测 {eval:,} + quarantined · 隔离 {quarantined:,}".format(
@@ -54,9 +55,9 @@ def _check(check: dict, rows: int | str, share: float | str) -> dict:
     return {"check · 检查": check["check"], "found · 结果": found, "rows · 行": rows, "share · 占比": share}
 
 
-def show_comparison(names: list[str]) -> None:
+def show_comparison(folder: Path, names: list[str]) -> None:
     """Figures of each model, side by side."""
-    found = {name: read_json(METRICS / f"{name}.json") for name in names}
+    found = {name: read_json(folder / METRICS / f"{name}.json") for name in names}
     rows = [
         {"figure · 指标": label} | {name: _short(values.get(figure)) for name, values in found.items()}
         for figure, label in FIGURES.items()
@@ -70,11 +71,11 @@ def show_outcome(outcome: Outcome, address: str) -> None:
     Args:
         address: of the repository.
     """
-    version = f"champion {outcome.promoted}" if outcome.promoted else "the champion stays · 擂主不变"
+    version = f"champion {outcome.version}" if outcome.version else "the champion stays · 擂主不变"
     where = f"{BRANCH}, commit {outcome.commit} · `{address}`"
-    parts = [f"## {version}", where, *(_decision(name, each) for name, each in outcome.decisions.items())]
-    if outcome.promoted:
-        parts.append(f"```\ndvc artifacts get {address} champion --rev champion@{outcome.promoted}\n```")
+    parts = [f"## {version}", where, *map(_decision, outcome.decisions)]
+    if outcome.version:
+        parts.append(f"```\ndvc artifacts get {address} champion --rev champion@{outcome.version}\n```")
     show_text("promotion", "\n\n".join(parts))
     if address.startswith("https://"):
         create_link_artifact(
@@ -84,12 +85,14 @@ def show_outcome(outcome: Outcome, address: str) -> None:
         )
 
 
-def _decision(name: str, decision: dict) -> str:
-    title = "promoted · 晋级" if decision["promote"] else "not promoted · 未晋级"
+def _decision(decision: PromotionResult) -> str:
+    title = "promoted · 晋级" if decision.is_promoted else "not promoted · 未晋级"
     rows = [
-        f"| {'✓' if each['met'] else '✗'} {each['condition']} | {each['found']} |" for each in decision["conditions"]
+        f"| {'✓' if condition.is_met else '✗'} {condition.name} | {condition.values} |"
+        for condition in decision.conditions
     ]
-    return "\n".join([f"### {name}: {title}", "", "| condition · 条件 | found · 结果 |", "|---|---|", *rows])
+    heading = f"### {decision.adapter}: {title}"
+    return "\n".join([heading, "", "| condition · 条件 | found · 结果 |", "|---|---|", *rows])
 
 
 def show_text(key: str, markdown: str) -> None:
@@ -124,7 +127,7 @@ def show_losses(name: str, history: list[dict]) -> None:
 
 
 @contextmanager
-def progress(name: str, seconds: float = 5.0) -> Iterator[None]:
+def progress(folder: Path, name: str, seconds: float = 5.0) -> Iterator[None]:
     """A bar in the UI that follows the training in this folder, while the block runs."""
     bar = create_progress_artifact(0.0, key=f"training-{_key(name)}", description=f"Training · 训练 {name}")
     ended = threading.Event()
@@ -132,7 +135,7 @@ def progress(name: str, seconds: float = 5.0) -> Iterator[None]:
     def follow() -> None:
         shown = 0.0
         while not ended.wait(seconds):
-            done = share_done(TRAINING / name / "metrics.json")
+            done = share_done(folder / TRAINING / name / "metrics.json")
             if done > shown:
                 shown = done
                 _move(bar, done)

@@ -9,7 +9,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 
 from flows.agent import SERVER_TIMEOUT, wait_for_server
-from flows.runs import OURS
+from flows.run_metadata import PROJECT_TAG
 from models.command_line import entry_point
 from models.errors import UserError
 from pipelines.processes import run_module
@@ -45,7 +45,7 @@ def active_schedules(client: SyncPrefectClient) -> dict[str, list]:
     return {
         deployment.name: [entry.schedule for entry in deployment.schedules if entry.active]
         for deployment in client.read_deployments()
-        if OURS in deployment.tags
+        if PROJECT_TAG in deployment.tags
     }
 
 

@@ -1,95 +1,127 @@
-"""Flow finetune_adapters: the main job, spread over agents.
+"""Flow finetune_adapters: retrain what has changed, with the GPU work on agents."""
 
-It prepares the data, has each model that changed trained and evaluated on a GPU agent, compares, commits, and promotes
-what is really better.
-"""
+from prefect.client.schemas.objects import FlowRun
 
-from functools import partial
-
-from prefect import runtime
-
-from flows import artifacts, notifications, runs
+from flows import artifacts, notifications
+from flows.child_runs import start_child_run
+from flows.lifecycle import flow, reporting_failure, set_up_run
 from flows.prepare_data import prepare
+from flows.run_polling import wait_for_runs
 from formats import params_schema
+from models.errors import UserError
 from pipelines import retraining, run_refs
 from pipelines.clone import Clone
+from pipelines.retraining import Outcome
+from texts import translate
 
 
-@runs.flow(name="finetune-adapters", flow_run_name="finetune · {cause}")
+@flow(name="finetune-adapters", flow_run_name="finetune · {cause}")
 def finetune_adapters(revision: str = "HEAD", cause: str = "by hand") -> str:
-    """Retrain what the revision changed, whatever the reason; gives what came of it in a sentence."""
-    return retrain_all(revision, cause)
+    """Retrain what a revision has changed, compare, and promote the best adapter if it is better than the champion.
+
+    Args:
+        cause: reason of the retraining, for the commit.
+
+    Returns:
+        The outcome in one sentence.
+    """
+    return retrain(revision, cause)
 
 
-def retrain_all(revision: str, cause: str) -> str:
-    """See :func:`finetune_adapters`; flow retrain does the same, when it is time."""
-    run = runs.begin()
-    with runs.failures_told(run):
-        return _retrain(runs.patiently(retraining.enter, run, revision), cause)
+def retrain(revision: str, cause: str) -> str:
+    """See :func:`finetune_adapters`; flow retrain does the same on a schedule."""
+    run = set_up_run()
+    with reporting_failure(run):
+        clone = retraining.open_branch_clone(run, revision)
+        # A restarted run that was killed after its push has still to report the promotion.
+        if retraining.is_up_to_date(clone) and not retraining.promoted_version(clone):
+            clone.discard()
+            return _print_result(translate("Nothing has changed."))
+        prepare(clone)
+        train_on_agents(clone, run)
+        outcome = compare_and_promote(clone, run, cause)
+        return report_outcome(clone, outcome, cause)
 
 
-def _retrain(clone: Clone, cause: str) -> str:
-    run = str(runtime.flow_run.id)
-    # Whoever was killed behind its push has still to tell of it.
-    if retraining.nothing_changed() and not retraining.new_champion(clone):
-        print("Nothing changed · 没有变化")
-        clone.discard()
-        return "nothing changed"
-    prepare(clone)
-    train_on_agents(run, runs.patiently(run_refs.hand_out, clone, run))
-    return finish(clone, run, cause)
+def train_on_agents(clone: Clone, run: str) -> None:
+    """Train and evaluate all outdated models, each in a child run on a GPU agent."""
+    ref = run_refs.publish(clone, run)
+    wait_for_runs([_start_training(clone, run, ref, name) for name in retraining.outdated_models(clone)])
 
 
-def finish(clone: Clone, run: str, cause: str) -> str:
-    """Compare, commit, promote what is better, and show what came of it; gives that in a sentence."""
-    repro = partial(runs.patiently, Clone.repro)
-    publish = partial(runs.patiently, retraining.publish)
-    outcome = retraining.conclude(clone, run, cause, repro, publish, partial(measure_on_agent, run))
-    artifacts.show_comparison(list(params_schema.load().evaluate.models))
-    artifacts.show_outcome(outcome, clone.address)
-    if outcome.promoted:
-        notifications.tell("promoted", f"champion {outcome.promoted}", version=outcome.promoted, cause=cause)
-    clone.discard()
-    said = f"champion {outcome.promoted} · 晋级" if outcome.promoted else "no adapter is better · 无适配器晋级"
-    print(f"{retraining.BRANCH} {outcome.commit}: {said}")
-    return said
+def _start_training(clone: Clone, run: str, ref: str, name: str) -> FlowRun:
+    params = clone.params()
+    return start_child_run(
+        "train-adapter/train-adapter",
+        key=f"{run} {name}",
+        name=training_title(name, retraining.data_hash(clone), params),
+        parameters={"ref": ref, "name": name},
+        gpus=params.train.devices,
+    )
 
 
-def train_on_agents(run: str, ref: str) -> None:
-    """Have every model that changed trained and evaluated, each on a GPU agent."""
-    knobs, data = params_schema.load(), retraining.data_hash()
-    started = [
-        runs.start(
-            "train-adapter/train-adapter",
-            key=f"{run} {name}",
-            name=title(name, data, knobs),
-            parameters={"ref": ref, "name": name},
-            gpus=knobs.train.devices,
-        )
-        for name in retraining.pending()
-    ]
-    runs.wait(started)
+def compare_and_promote(clone: Clone, run: str, cause: str) -> Outcome:
+    """Compare the models, promote the best adapter if it is better than the champion, and push the results.
+
+    If another retraining has pushed in the meantime, its results are merged, and the comparison is repeated with its
+    champion.
+
+    Raises:
+        UserError: other retrainings have pushed after every comparison.
+    """
+    for _ in range(retraining.MAX_PUSH_ATTEMPTS):
+        retraining.compare_models(clone, cause)
+        if names := retraining.unmeasured_challengers(clone):
+            measure_on_agent(clone, run, names)
+        decisions = retraining.promote_best(clone)
+        if retraining.push_results(clone, run):
+            return retraining.read_outcome(clone, decisions)
+        retraining.merge_remote_changes(clone)
+    raise UserError(
+        f"Branch {retraining.BRANCH} was changed by others during each of {retraining.MAX_PUSH_ATTEMPTS} attempts to "
+        "push; run this again when they have ended."
+    )
 
 
-def measure_on_agent(run: str, clone: Clone, names: list[str]) -> None:
-    """Have a GPU agent run champion and challengers: orchestration owns no GPU."""
-    ref, data = runs.patiently(run_refs.hand_out, clone, run), retraining.data_hash()
-    started = runs.start(
+def measure_on_agent(clone: Clone, run: str, names: list[str]) -> None:
+    """Measure champion and challengers in a child run on a GPU agent, and fetch the measurements."""
+    ref = run_refs.publish(clone, run)
+    child = start_child_run(
         "measure-champion/measure-champion",
         key=f"{run} measure {clone.git('rev-parse', 'HEAD')}",
-        name=f"measure champion · data {data[:4]}",
+        name=f"measure champion · data {retraining.data_hash(clone)[:4]}",
         parameters={"ref": ref, "names": names},
-        gpus=params_schema.load().train.devices,
+        gpus=clone.params().train.devices,
     )
-    runs.wait([started])
-    runs.patiently(run_refs.take_measurements, clone, str(started.id))
+    wait_for_runs([child])
+    run_refs.fetch_measurements(clone, str(child.id))
 
 
-def title(name: str, data: str, knobs: params_schema.Params) -> str:
-    """A run's name, such as ``finetune lora · data 3f2a · rank 8``."""
+def report_outcome(clone: Clone, outcome: Outcome, cause: str) -> str:
+    """Show the outcome in Prefect's UI, notify of a promotion, and remove the clone; return one sentence."""
+    artifacts.show_comparison(clone.folder, list(clone.params().evaluate.models))
+    artifacts.show_outcome(outcome, clone.address)
+    if outcome.version:
+        notifications.notify("promoted", f"champion {outcome.version}", version=outcome.version, cause=cause)
+    clone.discard()
+    place = {"branch": retraining.BRANCH, "commit": outcome.commit}
+    if outcome.version:
+        return _print_result(
+            translate("{branch} {commit}: champion {version} was promoted.", version=outcome.version, **place)
+        )
+    return _print_result(translate("{branch} {commit}: no adapter is better than the champion.", **place))
+
+
+def _print_result(sentence: str) -> str:
+    print(sentence)
+    return sentence
+
+
+def training_title(name: str, data: str, params: params_schema.Params) -> str:
+    """Return the name of a training's run, such as ``finetune lora · data 3f2a · rank 8``."""
     if name == "base":
         return f"evaluate base · data {data[:4]}"
-    adapter = knobs.adapters[name]
+    adapter = params.adapters[name]
     size = f"rank {adapter.rank}" if adapter.method == "lora" else adapter.method
     if adapter.method == "ptuning_v2":
         size = f"{adapter.prefix_tokens} prefix tokens"

@@ -35,7 +35,9 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 
 from flows import notifications
 from flows.agent import PROCESS_POOL, wait_for_server
-from flows.runs import BAD, HEARTBEAT, OURS, end_children, restarts, starter_in
+from flows.child_runs import cancel_children
+from flows.lifecycle import max_restarts
+from flows.run_metadata import HEARTBEAT_LABEL, PROJECT_TAG, UNSUCCESSFUL, parent_from_tag
 from models.command_line import entry_point
 
 POLL_INTERVAL = 5.0  # seconds
@@ -102,7 +104,7 @@ class Keeper:
     def read_runs(self, *types: StateType) -> list[FlowRun]:
         """Return the runs of the project's deployments in one of these states, latest expected start first."""
         in_states = FlowRunFilter(
-            tags=FlowRunFilterTags(all_=[OURS]),
+            tags=FlowRunFilterTags(all_=[PROJECT_TAG]),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))),
         )
         runs = self.client.read_flow_runs(
@@ -144,7 +146,7 @@ class Keeper:
         pool_type = self.pool_type(run)
         if run.state.type == StateType.PENDING:
             return START_TIMEOUTS.get(pool_type, DEFAULT_START_TIMEOUT)
-        heartbeat = run.labels.get(HEARTBEAT)
+        heartbeat = run.labels.get(HEARTBEAT_LABEL)
         if not isinstance(heartbeat, int | float):  # the run has not reported it yet
             own = get_current_settings().flows.heartbeat_frequency or 0  # the agents of this project have the same
             heartbeat = own if pool_type == PROCESS_POOL else DEFAULT_HEARTBEAT
@@ -174,9 +176,9 @@ class Keeper:
             self.set_state(run, Cancelled(message="Crashed while being cancelled."))
             return
         crashes = counts[StateType.CRASHED]
-        if crashes <= restarts():
+        if crashes <= max_restarts():
             self.set_state(
-                run, AwaitingRetry(message=f"Rescheduled after a crash: restart {crashes} of {restarts()}.")
+                run, AwaitingRetry(message=f"Rescheduled after a crash: restart {crashes} of {max_restarts()}.")
             )
         else:
             self.fail(run, f"Crashed {crashes} times. Last crash: {run.state.message or 'unknown'}")
@@ -185,13 +187,13 @@ class Keeper:
         """Set a run to Failed, notify, and end the runs that it has started."""
         self.set_state(run, Failed(message=message))
         notifications.notify("failed", message, run=run.name, link=notifications.flow_run_url(run.id))
-        end_children(self.client, run.id)
+        cancel_children(self.client, run.id)
 
     def has_dead_parent(self, run: FlowRun) -> bool:
         """Return whether the run that started this one has failed or was cancelled."""
-        for parent in filter(None, map(starter_in, run.tags)):
+        for parent in filter(None, map(parent_from_tag, run.tags)):
             with suppress(ObjectNotFound):
-                if self.client.read_flow_run(parent).state.type in BAD:
+                if self.client.read_flow_run(parent).state.type in UNSUCCESSFUL:
                     return True
         return False
 

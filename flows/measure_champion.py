@@ -1,16 +1,20 @@
-"""Flow measure_champion: run champion and challengers on a GPU agent, as the decision between them needs it."""
+"""Flow measure_champion: run champion and challengers on a GPU agent, for the decisions on the challengers."""
 
-from flows import runs
-from flows.train_adapter import free_the_gpu
+from flows.lifecycle import flow, set_up_run
 from pipelines import agent_training, run_refs
 
 
-@runs.flow(name="measure-champion")
+@flow(name="measure-champion")
 def measure_champion(ref: str, names: list[str]) -> None:
-    """Have the champion answer what these challengers were asked, and time both sides, of what ``ref`` hands out."""
-    run = runs.begin()
-    free_the_gpu()
-    clone = runs.patiently(agent_training.take, run, ref, names[0])
-    runs.patiently(agent_training.measure, clone, names)
-    runs.patiently(run_refs.hand_out_measurements, clone, run)
+    """Evaluate the champion on the challengers' rows, and measure the latency of both.
+
+    Args:
+        ref: git ref that the retraining has published.
+        names: the challengers' keys in params.yaml.
+    """
+    run = set_up_run()
+    agent_training.terminate_agent_leftovers()
+    clone = agent_training.open_job_clone(run, ref, names[0])
+    agent_training.measure_challengers(clone, names)
+    run_refs.publish_measurements(clone, run)
     clone.discard()

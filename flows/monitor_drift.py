@@ -1,84 +1,99 @@
-"""Flow monitor_drift: new rows against those that the champion learnt from; drift starts a retraining.
+"""Flow monitor_drift: compare new rows with the champion's training data; drift starts a retraining.
 
-Logged chats are looked at too where ``TUNELINE_CHATS`` names their folder in the agent's environment.
+Logged chats count as new rows too if ``TUNELINE_CHATS`` in the agent's environment names their folder.
 """
 
+import contextlib
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import runtime
 
-from flows import artifacts, notifications, runs
+from flows import artifacts, notifications
+from flows.child_runs import start_child_run
+from flows.lifecycle import flow, reporting_failure, set_up_run
+from flows.run_metadata import child_tag
 from formats import params_schema
 from pipelines import drift_monitor, retraining
 from pipelines.clone import Clone
+from texts import translatable, translate
 
 CHATS = "TUNELINE_CHATS"
+VERDICTS = {
+    "steady": translatable("No drift."),
+    "unknown": translatable("Too few new rows to detect drift."),
+}
 
 
-@runs.flow(name="monitor-drift", flow_run_name="monitor drift")
+@flow(name="monitor-drift", flow_run_name="monitor drift")
 def monitor_drift(revision: str = "HEAD", again: bool = False) -> str:
-    """Look for drift, and retrain if there is some.
+    """Look for drift, and start a retraining if there is some.
 
     Args:
-        again: retrain although drift of the same features has started a retraining today.
+        again: start it even if drift of the same features has started a retraining today.
+
+    Returns:
+        The result in one sentence.
     """
-    run = runs.begin()
-    with runs.failures_told(run):
-        return _monitor(runs.patiently(retraining.enter, run, revision), revision, again)
+    run = set_up_run()
+    with reporting_failure(run):
+        clone = retraining.open_branch_clone(run, revision)
+        report = detect_drift(clone)
+        artifacts.show_drift(report, keep_page(clone))
+        clone.discard()
+        if report["verdict"] == "drift":
+            return retrain_for_drift(report, revision, again)
+        sentence = translate(VERDICTS[report["verdict"]])
+        print(sentence)
+        return sentence
 
 
-def _monitor(clone: Clone, revision: str, again: bool) -> str:
-    clone.take_data("tokenizer")
-    found = drift_monitor.monitor(sources())
-    kept = keep_page(clone)
-    artifacts.show_drift(found, kept)
-    clone.discard()
-    if found["verdict"] != "drift":
-        print(f"{found['verdict']} · 没有漂移" if found["verdict"] == "steady" else found["verdict"])
-        return found["verdict"]
-    cause = in_words(found["drifted"])
-    started, new = start_retraining(revision, found["drifted"], again)
-    if new:
-        notifications.tell("drift", cause, drifted=found["drifted"], rows=found["rows"])
-    print(f"{cause} → {started}")
-    return cause
+def detect_drift(clone: Clone) -> dict:
+    """Return the report of stage drift on the new rows."""
+    clone.checkout_data("tokenizer")
+    with contextlib.chdir(clone.folder):
+        return drift_monitor.detect_drift(list_sources())
 
 
-def in_words(drifted: list[str], named: int = 2) -> str:
-    """The cause as run and commit are called by it: the first features, and how many more."""
-    more = f" and {len(drifted) - named} more" if len(drifted) > named else ""
-    return f"drift: {', '.join(drifted[:named])}{more}"
-
-
-def sources() -> list[Path]:
-    """What is new: the raw data of params.yaml, and logged chats if they may be read, and there are any."""
-    found = [Path(params_schema.load().ingest.source)]
+def list_sources() -> list[Path]:
+    """Return where new rows are: the raw data of params.yaml, and the folder of logged chats unless it is empty."""
+    sources = [Path(params_schema.load().ingest.source)]
     if chats := os.environ.get(CHATS):
         if Path(chats).is_dir() and not any(Path(chats).iterdir()):
-            print(f"{chats} holds no chats yet · 还没有对话")
+            print(translate("There are no chats in {folder} yet.", folder=chats))
         else:
-            found.append(Path(chats))
-    return found
+            sources.append(Path(chats))
+    return sources
 
 
 def keep_page(clone: Clone) -> Path | None:
-    """Put the report where it outlives the clone; gives its path."""
-    if not drift_monitor.PAGE.is_file():
+    """Move the drift report out of the clone, which will be removed; return its path, or None without a report."""
+    page = clone.folder / drift_monitor.PAGE
+    if not page.is_file():
         return None
     kept = clone.folder.parent.parent / "reports" / f"drift-{datetime.now(UTC):%Y%m%dT%H%M%S}.html"
     kept.parent.mkdir(exist_ok=True)
-    return drift_monitor.PAGE.replace(kept)
+    return page.replace(kept)
 
 
-def start_retraining(revision: str, drifted: list[str], again: bool) -> tuple[str, bool]:
-    """Start one for this drift, unless one was started today; gives its name, and whether it is new."""
-    cause = in_words(drifted)
-    run = runs.start(
+def retrain_for_drift(report: dict, revision: str, again: bool) -> str:
+    """Start a retraining, unless drift of the same features has started one today; return the cause."""
+    cause = describe_cause(report["drifted"])
+    day, features = f"{datetime.now(UTC):%Y-%m-%d}", sorted(report["drifted"])
+    child = start_child_run(
         "finetune-adapters/finetune-adapters",
-        key=f"drift {datetime.now(UTC):%Y-%m-%d} {sorted(drifted)}" + (f" {runtime.flow_run.id}" if again else ""),
+        key=f"drift {day} {features}" + (f" {runtime.flow_run.id}" if again else ""),
         name=f"finetune · {cause}",
         parameters={"revision": revision, "cause": cause},
     )
-    return run.name, runs.tag_of(runtime.flow_run.id) in run.tags
+    if child_tag(runtime.flow_run.id) in child.tags:  # else another run of this flow has started it
+        notifications.notify("drift", cause, drifted=report["drifted"], rows=report["rows"])
+    print(f"{cause} → {child.name}")
+    return cause
+
+
+def describe_cause(drifted: list[str], shown: int = 2) -> str:
+    """Return the cause for names of runs and commits: the first features, and the number of the others."""
+    more = f" and {len(drifted) - shown} more" if len(drifted) > shown else ""
+    return f"drift: {', '.join(drifted[:shown])}{more}"

@@ -1,34 +1,35 @@
-"""Flow prepare_data: collect, check and encode the data. Blocked data fail it with their reasons."""
+"""Flow prepare_data: ingest, check and encode the data. It fails with the reasons if the data is blocked."""
 
-from flows import artifacts, notifications, runs
+from flows import artifacts, notifications
+from flows.lifecycle import flow, reporting_failure, set_up_run
 from models.errors import DataBlocked
 from pipelines import retraining
 from pipelines.clone import Clone
 
 
-@runs.flow(name="prepare-data", flow_run_name="prepare data · {revision}")
+@flow(name="prepare-data", flow_run_name="prepare data · {revision}")
 def prepare_data(revision: str = "HEAD") -> str:
-    """Check what the revision brings; gives the first digits of the data's hash."""
-    run = runs.begin()
-    with runs.failures_told(run):
-        clone = runs.patiently(retraining.enter, run, revision)
+    """Check the data of a revision, and return the first 8 digits of its hash."""
+    run = set_up_run()
+    with reporting_failure(run):
+        clone = retraining.open_branch_clone(run, revision)
         prepare(clone)
-        runs.patiently(clone.push_data)
-        found = retraining.data_hash()
+        clone.push_data()
+        data_hash = retraining.data_hash(clone)
         clone.discard()
-        return found
+        return data_hash
 
 
 def prepare(clone: Clone) -> None:
-    """The part that every retraining begins with.
+    """Reproduce the data's stages, and show the data checks in Prefect's UI.
 
     Raises:
-        DataBlocked: the checks stopped it; whoever listens has been told.
+        DataBlocked: the data checks block the data; a notification was sent.
     """
     try:
-        runs.patiently(retraining.prepare, clone)
+        retraining.reproduce_data(clone)
     except DataBlocked as blocked:
-        artifacts.show_checks()
-        notifications.tell("blocked", str(blocked))
+        artifacts.show_checks(clone.folder)
+        notifications.notify("blocked", str(blocked))
         raise
-    artifacts.show_checks()
+    artifacts.show_checks(clone.folder)

@@ -1,10 +1,10 @@
-"""Flow retrain: on a schedule, the main job if anything changed, and nothing if not."""
+"""Flow retrain: finetune_adapters on a schedule; it ends at once if nothing has changed."""
 
-from flows import runs
-from flows.finetune_adapters import retrain_all
+from flows import finetune_adapters
+from flows.lifecycle import flow
 
 
-@runs.flow(name="retrain", flow_run_name="retrain · schedule")
+@flow(name="retrain", flow_run_name="retrain · schedule")
 def retrain_if_changed(revision: str = "HEAD") -> str:
-    """Retrain if code, settings or data differ from those of the last time."""
-    return retrain_all(revision, "schedule")
+    """Retrain if code, parameters or data differ from those of the last retraining."""
+    return finetune_adapters.retrain(revision, cause="schedule")

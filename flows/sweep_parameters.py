@@ -1,75 +1,99 @@
-"""Flow sweep: parameter sets of one adapter, spread over the GPU agents; the best becomes the challenger.
+"""Flow sweep: try parameter sets of one adapter on the GPU agents; the best set becomes the challenger.
 
-Each set is a run of flow try_parameters, which waits in the GPU pool's queue until an agent is free.
+Each set is a child run of flow try_parameters, which waits in the queue of the GPU pool until an agent is free.
 """
 
-from flows import artifacts, runs
-from flows.finetune_adapters import finish, train_on_agents
+from prefect.client.schemas.objects import FlowRun
+
+from flows import artifacts
+from flows.child_runs import start_child_run
+from flows.finetune_adapters import compare_and_promote, report_outcome, train_on_agents
+from flows.lifecycle import flow, max_restarts, reporting_failure, set_up_run
 from flows.prepare_data import prepare
-from flows.train_adapter import free_the_gpu, going_on
-from formats import params_schema
+from flows.run_polling import runs_as_ended
 from models.errors import UserError
-from pipelines import agent_training, retraining, run_refs
-from pipelines import sweeps as experiments
+from pipelines import agent_training, retraining, run_refs, sweeps
 from pipelines.clone import Clone
+from texts import translate
 
 Value = bool | int | float | str
 
 
-@runs.flow(name="sweep", flow_run_name="sweep · {adapter}")
+@flow(name="sweep", flow_run_name="sweep · {adapter}")
 def sweep_parameters(
     adapter: str, sets: dict[str, list[Value]] | list[dict[str, Value]], revision: str = "HEAD"
 ) -> str:
-    """Try a grid (values by setting) or a list of sets, and retrain with the best.
+    """Try parameter sets, and retrain with the best.
 
     Args:
         adapter: its key under ``adapters:`` in params.yaml.
-        sets: such as ``{"rank": [8, 16], "learning_rate": [0.001, 0.003]}``.
+        sets: a grid, such as ``{"rank": [8, 16], "learning_rate": [0.001, 0.003]}``, or a list of parameter sets.
+
+    Returns:
+        The outcome in one sentence.
     """
-    run = runs.begin()
-    with runs.failures_told(run):
-        points = experiments.points_of(sets)
-        clone = runs.patiently(retraining.enter, run, revision)
-        experiments.check(adapter, points)
+    run = set_up_run()
+    with reporting_failure(run):
+        points = sweeps.expand_grid(sets)
+        clone = retraining.open_branch_clone(run, revision)
+        sweeps.validate_points(clone.params(), adapter, points)
         prepare(clone)
-        best = experiments.chosen(clone) or attempt_all(clone, run, adapter, points)
-        experiments.apply(clone, best)
-        train_on_agents(run, runs.patiently(run_refs.hand_out, clone, run))
-        return finish(clone, run, f"sweep: {best}, the best of {len(points)}")
+        best = sweeps.chosen_experiment(clone) or try_all(clone, run, adapter, points)
+        sweeps.apply_experiment(clone, best)
+        train_on_agents(clone, run)
+        cause = f"sweep: {best}, the best of {len(points)}"
+        outcome = compare_and_promote(clone, run, cause)
+        return report_outcome(clone, outcome, cause)
 
 
-def attempt_all(clone: Clone, run: str, adapter: str, points: list[experiments.Point]) -> str:
-    """Have every set tried on an agent; gives the best one's name. Those that fail, such as diverge, are left out."""
-    ref = runs.patiently(run_refs.hand_out, clone, run)
-    gpus = params_schema.load().train.devices
-    started = [
-        runs.start(
-            "try-parameters/try-parameters",
-            key=f"{run} {experiments.name_of(adapter, point)}",
-            name=f"try {experiments.name_of(adapter, point)}",
-            parameters={"ref": ref, "adapter": adapter, "point": point},
-            gpus=gpus,
-        )
-        for point in points
-    ]
-    well = {child.id for child in runs.ended(started) if child.state.is_completed()}
-    tried = [point for child, point in zip(started, points, strict=True) if child.id in well]
+def try_all(clone: Clone, run: str, adapter: str, points: list[sweeps.Point]) -> str:
+    """Try every parameter set on an agent, and return the name of the best experiment; failed ones are left out.
+
+    Raises:
+        UserError: all experiments failed.
+    """
+    ref = run_refs.publish(clone, run)
+    children = [_start_experiment(clone, run, ref, adapter, point) for point in points]
+    completed = {child.id for child in runs_as_ended(children) if child.state.is_completed()}
+    tried = [point for child, point in zip(children, points, strict=True) if child.id in completed]
     if not tried:
-        raise UserError("Not one set of the sweep could be tried; the runs of flow try-parameters say why.")
-    found = runs.patiently(experiments.fetch, clone, adapter, tried, ref)
-    artifacts.show_text("sweep", experiments.table())
-    best = experiments.best_of(found)
-    print(f"{best}: loss {found[best]['loss']:.4f}, the lowest of {len(found)} · 最低")
+        raise UserError("All experiments of the sweep failed; the runs of flow try-parameters have the reasons.")
+    metrics = sweeps.fetch_metrics(clone, adapter, tried, ref)
+    artifacts.show_text("sweep", sweeps.experiments_table(clone))
+    best = sweeps.best_experiment(metrics)
+    loss = f"{metrics[best]['loss']:.4f}"
+    print(
+        translate(
+            "{name} has the lowest loss of {number} experiments: {loss}.", name=best, number=len(tried), loss=loss
+        )
+    )
     return best
 
 
-@runs.flow(name="try-parameters")
+def _start_experiment(clone: Clone, run: str, ref: str, adapter: str, point: sweeps.Point) -> FlowRun:
+    name = sweeps.experiment_name(adapter, point)
+    return start_child_run(
+        "try-parameters/try-parameters",
+        key=f"{run} {name}",
+        name=f"try {name}",
+        parameters={"ref": ref, "adapter": adapter, "point": point},
+        gpus=clone.params().train.devices,
+    )
+
+
+@flow(name="try-parameters")
 def try_parameters(ref: str, adapter: str, point: dict[str, Value]) -> None:
-    """Train and evaluate an adapter with other settings, of what a sweep handed out."""
-    run = runs.begin()
-    free_the_gpu()
-    clone = runs.patiently(agent_training.take, run, ref, adapter)
-    with artifacts.progress(adapter):
-        runs.patiently(going_on, adapter, experiments.attempt, clone, run, adapter, point)
-    runs.patiently(experiments.give_back, clone, run, adapter, point)
+    """Train and evaluate an adapter with one parameter set of a sweep.
+
+    Args:
+        ref: git ref that the sweep has published.
+        adapter: its key in params.yaml.
+        point: values by parameter.
+    """
+    run = set_up_run()
+    agent_training.terminate_agent_leftovers()
+    clone = agent_training.open_job_clone(run, ref, adapter)
+    with artifacts.progress(clone.folder, adapter):
+        sweeps.run_experiment(clone, run, adapter, point, max_restarts())
+    sweeps.push_experiment(clone, run, adapter, point)
     clone.discard()

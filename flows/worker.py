@@ -26,7 +26,7 @@ from models.command_line import entry_point
 from models.errors import UserError
 
 DEPLOYMENTS = Path(__file__).parents[1] / "prefect.yaml"
-ALLOWED_JOB_VARIABLES = ("gpus",)  # set by flows.runs
+ALLOWED_JOB_VARIABLES = ("gpus",)  # set by flows.child_runs
 RESERVED_VARIABLES = ("command", "env", "working_dir")  # a process pool's template must not set them
 
 

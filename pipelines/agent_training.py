@@ -1,67 +1,118 @@
-"""The other side of a retraining: train and evaluate one model of what was handed out, and give it back.
+"""The part of a retraining that runs on an agent: train or measure models in a clone of the prepared data.
 
-What is handed out is a commit under ``refs/tuneline/runs/``, in a clone of the trainer's own; what is made goes back
-through DVC's cache or remote.
+The orchestrator publishes the data as a commit under ``refs/tuneline/runs/``, see :mod:`pipelines.run_refs`; the
+results return through DVC's cache or remote.
 """
 
+import contextlib
 import os
 import re
-from pathlib import Path
+from collections.abc import Iterator
 
-from formats import params_schema
+from tenacity import AttemptManager, RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+
 from models import checkpoints
 from models.errors import UserError
-from pipelines import checkpoint_sync, promotion
+from models.storage import read_json
+from pipelines import checkpoint_sync, promotion, registry
 from pipelines.clone import Clone, open_clone
-from pipelines.retraining import PREPARED, stages_of
+from pipelines.processes import terminate_by_environment
+from pipelines.retraining import PREPARED_STAGES, model_stages
+from pipelines.retries import retry_while_unavailable
+from pipelines.stage_paths import WEIGHTS
+from texts import translate
+
+AGENT = "TUNELINE_AGENT"  # environment variable of all processes that an agent starts
 
 
-def take(run: str, ref: str, name: str) -> Clone:
-    """Go into a clone of what was handed out.
+def open_job_clone(run: str, ref: str, name: str) -> Clone:
+    """Return the run's clone at a published commit, with the checkpoint that another host has uploaded.
+
+    Args:
+        ref: from :func:`pipelines.run_refs.publish`.
+        name: the model to train, a key under ``evaluate.models`` in params.yaml.
 
     Raises:
-        RemoteAway: the origin does not answer.
-        UserError: there is no such ref, or no such model in it.
+        RemoteUnavailable: the origin or DVC's remote is still unavailable after all retries.
+        UserError: there is no such ref or model.
     """
     if not re.fullmatch(r"refs/tuneline/runs/[\w.-]+", ref):
-        raise UserError(f"{ref!r} is nothing that a retraining hands out.")
+        raise UserError(f"{ref!r} is not a ref that a retraining has published.")
     clone = open_clone(run, ref)
-    checkpoint_sync.take(clone, run)
-    os.chdir(clone.folder)
-    if name not in params_schema.load().evaluate.models:
-        raise UserError(f"params.yaml has no model {name!r}; it has {', '.join(params_schema.load().evaluate.models)}.")
+    checkpoint_sync.download_checkpoint(clone, run)
+    models = clone.params().evaluate.models
+    if name not in models:
+        raise UserError(f"params.yaml has no model {name!r}; it has {', '.join(models)}.")
     return clone
 
 
-def train(clone: Clone, run: str, name: str) -> None:
-    """Train and evaluate one model in a trainer's clone.
+def train(clone: Clone, run: str, name: str, max_restarts: int) -> None:
+    """Train and evaluate one model.
+
+    Args:
+        max_restarts: how often a killed training is restarted from its last checkpoint.
 
     Raises:
-        UserError: it failed; the lines before say why.
+        UserError: a stage failed.
     """
-    clone.take_data(*PREPARED)
-    with checkpoint_sync.following(clone, run, name):
-        clone.repro("--single-item", *stages_of(name))
+    clone.checkout_data(*PREPARED_STAGES)
+    with checkpoint_sync.uploading_checkpoints(clone, run, name):
+        for attempt in attempts_while_killed(clone, name, max_restarts):
+            with attempt:
+                clone.repro("--single-item", *model_stages(name))
 
 
-def measure(clone: Clone, names: list[str]) -> None:
-    """Run champion and challengers as the decisions on these need it; what was trained is in DVC's cache or remote.
+def attempts_while_killed(clone: Clone, name: str, max_restarts: int) -> Iterator[AttemptManager]:
+    """Yield attempts at a training: another one after each that was killed, e.g. by a lack of memory."""
+
+    def is_killed(error: BaseException) -> bool:
+        return isinstance(error, UserError) and checkpoints.was_killed(
+            clone.folder / checkpoint_sync.LOCAL_FOLDER, name
+        )
+
+    def prepare_restart(_: RetryCallState) -> None:
+        terminate_agent_leftovers()  # a training whose parent alone was killed still runs
+        print(translate("The training was killed; it resumes from its last checkpoint."))
+
+    return iter(
+        Retrying(
+            retry=retry_if_exception(is_killed),
+            stop=stop_after_attempt(max_restarts + 1),
+            before_sleep=prepare_restart,
+            reraise=True,
+        )
+    )
+
+
+def terminate_agent_leftovers() -> None:
+    """Terminate the processes of this agent's earlier runs, which would still hold its GPUs."""
+    if agent := os.environ.get(AGENT):
+        terminate_by_environment(AGENT, agent)
+
+
+def measure_challengers(clone: Clone, names: list[str]) -> None:
+    """Run champion and challengers for the decisions on these challengers; see :func:`pipelines.promotion.measure`.
 
     Raises:
-        UserError: a model cannot be run; the lines before say why.
+        UserError: a model cannot be run.
     """
-    clone.take_data("compare")
+    clone.checkout_data("compare")
     clone.repro("compare")
-    for name in names:
-        promotion.measure(name)
+    with contextlib.chdir(clone.folder):
+        retry_while_unavailable(registry.fetch_champion)()
+        for name in names:
+            promotion.measure(name)
 
 
-def was_killed(name: str) -> bool:
-    """Whether the training of this clone ended without saying why; it can go on from its last checkpoint."""
-    return checkpoints.was_killed(Path("models/checkpoints"), name)
+def read_loss_history(clone: Clone, name: str) -> list[dict]:
+    """Return the losses in an adapter's manifest: points ``{step, split, loss}``."""
+    return read_json(clone.folder / WEIGHTS / name / "manifest.json")["training"]["history"]
 
 
-def give_back(clone: Clone, run: str) -> None:
-    """Let the orchestrator find what was made. A clone with a cache of its own must tell what was run, too."""
+def push_results(clone: Clone, run: str) -> None:
+    """Push the results for the orchestrator, and remove the uploaded checkpoints of the run.
+
+    A clone with a cache of its own also pushes DVC's run cache, by which the orchestrator finds the results.
+    """
     clone.push_data(*(() if clone.shares_cache else ("--run-cache",)))
-    checkpoint_sync.withdraw(clone, run)
+    checkpoint_sync.remove_checkpoints(clone, run)

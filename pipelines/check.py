@@ -1,8 +1,7 @@
-"""The data checks on any files, before they are committed: ``python -m pipelines.check FILE… [--out DIR]``.
+"""Run the data checks on files outside the pipeline: ``python -m pipelines.check FILE… [--out DIR]``.
 
-The same gate as stage validate, with the checks of params.yaml. It writes to DIR alone, or nowhere,
-and leaves the workspace as it is. Exit code 0: nothing blocks these data; 2: something does; 1: the files
-or settings cannot be used.
+Runs stage validate with the checks of params.yaml. Only DIR is written; without DIR, nothing. Exit code 0: the data
+passes; 2: the data is blocked; 1: files or settings cannot be used.
 """
 
 import argparse
@@ -16,72 +15,86 @@ from formats import params_schema
 from models.command_line import entry_point
 from models.errors import UserError
 from pipelines.processes import run_module
+from pipelines.stage_paths import path_options
+from texts import translate
 
-CORPUS, TEMPLATES, ACCEPTED = "data/demo/base/corpus.jsonl", "reports/data_docs", Path("data/accepted.json")
-MARK = ".tuneline-check"  # in a folder that may be written over, because a check made it
-WRITTEN = ("checked", "quarantine", "validation", "data.json", "data_checks.json", "verdict")
+CORPUS, TEMPLATES, ACCEPTED = Path("data/demo/base/corpus.jsonl"), Path("reports/data_docs"), Path("data/accepted.json")
+MARKER = ".tuneline-check"  # file in an output folder, which a later check may overwrite
+OUTPUTS = {  # files and folders in the output folder, by option of stage validate
+    "checked": "checked",
+    "quarantine": "quarantine",
+    "docs": "validation",
+    "metrics": "data.json",
+    "findings": "data_checks.json",
+    "verdict": "verdict",
+}
 
 
 def check(files: list[Path], out: Path, *options: str) -> int:
-    """Check files and write what came of it to a folder; gives the exit code.
+    """Check files, write rows and reports to a folder, and return the exit code.
+
+    Args:
+        options: further options of stage validate.
 
     Raises:
-        UserError: a file is missing, or the folder holds something else, such as one of the files.
+        UserError: a file is missing, or the folder has files that no check wrote.
     """
-    params_schema.load()  # a slip of the pen is told before anything runs
-    refuse_to_overwrite(files, out)
-    with tempfile.TemporaryDirectory() as made:
-        tokenizer, accepted = Path(made, "tokenizer"), Path(made, "accepted.json")
-        if code := run_module("stages.tokenizer", "--corpus", CORPUS, "--out", str(tokenizer)):
+    params_schema.load()  # reports a mistake in params.yaml before anything runs
+    prepare_output_folder(files, out)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer, accepted = Path(scratch, "tokenizer"), Path(scratch, "accepted.json")
+        if code := run_module("stages.tokenizer", *path_options({"corpus": CORPUS, "out": tokenizer})):
             return code
         if ACCEPTED.is_file():
             shutil.copyfile(ACCEPTED, accepted)
-        (out / MARK).touch()
-        # Lengths of other data than those of ingest.source are compared with none that were accepted before.
-        knob = "source" if are_of_the_source(files) else "none"
-        return run_gate(files, tokenizer, out, "--accepted", str(accepted), "--section", knob, *options)
+        (out / MARKER).touch()
+        # The lengths of accepted data are only comparable with data of the same source.
+        section = "source" if belong_to_source(files) else "none"
+        return run_gate(files, tokenizer, out, "--accepted", str(accepted), "--section", section, *options)
 
 
 def run_gate(files: Sequence[Path], tokenizer: Path, out: Path, *options: str) -> int:
-    """Run stage validate on files, all that it writes going to a folder; gives the exit code."""
-    read = ("--raw", *map(str, files), "--tokenizer", str(tokenizer), "--templates", TEMPLATES)
-    names = ("checked", "quarantine", "docs", "metrics", "findings", "verdict")
-    places = (part for name, file in zip(names, WRITTEN, strict=True) for part in (f"--{name}", str(out / file)))
-    return run_module("stages.validate", *read, *places, *options)
+    """Run stage validate on files with all outputs in one folder, and return the exit code."""
+    paths = {"tokenizer": tokenizer, "templates": TEMPLATES} | {option: out / name for option, name in OUTPUTS.items()}
+    return run_module("stages.validate", "--raw", *map(str, files), *path_options(paths), *options)
 
 
-def are_of_the_source(files: Sequence[Path]) -> bool:
-    """Whether all files are, or lie in, what ``ingest.source`` names."""
+def belong_to_source(files: Sequence[Path]) -> bool:
+    """Return whether all files are, or are in, ``ingest.source`` of params.yaml."""
     source = Path(params_schema.load().ingest.source).resolve()
     return all(file.resolve().is_relative_to(source) for file in files)
 
 
-def refuse_to_overwrite(files: list[Path], out: Path) -> None:
-    """Make the folder, unless it holds what an earlier check did not write, or is mixed up with the files."""
+def prepare_output_folder(files: list[Path], out: Path) -> None:
+    """Make the output folder.
+
+    Raises:
+        UserError: it has files that no check wrote, or contains input files or is contained in an input folder.
+    """
     for file in files:
         if not file.exists():
-            raise UserError(f"{file} does not exist; name a data file or a folder of them.")
-        one, other = file.resolve(), out.resolve()
-        if one == other or one.is_relative_to(other) or other.is_relative_to(one):
-            raise UserError(f"--out: {out} and {file} lie in one another; name a folder apart from the data.")
+            raise UserError(f"{file} does not exist; pass a data file or a folder of data files.")
+        source, target = file.resolve(), out.resolve()
+        if source.is_relative_to(target) or target.is_relative_to(source):
+            raise UserError(f"--out: {out} and {file} overlap; pass a folder apart from the data.")
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out: {out} is no folder; name a new one.")
-    if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
-        raise UserError(f"--out: {out} holds other things, such as {min(out.iterdir()).name}; name a new folder.")
+        raise UserError(f"--out: {out} is not a folder; pass a new one.")
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise UserError(f"--out: {out} has other files, such as {min(out.iterdir()).name}; pass a new folder.")
     out.mkdir(parents=True, exist_ok=True)
 
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Check data files without touching the workspace.")
+    parser = argparse.ArgumentParser(description="Check data files without changing the workspace.")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a .jsonl or .json file, or a folder")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the checked rows, quarantine and reports go")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for checked rows, quarantine and reports")
     arguments = parser.parse_args()
     if arguments.out is not None:
         sys.exit(check(arguments.files, arguments.out))
     with tempfile.TemporaryDirectory() as out:
         code = check(arguments.files, Path(out), "--temporary")
-    print("Add --out DIR to keep quarantine and reports · 加上 --out DIR 以保留隔离的行和报告", file=sys.stderr)
+    print(translate("Add --out DIR to keep quarantine and reports."), file=sys.stderr)
     sys.exit(code)
 
 

@@ -1,10 +1,10 @@
-"""Checkpoints of a training in DVC's remote, for whoever takes its run up on another host.
+"""Copy checkpoints of a training to DVC's remote, so that another host can resume it.
 
-Hosts that share nothing but a repository and a remote would lose a training's checkpoints with its host. So its newest
-one is copied to ``tuneline/checkpoints/<run>`` in the remote, beside DVC's own objects, with the best weights so far,
-which lie beside it; whoever begins with the run takes it from there if it has none that is as far; and it is removed
-when the run has ended. ``progress.json`` is copied last, as it is written last: a checkpoint without it, or of other
-sizes than stand in it, counts as none.
+Hosts that share only a repository and a remote would lose a training's checkpoints with its host. So the newest
+checkpoint, with the best weights so far beside it, is uploaded to ``tuneline/checkpoints/<run>`` in the remote, beside
+DVC's own objects. An agent that starts the run downloads it unless it has a later one; the end of the run removes it.
+``progress.json`` is uploaded last, as it is written last: a checkpoint without it, or whose files have other sizes
+than it lists, is ignored.
 """
 
 import contextvars
@@ -19,251 +19,279 @@ from pathlib import Path
 
 from models import checkpoints
 from models.errors import UserError
-from models.storage import writing_folder
+from models.storage import atomic_write_folder
 from pipelines import dvc, watchdog
-from pipelines.clone import DVC_FINAL, Clone, RemoteAway
+from pipelines.clone import DVC_PERMANENT, Clone
+from pipelines.processes import RemoteUnavailable
+from pipelines.retries import retry_while_unavailable
+from texts import translate
 
-FOLDER = ("tuneline", "checkpoints")
-LOCAL = Path("models/checkpoints")
-MOST = 8 * 2**30  # bytes: the optimizer of a whole model takes longer to travel than what it saves is worth
-LOOKS = 5.0  # seconds between two looks for a new checkpoint
-SHARE = 0.1  # of the time may go into copying, at most
-PAUSE = 60.0  # seconds between two copies, at least
-LETTING_GO = 10.0  # seconds for a copy to end with its training; a remote that hangs holds no GPU
-CHECKPOINT = re.compile(r"(?P<training>[\w-]+\.\w+)/(?P<name>checkpoint-\d+)/(?P<file>[\w./-]+)")
-BESIDE = re.compile(r"(?P<training>[\w-]+\.\w+)/(?P<file>best-\d+\.safetensors)")
+REMOTE_FOLDER = ("tuneline", "checkpoints")
+LOCAL_FOLDER = Path("models/checkpoints")
+MAX_BYTES = 8 * 2**30  # the optimizer state of full fine-tuning takes longer to upload than a retraining saves
+POLL_SECONDS = 5.0  # between two looks for a new checkpoint
+MAX_UPLOAD_SHARE = 0.1  # of the time
+MIN_PAUSE_SECONDS = 60.0  # between two uploads
+STOP_SECONDS = 10.0  # for an upload when its training ends: a remote that hangs must not hold the GPU
+CHECKPOINT_FILE = re.compile(r"(?P<training>[\w-]+\.\w+)/(?P<name>checkpoint-\d+)/(?P<file>[\w./-]+)")
+BEST_WEIGHTS = re.compile(r"(?P<training>[\w-]+\.\w+)/(?P<file>best-\d+\.safetensors)")
 
 
-class Relay:
-    """What of a run's checkpoints lies in the remote of a clone."""
+class RemoteCheckpoints:
+    """The checkpoints of a run in the DVC remote of its clone.
+
+    Attributes:
+        is_cancelled: downloads stop at the next file.
+    """
 
     def __init__(self, clone: Clone, run: str):
-        # DVC's own file systems: they know the remote's address and keys. Imported here, since this takes a second.
-        from dvc.fs import get_cloud_fs
-
-        config = dvc.settings(clone.folder)
-        if not config["core"].get("remote"):
-            raise UserError(f"{clone.address} has no default among its DVC remotes; `dvc remote default` one.")
-        kind, settings, root = get_cloud_fs(config, name=config["core"]["remote"])
-        self.is_given_up = False
-        self.files, self.local = kind(**settings), clone.folder / LOCAL
-        self.root, self.folder = root, self.files.join(root, *FOLDER, run)
-
-    def send(self, checkpoint: Path, has_ended: Callable[[], bool] = lambda: False) -> None:
-        """Copy a whole checkpoint to the remote, unless one is there that is as far; older ones go.
-
-        Args:
-            has_ended: whether nobody waits for it any more.
-        """
-        training, name = checkpoint.parent.name, checkpoint.name
-        if any(checkpoints.step_from_name(each) >= checkpoints.step_from_name(name) for of, each in self.whole() if of == training):
-            return
-        with _snapshot(checkpoint) as files:
-            for place, path in files.items():
-                if has_ended():
-                    return
-                there = self.files.join(self.folder, training, *place.parts)
-                self.files.makedirs(self.files.parent(there), exist_ok=True)
-                self.files.put_file(str(path), there)
-            sent = {(training, place.parts[0]) for place in files}
-        for old in {tuple(each.split("/")[:2]) for each in self._there()} - sent:
-            self.files.rm(self.files.join(self.folder, *old), recursive=True)
-
-    def take(self) -> None:
-        """Copy the newest checkpoint here, unless there is one that is as far.
+        """Open the remote.
 
         Raises:
-            FileNotFoundError: the remote is not there, though it has what is to be trained on.
+            UserError: DVC has no default remote.
         """
-        if not self.files.exists(self.root):
+        # DVC's own file systems, which have the remote's address and keys. The import takes a second.
+        from dvc.fs import get_cloud_fs
+
+        config = dvc.load_config(clone.folder)
+        if not config["core"].get("remote"):
+            raise UserError(f"{clone.address} has no default DVC remote; set one with `dvc remote default`.")
+        kind, settings, root = get_cloud_fs(config, name=config["core"]["remote"])
+        self.is_cancelled = False
+        self.remote, self.local = kind(**settings), clone.folder / LOCAL_FOLDER
+        self.root, self.folder = root, self.remote.join(root, *REMOTE_FOLDER, run)
+
+    def upload(self, checkpoint: Path, is_stopped: Callable[[], bool] = lambda: False) -> None:
+        """Upload a complete checkpoint and remove older ones, unless the remote has one of this step or a later one.
+
+        Args:
+            is_stopped: the upload stops before the next file if this returns True.
+        """
+        training, step = checkpoint.parent.name, checkpoints.step_from_name(checkpoint.name)
+        if any(other == training and checkpoints.step_from_name(name) >= step for other, name in self.list_complete()):
+            return
+        with _snapshot(checkpoint) as files:
+            for relative, path in files.items():
+                if is_stopped():
+                    return
+                target = self.remote.join(self.folder, training, *relative.parts)
+                self.remote.makedirs(self.remote.parent(target), exist_ok=True)
+                self.remote.put_file(str(path), target)
+            uploaded = {(training, relative.parts[0]) for relative in files}
+        for outdated in {tuple(path.split("/")[:2]) for path in self._list_files()} - uploaded:
+            self.remote.rm(self.remote.join(self.folder, *outdated), recursive=True)
+
+    def download(self) -> None:
+        """Download the newest checkpoint, unless a local one is of its step or a later one.
+
+        Raises:
+            FileNotFoundError: the remote is missing, although it has the data to train on.
+        """
+        if not self.remote.exists(self.root):
             raise FileNotFoundError(self.root)
-        for training, name in reversed(self.whole()):
-            here = checkpoints.complete_checkpoints(self.local / training)
-            if here and checkpoints.step_from_name(here[-1].name) >= checkpoints.step_from_name(name):
+        for training, name in reversed(self.list_complete()):
+            local = checkpoints.complete_checkpoints(self.local / training)
+            if local and checkpoints.step_from_name(local[-1].name) >= checkpoints.step_from_name(name):
                 return
-            if self._fetch(training, name):
-                print(f"{name} was taken over from another host · 从另一台主机接过检查点")
+            if self._download_checkpoint(training, name):
+                print(translate("Downloaded {name} from another host.", name=name))
                 return
 
-    def _fetch(self, training: str, name: str) -> bool:
-        """Copy one here; False if it turns out not to be whole."""
+    def _download_checkpoint(self, training: str, name: str) -> bool:
+        """Download a checkpoint; return False if it turns out to be incomplete."""
         folder = self.local / training
         folder.mkdir(parents=True, exist_ok=True)
-        for match in filter(None, map(BESIDE.fullmatch, self._there())):
+        for match in filter(None, map(BEST_WEIGHTS.fullmatch, self._list_files())):
             if match["training"] == training:
-                self._get(match[0], folder / match["file"])
-        with suppress(_NotWhole), writing_folder(folder / name) as temporary:
-            for match in self._checkpoints():
+                self._download_file(match[0], folder / match["file"])
+        with suppress(_IncompleteError), atomic_write_folder(folder / name) as temporary:
+            for match in self._checkpoint_files():
                 if (match["training"], match["name"]) == (training, name):
-                    self._get(match[0], temporary / match["file"])
+                    self._download_file(match[0], temporary / match["file"])
             if not checkpoints.is_complete(temporary):
-                raise _NotWhole
+                raise _IncompleteError
             return True
         return False
 
-    def _get(self, name: str, target: Path) -> None:
-        if self.is_given_up:
-            raise _NotWhole
+    def _download_file(self, name: str, target: Path) -> None:
+        if self.is_cancelled:
+            raise _IncompleteError
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.files.get_file(self.files.join(self.folder, name), str(target))
+        self.remote.get_file(self.remote.join(self.folder, name), str(target))
 
-    def whole(self) -> list[tuple[str, str]]:
-        """Trainings and checkpoints that were copied to their ends, the farthest last."""
-        found = {
-            (each["training"], each["name"]) for each in self._checkpoints() if each["file"] == checkpoints.PROGRESS
+    def list_complete(self) -> list[tuple[str, str]]:
+        """Return training and name of each complete checkpoint in the remote, the latest step last."""
+        complete = {
+            (match["training"], match["name"])
+            for match in self._checkpoint_files()
+            if match["file"] == checkpoints.PROGRESS
         }
-        return sorted(found, key=lambda each: checkpoints.step_from_name(each[1]))
+        return sorted(complete, key=lambda checkpoint: checkpoints.step_from_name(checkpoint[1]))
 
-    def _checkpoints(self) -> list[re.Match]:
-        return [match for match in map(CHECKPOINT.fullmatch, self._there()) if match and ".." not in match["file"]]
+    def _checkpoint_files(self) -> list[re.Match]:
+        matches = map(CHECKPOINT_FILE.fullmatch, self._list_files())
+        return [match for match in matches if match and ".." not in match["file"]]
 
-    def withdraw(self) -> None:
-        """Remove what lies there."""
-        if self.files.exists(self.folder):
-            self.files.rm(self.folder, recursive=True)
+    def remove(self) -> None:
+        """Remove all checkpoints of the run from the remote."""
+        if self.remote.exists(self.folder):
+            self.remote.rm(self.folder, recursive=True)
 
-    def _there(self) -> list[str]:
-        """Files in the remote, below the run's folder."""
-        if not self.files.exists(self.folder):
+    def _list_files(self) -> list[str]:
+        """Return the run's files in the remote, relative to the run's folder."""
+        if not self.remote.exists(self.folder):
             return []
-        return ["/".join(self.files.relparts(path, self.folder)) for path in self.files.find(self.folder)]
+        return ["/".join(self.remote.relparts(path, self.folder)) for path in self.remote.find(self.folder)]
 
-    def unless_silent(self, job: Callable[[], None]) -> None:
-        """Do something with the remote, for as long as something arrives here.
+    def run_with_idle_timeout(self, transfer: Callable[[], None]) -> None:
+        """Run a transfer for as long as local files grow.
 
         Raises:
-            TimeoutError: nothing has for so long that nothing is expected any more.
+            TimeoutError: nothing has arrived for ``watchdog.MAX_IDLE_SECONDS``.
         """
         failures: list[BaseException] = []
 
         def work() -> None:
             try:
-                job()
+                transfer()
             except BaseException as error:
                 failures.append(error)
 
-        # A thread of its own knows of no run; this one's context tells it.
-        worker = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
-        worker.start()
-        size, since = self._size_here(), time.monotonic()
+        worker = _start_thread(work)
+        size, last_change = self._local_bytes(), time.monotonic()
         while worker.is_alive():
-            worker.join(LOOKS)
-            before, size = size, self._size_here()
-            since = since if size == before else time.monotonic()
-            if worker.is_alive() and time.monotonic() - since >= watchdog.SILENCE:
-                self.is_given_up = True  # it may be answered later, when the training has begun
+            worker.join(POLL_SECONDS)
+            before, size = size, self._local_bytes()
+            last_change = last_change if size == before else time.monotonic()
+            if worker.is_alive() and time.monotonic() - last_change >= watchdog.MAX_IDLE_SECONDS:
+                self.is_cancelled = True  # a late answer must not change files while the training runs
                 raise TimeoutError
         if failures:
             raise failures[0]
 
-    def _size_here(self) -> int:
-        """Bytes of all checkpoints here, those that are on their way too."""
-        sizes = 0
+    def _local_bytes(self) -> int:
+        """Return the size of all local checkpoints, including incomplete downloads."""
+        size = 0
         for path in self.local.rglob("*"):
-            with suppress(OSError):  # it is renamed
-                sizes += path.stat().st_size
-        return sizes
+            with suppress(OSError):  # it has just been renamed
+                size += path.stat().st_size
+        return size
 
 
-class _NotWhole(Exception):
-    """What was copied is not a checkpoint that a training can go on from."""
+class _IncompleteError(Exception):
+    """A downloaded checkpoint is incomplete."""
+
+
+def _start_thread(target: Callable[[], None]) -> threading.Thread:
+    """Start a daemon thread in this thread's context, by which Prefect assigns log lines to the flow run."""
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(target,), daemon=True)
+    thread.start()
+    return thread
 
 
 @contextmanager
 def _snapshot(checkpoint: Path) -> Iterator[dict[Path, Path]]:
-    """The files of a checkpoint by their places in the training's folder, while the training may remove its own."""
+    """Yield hard links to a checkpoint's files by their paths in the training's folder.
+
+    The training may remove its own files meanwhile.
+    """
     training = checkpoint.parent
     with tempfile.TemporaryDirectory(prefix=".relay-", dir=training.parent) as folder:
-        found = {
+        links = {
             path.relative_to(training): Path(folder, str(number))
             for number, path in enumerate(checkpoints.list_files(checkpoint))
         }
-        for place, path in found.items():
-            os.link(training / place, path)
-        yield found
+        for relative, link in links.items():
+            os.link(training / relative, link)
+        yield links
 
 
-def travels(clone: Clone) -> bool:
-    """Whether the checkpoints of a clone would be gone with its host, and there is a remote for them."""
+def is_needed(clone: Clone) -> bool:
+    """Return whether a clone's checkpoints would be lost with its host, and there is a remote for them."""
     return not clone.shares_cache and clone.has_remote
 
 
-def take(clone: Clone, run: str) -> None:
-    """Take over what another host had copied.
+@retry_while_unavailable
+def download_checkpoint(clone: Clone, run: str) -> None:
+    """Download the newest checkpoint that another host has uploaded for this run.
 
     Raises:
-        RemoteAway: the remote does not give it; to train all of it once more would be dear.
-        UserError: there is no remote that could be used.
+        RemoteUnavailable: the remote is still unavailable after all retries. A training from the start would cost
+            more than the wait.
+        UserError: the remote cannot be used.
     """
-    if not travels(clone):
+    if not is_needed(clone):
         return
     try:
-        relay = Relay(clone, run)
-        relay.unless_silent(relay.take)
+        remote = RemoteCheckpoints(clone, run)
+        remote.run_with_idle_timeout(remote.download)
     except UserError:
         raise
-    except NotImplementedError:  # a remote that cannot list what it has, such as one by HTTP
-        print("DVC's remote cannot list files; checkpoints stay on their hosts · 该远端不能列出文件，检查点留在本机")
+    except NotImplementedError:  # a remote that cannot list files, such as HTTP
+        print(translate("DVC's remote cannot list files, so checkpoints stay on their host."))
     except Exception as error:
-        if DVC_FINAL.search(str(error)):
+        if DVC_PERMANENT.search(str(error)):
             raise UserError(f"DVC's remote cannot be used ({error}); see `dvc remote list`.") from None
-        raise RemoteAway(f"DVC's remote does not give the run's checkpoint ({type(error).__name__}).") from None
+        raise RemoteUnavailable(
+            f"The checkpoint of this run cannot be downloaded from DVC's remote ({type(error).__name__})."
+        ) from None
 
 
-def withdraw(clone: Clone, run: str) -> None:
-    """Remove what was copied, once a run has ended."""
-    with _nothing_ends_here("removed"):
-        if travels(clone):
-            relay = Relay(clone, run)
-            relay.unless_silent(relay.withdraw)
+def remove_checkpoints(clone: Clone, run: str) -> None:
+    """Remove the uploaded checkpoints of a run that has ended; an error is printed and ignored."""
+    message = translate("A checkpoint in DVC's remote could not be removed; it takes up space until it is deleted.")
+    with _print_errors(message):
+        if is_needed(clone):
+            remote = RemoteCheckpoints(clone, run)
+            remote.run_with_idle_timeout(remote.remove)
 
 
 @contextmanager
-def following(clone: Clone, run: str, name: str) -> Iterator[None]:
-    """Copy the newest checkpoint of this adapter's training to the remote from time to time, while the block runs."""
-    ended = threading.Event()
+def uploading_checkpoints(clone: Clone, run: str, name: str) -> Iterator[None]:
+    """Upload the newest checkpoint of an adapter's training from time to time during the block."""
+    stopped = threading.Event()
+    message = translate("A checkpoint could not be uploaded to DVC's remote; the training continues.")
 
-    def follow() -> None:
-        relay, sent, not_before = None, None, 0.0
-        while not ended.wait(LOOKS):
-            began = time.monotonic()
-            if began < not_before:
+    def upload_newest() -> None:
+        remote, uploaded, not_before = None, None, 0.0
+        while not stopped.wait(POLL_SECONDS):
+            started = time.monotonic()
+            if started < not_before:
                 continue
-            with _nothing_ends_here("copied"):
-                newest = newest_of(clone.folder / LOCAL, name)
-                if newest in (None, sent):
+            with _print_errors(message):
+                newest = newest_checkpoint(clone.folder / LOCAL_FOLDER, name)
+                if newest in (None, uploaded):
                     continue
-                relay = relay or Relay(clone, run)
-                relay.send(newest, ended.is_set)
-                sent = newest
-            not_before = time.monotonic() + max(PAUSE, (time.monotonic() - began) / SHARE)
+                remote = remote or RemoteCheckpoints(clone, run)
+                remote.upload(newest, stopped.is_set)
+                uploaded = newest
+            duration = time.monotonic() - started
+            not_before = time.monotonic() + max(MIN_PAUSE_SECONDS, duration / MAX_UPLOAD_SHARE)
 
-    if not travels(clone):
+    if not is_needed(clone):
         yield
         return
-    # A thread of its own knows of no run; this one's context tells it.
-    follower = threading.Thread(target=contextvars.copy_context().run, args=(follow,), daemon=True)
-    follower.start()
+    uploader = _start_thread(upload_newest)
     try:
         yield
     finally:
-        ended.set()
-        follower.join(LETTING_GO)
+        stopped.set()
+        uploader.join(STOP_SECONDS)
 
 
-def newest_of(folder: Path, name: str) -> Path | None:
-    """The newest whole checkpoint of an adapter, if it is not too large to travel."""
-    found = [path for training in folder.glob(f"{name}.*") for path in checkpoints.complete_checkpoints(training)]
-    newest = max(found, key=lambda path: checkpoints.step_from_name(path.name), default=None)
-    if newest and sum(path.stat().st_size for path in checkpoints.list_files(newest)) <= MOST:
+def newest_checkpoint(folder: Path, name: str) -> Path | None:
+    """Return the newest complete checkpoint of an adapter; None if there is none, or it exceeds ``MAX_BYTES``."""
+    complete = [path for training in folder.glob(f"{name}.*") for path in checkpoints.complete_checkpoints(training)]
+    newest = max(complete, key=lambda path: checkpoints.step_from_name(path.name), default=None)
+    if newest and sum(path.stat().st_size for path in checkpoints.list_files(newest)) <= MAX_BYTES:
         return newest
     return None
 
 
 @contextmanager
-def _nothing_ends_here(done: str) -> Iterator[None]:
-    """Print what went wrong with a remote of whatever kind; without it a training merely begins anew elsewhere."""
+def _print_errors(message: str) -> Iterator[None]:
+    """Print a message with the type of the error instead of raising it: the run is correct without the upload."""
     try:
         yield
     except Exception as error:
-        print(f"A checkpoint in DVC's remote could not be {done} ({type(error).__name__}); going on · 检查点未能中转")
+        print(f"{message} ({type(error).__name__})")

@@ -1,8 +1,8 @@
-"""A clone of its own for every run, so that no run works in the user's workspace or in another's.
+"""Git clones for runs: each run works in a clone of its own, never in the user's workspace.
 
-A clone is named after its run and stays until the run has ended: whoever takes up a run that died finds its
-checkpoints there. Clones lie in ``TUNELINE_HOME``. Where the repository is a folder of this host they share its DVC
-cache; where it is elsewhere they share one of their own, and everything goes through DVC's remote.
+A clone has the name of its run and stays until the run has ended, so that a restarted run finds its checkpoints.
+Clones are in ``TUNELINE_HOME/runs``. Clones of a repository on this host share its DVC cache; clones of a repository
+elsewhere share the cache ``TUNELINE_HOME/cache``, and exchange data with other hosts through DVC's remote.
 """
 
 import os
@@ -13,27 +13,31 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from formats import params_schema
 from models.credentials import mask_credentials
-from models.errors import UserError
-from models.storage import remove_folder, seconds_since_change, writing_folder
+from models.errors import DataBlocked, UserError
+from models.storage import atomic_write_folder, remove_folder, seconds_since_modification
 from pipelines import dvc
-from pipelines.processes import ProgramFailed, RemoteAway, output_of
+from pipelines.processes import ProgramFailed, RemoteUnavailable, output_of
+from pipelines.retries import retry_while_unavailable
 
 HOME, REPOSITORY = "TUNELINE_HOME", "TUNELINE_REPOSITORY"
-LINKS = "reflink,hardlink,copy"  # a base of gigabytes is not copied for each run, if the disk can help it
-LOCKS = ("lock", "rwlock", "rwlock.lock")
-# What git says of a repository that waiting does not bring, in any of its lines: its last one often names no reason.
-FINAL = re.compile(
+CACHE_TYPES = "reflink,hardlink,copy"  # a base model of gigabytes is copied only where the file system has no links
+DVC_LOCKS = ("lock", "rwlock", "rwlock.lock")
+# git errors that a retry cannot fix, in any line of the output: the last line often has no reason.
+GIT_PERMANENT = re.compile(
     r"not found|could not be found|not appear to be a git repository|does not exist|is not a git command"
     r"|Authentication failed|Permission denied|Permission to .* denied|remote error: access denied|certificate"
     r"|could not read (?:Username|Password)|returned error: 4(?!08|29)\d\d|Host key verification failed"
     r"|bad/illegal format|cannot run ssh|transport '.*' not allowed|No space left on device",
     re.IGNORECASE,
 )
-# What git says of a clone that is none any more.
-DAMAGED = re.compile(r"not a git repository|single revision|bad object|unknown revision|corrupt|is empty|bad config")
-# What DVC says of a remote that waiting does not mend.
-DVC_FINAL = re.compile(
+# git errors of a damaged clone.
+GIT_DAMAGED = re.compile(
+    r"not a git repository|single revision|bad object|unknown revision|corrupt|is empty|bad config"
+)
+# DVC errors of a remote that a retry cannot fix.
+DVC_PERMANENT = re.compile(
     r"but requires '|configuration error|config file error|Unsupported URL|\b40[13], message=|Unauthorized|Forbidden"
     r"|Access ?Denied|Permission denied for user|InvalidAccessKeyId|SignatureDoesNotMatch|NoSuchBucket"
     r"|Unable to locate credentials"
@@ -41,10 +45,10 @@ DVC_FINAL = re.compile(
 
 
 def home() -> Path:
-    """Where this host keeps clones and, for repositories elsewhere, DVC's cache.
+    """Return this host's folder for clones and for the DVC cache of repositories elsewhere.
 
     Raises:
-        UserError: no variable names it, and this user has no home.
+        UserError: ``TUNELINE_HOME`` is not set, and this user has no home folder.
     """
     try:
         return Path(os.environ.get(HOME) or Path.home() / ".cache/tuneline").absolute()
@@ -53,213 +57,253 @@ def home() -> Path:
 
 
 def repository() -> str:
-    """What is cloned: ``TUNELINE_REPOSITORY``, a folder or a URL; by default the repository that this runs in.
+    """Return the repository that runs clone, as an absolute path or a URL.
+
+    ``TUNELINE_REPOSITORY`` names it; the default is the repository of the working directory.
 
     Raises:
-        UserError: neither is there.
+        UserError: there is none.
     """
     try:
-        found = os.environ.get(REPOSITORY) or output_of("git", "rev-parse", "--show-toplevel")
+        address = os.environ.get(REPOSITORY) or output_of("git", "rev-parse", "--show-toplevel")
     except UserError as error:
         raise UserError(f"There is no repository to clone ({error}); set {REPOSITORY} to its folder or URL.") from None
-    return found if is_elsewhere(found) else str(Path(found).absolute())
+    return address if is_remote_address(address) else str(Path(address).absolute())
 
 
-def is_elsewhere(repository: str) -> bool:
-    """Whether it is a URL, or a host and a path as SSH takes them; else it is a folder."""
-    return re.match(r"[\w+.-]+://|[^/]+:", repository) is not None
+def is_remote_address(address: str) -> bool:
+    """Return whether an address is a URL or ``host:path``; otherwise it is a folder."""
+    return re.match(r"[\w+.-]+://|[^/]+:", address) is not None
 
 
 @dataclass(frozen=True)
 class Clone:
-    """A clone and where it came from."""
+    """A clone of a repository. All methods work in its folder, whatever the working directory is.
+
+    Attributes:
+        folder: of the clone, absolute.
+        origin: the repository that was cloned, a folder or a URL.
+    """
 
     folder: Path
     origin: str
 
     @property
     def address(self) -> str:
-        """The origin as it may be shown: without a password, or a token in the place of a user's name."""
+        """The origin without a password or token, for messages."""
         return mask_credentials(self.origin)
 
-    def git(self, *arguments: str) -> str:
-        # Without a repository here, git would use one of a parent folder.
-        return output_of("git", "-C", str(self.folder), *arguments, GIT_CEILING_DIRECTORIES=str(self.folder.parent))
+    def git(self, *arguments: str, **environment: str) -> str:
+        """Run git in the clone and return its output; see :func:`pipelines.processes.output_of`."""
+        # The ceiling: in a folder that is not a repository, git would use the repository of a parent folder.
+        ceiling = {"GIT_CEILING_DIRECTORIES": str(self.folder.parent)}
+        return output_of("git", "-C", str(self.folder), *arguments, **ceiling, **environment)
 
-    def setting(self, key: str) -> str | None:
-        """One of git's settings, or None."""
+    def config(self, key: str) -> str | None:
+        """Return the value of a git setting, or None."""
         try:
             return self.git("config", key)
         except ProgramFailed:
             return None
 
+    def params(self) -> params_schema.Params:
+        """Read params.yaml of the clone.
+
+        Raises:
+            UserError: it is missing or not valid.
+        """
+        return params_schema.load(self.folder / "params.yaml")
+
     @property
     def shares_cache(self) -> bool:
-        """Whether what is made here is in the origin's cache at once."""
+        """Whether the clone uses the DVC cache of its origin."""
         return Path(self.origin, ".dvc").is_dir()  # a bare repository has no cache
 
     @property
     def has_remote(self) -> bool:
-        return bool(dvc.settings(self.folder)["remote"])
-
-    def repro(self, *arguments: str) -> None:
-        """Run ``dvc repro``, which takes from the remote what is there; for the clone that this process is in.
-
-        Raises:
-            RemoteAway: it failed, and the remote does not answer either.
-            UserError: a stage failed.
-        """
-        try:
-            dvc.tell("repro", *self.pull, *arguments)
-        except RemoteAway:
-            raise
-        except UserError:
-            self.refuse_if_away()
-            raise
-
-    def refuse_if_away(self) -> None:
-        """Raises RemoteAway: there is a remote, and it does not take what this clone has."""
-        if self.has_remote:
-            self.push_data()
+        """Whether the repository has a DVC remote."""
+        return bool(dvc.load_config(self.folder)["remote"])
 
     @property
-    def pull(self) -> tuple[str, ...]:
-        """What `dvc repro` and `dvc exp run` are told, so that they take from the remote what is there."""
+    def pull_option(self) -> tuple[str, ...]:
+        """The option for ``dvc repro`` and ``dvc exp run`` that fetches known results from the remote."""
         return ("--pull",) if self.has_remote else ()
 
-    def take_data(self, *targets: str) -> None:
-        """Put what the shared cache has of these stages, and of those before them, where others look for it."""
-        if self.shares_cache:
-            with suppress(UserError):  # what the cache has lost, DVC makes again when it is needed
-                dvc.ask("--cd", str(self.folder), "checkout", "--allow-missing", "--with-deps", *targets)
-
-    def push_data(self, *options: str) -> None:
-        """Bring what was made to DVC's remote.
+    @retry_while_unavailable
+    def repro(self, *arguments: str) -> None:
+        """Run ``dvc repro``; results that the remote has are fetched.
 
         Raises:
-            RemoteAway: it is full or unreachable; what is there is whole, and the rest can be pushed again.
-            UserError: there is none where it would be needed, or none that waiting would mend.
+            RemoteUnavailable: the remote is still unavailable after all retries.
+            UserError: a stage failed.
         """
+        with self.requiring_remote():
+            dvc.run_with_stage_error("repro", *self.pull_option, *arguments, folder=self.folder)
+
+    def checkout_data(self, *targets: str) -> None:
+        """Check out the outputs of these stages and of the stages before them, as far as the shared cache has them."""
+        if self.shares_cache:
+            with suppress(UserError):  # DVC reproduces what the cache has lost
+                dvc.capture("checkout", "--allow-missing", "--with-deps", *targets, folder=self.folder)
+
+    @retry_while_unavailable
+    def push_data(self, *options: str) -> None:
+        """Run ``dvc push``.
+
+        Raises:
+            RemoteUnavailable: the remote is still full or unreachable after all retries. Files in the remote are
+                complete, and the next push continues.
+            UserError: no remote is configured although hosts need one, or a retry cannot fix the error.
+        """
+        self._push_data(*options)
+
+    def raise_if_unavailable(self) -> None:
+        """Raises RemoteUnavailable: the repository has a DVC remote, and a push to it fails."""
+        if self.has_remote:
+            self._push_data()
+
+    def _push_data(self, *options: str) -> None:
         if self.has_remote:
             try:
-                dvc.ask("--cd", str(self.folder), "push", *options)
+                dvc.capture("push", *options, folder=self.folder)
             except ProgramFailed as error:
-                if DVC_FINAL.search(error.output):
+                if DVC_PERMANENT.search(error.output):
                     raise UserError(f"DVC's remote cannot be used ({error}); see `dvc remote list`.") from None
-                raise RemoteAway(f"DVC's remote is full or unreachable ({error}).") from None
+                raise RemoteUnavailable(f"DVC's remote is full or unreachable ({error}).") from None
         elif not self.shares_cache:
-            raise UserError(f"{self.address} names no DVC remote, by which hosts share data; `dvc remote add -d` one.")
-
-    def push(self, *what: str) -> None:
-        """Push to the origin.
-
-        Raises:
-            RemoteAway: it does not answer.
-            UserError: it answers, and does not take this.
-        """
-        with self.needing_origin():
-            self.git("push", "--quiet", *what)
+            raise UserError(
+                f"{self.address} has no DVC remote, through which hosts exchange data; add one with "
+                "`dvc remote add --default`."
+            )
 
     @contextmanager
-    def needing_origin(self) -> Iterator[None]:
-        """Raises RemoteAway in place of what failed inside: the origin does not answer."""
+    def requiring_remote(self) -> Iterator[None]:
+        """Raise RemoteUnavailable instead of a UserError of the block if DVC's remote is unavailable."""
         try:
             yield
-        except RemoteAway:
+        except (RemoteUnavailable, DataBlocked):
+            raise
+        except UserError:
+            self.raise_if_unavailable()
+            raise
+
+    @retry_while_unavailable
+    def push(self, *arguments: str) -> None:
+        """Run ``git push``.
+
+        Raises:
+            RemoteUnavailable: the origin is still unavailable after all retries.
+            UserError: the origin rejects the push.
+        """
+        with self.requiring_origin():
+            self.git("push", "--quiet", *arguments)
+
+    @contextmanager
+    def requiring_origin(self) -> Iterator[None]:
+        """Raise RemoteUnavailable instead of a UserError of the block if the origin is unavailable."""
+        try:
+            yield
+        except RemoteUnavailable:
             raise
         except UserError:
             try:
                 self.git("ls-remote", "--heads", "origin")
             except UserError as error:
-                raise RemoteAway(f"{self.address} does not answer ({error}).") from None
+                raise RemoteUnavailable(f"{self.address} does not answer ({error}).") from None
             raise
 
     def discard(self) -> None:
-        """Remove it; under a name that counts as no clone first, since what writes there still may hinder that."""
+        """Remove the clone."""
         remove_folder(self.folder)
 
 
+@retry_while_unavailable
 def open_clone(run: str, revision: str, origin: str | None = None) -> Clone:
-    """The clone of a run, at a revision; as it was left, if the run began before.
+    """Return the clone of a run; make it at a revision unless the run has one already.
 
     Args:
-        run: a name for the folder, such as a flow run's id.
-        revision: a branch, tag or commit of the origin, HEAD being its default branch; or a full ``refs/…``, which
-            clones do not bring along.
+        run: name of the folder, such as the id of a flow run.
+        revision: a branch, tag or commit of the origin (HEAD: its default branch), or a full ``refs/…`` name, which
+            ``git clone`` does not fetch.
+        origin: folder or URL; None for :func:`repository`.
 
     Raises:
-        RemoteAway: a repository elsewhere does not answer.
-        UserError: the repository or the revision is not there.
+        RemoteUnavailable: a repository elsewhere is still unavailable after all retries.
+        UserError: there is no such repository or revision.
     """
     origin = origin or repository()
-    made = Clone(home() / "runs" / run, origin)
-    if _is_whole(made):
-        # Whoever worked here is gone; DVC would wait for what it names, or for another that has its number now.
-        for name in LOCKS:
-            (made.folder / ".dvc/tmp" / name).unlink(missing_ok=True)
-        return made
-    made.discard()  # what is there is no clone that git and DVC could use
-    made.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with writing_folder(made.folder) as temporary:
-        _fill(Clone(temporary, origin), revision)
-    return made
+    clone = Clone(home() / "runs" / run, origin)
+    if _is_intact(clone):
+        # Locks of an earlier process: DVC would wait for a process that has ended, or for one that reuses its number.
+        for name in DVC_LOCKS:
+            (clone.folder / ".dvc/tmp" / name).unlink(missing_ok=True)
+        return clone
+    clone.discard()  # a damaged clone
+    clone.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with atomic_write_folder(clone.folder) as temporary:
+        _make_clone(Clone(temporary, origin), revision)
+    return clone
 
 
-def clones() -> list[tuple[str, float]]:
-    """The runs whose clones this host has, each with the seconds since its clone was made."""
-    found = []
+def list_clones() -> list[tuple[str, float]]:
+    """Return the runs that have a clone on this host, each with the seconds since the clone was made."""
+    ages = []
     for path in (home() / "runs").glob("[!.]*"):
-        with suppress(FileNotFoundError):  # its run removes it
+        with suppress(FileNotFoundError):  # its run has just removed it
             if path.is_dir():
-                found.append((path.name, seconds_since_change(path)))
-    return found
+                ages.append((path.name, seconds_since_modification(path)))
+    return ages
 
 
-def left_of(run: str) -> Clone | None:
-    """The clone of a run, if this host has it; of one that was removed by half, without an origin."""
+def existing_clone(run: str) -> Clone | None:
+    """Return the clone of a run if this host has it. The origin of a half-removed clone is empty."""
     folder = home() / "runs" / run
     if not folder.is_dir():
         return None
-    if not (folder / ".git").is_dir():  # git would look above it
+    if not (folder / ".git").is_dir():  # git would use the repository of a parent folder
         return Clone(folder, "")
-    return Clone(folder, Clone(folder, "").setting("remote.origin.url") or "")
+    return Clone(folder, Clone(folder, "").config("remote.origin.url") or "")
 
 
-def _is_whole(clone: Clone) -> bool:
-    """Whether a clone is one: a folder that git and DVC know, with a commit that is checked out.
+def _is_intact(clone: Clone) -> bool:
+    """Return whether the folder is a git and DVC repository with a commit checked out.
 
     Raises:
-        UserError: git does not say, because the folder is somebody else's, for example.
+        UserError: git refuses the folder, e.g. because it belongs to another user.
     """
     if not (clone.folder / ".git").is_dir() or not (clone.folder / ".dvc").is_dir():
         return False
     try:
         return bool(clone.git("rev-parse", "--verify", "HEAD^{commit}"))
     except ProgramFailed as error:
-        if DAMAGED.search(error.output):
+        if GIT_DAMAGED.search(error.output):
             return False
         raise
 
 
-def _fill(clone: Clone, revision: str) -> None:
+def _make_clone(clone: Clone, revision: str) -> None:
     try:
         output_of("git", "clone", "--quiet", "--no-checkout", "--", clone.origin, str(clone.folder))
     except ProgramFailed as error:
-        if is_elsewhere(clone.origin) and not FINAL.search(error.output):
-            raise RemoteAway(f"{clone.address} does not answer ({error}).") from None
+        if is_remote_address(clone.origin) and not GIT_PERMANENT.search(error.output):
+            raise RemoteUnavailable(f"{clone.address} does not answer ({error}).") from None
         raise
     if revision.startswith("refs/"):
-        with clone.needing_origin():
+        with clone.requiring_origin():
             clone.git("fetch", "--quiet", "origin", revision)
-    clone.git("checkout", "--quiet", "--detach", commit_of(clone, revision))
+    clone.git("checkout", "--quiet", "--detach", resolve_commit(clone, revision))
     if not (clone.folder / ".dvc").is_dir():
-        raise UserError(f"{clone.address} is no repository of DVC's; run `dvc init` there, and commit what it makes.")
-    _say_who_commits(clone)
-    _settle(clone)
+        raise UserError(f"{clone.address} is not a DVC repository; run `dvc init` there, and commit its files.")
+    _configure_committer(clone)
+    _configure_cache(clone)
 
 
-def commit_of(clone: Clone, revision: str) -> str:
-    """The commit that a revision names: what was fetched last, a branch of the origin, a tag, a commit."""
+def resolve_commit(clone: Clone, revision: str) -> str:
+    """Return the commit of a revision: the ref fetched last, a branch of the origin, a tag or a commit.
+
+    Raises:
+        UserError: there is no such revision.
+    """
     names = ("FETCH_HEAD",) if revision.startswith("refs/") else (f"origin/{revision}", revision)
     for name in names:
         try:
@@ -269,30 +313,30 @@ def commit_of(clone: Clone, revision: str) -> str:
     raise UserError(f"{clone.address} has no revision {revision!r}.")
 
 
-def _say_who_commits(clone: Clone) -> None:
+def _configure_committer(clone: Clone) -> None:
     for key, value in (("user.name", "Tuneline"), ("user.email", "tuneline@localhost")):
-        if clone.setting(key) is None:
+        if clone.config(key) is None:
             clone.git("config", key, value)
 
 
-def _settle(clone: Clone) -> None:
-    """Say where DVC's cache is, and take over from a folder of this host what a clone does not bring along."""
+def _configure_cache(clone: Clone) -> None:
+    """Set DVC's cache, and copy the settings of an origin on this host that git does not track."""
     cache, remotes = str(home() / "cache"), {}
     if clone.shares_cache:
-        _copy_own_settings(clone)
-        theirs = dvc.settings(Path(clone.origin))
-        cache = str(theirs["cache"].get("dir") or Path(clone.origin, ".dvc/cache"))
-        # Folders named relative to the repository; DVC tells them as whole paths.
-        remotes = {name: str(each["url"]) for name, each in theirs["remote"].items() if "://" not in each["url"]}
-    with dvc.own_settings(clone.folder) as ours:
-        ours["cache"] |= {"dir": cache, "type": LINKS}
+        _copy_local_config(clone)
+        origin_config = dvc.load_config(Path(clone.origin))
+        cache = str(origin_config["cache"].get("dir") or Path(clone.origin, ".dvc/cache"))
+        # Remotes in folders: relative paths in the origin's config are relative to the origin; these are absolute.
+        remotes = {name: str(remote["url"]) for name, remote in origin_config["remote"].items()}
+        remotes = {name: url for name, url in remotes.items() if "://" not in url}
+    with dvc.edit_local_config(clone.folder) as config:
+        config["cache"] |= {"dir": cache, "type": CACHE_TYPES}
         for name, url in remotes.items():
-            ours["remote"].setdefault(name, {})["url"] = url
+            config["remote"].setdefault(name, {})["url"] = url
 
 
-def _copy_own_settings(clone: Clone) -> None:
-    """The settings of this host, and remotes beside the repository."""
-    ours, theirs = (Path(folder) / ".dvc/config.local" for folder in (clone.folder, clone.origin))
-    if theirs.is_file():
-        shutil.copyfile(theirs, ours)
-        ours.chmod(0o600)  # it may hold keys
+def _copy_local_config(clone: Clone) -> None:
+    target, source = (Path(folder) / ".dvc/config.local" for folder in (clone.folder, clone.origin))
+    if source.is_file():
+        shutil.copyfile(source, target)
+        target.chmod(0o600)  # it may hold keys

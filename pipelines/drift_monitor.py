@@ -1,8 +1,8 @@
-"""Are new rows still like those that the champion learnt from? ``python -m pipelines.drift_monitor [FILE…]``.
+"""Detect drift of new rows from the champion's training data: ``python -m pipelines.drift_monitor [FILE…]``.
 
-Without files, the raw data of params.yaml are looked at. New rows go through the data checks first, as those that the
-champion learnt from did; the share that fails them is a feature of its own. Without a champion, the checked data of
-this workspace stand for what it would have learnt from. Exit code 0: steady, or too few rows to tell; 4: drift.
+Without files, the raw data of params.yaml are the new rows. New rows pass the data checks first, as the champion's
+training data did; the share of rows that fail them is one of the features. Without a champion, the checked data of the
+workspace is the reference. Exit code 0: no drift, or too few rows to detect it; 4: drift.
 """
 
 import argparse
@@ -18,80 +18,82 @@ from models.storage import read_json
 from pipelines import dvc, registry
 from pipelines.check import run_gate
 from pipelines.processes import ProgramFailed, run_module
-from pipelines.stage_paths import CHECKED
+from pipelines.stage_paths import CHECKED, path_options
 
-PAGE, FIGURES = Path("reports/drift.html"), Path("reports/drift.json")
+PAGE, REPORT = Path("reports/drift.html"), Path("reports/drift.json")
 TOKENIZER = Path("models/weights/tokenizer")
-DRIFTED = 4
+DRIFT = 4
 
 
-def monitor(files: Sequence[Path] = ()) -> dict:
-    """Compare; gives what stage drift found.
+def detect_drift(files: Sequence[Path] = ()) -> dict:
+    """Compare new rows with the reference, and return the report of stage drift.
+
+    Args:
+        files: raw data files, or folders of them; by default ``ingest.source`` of params.yaml.
 
     Raises:
-        UserError: there is nothing to compare with, or a file cannot be read.
+        UserError: there is no reference, or a file cannot be read.
     """
-    knobs = params_schema.load()
+    params = params_schema.load()
     PAGE.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        reference = learnt_from(Path(scratch))
-        passed = pass_gate(files or (Path(knobs.ingest.source),), Path(scratch))
-        paths = {"tokenizer": TOKENIZER, "page": PAGE, "figures": FIGURES}
+        reference = fetch_reference(Path(scratch))
+        passed = check_rows(files or (Path(params.ingest.source),), Path(scratch))
+        paths = {"tokenizer": TOKENIZER, "page": PAGE, "figures": REPORT}
         paths |= {"reference": reference / "train.jsonl", "reference-facts": reference / "receipt.json"}
         paths |= {"current-facts": passed / "facts.json"}
-        options = [part for option, path in paths.items() for part in (f"--{option}", str(path))]
         current = (str(passed / f"{split}.jsonl") for split in ("train", "eval"))
-        if run_module("stages.drift", *options, "--current", *current) != 0:
-            raise UserError("Drift could not be looked for; the lines above say why.")
-    return read_json(FIGURES)
+        if run_module("stages.drift", *path_options(paths), "--current", *current) != 0:
+            raise UserError("Drift could not be computed; the reason is in the output above.")
+    return read_json(REPORT)
 
 
-def pass_gate(files: Sequence[Path], scratch: Path) -> Path:
-    """Check new rows as stage validate does; gives the folder of those that passed, whatever blocks them as a whole.
+def check_rows(files: Sequence[Path], scratch: Path) -> Path:
+    """Run the data checks on new rows; return the folder of the rows that pass, even if the data is blocked.
 
     Raises:
-        UserError: a file cannot be read, or there is no tokenizer to count with.
+        UserError: a file cannot be read, or there is no tokenizer.
     """
     if not TOKENIZER.is_dir():
         raise UserError(f"There is no tokenizer in {TOKENIZER}; run `dvc repro tokenizer`.")
     passed = scratch / "passed"
-    options = ("--accepted", str(scratch / "accepted.json"), "--section", "none", "--passed", str(passed), "--temporary")
-    run_gate(files, TOKENIZER, scratch / "gate", *options)
+    paths = path_options({"accepted": scratch / "accepted.json", "passed": passed})
+    run_gate(files, TOKENIZER, scratch / "gate", *paths, "--section", "none", "--temporary")
     if not passed.is_dir():
-        raise UserError("The new rows could not be checked; the lines above say why.")
+        raise UserError("The new rows could not be checked; the reason is in the output above.")
     return passed
 
 
-def learnt_from(scratch: Path) -> Path:
-    """The checked data that the live version was trained on, fetched from its commit; else those of this workspace.
+def fetch_reference(scratch: Path) -> Path:
+    """Fetch the checked data that the live champion was trained on; without a champion, return the workspace's.
 
     Raises:
-        UserError: neither is there.
+        UserError: there is no such data.
     """
-    if version := registry.live():
+    if version := registry.live_version():
         out = scratch / "checked"
         try:
-            dvc.ask("get", ".", str(CHECKED), "--rev", registry.versions()[version], "--out", str(out))
+            dvc.capture("get", ".", str(CHECKED), "--rev", registry.versions()[version], "--out", str(out))
             return out
         except ProgramFailed as error:
             raise UserError(
-                f"The data of champion {version} are neither in DVC's cache nor remote ({error})."
+                f"The training data of champion {version} is neither in DVC's cache nor in a remote ({error})."
             ) from None
     if not (CHECKED / "train.jsonl").is_file():
-        raise UserError(f"There is no champion and nothing in {CHECKED} to compare with; run `dvc repro validate`.")
+        raise UserError(f"There is no champion, and no checked data in {CHECKED}; run `dvc repro validate`.")
     return CHECKED
 
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare new rows with those that the champion learnt from.")
-    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="raw files or folders of them")
-    found = monitor(parser.parse_args().files)
-    print(f"{found['verdict']}: {', '.join(found['drifted']) or '–'}")
+    parser = argparse.ArgumentParser(description="Compare new rows with the champion's training data.")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="raw data files, or folders of them")
+    report = detect_drift(parser.parse_args().files)
+    print(f"{report['verdict']}: {', '.join(report['drifted']) or '–'}")
     if PAGE.is_file():
         print(PAGE)
-    if found["verdict"] == "drift":
-        sys.exit(DRIFTED)
+    if report["verdict"] == "drift":
+        sys.exit(DRIFT)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""The only place that starts dvc, or reads its settings."""
+"""Run ``dvc`` commands, and read and edit DVC's configuration. No other module starts DVC."""
 
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -8,82 +7,93 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import texts
 from models.command_line import ERROR_FILE
 from models.errors import UserError
 from models.program_environment import program_environment
-from pipelines.processes import RemoteAway, output_of, run_module
+from pipelines.processes import RemoteUnavailable, output_of, run_module
 
-Settings = dict[str, dict[str, Any]]  # by section
+Config = dict[str, dict[str, Any]]  # by section
 
 
-def run(*arguments: str) -> None:
-    """Run ``dvc``, its output going to the terminal.
+def run(*arguments: str, folder: Path | None = None, **environment: str) -> None:
+    """Run ``dvc``; its output goes to the terminal.
+
+    Args:
+        folder: the repository; None for the working directory.
+        environment: additional environment variables.
 
     Raises:
-        RemoteAway: its remote does not answer.
-        UserError: dvc failed; it has said why.
+        RemoteUnavailable: DVC's remote does not answer.
+        UserError: DVC failed; the reason is in its output.
     """
-    if run_module("dvc", *arguments, environment=program_environment(), needs_network=True) != 0:
-        raise UserError(f"`dvc {' '.join(arguments)}` stopped; the lines above say where and why.")
+    # DVC runs in the locale C, since its messages are parsed; the tables of its stages are in the user's language.
+    variables = program_environment(**{texts.LANGUAGE: texts.terminal_language()}, **environment)
+    if run_module("dvc", *_in_folder(folder), *arguments, environment=variables, needs_network=True) != 0:
+        raise UserError(f"`dvc {' '.join(arguments)}` failed; the reason is in the output above.")
 
 
-def tell(*arguments: str) -> None:
-    """:func:`run`, but its error is what the stage ended with. Not for stages of raw data, which may quote them."""
-    with tempfile.NamedTemporaryFile(prefix="tuneline-") as words:
-        os.environ[ERROR_FILE] = words.name
+def run_with_stage_error(*arguments: str, folder: Path | None = None) -> None:
+    """Run ``dvc`` like :func:`run`, and raise the error message of the stage that failed.
+
+    Not for stages that read raw data: their messages may quote samples.
+    """
+    with tempfile.NamedTemporaryFile(prefix="tuneline-") as error_file:
         try:
-            run(*arguments)
-        except RemoteAway:
+            run(*arguments, folder=folder, **{ERROR_FILE: error_file.name})
+        except RemoteUnavailable:
             raise
         except UserError as error:
-            said = Path(words.name).read_text(encoding="utf-8").strip()
-            raise UserError(said or str(error)) from None
-        finally:
-            del os.environ[ERROR_FILE]
+            message = Path(error_file.name).read_text(encoding="utf-8").strip()
+            raise UserError(message or str(error)) from None
 
 
-def ask(*arguments: str) -> str:
-    """Run ``dvc``; gives what it wrote. Not with ``--quiet``, which keeps the reason of a failure back, too.
+def capture(*arguments: str, folder: Path | None = None) -> str:
+    """Run ``dvc`` and return its output. Do not pass ``--quiet``, which also suppresses the reason of a failure.
 
     Raises:
-        RemoteAway: its remote does not answer.
-        ProgramFailed: dvc failed.
+        RemoteUnavailable: DVC's remote does not answer.
+        ProgramFailed: DVC failed.
     """
-    return output_of(sys.executable, "-m", "dvc", *arguments)
+    return output_of(sys.executable, "-m", "dvc", *_in_folder(folder), *arguments)
 
 
-def settings(folder: Path) -> Settings:
-    """DVC's settings for a repository, those of user and host too; paths are whole, sections may be empty.
+def _in_folder(folder: Path | None) -> tuple[str, ...]:
+    return () if folder is None else ("--cd", str(folder))
 
-    Read here, since a dvc started for each question would take half a second.
+
+def load_config(folder: Path) -> Config:
+    """Return DVC's configuration of a repository, merged with the user's and the system's.
+
+    Paths are absolute; sections may be empty. Loaded in this process: starting ``dvc config`` takes half a second.
 
     Raises:
-        UserError: they cannot be read.
+        UserError: the configuration cannot be read.
     """
-    from dvc.config import Config  # takes over this process's terminal: only where it is needed
+    from dvc.config import Config  # changes signal handlers and the terminal on import
 
-    with _refusals(folder):
+    with _config_errors(folder):
         return Config(dvc_dir=str(folder / ".dvc"))
 
 
 @contextmanager
-def own_settings(folder: Path) -> Iterator[Settings]:
-    """Those of a repository on this host alone, ``.dvc/config.local``, to be changed.
+def edit_local_config(folder: Path) -> Iterator[Config]:
+    """Yield ``.dvc/config.local`` of a repository, which git ignores, and save the changes.
 
     Raises:
-        UserError: they cannot be read, or DVC knows no such setting.
+        UserError: the configuration cannot be read, or DVC refuses a change.
     """
     from dvc.config import Config
 
-    with _refusals(folder), Config(dvc_dir=str(folder / ".dvc")).edit("local") as found:
-        yield found
+    with _config_errors(folder), Config(dvc_dir=str(folder / ".dvc")).edit("local") as config:
+        yield config
 
 
 @contextmanager
-def _refusals(folder: Path) -> Iterator[None]:
+def _config_errors(folder: Path) -> Iterator[None]:
     from dvc.config import ConfigError
 
     try:
         yield
     except ConfigError as error:
-        raise UserError(f"DVC's settings in {folder} cannot be used ({error}).") from None
+        raise UserError(f"DVC's configuration in {folder} cannot be used ({error}).") from None

@@ -1,6 +1,7 @@
-"""The main job: raw data in, compared adapters out.
+"""Fine-tune all adapters on this machine: ``python -m pipelines.finetune`` reproduces what has changed.
 
-``python -m pipelines.finetune`` reproduces what changed and ends with the comparison's short form.
+It prints a summary of the comparison at the end. Arguments are stages of dvc.yaml, to reproduce only these and the
+stages that they depend on.
 """
 
 import sys
@@ -12,58 +13,62 @@ from models.command_line import entry_point
 from models.errors import DataBlocked, UserError
 from models.storage import read_json
 from pipelines import dvc
+from texts import translate
 
 SUMMARY, CHECKS = Path("reports/summary.txt"), Path("reports/data_checks.json")
 
 
 def finetune(targets: Sequence[str] = ()) -> str:
-    """Reproduce the whole DAG, or the given stages and what they need; gives the short comparison.
+    """Reproduce the DAG, or the given stages, and return the summary of the comparison.
 
     Raises:
-        DataBlocked: the data checks stopped it.
-        UserError: params.yaml is wrong, a stage failed, or no comparison came of it.
+        DataBlocked: the data checks block the data.
+        UserError: params.yaml is not valid, a stage failed, or the comparison was not made.
     """
-    params_schema.load()  # a slip of the pen is told before anything runs
-    before = state_of_checks()
+    params_schema.load()  # reports a mistake in params.yaml before anything runs
+    checks_before = checks_state()
     try:
         dvc.run("repro", *targets)
     except UserError:
-        refuse_if_blocked(before)
+        raise_if_blocked(checks_before)
         raise
     if not SUMMARY.is_file():
-        raise UserError(f"{SUMMARY} was not made; run `dvc repro compare`.")
+        raise UserError(f"{SUMMARY} does not exist; run `dvc repro compare`.")
     return SUMMARY.read_text(encoding="utf-8")
 
 
-def state_of_checks() -> tuple[int, int] | None:
-    """By which the data checks are known to be written anew: inode and time, not compared with this host's clock.
+def checks_state(folder: Path = Path()) -> tuple[int, int] | None:
+    """Return inode and modification time of the data checks' report, which change when it is written.
 
-    A workspace on a shared volume is stamped by another one.
+    The time is not compared with this host's clock: a shared volume may have the clock of another host.
     """
     try:
-        found = CHECKS.stat()
-        return found.st_ino, found.st_mtime_ns
+        status = (folder / CHECKS).stat()
+        return status.st_ino, status.st_mtime_ns
     except FileNotFoundError:
         return None
 
 
-def refuse_if_blocked(before: tuple[int, int] | None) -> None:
-    """dvc has one exit code for all failures; tell data that were blocked from the rest.
+def raise_if_blocked(before: tuple[int, int] | None, folder: Path = Path()) -> None:
+    """Raise DataBlocked if data checks written since ``before`` block the data.
+
+    DVC exits with the same code for blocked data and for all other failures.
 
     Args:
-        before: :func:`state_of_checks` before dvc ran; checks from then do not count.
+        before: :func:`checks_state` before DVC ran.
+        folder: of the repository.
     """
-    if state_of_checks() not in (before, None):
-        checks = read_json(CHECKS)
+    if checks_state(folder) not in (before, None):
+        checks = read_json(folder / CHECKS)
         if checks["verdict"] == "blocked":
-            raise DataBlocked(f"The data checks stopped it: {'; '.join(checks['reasons'])}.")
+            raise DataBlocked(f"The data checks block the data: {'; '.join(checks['reasons'])}.")
 
 
 @entry_point
 def main() -> None:
     print(finetune(sys.argv[1:]))
-    print(f"The whole comparison · 完整对比：{SUMMARY.with_name('comparison.html')}")
-    print("Talk to it · 和它对话：python -m chat --adapter lora")
+    print(translate("The whole comparison: {page}", page=SUMMARY.with_name("comparison.html")))
+    print(translate("Chat with the LoRA adapter: {command}", command="python -m chat --adapter lora"))
 
 
 if __name__ == "__main__":

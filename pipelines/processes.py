@@ -1,4 +1,4 @@
-"""Start the programs that a job consists of, and end them with it."""
+"""Run programs: process groups that end with this process, captured or masked output, timeouts for silent servers."""
 
 import os
 import pty
@@ -21,22 +21,22 @@ from models.errors import UserError
 from models.program_environment import QUIET, program_environment
 from pipelines import watchdog
 
-NETWORK = frozenset({"clone", "fetch", "ls-remote", "pull", "push"})  # git's subcommands that wait for a server
-CONNECTING = 30  # seconds for a server to begin SSH
+NETWORK_COMMANDS = frozenset({"clone", "fetch", "ls-remote", "pull", "push"})  # git subcommands that wait for a server
+SSH_CONNECT_SECONDS = 30
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout={seconds} -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
-DRAINING = 2.0  # seconds for what a program printed last; what it left behind may hold its output for longer
-LEAVING = 5.0  # seconds for a program to end once it is told to
+DRAIN_SECONDS = 2.0  # for the last lines of a program; a background process of it may hold the output open for longer
+TERMINATE_SECONDS = 5.0  # from SIGTERM to SIGKILL
 
 
-class RemoteAway(UserError):
-    """DVC's remote or the git repository is unavailable or full; a retry may succeed."""
+class RemoteUnavailable(UserError):
+    """DVC's remote or the git repository is unreachable or full; a retry may succeed."""
 
 
 class ProgramFailed(UserError):
-    """A program ended with another exit code than 0.
+    """A program exited with a code other than 0.
 
     Attributes:
-        output: all that it printed; the message has its reason alone.
+        output: everything that the program printed, credentials masked; the message has only the reason.
     """
 
     def __init__(self, message: str, output: str):
@@ -47,24 +47,25 @@ class ProgramFailed(UserError):
 def run_module(
     name: str,
     *arguments: str,
-    patience: float | None = None,
+    grace: float | None = None,
     files: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
     needs_network: bool = False,
 ) -> int:
-    """Run ``python -m name`` with this interpreter; gives its exit code. Its output goes to the terminal, masked.
+    """Run ``python -m name`` with this interpreter and return its exit code. Its output goes to the terminal, masked.
 
-    The program gets a process group of its own, which ends with this process, unless SIGKILL ends this process: a
-    program killed alone would leave its children running. Its standard input is empty: an agent has no terminal.
+    The program runs in a process group of its own, which is terminated with this process (unless by SIGKILL):
+    terminating the program alone would leave its children running. Standard input is empty, since an agent has no
+    terminal.
 
     Args:
-        patience: seconds that the group may take to end when it is told to; None for as long as that takes.
-        files: open files that it gets, such as locks that are to be held for as long as it lives.
-        environment: instead of this process's.
-        needs_network: end it if it makes no progress while it runs no other program.
+        grace: seconds between SIGTERM and SIGKILL for the group; None waits without a limit.
+        files: open file descriptors that the program inherits, such as locks that it holds while it runs.
+        environment: replaces this process's environment.
+        needs_network: terminate the program when it makes no progress and runs no other program.
 
     Raises:
-        RemoteAway: it made no progress.
+        RemoteUnavailable: the program made no progress.
     """
     if environment is None:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -73,37 +74,41 @@ def run_module(
     with masked_output() as outputs:
         process = _start(command, env=environment, pass_fds=files, **outputs)
         guard = watchdog.Watchdog(process.pid, waits_for_children=True) if needs_network else None
-        return _wait(process, _name_of(command), patience, guard)
+        return _wait(process, _short_command(command), grace, guard)
 
 
 def output_of(*command: str, **environment: str) -> str:
-    """Run git or DVC to its end, with this besides in its environment; gives what it wrote, without blanks around.
+    """Run git or DVC and return its standard output, stripped.
+
+    Args:
+        environment: additional environment variables.
 
     Raises:
-        RemoteAway: it waited for a server that does not answer.
-        ProgramFailed: it failed; with what it said was rejected, fatal or an error, or its last line.
-        UserError: it is not there.
+        RemoteUnavailable: the program waited for a server that does not answer.
+        ProgramFailed: the program failed; the message has the line with the reason, see :func:`failure_reason`.
+        UserError: the program is not installed or cannot be started.
     """
     is_dvc = command[:3] == (sys.executable, "-m", "dvc")
-    is_transfer = not is_dvc and not NETWORK.isdisjoint(command)
-    whole = program_environment(**(_ssh_of(command) if is_transfer else {}), **environment)
-    # Files and no pipes: what a program leaves behind, such as the master of SSH connections, would hold a pipe open.
+    is_transfer = not is_dvc and not NETWORK_COMMANDS.isdisjoint(command)
+    variables = program_environment(**(_ssh_environment(command) if is_transfer else {}), **environment)
+    # Files instead of pipes: a background process of the program, such as an SSH master, would hold a pipe open.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        process = _start(command, env=whole, stdout=out, stderr=errors)
+        process = _start(command, env=variables, stdout=out, stderr=errors)
         guard = None
         if is_dvc:
             guard = watchdog.Watchdog(process.pid, waits_for_children=True)
         elif is_transfer:
-            guard = watchdog.Watchdog(process.pid, longest=watchdog.LONGEST)
-        code = _wait(process, _name_of(command), LEAVING, guard)
-        written, said = (_text_of(file).strip() for file in (out, errors))
+            guard = watchdog.Watchdog(process.pid, max_seconds=watchdog.MAX_TRANSFER_SECONDS)
+        code = _wait(process, _short_command(command), TERMINATE_SECONDS, guard)
+        output, error_output = (_read_text(file).strip() for file in (out, errors))
     if code != 0:
-        raise ProgramFailed(f"`{_name_of(command)}` failed: {reason_in(said or written)}", f"{said}\n{written}")
-    return written
+        reason = failure_reason(error_output or output)
+        raise ProgramFailed(f"`{_short_command(command)}` failed: {reason}", f"{error_output}\n{output}")
+    return output
 
 
-def reason_in(output: str) -> str:
-    """The line of git's or DVC's output that says why it failed: neither ends with it."""
+def failure_reason(output: str) -> str:
+    """Return the line of git's or DVC's output with the reason of the failure, which is rarely the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
     for mark in ("rejected]", "fatal: ", "ERROR: ", "is not a git command"):
         for number, line in enumerate(lines):
@@ -113,10 +118,10 @@ def reason_in(output: str) -> str:
 
 
 def _start(command: Sequence[str], **options) -> subprocess.Popen:
-    """Start a program in a session of its own: without a terminal, there is none that it could ask.
+    """Start a program in a new session: without a controlling terminal it cannot prompt.
 
     Raises:
-        UserError: it is not there, or cannot be started so.
+        UserError: the program is not installed, or cannot be started.
     """
     try:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
@@ -124,79 +129,79 @@ def _start(command: Sequence[str], **options) -> subprocess.Popen:
         raise UserError(f"`{command[0]}` is not installed here.") from None
     except OSError as error:
         raise UserError(f"`{command[0]}` cannot be run here ({error.strerror}).") from None
-    except ValueError as error:  # such as a revision with a character that no argument can hold
-        raise UserError(f"`{_name_of(command)}` cannot be run with such arguments ({error}).") from None
+    except ValueError as error:  # e.g. a revision with a NUL byte
+        raise UserError(f"`{_short_command(command)}` cannot be run with such arguments ({error}).") from None
 
 
-def _wait(process: subprocess.Popen, name: str, patience: float | None, guard: watchdog.Watchdog | None) -> int:
-    """Wait until a program has ended; gives its exit code. However this ends, the program's group ends with it.
+def _wait(process: subprocess.Popen, name: str, grace: float | None, guard: watchdog.Watchdog | None) -> int:
+    """Wait for a program and return its exit code. On any exception the program's process group is terminated.
 
     Raises:
-        RemoteAway: it makes no progress, or takes too long.
+        RemoteUnavailable: the watchdog found no progress, or the time limit has passed.
     """
     try:
-        with terminable():
+        with sigterm_as_exit():
             while True:
                 try:
-                    return process.wait(guard and watchdog.LOOK)
+                    return process.wait(guard and watchdog.POLL_SECONDS)
                 except subprocess.TimeoutExpired:
-                    complaint = guard.look()
+                    complaint = guard.check()
                 if complaint:
-                    patience = LEAVING
-                    raise RemoteAway(f"`{name}` {complaint}: what it waits for does not answer.")
+                    grace = TERMINATE_SECONDS
+                    raise RemoteUnavailable(f"`{name}` {complaint}: its server does not answer.")
     finally:
         if process.poll() is None:
-            _end(process, patience)
+            _terminate_group(process, grace)
 
 
-def _end(process: subprocess.Popen, patience: float | None) -> None:
+def _terminate_group(process: subprocess.Popen, grace: float | None) -> None:
     os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(patience)
+        process.wait(grace)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _name_of(command: Sequence[str]) -> str:
-    """A command's first words, as messages name it."""
+def _short_command(command: Sequence[str]) -> str:
+    """Return a command's first three words, for messages."""
     return " ".join(command[2:5] if command[:2] == (sys.executable, "-m") else command[:3])
 
 
-def _text_of(file: IO[bytes]) -> str:
+def _read_text(file: IO[bytes]) -> str:
     file.seek(0)
     return file.read().decode("utf-8", "replace")
 
 
-def _ssh_of(command: Sequence[str]) -> dict[str, str]:
-    """How git is to call SSH for this command: without questions, and not for ever, unless its user says how."""
+def _ssh_environment(command: Sequence[str]) -> dict[str, str]:
+    """Return GIT_SSH_COMMAND without prompts and with timeouts, unless the user configures SSH for git."""
     if "GIT_SSH_COMMAND" in os.environ or "GIT_SSH" in os.environ:
         return {}
-    place = command[1:3] if command[1:2] == ("-C",) else ()
+    repository = command[1:3] if command[1:2] == ("-C",) else ()
     try:
-        is_set = bool(output_of(command[0], *place, "config", "core.sshCommand"))
-    except ProgramFailed:  # it has no such setting
+        is_set = bool(output_of(command[0], *repository, "config", "core.sshCommand"))
+    except ProgramFailed:  # git fails for a key that is not set
         is_set = False
-    return {} if is_set else {"GIT_SSH_COMMAND": SSH.format(seconds=CONNECTING)}
+    return {} if is_set else {"GIT_SSH_COMMAND": SSH.format(seconds=SSH_CONNECT_SECONDS)}
 
 
 @contextmanager
 def masked_output() -> Iterator[dict[str, int]]:
-    """Standard output and error for a program, whose lines reach this process's own without credentials.
+    """Yield ``stdout`` and ``stderr`` for a program; its lines reach this process's own with credentials masked.
 
     A separate process copies the lines. It outlives this process for as long as a program writes. Its environment is
-    empty, because :func:`end_leftovers` finds the processes of a run by their environment.
+    empty, because :func:`terminate_by_environment` finds the processes of a run by their environment.
     """
-    targets = (1,) if _is_same(1, 2) else (1, 2)
-    sources, outputs = zip(*map(_channel, targets), strict=True)
+    targets = (1,) if _is_same_file(1, 2) else (1, 2)
+    sources, outputs = zip(*map(_open_channel, targets), strict=True)
     pairs = [f"{source}:{target}" for source, target in zip(sources, targets, strict=True)]
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with suppress(OSError, ValueError):  # a broken pipe, or a closed file
             stream.flush()
-    copying = None
+    copier = None
     try:
         try:
-            copying = _start([sys.executable, "-I", "-S", credentials.__file__, *pairs], env={}, pass_fds=sources)
+            copier = _start([sys.executable, "-I", "-S", credentials.__file__, *pairs], env={}, pass_fds=sources)
         finally:
             for source in sources:
                 os.close(source)
@@ -204,35 +209,38 @@ def masked_output() -> Iterator[dict[str, int]]:
     finally:
         for output in outputs:
             os.close(output)
-        if copying is not None:
-            with suppress(subprocess.TimeoutExpired):  # something else still writes
-                copying.wait(DRAINING)
+        if copier is not None:
+            with suppress(subprocess.TimeoutExpired):  # a background process still writes
+                copier.wait(DRAIN_SECONDS)
 
 
-def _is_same(first: int, second: int) -> bool:
-    """Whether two open files are one, whose lines keep their order only if one channel carries them."""
+def _is_same_file(first: int, second: int) -> bool:
+    """Return whether two descriptors are the same file: one channel for both then keeps the order of the lines."""
     with suppress(OSError):
         return os.path.sameopenfile(first, second)
     return False
 
 
-def _channel(target: int) -> tuple[int, int]:
-    """Two ends to read from and to write to: a terminal as wide as the target if that is one, else a pipe."""
+def _open_channel(target: int) -> tuple[int, int]:
+    """Return the read and the write end of a pipe, or of a pseudo-terminal as wide as the target if that is one."""
     if not os.isatty(target):
         return os.pipe()
     source, output = pty.openpty()
     attributes = termios.tcgetattr(output)
-    attributes[1] &= ~termios.OPOST  # the target ends lines as terminals do
+    attributes[1] &= ~termios.OPOST  # the target itself translates line ends
     termios.tcsetattr(output, termios.TCSANOW, attributes)
     termios.tcsetwinsize(output, termios.tcgetwinsize(target))
     return source, output
 
 
-def feed(text: str, seconds: float, *command: str) -> None:
-    """Run a program with this text on its standard input, for so long at most.
+def run_with_input(text: str, seconds: float, *command: str) -> None:
+    """Run a program with a text as its standard input.
+
+    Args:
+        seconds: timeout.
 
     Raises:
-        UserError: it is not there, failed, or took longer.
+        UserError: the program cannot be run, failed, or did not end in time.
     """
     try:
         subprocess.run(command, input=text, text=True, timeout=seconds, check=True, capture_output=True)
@@ -244,50 +252,59 @@ def feed(text: str, seconds: float, *command: str) -> None:
         raise UserError(f"`{command[0]}` failed with exit code {error.returncode}.") from None
 
 
-def become(name: str, *arguments: str) -> NoReturn:
-    """Go on as ``python -m name``, in this very process."""
+def exec_module(name: str, *arguments: str) -> NoReturn:
+    """Replace this process by ``python -m name``."""
     os.execv(sys.executable, [sys.executable, "-m", name, *arguments])
 
 
-def end_leftovers(variable: str, value: str, patience: float = 10.0) -> int:
-    """End every process of this user that was started with this environment variable, but for this one's line.
+def terminate_by_environment(variable: str, value: str, grace: float = 10.0) -> int:
+    """Terminate all processes of this user with this environment variable, except this process and its parents.
 
-    What a killed program had started lives on without it; the environment, which all of them inherit, tells whose
-    they are. Gives how many there were.
+    The children of a killed program keep running; they inherit its environment, which identifies them.
+
+    Args:
+        grace: seconds between SIGTERM and SIGKILL.
+
+    Returns:
+        The number of these processes.
     """
-    psutil.process_iter.cache_clear()  # a process that it remembers may have given its number to another
+    psutil.process_iter.cache_clear()  # a cached process may have ended, and its number been reused
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    found = [each for each in psutil.process_iter() if each.pid not in own and _started_with(each, variable) == value]
-    end_all(found, patience)
-    return len(found)
+    matches = [
+        process
+        for process in psutil.process_iter()
+        if process.pid not in own and _read_variable(process, variable) == value
+    ]
+    terminate_all(matches, grace)
+    return len(matches)
 
 
-def end_all(processes: Sequence[psutil.Process], patience: float = 10.0) -> None:
-    """Tell processes to end, and kill those that have not after so many seconds."""
+def terminate_all(processes: Sequence[psutil.Process], grace: float = 10.0) -> None:
+    """Send SIGTERM to processes, and SIGKILL to those that still run after ``grace`` seconds."""
     for process in processes:
         with suppress(psutil.Error):
             process.terminate()
-    _, deaf = psutil.wait_procs(processes, timeout=patience)
-    for process in deaf:
+    _, running = psutil.wait_procs(processes, timeout=grace)
+    for process in running:
         with suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(deaf, timeout=patience)
+    psutil.wait_procs(running, timeout=grace)
 
 
-def _started_with(process: psutil.Process, variable: str) -> str | None:
+def _read_variable(process: psutil.Process, variable: str) -> str | None:
     try:
         return process.environ().get(variable)
-    except (psutil.Error, OSError):  # another user's, or gone
+    except (psutil.Error, OSError):  # the process has ended, or belongs to another user
         return None
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end this process as an exception would, so that what it started is ended too.
+def sigterm_as_exit() -> Iterator[None]:
+    """Make SIGTERM raise SystemExit in this process, so that ``finally`` blocks terminate its programs.
 
-    Whoever has made it an exception of its own, as Prefect has in a flow, keeps it.
+    A handler that is already installed stays, such as Prefect's in a flow.
     """
-    # Python takes signals in the main thread alone.
+    # Python handles signals in the main thread only.
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return

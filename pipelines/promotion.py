@@ -1,14 +1,17 @@
-"""Champion and challenger: ``python -m pipelines.promotion lora``; ``--rollback`` makes the version before live again.
+"""Promote a challenger to champion: ``python -m pipelines.promotion lora``; ``--rollback`` restores the version before.
 
-The challenger takes the champion's place if its gain on the metric of params.yaml is real and no guard is broken.
-Both answer the same rows: the champion is evaluated on those of today. Without a champion, the base is the one to
-beat. Exit code 0: promoted, or rolled back; 3: the champion stays.
+The challenger is promoted if the gain on the metric in params.yaml is significant and no guard is violated. Champion
+and challenger answer the same rows: the champion is evaluated on the current ones. Without a champion, the challenger
+is compared with the base model. Exit code 0: promoted, or rolled back; 3: not promoted.
+
+All functions work on the repository in the working directory.
 """
 
 import argparse
 import json
 import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -21,134 +24,185 @@ from models.storage import read_json, sha256_of, sha256_of_json, write_json, wri
 from pipelines import dvc, registry, stage_paths
 from pipelines.processes import run_module
 from pipelines.stage_paths import CHECKED, PREDICTIONS, WEIGHTS
+from texts import in_all_languages, translate
 
 DECISION, REASONS = Path("reports/promotion.json"), Path("reports/promotion.md")
-LOCK = Path("dvc.lock")
-EVIDENCE = Path("models/checkpoints/evidence")  # what models must be run for, kept by what it depends on:
-ANSWERS = EVIDENCE / "answers"  # of the champion to the rows of today
-TIMES = EVIDENCE / "times"  # of each pair, so that what was decided once is decided so again
-HASHED = {"weights_sha256": "adapter_model.safetensors", "config_sha256": "adapter_config.json"}  # in a manifest
+DVC_LOCK = Path("dvc.lock")
+# Caches of model runs, by a hash of everything that they depend on.
+MEASUREMENTS = Path("models/checkpoints/evidence")
+ANSWERS = MEASUREMENTS / "answers"  # of the champion to the current rows
+LATENCIES = MEASUREMENTS / "times"  # of each pair: measured once, so that a decision can be repeated
+HASHED_FILES = {  # by their key in a manifest
+    "weights_sha256": "adapter_model.safetensors",
+    "config_sha256": "adapter_config.json",
+}
 NOT_PROMOTED = 3
 
 
-def promote(name: str) -> dict:
-    """Decide, and promote if so; gives the decision, with the version if there is one."""
-    if name not in params_schema.load().adapters:
-        raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(params_schema.load().adapters)}.")
-    registry.refuse_without_git()
-    with registry.held():
+@dataclass(frozen=True)
+class Condition:
+    """A condition of promotion: its name, the measured values beside the limit, and whether it is met."""
+
+    name: str
+    values: str
+    is_met: bool
+
+
+@dataclass(frozen=True)
+class PromotionResult:
+    """The decision on a challenger.
+
+    Attributes:
+        adapter: the challenger's key in params.yaml.
+        version: of the champion that it became; None if it was not promoted.
+    """
+
+    adapter: str
+    is_promoted: bool
+    conditions: tuple[Condition, ...]
+    version: str | None = None
+
+    @property
+    def unmet_conditions(self) -> list[Condition]:
+        """The conditions that prevent the promotion."""
+        return [condition for condition in self.conditions if not condition.is_met]
+
+
+def require_adapter(params: params_schema.Params, name: str) -> None:
+    """Raises UserError: params.yaml has no adapter of this name."""
+    if name not in params.adapters:
+        raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(params.adapters)}.")
+
+
+def promote(name: str) -> PromotionResult:
+    """Decide on a challenger, and make it the champion if all conditions are met.
+
+    Raises:
+        UserError: the adapter was not evaluated as it is, or it is the champion already.
+    """
+    require_adapter(params_schema.load(), name)
+    registry.require_git()
+    with registry.lock():
         return _promote(name)
 
 
-def _promote(name: str) -> dict:
-    refuse_what_changed(name)
-    challenger, champion = WEIGHTS / name, registry.champion()
-    refuse_what_was_not_evaluated(challenger, PREDICTIONS / name)
-    against = ("base", PREDICTIONS / "base")
+def _promote(name: str) -> PromotionResult:
+    require_up_to_date(name)
+    challenger, champion = WEIGHTS / name, registry.fetch_champion()
+    require_evaluated(challenger, PREDICTIONS / name)
+    opponent = ("base", PREDICTIONS / "base")
     if champion is not None:
-        refuse_the_champion_itself(challenger, champion)
-        against = (f"champion {registry.named()}", answers_of_champion(champion, name))
-    times = times_of(champion, challenger)
+        require_not_champion(challenger, champion)
+        opponent = (f"champion {registry.version_at()}", evaluate_champion(champion, name))
+    latencies = measure_latency(champion, challenger)
     with tempfile.TemporaryDirectory() as scratch:
-        decision = decide(against, (name, PREDICTIONS / name), times, Path(scratch))
-        if not decision["promote"]:
-            show(Path(scratch))
-            return decision
-        summary = f"Promote {name}: {decision['conditions'][0]['found']}"
-        # The reports say that it was promoted; so they come and go with the promotion.
-        version = registry.register(challenger, (DECISION, REASONS), summary, lambda: show(Path(scratch)))
-        return decision | {"version": version}
+        result = decide(opponent, (name, PREDICTIONS / name), latencies, Path(scratch))
+        if not result.is_promoted:
+            write_reports(Path(scratch))
+            return result
+        message = f"Promote {name}: {result.conditions[0].values}"
+        # The registry reverts the reports with a failed promotion: they name it as promoted.
+        reports = (DECISION, REASONS)
+        version = registry.register(challenger, reports, message, lambda: write_reports(Path(scratch)))
+        return replace(result, version=version)
 
 
-def refuse_what_changed(name: str) -> None:
-    """Raises UserError: data, settings, code or answers are not those that DVC saw when it evaluated."""
-    stages = [f"evaluate@{each}" for each in dict.fromkeys(("base", name))]
-    changed = json.loads(dvc.ask("status", "--json", "--with-deps", *stages) or "{}")
-    if changed:
-        stage, (what, *_) = next(iter(changed.items()))
-        said = what if isinstance(what, str) else ", ".join(f"{key}: {', '.join(of)}" for key, of in what.items())
-        raise UserError(f"Stage {stage} is not up to date ({said}); run `dvc repro`, then promote.")
+# Preconditions --------------------------------------------------------------------------------------
 
 
-def refuse_what_was_not_evaluated(challenger: Path, predictions: Path) -> None:
-    """Raises UserError: there is no adapter, or the answers are another's than that which lies there."""
+def require_up_to_date(name: str) -> None:
+    """Raises UserError: data, parameters, code or answers have changed since DVC evaluated base and challenger."""
+    stages = [f"evaluate@{model}" for model in dict.fromkeys(("base", name))]
+    changes = json.loads(dvc.capture("status", "--json", "--with-deps", *stages) or "{}")
+    if changes:
+        stage, (change, *_) = next(iter(changes.items()))
+        if not isinstance(change, str):
+            change = ", ".join(f"{kind}: {', '.join(paths)}" for kind, paths in change.items())
+        raise UserError(f"Stage {stage} is not up to date ({change}); run `dvc repro`, then promote.")
+
+
+def require_evaluated(challenger: Path, predictions: Path) -> None:
+    """Raises UserError: the folder has no adapter, or the predictions are of another adapter."""
     if not (challenger / "manifest.json").is_file():
         raise UserError(f"There is no adapter in {challenger}; run `dvc repro` first.")
-    answered = read_json(predictions / "figures.json").get("of", {})
-    hashes = hashes_of(challenger)
-    lies_there = {key: sha256_of(challenger / HASHED[key]) for key in hashes}
-    if not hashes == lies_there == {key: answered.get(key) for key in hashes}:
+    evaluated = read_json(predictions / "figures.json").get("of", {})
+    recorded = adapter_hashes(challenger)
+    actual = {key: sha256_of(challenger / HASHED_FILES[key]) for key in recorded}
+    if not recorded == actual == {key: evaluated.get(key) for key in recorded}:
         raise UserError(f"The answers in {predictions} are not those of {challenger}; run `dvc repro` to evaluate it.")
 
 
-def hashes_of(adapter: Path) -> dict[str, str]:
-    """The hashes of an adapter's files, as its manifest has them; older manifests have none of the configuration.
+def require_not_champion(challenger: Path, champion: Path) -> None:
+    """Raises UserError: the challenger is the champion. A push that failed at its promotion is repeated."""
+    if adapter_fingerprint(challenger) == adapter_fingerprint(champion):
+        registry.push_champion()
+        raise UserError(f"{challenger} is the champion already, as {registry.version_at()}.")
+
+
+def adapter_hashes(adapter: Path) -> dict[str, str]:
+    """Return the hashes of an adapter's files by its manifest; older manifests have none of the configuration.
 
     Raises:
-        UserError: the manifest is not one.
+        UserError: the manifest is not valid.
     """
     manifest = read_json(adapter / "manifest.json")
-    hashes = {key: manifest.get(key, "") for key in HASHED} if isinstance(manifest, dict) else {}
+    hashes = {key: manifest.get(key, "") for key in HASHED_FILES} if isinstance(manifest, dict) else {}
     if not hashes.get("weights_sha256") or not all(isinstance(value, str) for value in hashes.values()):
-        raise UserError(f"{adapter / 'manifest.json'} is no adapter's manifest; run `dvc repro` to train it again.")
+        raise UserError(f"{adapter / 'manifest.json'} is not an adapter's manifest; run `dvc repro` to train it again.")
     return {key: value for key, value in hashes.items() if value}
 
 
-def weights_of(adapter: Path) -> str:
-    """One string for an adapter's weights and configuration, to tell adapters apart by; see :func:`hashes_of`."""
-    return " ".join(hashes_of(adapter).values())
+def adapter_fingerprint(adapter: Path) -> str:
+    """Return one string that identifies an adapter's weights and configuration; see :func:`adapter_hashes`."""
+    return " ".join(adapter_hashes(adapter).values())
 
 
-def refuse_the_champion_itself(challenger: Path, champion: Path) -> None:
-    """Raises UserError: it is the champion. What a promotion before did not get to push is pushed."""
-    if weights_of(challenger) == weights_of(champion):
-        registry.publish()
-        raise UserError(f"{challenger} is the champion already, as {registry.named()}.")
+# Measurements: answers of the champion, latencies of both -------------------------------------------
 
 
 def measure(name: str) -> None:
-    """Run the models that a decision on this challenger needs, as far as that has not been done."""
-    champion = registry.champion()
+    """Run the models that the decision on a challenger needs, unless their results are cached."""
+    champion = registry.fetch_champion()
     if champion is not None:
-        answers_of_champion(champion, name)
-    times_of(champion, WEIGHTS / name)
+        evaluate_champion(champion, name)
+    measure_latency(champion, WEIGHTS / name)
 
 
 def is_measured(name: str) -> bool:
-    """Whether a decision on this challenger needs no model to be run."""
-    champion = registry.champion()
-    answered = champion is None or are_answered(*answers_key(champion, name), name)
-    return answered and times_key(champion, WEIGHTS / name).is_file()
+    """Return whether the decision on a challenger needs no model to be run."""
+    champion = registry.fetch_champion()
+    has_answers = champion is None or _has_answers(*answers_key(champion, name), name)
+    return has_answers and latency_file(champion, WEIGHTS / name).is_file()
 
 
 def answers_key(champion: Path, challenger: str) -> tuple[Path, dict]:
-    """The folder for the champion's answers to what the challenger was asked, and what they depend on."""
-    inputs = {"champion": weights_of(champion), **asked_of(challenger)}
+    """Return the cache folder of the champion's answers to the challenger's rows, and everything they depend on."""
+    inputs = {"champion": adapter_fingerprint(champion), **evaluation_inputs(challenger)}
     return ANSWERS / sha256_of_json(inputs)[:16], inputs
 
 
-def answers_of_champion(champion: Path, challenger: str) -> Path:
-    """The champion's predictions on what the challenger was asked; what is there of the same inputs is kept.
+def evaluate_champion(champion: Path, challenger: str) -> Path:
+    """Evaluate the champion on the challenger's rows, unless its answers are cached; return their folder.
 
     Raises:
-        UserError: it cannot be evaluated, because it belongs to another base, for example.
+        UserError: the champion cannot be evaluated, e.g. because it belongs to another base model.
     """
     folder, inputs = answers_key(champion, challenger)
     predictions, key = folder / "predictions/champion", folder / "key.json"
-    if are_answered(folder, inputs, challenger):
+    if _has_answers(folder, inputs, challenger):
         return predictions
     key.unlink(missing_ok=True)
-    if stage_paths.evaluate("champion", champion, folder) != 0:
+    if stage_paths.run_evaluate("champion", champion, folder) != 0:
         raise UserError(
-            "The champion cannot be evaluated; the lines above say why. If it belongs to another base, retire it: "
-            f"`git rm {registry.POINTER}`, commit, and promote again."
+            "The champion cannot be evaluated; the reason is in the output above. If it belongs to another base model, "
+            f"retire it: `git rm {registry.POINTER}`, commit, and promote again."
         )
     write_json(key, inputs)
     return predictions
 
 
-def are_answered(folder: Path, inputs: dict, challenger: str) -> bool:
-    """Whether a folder has the champion's answers of these inputs, scored by the challenger's metrics version."""
+def _has_answers(folder: Path, inputs: dict, challenger: str) -> bool:
+    """Return whether a cache folder has answers for these inputs, scored by the challenger's version of the metrics."""
     predictions, key = folder / "predictions/champion", folder / "key.json"
     if not (key.is_file() and read_json(key) == inputs and predictions.is_dir()):
         return False
@@ -157,104 +211,130 @@ def are_answered(folder: Path, inputs: dict, challenger: str) -> bool:
 
 
 def metrics_version(predictions: Path) -> int | None:
-    """The version of the metrics that scored a model's answers; None of the first, which wrote none."""
+    """Return the version of the metrics that scored a model's answers; None for the first, which was not recorded."""
     return read_json(predictions / "figures.json").get("metrics_version")
 
 
-def asked_of(name: str) -> dict:
-    """What the evaluation of an adapter depended on but for the adapter: data, code and settings as dvc.lock has them,
-    and the versions of the libraries."""
+def evaluation_inputs(name: str) -> dict:
+    """Return what the evaluation of an adapter depends on, apart from the adapter.
+
+    Data, code and parameters are those in dvc.lock; library versions are those installed.
+
+    Raises:
+        UserError: dvc.lock has no evaluation of this adapter.
+    """
     try:
-        stage = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"][f"evaluate@{name}"]
+        stage = yaml.safe_load(DVC_LOCK.read_text(encoding="utf-8"))["stages"][f"evaluate@{name}"]
         deps = {dep["path"]: dep.get("md5") for dep in stage["deps"] if dep["path"] != str(WEIGHTS / name)}
         return {"deps": deps, "params": stage.get("params"), "libraries": provenance.library_versions()}
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{LOCK} does not say what {name} was evaluated on; run `dvc repro evaluate@{name}`.") from None
+        raise UserError(f"{DVC_LOCK} has no evaluation of {name}; run `dvc repro evaluate@{name}`.") from None
 
 
-def times_key(champion: Path | None, challenger: Path) -> Path:
-    """The file for what an answer takes champion and challenger."""
-    weights = [folder and weights_of(folder) for folder in (champion, challenger)]
+def latency_file(champion: Path | None, challenger: Path) -> Path:
+    """Return the cache file of the seconds per answer of champion (None: the base model) and challenger."""
+    fingerprints = [folder and adapter_fingerprint(folder) for folder in (champion, challenger)]
     data = [sha256_of(path) for path in (WEIGHTS / "base/base.json", CHECKED / "receipt.json")]
     code = [provenance.code_sha256("stages.promote.latency"), provenance.library_versions()]
-    return TIMES / f"{sha256_of_json([weights, data, code, params_schema.load().evaluate.max_new_tokens])[:16]}.json"
+    max_new_tokens = params_schema.load().evaluate.max_new_tokens
+    return LATENCIES / f"{sha256_of_json([fingerprints, data, code, max_new_tokens])[:16]}.json"
 
 
-def times_of(champion: Path | None, challenger: Path) -> Path:
-    """What an answer takes champion and challenger, measured in turn; kept, since times are never twice the same."""
-    found = times_key(champion, challenger)
-    if found.is_file():
-        return found
-    sides = ("--champion", str(champion)) if champion else ()
-    paths = ("--base", str(WEIGHTS / "base"), "--checked", str(CHECKED), "--challenger", str(challenger))
-    if run_module("stages.promote.latency", *paths, *sides, "--out", str(found)) != 0:
-        raise UserError("The answers could not be timed; the lines above say why.")
-    return found
+def measure_latency(champion: Path | None, challenger: Path) -> Path:
+    """Time the answers of champion and challenger in turn, unless their latencies are cached; return the file.
+
+    Raises:
+        UserError: a model cannot be run.
+    """
+    file = latency_file(champion, challenger)
+    if file.is_file():
+        return file
+    paths = {"base": WEIGHTS / "base", "checked": CHECKED, "challenger": challenger, "out": file}
+    paths |= {"champion": champion} if champion else {}
+    if run_module("stages.promote.latency", *stage_paths.path_options(paths)) != 0:
+        raise UserError("The latency could not be measured; the reason is in the output above.")
+    return file
 
 
-def decide(champion: tuple[str, Path], challenger: tuple[str, Path], times: Path, folder: Path) -> dict:
-    """The decision; it and its reasons go to the folder."""
-    sides = {"champion": champion, "challenger": challenger}
-    options = ["--base-predictions", str(PREDICTIONS / "base"), "--times", str(times)]
-    for side, (name, predictions) in sides.items():
-        options += [f"--{side}", name, f"--{side}-predictions", str(predictions)]
-    made = ("--decision", str(folder / DECISION.name), "--markdown", str(folder / REASONS.name))
-    if run_module("stages.promote", *options, *made) != 0:
-        raise UserError("No decision was made; the lines above say why.")
-    return read_json(folder / DECISION.name)
+# Decision -------------------------------------------------------------------------------------------
 
 
-def show(folder: Path) -> None:
-    """Put a decision among the reports."""
+def decide(champion: tuple[str, Path], challenger: tuple[str, Path], latencies: Path, folder: Path) -> PromotionResult:
+    """Run stage promote, which writes the decision and its reasons to a folder.
+
+    Args:
+        champion, challenger: name and predictions of each.
+        latencies: file of :func:`measure_latency`.
+
+    Raises:
+        UserError: the predictions cannot be compared.
+    """
+    paths = {"base-predictions": PREDICTIONS / "base", "times": latencies}
+    paths |= {"champion-predictions": champion[1], "challenger-predictions": challenger[1]}
+    paths |= {"decision": folder / DECISION.name, "markdown": folder / REASONS.name}
+    names = ("--champion", champion[0], "--challenger", challenger[0])
+    if run_module("stages.promote", *names, *stage_paths.path_options(paths)) != 0:
+        raise UserError("No decision was made; the reason is in the output above.")
+    decision = read_json(folder / DECISION.name)
+    conditions = tuple(Condition(row["condition"], row["found"], row["met"]) for row in decision["conditions"])
+    return PromotionResult(challenger[0], decision["promote"], conditions)
+
+
+def write_reports(folder: Path) -> None:
+    """Copy a decision and its reasons to the reports."""
     for path in (DECISION, REASONS):
         write_text(path, (folder / path.name).read_text(encoding="utf-8"))
 
 
 def roll_back() -> str:
-    """Make the version before the live one live again; gives it.
+    """Make the version before the live version live again, and return it.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such version.
     """
-    registry.refuse_without_git()
-    with registry.held():
-        standing = registry.history()
-        if len(standing) < 2:
-            before = standing[0] if standing else "the first"
+    registry.require_git()
+    with registry.lock():
+        history = registry.live_history()
+        if len(history) < 2:
+            before = history[0] if history else "the first"
             raise UserError(f"There is no version before {before}; nothing was changed.")
-        *_, version, current = standing
-        said = f"Roll back from {current} to {version}"
-        registry.restore(version, (DECISION, REASONS), said, lambda: _show_rollback(current, version))
-        registry.publish()
+        *_, version, current = history
+        message = f"Roll back from {current} to {version}"
+        registry.restore(version, (DECISION, REASONS), message, lambda: _write_rollback(current, version))
+        registry.push_champion()
         return version
 
 
-def _show_rollback(current: str, version: str) -> None:
+def _write_rollback(current: str, version: str) -> None:
     write_json(DECISION, {"rolled_back": {"from": current, "to": version}})
-    write_text(REASONS, f"# champion {current} → {version}: rolled back · 已回滚\n")
+    sentences = in_all_languages(
+        "The champion was rolled back from {current} to {version}.", current=current, version=version
+    )
+    write_text(REASONS, "\n\n".join(sentences.values()) + "\n")
 
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Promote an adapter to champion, if it is really better.")
+    parser = argparse.ArgumentParser(description="Promote an adapter to champion if it is significantly better.")
     parser.add_argument("adapter", nargs="?", help="the challenger: its key under adapters: in params.yaml")
-    parser.add_argument("--rollback", action="store_true", help="make the version before live again")
+    parser.add_argument("--rollback", action="store_true", help="make the version before the live one live again")
     arguments = parser.parse_args()
     if arguments.rollback == bool(arguments.adapter):
-        raise UserError("Give either an adapter to promote, or --rollback.")
+        raise UserError("Pass either an adapter to promote, or --rollback.")
     if arguments.rollback:
-        print(f"Live again · 已回滚到：champion {roll_back()}")
+        print(translate("Champion {version} is live again.", version=roll_back()))
         return
-    decision = promote(arguments.adapter)
+    result = promote(arguments.adapter)
     print(REASONS.read_text(encoding="utf-8"))
-    if not decision["promote"]:
+    if not result.is_promoted:
         sys.exit(NOT_PROMOTED)
-    pushed = registry.publish()
-    print(
-        f"champion {decision['version']}",
-        "pushed · 已推送" if pushed else "not pushed: no DVC remote · 未设远端，未推送",
-    )
-    print("Tell others with `git push --follow-tags`, and fetch it elsewhere · 推送标签后在别处获取：")
+    is_pushed = registry.push_champion()
+    print(translate("Live version: champion {version}.", version=result.version))
+    if is_pushed:
+        print(translate("Its files were pushed to DVC's remote."))
+    else:
+        print(translate("Its files were not pushed: there is no DVC remote."))
+    print(translate("Publish its tags with `git push --follow-tags`. Elsewhere, fetch it with:"))
     print("dvc artifacts get REPOSITORY champion --stage live")
 
 

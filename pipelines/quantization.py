@@ -1,7 +1,6 @@
-"""What quantization costs: ``python -m pipelines.quantization lora``.
+"""Measure the cost of quantization: ``python -m pipelines.quantization lora``.
 
-The same adapter answers everything on its base in 16 bits, 8 and 4; stage compare sets the three side by side: loss,
-equal answers, memory, speed.
+The adapter is evaluated on its base model in 16, 8 and 4 bits; stage compare compares loss, answers, memory and speed.
 """
 
 import argparse
@@ -13,37 +12,42 @@ from formats import params_schema
 from models.command_line import entry_point
 from models.errors import UserError
 from pipelines import stage_paths
+from pipelines.promotion import require_adapter
 
-BITS = (16, 8, 4)  # 16 stands for the type that the base is in
+BITS = (16, 8, 4)  # 16: not quantized, in base.dtype
 
 
-def quantization(name: str, out: Path, every: Sequence[int] = BITS) -> str:
-    """Write the comparison of these numbers of bits; gives its short form."""
-    if out.suffix != ".html":
-        raise UserError(f"--out: {out} is to be a page; let its name end with .html.")
-    knobs = params_schema.load()
-    if name not in knobs.adapters:
-        raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(knobs.adapters)}.")
+def compare_quantization(name: str, page: Path, widths: Sequence[int] = BITS) -> str:
+    """Evaluate and compare an adapter on its base model in several bit widths; return the summary.
+
+    Args:
+        page: HTML file to write; the Markdown file goes beside it.
+
+    Raises:
+        UserError: there is no such adapter, or it cannot be evaluated.
+    """
+    stage_paths.require_html(page)
+    params = params_schema.load()
+    require_adapter(params, name)
     weights = stage_paths.WEIGHTS / name
-    names = [f"{name} {knobs.base.dtype if bits == 16 else f'{bits} bit'}" for bits in every]
+    labels = {bits: f"{name} {params.base.dtype if bits == 16 else f'{bits} bit'}" for bits in widths}
     with tempfile.TemporaryDirectory() as scratch:
-        for label, bits in zip(names, every, strict=True):
-            if stage_paths.evaluate(label, weights, Path(scratch), "--bits", str(bits)) != 0:
-                raise UserError(f"{name} could not be evaluated in {bits} bits; the lines above say why.")
-        stage_paths.compare(names, Path(scratch), out)
-        return (Path(scratch) / "summary.txt").read_text(encoding="utf-8")
+        for bits, label in labels.items():
+            if stage_paths.run_evaluate(label, weights, Path(scratch), "--bits", str(bits)) != 0:
+                raise UserError(f"{name} could not be evaluated in {bits} bits; the reason is in the output above.")
+        return stage_paths.run_compare(list(labels.values()), Path(scratch), page)
 
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Evaluate an adapter on its base in 16, 8 and 4 bits.")
+    parser = argparse.ArgumentParser(description="Evaluate an adapter on its base model in 16, 8 and 4 bits.")
     parser.add_argument("adapter", help="its key under adapters: in params.yaml")
-    parser.add_argument("--out", type=Path, help="the page; Markdown goes beside it")
+    parser.add_argument("--out", type=Path, help="HTML file; Markdown goes beside it")
     parser.add_argument("--bits", type=int, nargs="+", choices=BITS, default=BITS)
     arguments = parser.parse_args()
-    out = arguments.out or Path(f"reports/quantization_{arguments.adapter}.html")
-    print(quantization(arguments.adapter, out, arguments.bits))
-    print(out)
+    page = arguments.out or Path(f"reports/quantization_{arguments.adapter}.html")
+    print(compare_quantization(arguments.adapter, page, arguments.bits))
+    print(page)
 
 
 if __name__ == "__main__":

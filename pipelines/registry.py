@@ -1,8 +1,12 @@
-"""Versions of the champion: DVC keeps the adapter, git and GTO's tags say which version was live when.
+"""Registry of champion versions: DVC tracks the adapter, git tags record which version was live when.
 
-A version is a git tag ``champion@v2.0.0`` on the commit whose ``models/champion.dvc`` names the adapter's files; the
-tag ``champion#live#3`` makes one live. ``dvc artifacts get REPOSITORY champion --stage live`` fetches that one.
-Where something fails on the way, or the process is killed, files are put back as they were committed.
+A version is a git tag ``champion@v2.0.0`` on the commit whose ``models/champion.dvc`` points to the adapter's files;
+the tag ``champion#live#3`` makes a version live. GTO writes both tags, so ``dvc artifacts get REPOSITORY champion
+--stage live`` fetches the live version.
+
+A change is atomic: after an error, files are restored to their committed state; after a kill, the next process that
+takes the lock completes or reverts the change by its journal. All functions work on the repository in the working
+directory.
 """
 
 import os
@@ -12,117 +16,129 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from models.checkpoints import exclusive_lock
+from filelock import FileLock, Timeout
+
 from models.errors import UserError
-from models.storage import read_json, write_json, writing_folder
+from models.storage import atomic_write_folder, read_json, write_json
 from pipelines import dvc
-from pipelines.processes import ProgramFailed, end_leftovers, output_of
+from pipelines.processes import ProgramFailed, output_of, terminate_by_environment
 
 ARTIFACT, STAGE = "champion", "live"
 FOLDER = Path("models/champion")
-POINTER, IGNORED = FOLDER.with_suffix(".dvc"), FOLDER.with_name(".gitignore")
-JOURNAL = Path("models/checkpoints/promotion.json")  # what is being changed
-MARK = "TUNELINE_PROMOTING"  # in the environment of what a promotion starts: the folder
+POINTER, GITIGNORE = FOLDER.with_suffix(".dvc"), FOLDER.with_name(".gitignore")
+JOURNAL = Path("models/checkpoints/promotion.json")  # the change in progress
+LOCK = JOURNAL.with_name(f".{ARTIFACT}.lock")
+MARK = "TUNELINE_PROMOTING"  # environment variable of all programs of a promotion: the repository's folder
 VERSION = re.compile(rf"{ARTIFACT}@(v(\d+)\.\d+\.\d+)")
 
 
-def refuse_without_git() -> None:
-    """Raises UserError: this is no git repository with a branch and a commit, or git does not know who commits."""
-    for arguments, said in (
-        (("rev-parse", "--verify", "HEAD"), "the champion's versions are git tags; run this in a git repository"),
-        (("symbolic-ref", "HEAD"), "no branch is checked out, which could keep the champion; `git switch` to one"),
-        (("var", "GIT_COMMITTER_IDENT"), "git must know who commits; set user.name and user.email with `git config`"),
+def require_git() -> None:
+    """Raises UserError: this is not a git repository with a commit and a branch, or git has no committer."""
+    for arguments, message in (
+        (("rev-parse", "--verify", "HEAD"), "The champion's versions are git tags; run this in a git repository"),
+        (("symbolic-ref", "HEAD"), "No branch is checked out, so a commit would be lost; `git switch` to a branch"),
+        (("var", "GIT_COMMITTER_IDENT"), "git has no committer; set user.name and user.email with `git config`"),
     ):
         try:
             output_of("git", *arguments)
         except UserError as error:
-            raise UserError(f"{said[0].upper()}{said[1:]} ({error}).") from None
+            raise UserError(f"{message} ({error}).") from None
 
 
-# What is there -------------------------------------------------------------------------------------
+# Read the registry ----------------------------------------------------------------------------------
 
 
 def versions() -> dict[str, str]:
-    """The commit of each version, the oldest first."""
-    return {found[1]: commit for name, commit in _tags(f"{ARTIFACT}@*") if (found := VERSION.fullmatch(name))}
+    """Return the commit of each version, the oldest first."""
+    return {match[1]: commit for name, commit in _list_tags(f"{ARTIFACT}@*") if (match := VERSION.fullmatch(name))}
 
 
-def history() -> list[str]:
-    """The versions that rolling back would go through, the live one last.
+def live_history() -> list[str]:
+    """Return the versions that a rollback goes back through, the live version last.
 
-    Whoever is made live again takes the place that it had: those that came behind it are gone.
+    Re-promoting an old version truncates the history after it.
     """
-    version_of = {commit: version for version, commit in versions().items()}
-    standing: list[str] = []
-    for _, commit in _tags(f"{ARTIFACT}#{STAGE}#*"):
-        version = version_of.get(commit)
-        if version in standing:
-            del standing[standing.index(version) + 1 :]
+    version_by_commit = {commit: version for version, commit in versions().items()}
+    history: list[str] = []
+    for _, commit in _list_tags(f"{ARTIFACT}#{STAGE}#*"):
+        version = version_by_commit.get(commit)
+        if version in history:
+            del history[history.index(version) + 1 :]
         elif version is not None:
-            standing.append(version)
-    return standing
+            history.append(version)
+    return history
 
 
-def live() -> str | None:
-    """The version that is live, or None."""
-    return (history() or [None])[-1]
+def live_version() -> str | None:
+    """Return the live version, or None if no champion was promoted yet."""
+    return (live_history() or [None])[-1]
 
 
-def _tags(pattern: str) -> Iterator[tuple[str, str]]:
-    """Names of tags, numbers in them counted as such, and the commits that they stand on."""
-    shape = "%(refname:strip=2) %(objectname) %(*objectname)"
-    found = output_of("git", "for-each-ref", "--sort=version:refname", f"--format={shape}", f"refs/tags/{pattern}")
-    for line in found.splitlines():
+def _list_tags(pattern: str) -> Iterator[tuple[str, str]]:
+    """Yield names of tags, sorted by the numbers in them, and their commits."""
+    line_format = "%(refname:strip=2) %(objectname) %(*objectname)"
+    lines = output_of(
+        "git", "for-each-ref", "--sort=version:refname", f"--format={line_format}", f"refs/tags/{pattern}"
+    )
+    for line in lines.splitlines():
         name, *commits = line.split()
-        yield name, commits[-1]
+        yield name, commits[-1]  # an annotated tag has the tag object first
 
 
-def named() -> str:
-    """The version that the pointer of this branch is, or words for one that is none: tags may not have been fetched."""
-    here = output_of("git", "rev-parse", f"HEAD:{POINTER}")
+def version_at() -> str:
+    """Return the version of the champion on this branch, or "without a version here" if its tag was not fetched."""
+    pointer = output_of("git", "rev-parse", f"HEAD:{POINTER}")
     for version, commit in reversed(versions().items()):
-        if output_of("git", "ls-tree", "--object-only", commit, "--", str(POINTER)) == here:
+        if output_of("git", "ls-tree", "--object-only", commit, "--", str(POINTER)) == pointer:
             return version
     return "without a version here"
 
 
-def champion() -> Path | None:
-    """The champion's folder with the files that its pointer names, or None where this branch has no pointer.
+def fetch_champion() -> Path | None:
+    """Check out or pull the champion of this branch; return its folder, or None if this branch has no champion.
 
     Raises:
-        RemoteAway: DVC's remote does not answer.
-        UserError: DVC has them neither in its cache nor in a remote.
+        RemoteUnavailable: DVC's remote does not answer.
+        UserError: neither DVC's cache nor a remote has the files.
     """
     if not POINTER.is_file():
         return None
-    _materialize()
+    _checkout_champion()
     return FOLDER
 
 
-def _materialize() -> None:
-    for command in (("checkout",), ("pull",)):  # the cache, then a remote
+def _checkout_champion() -> None:
+    for command in ("checkout", "pull"):  # from the cache, then from a remote
         try:
-            dvc.ask(*command, "--force", str(POINTER))
+            dvc.capture(command, "--force", str(POINTER))
             return
         except ProgramFailed as error:
             reason = error
     raise UserError(f"The champion's files are neither in DVC's cache nor in a remote ({reason}).")
 
 
-# What changes it -----------------------------------------------------------------------------------
+# Change the registry --------------------------------------------------------------------------------
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Hold the champion for this process, once what a killed one left half done is ended.
+def lock() -> Iterator[None]:
+    """Hold the registry's lock during the block, after recovery of a change that was killed.
+
+    The system releases the lock when this process ends, by whatever signal.
 
     Raises:
-        UserError: another process holds it, or the change that was interrupted belongs to another branch.
+        UserError: another process holds the lock, or the change to recover belongs to another branch.
     """
-    with exclusive_lock(JOURNAL.parent, ARTIFACT, "promoting"):
-        # git and DVC, once started, outlive the process that started them.
-        end_leftovers(MARK, str(Path.cwd()))
-        mend()
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # No fallback to a lock by the file's existence, which would survive kill -9.
+        acquired = FileLock(LOCK, timeout=0, fallback_to_soft=False).acquire()
+    except Timeout:
+        raise UserError(f"Another process is promoting {ARTIFACT!r} here; wait until it ends, or stop it.") from None
+    with acquired:
+        # git and DVC outlive a killed process that started them.
+        terminate_by_environment(MARK, str(Path.cwd()))
+        recover()
         os.environ[MARK] = str(Path.cwd())
         try:
             yield
@@ -130,46 +146,46 @@ def held() -> Iterator[None]:
             del os.environ[MARK]
 
 
-def mend() -> None:
-    """End a change whose process was killed: what it had not committed is put back, else its tags are set."""
-    if begun := _begun():
-        if _is_here(begun) and output_of("git", "rev-list", f"{begun['head']}..HEAD", "--", str(POINTER)):
-            _tag(begun["version"], begun["message"])
+def recover() -> None:
+    """Complete a change whose process was killed after its commit, and revert one that was killed before."""
+    if change := _read_journal():
+        if _is_on_branch(change) and output_of("git", "rev-list", f"{change['head']}..HEAD", "--", str(POINTER)):
+            _tag(change["version"], change["message"])
         else:
-            _put_back(begun["reports"])
+            _revert(change["reports"])
         JOURNAL.unlink()
     elif output_of("git", "diff", "--name-only", "--diff-filter=AM", "HEAD", "--", str(POINTER)):
-        _put_back(())  # only a promotion writes it, and commits what it writes
+        _revert(())  # an orphaned `dvc add`: only a promotion writes the pointer, and commits it
 
 
-def _begun() -> dict | None:
-    """What the journal says was begun; None if there is no journal. A damaged one is removed, and says nothing."""
+def _read_journal() -> dict | None:
+    """Return the change in the journal, or None. A damaged journal is removed."""
     if not JOURNAL.is_file():
         return None
     with suppress(UserError, KeyError, TypeError, AttributeError):
-        begun = read_json(JOURNAL)
-        texts = [begun.get(key) for key in ("head", "branch", "version", "message")]
-        if all(isinstance(text, str) for text in (*texts, *begun["reports"])):
-            return begun
+        change = read_json(JOURNAL)
+        values = [change.get(key) for key in ("head", "branch", "version", "message")]
+        if all(isinstance(value, str) for value in (*values, *change["reports"])):
+            return change
     JOURNAL.unlink()
     return None
 
 
-def _is_here(begun: dict) -> bool:
-    """Whether the commit that a change began on is a part of this branch.
+def _is_on_branch(change: dict) -> bool:
+    """Return whether the commit before the change is an ancestor of HEAD.
 
     Raises:
-        UserError: it is not, but its branch is there.
+        UserError: it is not, and the branch of the change exists.
     """
     try:
-        output_of("git", "merge-base", "--is-ancestor", begun["head"], "HEAD")
+        output_of("git", "merge-base", "--is-ancestor", change["head"], "HEAD")
         return True
     except ProgramFailed:
-        if begun["branch"] != output_of("git", "branch", "--show-current") and output_of(
-            "git", "for-each-ref", f"refs/heads/{begun['branch']}"
-        ):
+        branch = change["branch"]
+        is_current = branch == output_of("git", "branch", "--show-current")
+        if not is_current and output_of("git", "for-each-ref", f"refs/heads/{branch}"):
             raise UserError(
-                f"A promotion was interrupted on branch {begun['branch']}; switch to it and run this there first."
+                f"A promotion was interrupted on branch {branch}; `git switch {branch}` and run this there first."
             ) from None
         return False
 
@@ -177,52 +193,55 @@ def _is_here(begun: dict) -> bool:
 def register(
     adapter: Path, reports: Sequence[Path], message: str, write_reports: Callable[[], None] = lambda: None
 ) -> str:
-    """Make an adapter the champion: DVC takes a copy, a commit names it, tags number it; gives the version.
+    """Make an adapter the live champion: ``dvc add`` a copy, commit its pointer, tag the commit; return the version.
 
     Args:
-        reports: files to commit with it, which ``write_reports`` writes; put back if anything fails.
+        reports: files that ``write_reports`` writes, committed with the pointer; reverted on any error.
+        message: of the commit and the tags.
     """
     last = max((int(VERSION.fullmatch(f"{ARTIFACT}@{version}")[2]) for version in versions()), default=0)
     version = f"v{last + 1}.0.0"
-    with _all_or_nothing(version, message, reports):
-        with writing_folder(FOLDER) as temporary:
+    with _transaction(version, message, reports):
+        with atomic_write_folder(FOLDER) as temporary:
             shutil.copytree(adapter, temporary, dirs_exist_ok=True)
-        dvc.ask("add", str(FOLDER))
+        dvc.capture("add", str(FOLDER))
         write_reports()
-        commit((POINTER, IGNORED, *reports), message)
+        commit((POINTER, GITIGNORE, *reports), message)
     return version
 
 
 def restore(
     version: str, reports: Sequence[Path], message: str, write_reports: Callable[[], None] = lambda: None
 ) -> None:
-    """Put an older version back in its place; see :func:`register`."""
-    with _all_or_nothing(version, message, reports):
+    """Make an older version live again; see :func:`register`."""
+    with _transaction(version, message, reports):
         output_of("git", "checkout", f"{ARTIFACT}@{version}", "--", str(POINTER))
-        _materialize()
+        _checkout_champion()
         write_reports()
         commit((POINTER, *reports), message)
 
 
 @contextmanager
-def _all_or_nothing(version: str, message: str, reports: Sequence[Path]) -> Iterator[None]:
-    """Set the tags behind the block; if it fails, put pointer, folder and reports back as they were committed.
+def _transaction(version: str, message: str, reports: Sequence[Path]) -> Iterator[None]:
+    """Set the version's tags after the block; after an error in it, restore pointer, folder and reports.
 
-    The journal says what was begun, for :func:`mend`.
+    The journal records the change for :func:`recover`.
     """
-    head, branch = (output_of("git", *asked) for asked in (("rev-parse", "HEAD"), ("branch", "--show-current")))
-    begun = {"head": head, "branch": branch, "version": version, "message": message, "reports": list(map(str, reports))}
-    write_json(JOURNAL, begun)
+    head = output_of("git", "rev-parse", "HEAD")
+    branch = output_of("git", "branch", "--show-current")
+    change = {"head": head, "branch": branch, "version": version, "message": message}
+    write_json(JOURNAL, change | {"reports": list(map(str, reports))})
     try:
         yield
-    except BaseException:  # a full disk or Ctrl-C no less than what git and DVC refuse
-        mend()
+    except BaseException:  # errors of git and DVC, and also a full disk or Ctrl-C
+        recover()
         raise
     _tag(version, message)
     JOURNAL.unlink()
 
 
-def _put_back(reports: Iterable[str]) -> None:
+def _revert(reports: Iterable[str]) -> None:
+    """Restore pointer, folder and reports to their committed state."""
     for path in (str(POINTER), *reports):
         if output_of("git", "ls-tree", "HEAD", "--", path):
             output_of("git", "checkout", "HEAD", "--", path)
@@ -230,33 +249,33 @@ def _put_back(reports: Iterable[str]) -> None:
             output_of("git", "rm", "--quiet", "--cached", "--force", "--ignore-unmatch", "--", path)
             Path(path).unlink(missing_ok=True)
     if POINTER.is_file():
-        _materialize()
+        _checkout_champion()
     else:
         shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 def _tag(version: str, message: str) -> None:
-    """Number the commit that the pointer has now, and make that version live, unless it is so already."""
+    """Tag the commit of the current pointer with a version, and make the version live; existing tags stay."""
     import gto
 
     if version not in versions():
-        pointed = output_of("git", "log", "-1", "--format=%H", "--", str(POINTER))
-        gto.api.register(".", ARTIFACT, pointed, version=version, message=message)
-    if live() != version:
+        commit_of_pointer = output_of("git", "log", "-1", "--format=%H", "--", str(POINTER))
+        gto.api.register(".", ARTIFACT, commit_of_pointer, version=version, message=message)
+    if live_version() != version:
         gto.api.assign(".", ARTIFACT, STAGE, version=version, message=message, force=True)
 
 
 def commit(paths: Sequence[Path], message: str) -> None:
-    """Commit these files and nothing else, whatever else is staged; nothing if they are as committed."""
+    """Commit these files if they have changed, and no other files, even if others are staged."""
     names = [str(path) for path in paths]
     output_of("git", "add", "--", *names)
     if output_of("git", "status", "--porcelain", "--", *names):
         output_of("git", "commit", "--quiet", "--message", message, "--", *names)
 
 
-def publish() -> bool:
-    """Push the champion to DVC's remote, if there is one; gives whether there is."""
-    if not dvc.settings(Path())["remote"]:
+def push_champion() -> bool:
+    """Push the champion to DVC's remote; return whether there is a remote."""
+    if not dvc.load_config(Path())["remote"]:
         return False
-    dvc.ask("push", str(POINTER))
+    dvc.capture("push", str(POINTER))
     return True

@@ -1,304 +1,348 @@
-"""A retraining in parts that different machines can do, each in a clone of its own.
+"""Steps of a retraining by the process that orchestrates it: prepare, compare, promote, commit, push.
 
-One process orchestrates: it prepares the data, hands each model that changed to whoever trains and evaluates it,
-gathers the results, compares, promotes, and commits once, on branch ``tuneline/retrained``. That process is here; what
-those do to whom it hands out is in :mod:`pipelines.agent_training`.
+The orchestrator works in a clone, on branch ``tuneline/retrained``. It prepares the data, has agents train the models
+that changed (:mod:`pipelines.agent_training`), compares, promotes, and pushes one commit.
 """
 
+import contextlib
 import itertools
-import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from formats import params_schema
 from models.errors import UserError
 from models.storage import read_json, sha256_of
 from pipelines import checkpoint_sync, dvc, promotion, registry, run_refs, stage_paths
-from pipelines.clone import Clone, left_of, open_clone
-from pipelines.finetune import refuse_if_blocked, state_of_checks
-from pipelines.processes import ProgramFailed, RemoteAway, output_of
+from pipelines.clone import Clone, existing_clone, open_clone
+from pipelines.finetune import checks_state, raise_if_blocked
+from pipelines.processes import ProgramFailed, RemoteUnavailable
+from pipelines.promotion import PromotionResult
+from pipelines.retries import retry_while_unavailable
 
 BRANCH = "tuneline/retrained"
-PREPARED = ("encode", "base", "general")
-# In the clone's settings, for whoever goes on in it:
-ENTERED = "tuneline.entered"  # the commit that was taken in
-CHAMPION = "tuneline.champion"  # the version that was live, as others had pushed it
-ATTEMPTS = 3
+PREPARED_STAGES = ("encode", "base", "general")
+METRICS = Path("reports/metrics")
+# git settings of the clone, for a restarted run:
+MERGED_REVISION = "tuneline.entered"  # the commit that was merged into the branch
+CHAMPION_BEFORE = "tuneline.champion"  # the live version in the origin before this retraining
+MAX_PUSH_ATTEMPTS = 3
 
 
-def enter(run: str, revision: str = "HEAD") -> Clone:
-    """Go into the run's clone: the branch of earlier retrainings, with what the revision brings.
+# Open the branch ------------------------------------------------------------------------------------
+
+
+def open_branch_clone(run: str, revision: str = "HEAD") -> Clone:
+    """Return the run's clone, on the branch of earlier retrainings with the revision merged.
 
     Raises:
-        RemoteAway: the origin does not answer.
-        UserError: both changed the same lines of a file.
+        RemoteUnavailable: the origin is still unavailable after all retries.
+        UserError: branch and revision conflict.
     """
     clone = open_clone(run, revision)
-    if clone.setting(ENTERED) is None and clone.git("branch", "--show-current"):  # it died on the way in
+    if clone.config(MERGED_REVISION) is None and clone.git("branch", "--show-current"):  # killed while it merged
         clone.discard()
         clone = open_clone(run, revision)
-    has_entered = clone.setting(ENTERED) is not None
-    has_branch = not has_entered and fetch_branch(clone)
-    os.chdir(clone.folder)  # behind what may be tried again: where it is tried from must not change
-    if not has_entered:
-        wanted = clone.git("rev-parse", "HEAD")
-        if has_branch:
-            clone.git("switch", "--quiet", BRANCH)
-            merge(wanted)
-        else:
-            clone.git("switch", "--quiet", "--create", BRANCH)
-        clone.git("config", CHAMPION, registry.live() or "none")
-        clone.git("config", ENTERED, wanted)
+    if clone.config(MERGED_REVISION) is None:
+        _switch_to_branch(clone)
     return clone
 
 
+def _switch_to_branch(clone: Clone) -> None:
+    revision = clone.git("rev-parse", "HEAD")
+    if fetch_branch(clone):
+        clone.git("switch", "--quiet", BRANCH)
+        merge(clone, revision)
+    else:
+        clone.git("switch", "--quiet", "--create", BRANCH)
+    clone.git("config", CHAMPION_BEFORE, live_version(clone) or "none")
+    clone.git("config", MERGED_REVISION, revision)
+
+
+@retry_while_unavailable
 def fetch_branch(clone: Clone) -> bool:
-    """Fetch the branch of earlier retrainings; False if there is none. Raises RemoteAway."""
-    with clone.needing_origin():
+    """Fetch the branch of earlier retrainings; return whether there is one.
+
+    Raises:
+        RemoteUnavailable: the origin is still unavailable after all retries.
+    """
+    with clone.requiring_origin():
         if not clone.git("ls-remote", "origin", f"refs/heads/{BRANCH}"):
             return False
         clone.git("fetch", "--quiet", "origin", f"{BRANCH}:{BRANCH}")
         return True
 
 
-def merge(revision: str) -> None:
-    """Take in another line of commits; what both made, such as dvc.lock, is theirs until DVC has run."""
+def merge(clone: Clone, revision: str) -> None:
+    """Merge a revision; where both sides changed the same lines, e.g. of dvc.lock, the revision's lines win.
+
+    Raises:
+        UserError: another conflict, such as a file that one side has removed.
+    """
     try:
-        output_of("git", "merge", "--quiet", "--no-edit", "-X", "theirs", revision)
+        clone.git("merge", "--quiet", "--no-edit", "-X", "theirs", revision)
     except ProgramFailed as error:
-        output_of("git", "merge", "--abort")
+        clone.git("merge", "--abort")
         raise UserError(f"{revision} and {BRANCH} cannot be merged ({error}); merge them by hand and push.") from None
 
 
-def nothing_changed() -> bool:
-    """Whether `dvc repro` would make nothing new. Data that are not checked out are no change."""
+def live_version(clone: Clone) -> str | None:
+    """Return the live version of the champion by the tags of the clone, or None."""
+    with contextlib.chdir(clone.folder):
+        return registry.live_version()
+
+
+def promoted_version(clone: Clone) -> str | None:
+    """Return the version that this retraining has promoted, possibly before a restart, or None."""
+    live = live_version(clone)
+    return None if live == clone.config(CHAMPION_BEFORE) else live
+
+
+# Prepare --------------------------------------------------------------------------------------------
+
+
+def is_up_to_date(clone: Clone) -> bool:
+    """Return whether ``dvc repro`` would change nothing. Data that is not checked out counts as unchanged."""
     try:
-        planned = dvc.ask("repro", "--dry", "--allow-missing")
-    except ProgramFailed:  # a stage whose inputs are still to be made
+        plan = dvc.capture("repro", "--dry", "--allow-missing", folder=clone.folder)
+    except ProgramFailed:  # inputs of a stage do not exist yet
         return False
-    would_run = set(re.findall(r"Running stage '([^']+)'", planned))
-    # It reads whole folders, which differ while what lies in them is not checked out.
-    return would_run <= {"compare"} and not brought_anything()
+    stages = set(re.findall(r"Running stage '([^']+)'", plan))
+    # Stage compare reads whole folders, which differ while their files are not checked out.
+    return stages <= {"compare"} and not has_changes(clone)
 
 
-def brought_anything() -> bool:
-    """Whether the revision has what earlier retrainings had not."""
+def has_changes(clone: Clone) -> bool:
+    """Return whether the revision differs from the last retraining."""
     try:
-        return bool(output_of("git", "diff", "--name-only", f"origin/{BRANCH}", "HEAD"))
-    except ProgramFailed:  # there was no retraining yet
+        return bool(clone.git("diff", "--name-only", f"origin/{BRANCH}", "HEAD"))
+    except ProgramFailed:  # no retraining yet
         return True
 
 
-def prepare(clone: Clone) -> None:
-    """Collect, check and encode the data, and make or verify the base.
+@retry_while_unavailable
+def reproduce_data(clone: Clone) -> None:
+    """Ingest, check and encode the data, and make or verify the base model.
 
     Raises:
-        DataBlocked: the data checks stopped it.
-        RemoteAway: what is needed is in DVC's remote, which does not answer.
+        DataBlocked: the data checks block the data.
+        RemoteUnavailable: DVC's remote is still unavailable after all retries.
         UserError: a stage failed.
     """
-    params_schema.load()  # a slip of the pen is told before anything runs
-    clone.take_data(*PREPARED)
-    before = state_of_checks()
+    clone.params()  # reports a mistake in params.yaml before anything runs
+    clone.checkout_data(*PREPARED_STAGES)
+    checks_before = checks_state(clone.folder)
+    with clone.requiring_remote():
+        try:
+            # Without the error of the stage: stages of raw data may quote samples.
+            dvc.run("repro", *clone.pull_option, *PREPARED_STAGES, folder=clone.folder)
+        except RemoteUnavailable:
+            raise
+        except UserError:
+            raise_if_blocked(checks_before, clone.folder)
+            raise
+
+
+def outdated_models(clone: Clone) -> list[str]:
+    """Return the models, including the base, whose training or evaluation must run."""
+    return [name for name in clone.params().evaluate.models if _is_outdated(clone, name)]
+
+
+def _is_outdated(clone: Clone, name: str) -> bool:
+    options = ("--single-item", "--dry", "--allow-missing")
     try:
-        dvc.run("repro", *clone.pull, *PREPARED)
-    except RemoteAway:
-        raise
-    except UserError:
-        refuse_if_blocked(before)
-        clone.refuse_if_away()
-        raise
-
-
-def pending() -> list[str]:
-    """Names of the models whose training or evaluation must run, the base among them."""
-    return [name for name in params_schema.load().evaluate.models if _would_run(name)]
-
-
-def _would_run(name: str) -> bool:
-    try:
-        return "Running stage" in dvc.ask("repro", "--single-item", "--dry", "--allow-missing", *stages_of(name))
-    except ProgramFailed:  # what it evaluates is not there yet
+        return "Running stage" in dvc.capture("repro", *options, *model_stages(name), folder=clone.folder)
+    except ProgramFailed:  # the adapter to evaluate does not exist yet
         return True
 
 
-def stages_of(name: str) -> list[str]:
+def model_stages(name: str) -> list[str]:
+    """Return the DVC stages that train and evaluate a model."""
     return [f"evaluate@{name}"] if name == "base" else [f"train@{name}", f"evaluate@{name}"]
+
+
+def data_hash(clone: Clone) -> str:
+    """Return the first 8 digits of the receipt's hash, which identifies the checked data."""
+    return sha256_of(clone.folder / stage_paths.CHECKED / "receipt.json")[:8]
+
+
+# Compare and promote --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a retraining came to.
+    """The result of a retraining.
 
     Attributes:
-        decisions: of promotion, by adapter, the best one first.
-        promoted: the version that this retraining made live, or None.
-        commit: the branch's last.
+        decisions: on the challengers, the best one first.
+        version: the champion that was promoted, or None.
+        commit: the last commit of the branch, abbreviated.
     """
 
-    decisions: dict[str, dict]
-    promoted: str | None
+    decisions: tuple[PromotionResult, ...]
+    version: str | None
     commit: str
 
 
-def publish(clone: Clone, run: str) -> bool:
-    """Push data, branch and versions, and take back what was handed out; False if others pushed in the meantime.
+def compare_models(clone: Clone, cause: str) -> None:
+    """Collect the results of the agents, compare the models, and commit dvc.lock and reports.
 
     Raises:
-        RemoteAway: DVC's remote or the origin.
-        UserError: the origin answers, and does not take it.
+        RemoteUnavailable: DVC's remote is still unavailable after all retries.
+        UserError: a stage failed.
     """
-    clone.push_data()  # first: a commit must not name what nobody can fetch
-    tags = [f"refs/tags/{tag}:refs/tags/{tag}" for tag in output_of("git", "tag", "--list", "champion*").split()]
-    with clone.needing_origin():
-        try:
-            output_of("git", "push", "--quiet", "--atomic", "origin", BRANCH, *tags)
-        except ProgramFailed:
-            if others_came_first():
-                return False
-            raise
-        run_refs.withdraw(run)
+    run_refs.remove_measurements(clone)  # of a process that was killed while it fetched them
+    clone.repro()
+    commit_results(clone, commit_message(clone, cause))
+
+
+def commit_results(clone: Clone, message: str) -> None:
+    """Commit all changed files, if there are any."""
+    clone.git("add", "--all")
+    if clone.git("diff", "--cached", "--name-only"):
+        clone.git("commit", "--quiet", "--message", message)
+
+
+def commit_message(clone: Clone, cause: str) -> str:
+    """Return the message of a retraining's commit: cause, data, and loss and probes of each model."""
+    rows = read_json(clone.folder / METRICS / "data.json")["data"]
+    data = f"data: {data_hash(clone)}, {rows['train']} rows for training, {rows['eval']} for evaluation"
+    models = [f"{name}: {_format_metrics(clone, name)}" for name in clone.params().evaluate.models]
+    return "\n".join([f"Retrain: {cause}", "", f"cause: {cause}", data, *models])
+
+
+def _format_metrics(clone: Clone, name: str) -> str:
+    metrics = read_json(clone.folder / METRICS / f"{name}.json")
+    return f"loss {metrics['loss']:.4f}, probes met {metrics['probes_met']:.0%}"
+
+
+def challengers(clone: Clone) -> list[str]:
+    """Return the adapters to compare with the champion, the lowest loss first.
+
+    An adapter with a higher loss than the champion's is no challenger, if the champion is one of the adapters.
+    """
+    losses = {name: read_json(clone.folder / METRICS / f"{name}.json")["loss"] for name in clone.params().adapters}
+    ranked = sorted(losses, key=losses.get)
+    with contextlib.chdir(clone.folder):
+        champion = registry.fetch_champion()
+        champion_fingerprint = champion and promotion.adapter_fingerprint(champion)
+        fingerprints = {name: promotion.adapter_fingerprint(stage_paths.WEIGHTS / name) for name in ranked}
+    return list(itertools.takewhile(lambda name: fingerprints[name] != champion_fingerprint, ranked))
+
+
+def unmeasured_challengers(clone: Clone) -> list[str]:
+    """Return the challengers on which a decision needs a GPU, to run them and the champion."""
+    with contextlib.chdir(clone.folder):
+        return [name for name in challengers(clone) if not promotion.is_measured(name)]
+
+
+def promote_best(clone: Clone) -> tuple[PromotionResult, ...]:
+    """Try to promote the challengers, the best one first, until one is promoted; return the decisions.
+
+    If none is promoted, the reasons are committed.
+    """
+    decisions: list[PromotionResult] = []
+    with contextlib.chdir(clone.folder):
+        for name in challengers(clone):
+            decisions.append(promotion.promote(name))
+            if decisions[-1].is_promoted:
+                return tuple(decisions)
+    commit_results(clone, rejection_message(decisions))
+    return tuple(decisions)
+
+
+def rejection_message(decisions: Sequence[PromotionResult]) -> str:
+    """Return a commit message with the unmet conditions of each challenger."""
+    names = ", ".join(decision.adapter for decision in decisions)
+    reasons = [
+        f"{decision.adapter}: "
+        + "; ".join(f"{condition.name}: {condition.values}" for condition in decision.unmet_conditions)
+        for decision in decisions
+    ]
+    return "\n".join([f"Keep the champion: {names} not promoted", "", *reasons])
+
+
+# Push -----------------------------------------------------------------------------------------------
+
+
+def push_results(clone: Clone, run: str) -> bool:
+    """Push data, branch and tags, and unpublish the run's ref.
+
+    Returns:
+        False if another process has pushed to the branch, or a version of the same number, in the meantime.
+
+    Raises:
+        RemoteUnavailable: DVC's remote or the origin is still unavailable after all retries.
+        UserError: the origin rejects the push for another reason.
+    """
+    clone.push_data()  # before the commit: data of a pushed commit must be in the remote
+    if not _push_branch(clone):
+        return False
+    run_refs.unpublish(clone, run)
     return True
 
 
-def others_came_first() -> bool:
-    """Whether the origin has commits on the branch that are not ours, or other versions under our numbers."""
-    there = dict(reversed(line.split()) for line in output_of("git", "ls-remote", "origin").splitlines())
-    ours = output_of("git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/tags/champion*")
-    if any(there.get(ref, commit) != commit for commit, ref in map(str.split, ours.splitlines())):
+@retry_while_unavailable
+def _push_branch(clone: Clone) -> bool:
+    tags = [f"refs/tags/{tag}:refs/tags/{tag}" for tag in clone.git("tag", "--list", "champion*").split()]
+    with clone.requiring_origin():
+        try:
+            clone.git("push", "--quiet", "--atomic", "origin", BRANCH, *tags)
+        except ProgramFailed:
+            if has_remote_changes(clone):
+                return False
+            raise
+    return True
+
+
+def has_remote_changes(clone: Clone) -> bool:
+    """Return whether the origin has new commits on the branch, or other versions under the numbers of the clone."""
+    remote_refs = dict(reversed(line.split()) for line in clone.git("ls-remote", "origin").splitlines())
+    tags = clone.git("for-each-ref", "--format=%(objectname) %(refname)", "refs/tags/champion*").splitlines()
+    if any(remote_refs.get(ref, commit) != commit for commit, ref in map(str.split, tags)):
         return True
-    if f"refs/heads/{BRANCH}" not in there:
+    if f"refs/heads/{BRANCH}" not in remote_refs:
         return False
-    output_of("git", "fetch", "--quiet", "origin", BRANCH)
-    return bool(output_of("git", "rev-list", "-1", f"HEAD..origin/{BRANCH}"))
+    clone.git("fetch", "--quiet", "origin", BRANCH)
+    return bool(clone.git("rev-list", "-1", f"HEAD..origin/{BRANCH}"))
 
 
-def conclude(
-    clone: Clone,
-    run: str,
-    cause: str,
-    repro: Callable[[Clone], None] = Clone.repro,
-    publish: Callable[[Clone, str], bool] = publish,
-    measure: Callable[[Clone, list[str]], None] = lambda clone, names: None,
-) -> Outcome:
-    """Gather what was trained, compare, commit, promote what is better, and bring it all to the origin.
+def merge_remote_changes(clone: Clone) -> None:
+    """Replace the clone's version tags by those of the origin, and merge the origin's branch and champion.
 
-    Args:
-        repro, publish: :meth:`Clone.repro` and :func:`publish`, or the same with more patience.
-        measure: has others run the models that decisions on these challengers need; by default they are run here.
+    Tags are deleted first: a restarted run that was killed in between cannot push, and gets here again.
 
     Raises:
-        UserError: a stage failed, or others changed the branch again and again.
+        RemoteUnavailable: the origin is still unavailable after all retries.
     """
-    for _ in range(ATTEMPTS):
-        run_refs.discard_measurements()  # those that a killed process was taking
-        repro(clone)
-        commit_results(message(cause))
-        if lacking := [name for name in challengers() if not promotion.is_measured(name)]:
-            measure(clone, lacking)
-        decisions = promote_the_best()
-        if not any(decision["promote"] for decision in decisions.values()):
-            commit_results(verdict(decisions))
-        if publish(clone, run):
-            return Outcome(decisions, new_champion(clone), output_of("git", "rev-parse", "--short", "HEAD"))
-        take_in_others(clone)  # another retraining came first: compare again, with its champion
-    raise UserError(f"Others changed {BRANCH} {ATTEMPTS} times in between; run it again when they have ended.")
+    if tags := clone.git("tag", "--list", "champion*").split():
+        clone.git("tag", "--delete", *tags)
+    _fetch_version_tags(clone)
+    version = live_version(clone)
+    clone.git("config", CHAMPION_BEFORE, version or "none")
+    if clone.git("for-each-ref", f"refs/remotes/origin/{BRANCH}"):
+        merge(clone, f"origin/{BRANCH}")
+    if version:  # it may have been promoted on another branch
+        merge(clone, f"{registry.ARTIFACT}@{version}")
 
 
-def take_in_others(clone: Clone) -> None:
-    """Give up versions of our own under numbers that others' may have, and merge what they have pushed.
-
-    In this order: killed in between, it cannot push, and comes here again.
-    """
-    if tags := output_of("git", "tag", "--list", "champion*").split():
-        output_of("git", "tag", "--delete", *tags)
-    with clone.needing_origin():
-        output_of("git", "fetch", "--quiet", "origin", "refs/tags/champion*:refs/tags/champion*")
-    live = registry.live()
-    clone.git("config", CHAMPION, live or "none")
-    if output_of("git", "for-each-ref", f"refs/remotes/origin/{BRANCH}"):
-        merge(f"origin/{BRANCH}")
-    if live:  # it may have been promoted elsewhere than on the branch
-        merge(f"{registry.ARTIFACT}@{live}")
+@retry_while_unavailable
+def _fetch_version_tags(clone: Clone) -> None:
+    with clone.requiring_origin():
+        clone.git("fetch", "--quiet", "origin", "refs/tags/champion*:refs/tags/champion*")
 
 
-def new_champion(clone: Clone) -> str | None:
-    """The version that this retraining made live, be it in an earlier life of its process."""
-    live = registry.live()
-    return None if live == clone.setting(CHAMPION) else live
+def read_outcome(clone: Clone, decisions: tuple[PromotionResult, ...]) -> Outcome:
+    """Return the outcome of a retraining that was pushed."""
+    return Outcome(decisions, promoted_version(clone), clone.git("rev-parse", "--short", "HEAD"))
 
 
-def commit_results(said: str) -> None:
-    """Commit dvc.lock and the reports with this message, if anything changed."""
-    output_of("git", "add", "--all")
-    if output_of("git", "diff", "--cached", "--name-only"):
-        output_of("git", "commit", "--quiet", "--message", said)
-
-
-def message(cause: str) -> str:
-    """A commit's message: what caused it, which data, and the figures of each model."""
-    rows = read_json(Path("reports/metrics/data.json"))["data"]
-    data = f"data: {data_hash()} · {rows['train']} rows to train on, {rows['eval']} to evaluate"
-    lines = [f"{name}: {_figures(name)}" for name in params_schema.load().evaluate.models]
-    return "\n".join([f"Retrain: {cause}", "", f"cause: {cause}", data, *lines])
-
-
-def _figures(name: str) -> str:
-    figures = read_json(Path(f"reports/metrics/{name}.json"))
-    return f"loss {figures['loss']:.4f}, probes met {figures['probes_met']:.0%}"
-
-
-def data_hash() -> str:
-    """The first digits of the receipt's hash, which stands for all checked data."""
-    return sha256_of(stage_paths.CHECKED / "receipt.json")[:8]
-
-
-def promote_the_best() -> dict[str, dict]:
-    """Offer the adapters as challengers, the best first, until one is promoted; gives the decisions by adapter."""
-    decisions: dict[str, dict] = {}
-    for name in challengers():
-        decisions[name] = promotion.promote(name)
-        if decisions[name]["promote"]:
-            break
-    return decisions
-
-
-def challengers() -> list[str]:
-    """Adapters that may be better than the champion, the best first; those behind the champion itself are not."""
-    champion = registry.champion()
-    live = champion and promotion.weights_of(champion)
-    return list(itertools.takewhile(lambda name: promotion.weights_of(stage_paths.WEIGHTS / name) != live, ranked()))
-
-
-def verdict(decisions: dict[str, dict]) -> str:
-    """A commit's message: why none of the challengers was promoted."""
-    lines = [f"{name}: {'; '.join(reasons_against(decision))}" for name, decision in decisions.items()]
-    return "\n".join([f"Keep the champion: {', '.join(decisions)} not promoted", "", *lines])
-
-
-def reasons_against(decision: dict) -> list[str]:
-    """The conditions of promotion that a challenger did not meet."""
-    return [f"{each['condition']}: {each['found']}" for each in decision["conditions"] if not each["met"]]
-
-
-def ranked() -> list[str]:
-    """Adapters by their evaluation loss, the best first."""
-    losses = {name: read_json(Path(f"reports/metrics/{name}.json"))["loss"] for name in params_schema.load().adapters}
-    return sorted(losses, key=losses.get)
-
-
-def abandon(run: str) -> None:
-    """Remove what is left of a run that will not go on: its clone, and what it handed out."""
-    clone = left_of(run)
+def discard_run(run: str) -> None:
+    """Remove the clone of a run that has ended, its published ref, and its uploaded checkpoints."""
+    clone = existing_clone(run)
     if clone is None:
         return
     if clone.origin:
-        ref = run_refs.REF.format(run=run)
-        with suppress(UserError):  # the origin may be away; what stays there is in nobody's way
-            if clone.git("ls-remote", "origin", ref):
-                clone.git("push", "--quiet", "origin", f":{ref}")
-        checkpoint_sync.withdraw(clone, run)
+        run_refs.try_unpublish(clone, run)
+        checkpoint_sync.remove_checkpoints(clone, run)
     clone.discard()

@@ -1,74 +1,94 @@
-"""What clones of a retraining hand to one another: commits that no branch names, data in DVC's cache or remote.
+"""Exchange of data between the clones of a retraining: commits under ``refs/tuneline/runs/``, on no branch.
 
-The orchestrator hands out what it has prepared, trainers take it; who has run champion and challengers hands out what
-was measured. Whoever has taken the last of it withdraws it.
+The orchestrator publishes the prepared data for the agents that train; an agent publishes the measurements of champion
+and challengers for the orchestrator. The data itself is in DVC's cache or remote. The last reader unpublishes the ref.
 """
 
+import contextlib
 import shutil
 from pathlib import Path
 
+from models.errors import UserError
 from models.storage import write_text
 from pipelines import dvc, promotion
 from pipelines.clone import Clone
-from pipelines.processes import ProgramFailed, output_of
+from pipelines.retries import retry_while_unavailable
 
 REF = "refs/tuneline/runs/{run}"
-MEASURED = Path("data/measured")  # on its way between two clones
+MEASUREMENTS = Path("data/measured")  # while they are exchanged
 
 
-def hand_out(clone: Clone, run: str) -> str:
-    """Offer what was prepared to the trainers; gives the ref of it, which no branch names.
+def publish(clone: Clone, run: str) -> str:
+    """Push the working tree of a clone as a commit that no branch contains; return its ref.
 
-    The commit is the same for the same content: experiments are found by it, and whoever is taken up again offers anew.
+    The commit of the same content is the same: DVC finds experiments by their base commit, and a restarted run
+    publishes again.
+
+    Raises:
+        RemoteUnavailable: DVC's remote or the origin is still unavailable after all retries.
     """
     clone.push_data()
-    output_of("git", "add", "--all")
-    tree = output_of("git", "write-tree")
-    output_of("git", "reset", "--quiet")
-    date = output_of("git", "show", "--no-patch", "--format=%cI", "HEAD")
+    clone.git("add", "--all")
+    tree = clone.git("write-tree")
+    clone.git("reset", "--quiet")
+    date = clone.git("show", "--no-patch", "--format=%cI", "HEAD")
     dates = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
-    commit = output_of("git", "commit-tree", tree, "-p", "HEAD", "-m", f"Prepared for {run}", **dates)
+    commit = clone.git("commit-tree", tree, "-p", "HEAD", "-m", f"Prepared for {run}", **dates)
     clone.push("--force", "origin", f"{commit}:{REF.format(run=run)}")
     return REF.format(run=run)
 
 
-def withdraw(run: str) -> None:
-    """Take back what was handed out."""
-    ref = REF.format(run=run)
-    if output_of("git", "ls-remote", "origin", ref):
-        output_of("git", "push", "--quiet", "origin", f":{ref}")
-
-
-def hand_out_measurements(clone: Clone, run: str) -> None:
-    """Offer what was measured of champion and challengers, as data of DVC's which no branch names."""
-    discard_measurements()
-    shutil.copytree(promotion.EVIDENCE, MEASURED)  # git ignores where they lie, and DVC wants to write beside them
-    dvc.ask("add", str(MEASURED))
-    hand_out(clone, run)
-
-
-def take_measurements(clone: Clone, run: str) -> None:
-    """Take what another had measured and handed out.
+@retry_while_unavailable
+def unpublish(clone: Clone, run: str) -> None:
+    """Delete the ref of a run from the origin.
 
     Raises:
-        RemoteAway: DVC's remote or the origin.
+        RemoteUnavailable: the origin is still unavailable after all retries.
     """
-    pointer = MEASURED.with_suffix(".dvc")
-    with clone.needing_origin():
+    _delete_ref(clone, run)
+
+
+def try_unpublish(clone: Clone, run: str) -> None:
+    """Delete the ref of a run, unless the origin is unavailable: a ref that stays there does no harm."""
+    with contextlib.suppress(UserError):
+        _delete_ref(clone, run)
+
+
+def _delete_ref(clone: Clone, run: str) -> None:
+    ref = REF.format(run=run)
+    with clone.requiring_origin():
+        if clone.git("ls-remote", "origin", ref):
+            clone.git("push", "--quiet", "origin", f":{ref}")
+
+
+def publish_measurements(clone: Clone, run: str) -> None:
+    """Publish the measurements of champion and challengers, tracked by DVC; see :func:`publish`."""
+    remove_measurements(clone)
+    # A copy: git ignores the folder of the measurements, and DVC writes a .gitignore beside what it tracks.
+    shutil.copytree(clone.folder / promotion.MEASUREMENTS, clone.folder / MEASUREMENTS)
+    dvc.capture("add", str(MEASUREMENTS), folder=clone.folder)
+    publish(clone, run)
+
+
+@retry_while_unavailable
+def fetch_measurements(clone: Clone, run: str) -> None:
+    """Fetch the measurements that a run has published, and unpublish them.
+
+    Raises:
+        RemoteUnavailable: DVC's remote or the origin is still unavailable after all retries.
+    """
+    pointer = MEASUREMENTS.with_suffix(".dvc")
+    with clone.requiring_origin():
         clone.git("fetch", "--quiet", "origin", REF.format(run=run))
         write_text(clone.folder / pointer, clone.git("show", f"FETCH_HEAD:{pointer}") + "\n")
-    try:
-        dvc.ask("pull" if clone.has_remote else "checkout", "--force", str(pointer))
-    except ProgramFailed:
-        clone.refuse_if_away()
-        raise
-    shutil.copytree(MEASURED, promotion.EVIDENCE, dirs_exist_ok=True)
-    discard_measurements()
-    with clone.needing_origin():
-        withdraw(run)
+    with clone.requiring_remote():
+        dvc.capture("pull" if clone.has_remote else "checkout", "--force", str(pointer), folder=clone.folder)
+    shutil.copytree(clone.folder / MEASUREMENTS, clone.folder / promotion.MEASUREMENTS, dirs_exist_ok=True)
+    remove_measurements(clone)
+    _delete_ref(clone, run)
 
 
-def discard_measurements() -> None:
-    """Remove them from where no commit must find them."""
-    shutil.rmtree(MEASURED, ignore_errors=True)
-    MEASURED.with_suffix(".dvc").unlink(missing_ok=True)
+def remove_measurements(clone: Clone) -> None:
+    """Remove the copy of the measurements that is exchanged: it must not get into a commit of the branch."""
+    shutil.rmtree(clone.folder / MEASUREMENTS, ignore_errors=True)
+    (clone.folder / MEASUREMENTS.with_suffix(".dvc")).unlink(missing_ok=True)

@@ -1,9 +1,10 @@
-"""What stage evaluate and stage compare are called with, outside the DAG."""
+"""Paths that several stages share, and calls of stages evaluate and compare outside the DAG."""
 
 from pathlib import Path
 
 from models.errors import UserError
 from pipelines.processes import run_module
+from texts import terminal_language
 
 WEIGHTS, PREDICTIONS = Path("models/weights"), Path("data/predictions")
 PAGE = Path("reports/page.html")
@@ -15,8 +16,8 @@ PROBES, GENERAL, CHECKED, ENCODED = (
 )
 
 
-def evaluate(name: str, weights: Path, out: Path, *options: str) -> int:
-    """Ask a model everything; gives the exit code. ``out`` gets ``predictions/NAME``."""
+def run_evaluate(name: str, weights: Path, out: Path, *options: str) -> int:
+    """Run stage evaluate on a model and return its exit code; the answers go to ``out/predictions/NAME``."""
     paths = {
         "base": WEIGHTS / "base",
         "weights": weights,
@@ -28,24 +29,35 @@ def evaluate(name: str, weights: Path, out: Path, *options: str) -> int:
         "metrics": out / "metrics" / f"{name}.json",
         "kept": out / "answers",
     }
-    return run_module("stages.evaluate", "--model", name, *_options(paths), *options)
+    return run_module("stages.evaluate", "--model", name, *path_options(paths), *options)
 
 
-def compare(names: list[str], folder: Path, out: Path, *options: str) -> None:
-    """Set models side by side whose predictions and weights' manifests lie in a folder.
+def run_compare(names: list[str], folder: Path, page: Path, *options: str) -> str:
+    """Run stage compare on models, and return the summary in the terminal's language.
 
     Args:
-        out: the page; Markdown goes beside it.
+        folder: has ``predictions/NAME`` and ``weights/NAME/manifest.json`` of each model.
+        page: HTML file to write; the Markdown files go beside it.
 
     Raises:
-        UserError: they cannot be compared; the stage has said why.
+        UserError: the models cannot be compared; the stage has printed the reason.
     """
+    summaries = {"en": folder / "summary.txt", "zh": folder / "summary.zh.txt"}
     paths = {name: folder / name for name in ("predictions", "weights")}
-    paths |= {"page": PAGE, "html": out, "markdown": out.with_suffix(".md")}
-    paths |= {"summary": folder / "summary.txt", "curves": folder / "curves.json"}
-    if run_module("stages.compare", *_options(paths), "--models", *names, *options) != 0:
-        raise UserError("They cannot be compared; the lines above say why.")
+    paths |= {"page": PAGE, "html": page, "curves": folder / "curves.json"}
+    paths |= {"markdown": page.with_suffix(".md"), "markdown-zh": page.with_suffix(".zh.md")}
+    paths |= {"summary": summaries["en"], "summary-zh": summaries["zh"]}
+    if run_module("stages.compare", *path_options(paths), "--models", *names, *options) != 0:
+        raise UserError("The models cannot be compared; the reason is in the output above.")
+    return summaries[terminal_language()].read_text(encoding="utf-8")
 
 
-def _options(paths: dict[str, Path]) -> list[str]:
+def require_html(page: Path) -> None:
+    """Raises UserError: a path is not one of an HTML file."""
+    if page.suffix != ".html":
+        raise UserError(f"--out: {page} must end with .html.")
+
+
+def path_options(paths: dict[str, Path]) -> list[str]:
+    """Return command-line options ``--NAME PATH``."""
     return [part for option, path in paths.items() for part in (f"--{option}", str(path))]

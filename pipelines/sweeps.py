@@ -1,7 +1,7 @@
-"""Many parameter sets of one adapter, each tried as a DVC experiment in a clone of its own; the best is the challenger.
+"""Parameter sweep of one adapter: each parameter set is a DVC experiment in a clone of its own.
 
-A trainer runs its experiment on the commit that was handed out and pushes it to the origin, under ``refs/exps/`` as DVC
-does; the orchestrator fetches all of them, shows the table, and applies the best.
+An agent runs an experiment on the published commit and pushes it to the origin, to ``refs/exps/`` as DVC does. The
+orchestrator fetches all experiments and applies the best one, which becomes the challenger.
 """
 
 import itertools
@@ -13,153 +13,176 @@ from collections.abc import Mapping, Sequence
 from formats import params_schema
 from models.errors import UserError
 from pipelines import checkpoint_sync, dvc
+from pipelines.agent_training import attempts_while_killed
 from pipelines.clone import Clone
-from pipelines.processes import ProgramFailed, RemoteUnavailable, output_of
-from pipelines.retraining import stages_of
+from pipelines.promotion import require_adapter
+from pipelines.retraining import model_stages
+from pipelines.retries import retry_while_unavailable
 
-MOST = 1000  # points: more are a slip of the pen
-HANDED_OUT = "refs/tuneline/handed_out"  # in the clone: what the experiments began from
-CHOSEN = "tuneline.chosen"  # in the clone's settings: the best experiment, once it is known
+MAX_POINTS = 1000  # a larger grid is a mistake
+BASE_REF = "refs/tuneline/handed_out"  # in the clone: the commit that the experiments are based on
+CHOSEN = "tuneline.chosen"  # git setting of the clone, for a restarted run: the best experiment
 
 Value = bool | int | float | str
-Point = dict[str, Value]
+Point = dict[str, Value]  # a parameter set: values by parameter of an adapter
 
 
-def points_of(sets: Mapping[str, Sequence[Value]] | Sequence[Point]) -> list[Point]:
-    """The points of a grid, values by key, the first key varying slowest; or of a list, as they are.
+def expand_grid(sets: Mapping[str, Sequence[Value]] | Sequence[Point]) -> list[Point]:
+    """Return the points of a grid, the first parameter varying slowest; a list of points is returned as it is.
+
+    Args:
+        sets: values by parameter, or a list of points.
 
     Raises:
-        UserError: there is none, there are too many, one is there twice, or a key or value is none.
+        UserError: there are no points, more than ``MAX_POINTS`` or duplicates, or a parameter or value is not valid.
     """
-    if isinstance(sets, Mapping) and math.prod(map(len, sets.values())) <= MOST:
-        sets = [dict(zip(sets, chosen, strict=True)) for chosen in itertools.product(*sets.values())]
+    if isinstance(sets, Mapping) and math.prod(map(len, sets.values())) <= MAX_POINTS:
+        sets = [dict(zip(sets, values, strict=True)) for values in itertools.product(*sets.values())]
     elif isinstance(sets, Mapping):
-        raise UserError(f"A sweep needs 1 to {MOST} different parameter sets; this grid has more.")
+        raise UserError(f"A sweep needs 1 to {MAX_POINTS} different parameter sets; this grid has more.")
     for point in sets:
         for key, value in point.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", key) or not isinstance(value, Value):
-                raise UserError(f"{key}: {value!r} is no setting of an adapter with one value.")
-    # Whatever the order of its keys, and 8 as well as 8.0.
+                raise UserError(f"{key}: {value!r} is not a parameter of an adapter with a single value.")
+    # Duplicates: also with another order of parameters, or with 8 and 8.0.
     names = {
-        name_of("", {key: float(value) if type(value) is int else value for key, value in sorted(point.items())})
+        experiment_name(
+            "", {key: float(value) if type(value) is int else value for key, value in sorted(point.items())}
+        )
         for point in sets
     }
-    if not sets or not all(sets) or len(sets) > MOST or len(names) < len(sets):
-        raise UserError(f"A sweep needs 1 to {MOST} different parameter sets; these are {len(sets)}.")
+    if not sets or not all(sets) or len(sets) > MAX_POINTS or len(names) < len(sets):
+        raise UserError(f"A sweep needs 1 to {MAX_POINTS} different parameter sets; these are {len(sets)}.")
     return list(sets)
 
 
-def name_of(adapter: str, point: Point) -> str:
-    """An experiment's name, such as ``lora-rank-8``, as git allows it."""
+def experiment_name(adapter: str, point: Point) -> str:
+    """Return the name of an experiment, such as ``lora-rank-8``, valid as part of a git ref."""
     parts = [adapter, *(f"{key}-{value}" for key, value in point.items())]
     return re.sub(r"[^\w.-]|\.(?=lock$|$)", "_", "-".join(part for part in parts if part)).replace("..", "_")
 
 
-def check(adapter: str, points: Sequence[Point]) -> None:
-    """Raises UserError: params.yaml has no such adapter, or would not take one of the points."""
-    knobs = params_schema.load()
-    if adapter not in knobs.adapters:
-        raise UserError(f"params.yaml has no adapter {adapter!r}; it has {', '.join(knobs.adapters)}.")
+def validate_points(params: params_schema.Params, adapter: str, points: Sequence[Point]) -> None:
+    """Raises UserError: params.yaml has no such adapter, or a point is not valid for it."""
+    require_adapter(params, adapter)
     for point in points:
-        params_schema.override_adapter(knobs, adapter, point)
+        params_schema.override_adapter(params, adapter, point)
 
 
-def attempt(clone: Clone, run: str, adapter: str, point: Point) -> None:
-    """Run one experiment in a trainer's clone.
+# On an agent ----------------------------------------------------------------------------------------
+
+
+def run_experiment(clone: Clone, run: str, adapter: str, point: Point, max_restarts: int) -> None:
+    """Train and evaluate an adapter with one parameter set, as a DVC experiment.
+
+    Args:
+        max_restarts: how often a killed training is restarted from its last checkpoint.
 
     Raises:
-        RemoteUnavailable: it failed, and DVC's remote does not answer either.
+        RemoteUnavailable: DVC's remote is still unavailable after all retries.
         UserError: a stage failed.
     """
-    # Both places: params.yaml merges the second from the first, and DVC writes back what it read in each.
+    name = experiment_name(adapter, point)
+    if clone.git("for-each-ref", f"refs/exps/*/*/{name}"):
+        return  # an earlier attempt of this run was killed after the experiment
+    with checkpoint_sync.uploading_checkpoints(clone, run, adapter):
+        for attempt in attempts_while_killed(clone, adapter, max_restarts):
+            with attempt:
+                _run_dvc_experiment(clone, name, adapter, point)
+
+
+@retry_while_unavailable
+def _run_dvc_experiment(clone: Clone, name: str, adapter: str, point: Point) -> None:
+    # In both sections: params.yaml merges the second from the first, but DVC writes both out.
     changes = [
         part
         for key, value in point.items()
-        for place in ("adapters", "evaluate.models")
-        for part in ("-S", f"{place}.{adapter}.{key}={json.dumps(value)}")
+        for section in ("adapters", "evaluate.models")
+        for part in ("-S", f"{section}.{adapter}.{key}={json.dumps(value)}")
     ]
-    name = name_of(adapter, point)
-    if output_of("git", "for-each-ref", f"refs/exps/*/*/{name}"):
-        return  # a run that died after it
-    try:
-        with checkpoint_sync.following(clone, run, adapter):
-            dvc.tell("exp", "run", "--name", name, *changes, "--single-item", *clone.pull, *stages_of(adapter))
-    except RemoteUnavailable:
-        raise
-    except UserError:
-        clone.raise_if_unavailable()
-        raise
+    options = ("--name", name, *changes, "--single-item", *clone.pull_option)
+    with clone.requiring_remote():
+        dvc.run_with_stage_error("exp", "run", *options, *model_stages(adapter), folder=clone.folder)
 
 
-def give_back(clone: Clone, run: str, adapter: str, point: Point) -> None:
-    """Push an experiment, and what it made.
+def push_experiment(clone: Clone, run: str, adapter: str, point: Point) -> None:
+    """Push an experiment and its data, and remove the uploaded checkpoints of the run.
 
     Raises:
-        RemoteUnavailable: DVC's remote or the origin.
+        RemoteUnavailable: DVC's remote or the origin is still unavailable after all retries.
     """
-    cache = () if clone.has_remote else ("--no-cache",)
-    try:
-        with clone.needing_origin():
-            dvc.ask("exp", "push", "--force", *cache, "origin", name_of(adapter, point))
-    except ProgramFailed:
-        clone.raise_if_unavailable()
-        raise
+    _push_experiment_ref(clone, experiment_name(adapter, point))
     clone.push_data(*(() if clone.shares_cache else ("--run-cache",)))
-    checkpoint_sync.withdraw(clone, run)
+    checkpoint_sync.remove_checkpoints(clone, run)
 
 
-def fetch(clone: Clone, adapter: str, points: Sequence[Point], ref: str) -> dict[str, dict]:
-    """Fetch the experiments that were run on what was handed out; gives the metrics of each by its name.
-
-    Raises:
-        RemoteUnavailable: the origin does not answer.
-    """
-    names = [name_of(adapter, point) for point in points]
-    with clone.needing_origin():
-        clone.git("fetch", "--quiet", "origin", f"+{ref}:{HANDED_OUT}")
-        commit = clone.git("rev-parse", HANDED_OUT)
-        spaces = f"refs/exps/{commit[:2]}/{commit[2:]}"
-        clone.git("fetch", "--quiet", "origin", *(f"+{spaces}/{name}:{spaces}/{name}" for name in names))
-    metrics = f"reports/metrics/{adapter}.json"
-    return {name: _figures_in(f"{spaces}/{name}:{metrics}") for name in names}
+@retry_while_unavailable
+def _push_experiment_ref(clone: Clone, name: str) -> None:
+    no_cache = () if clone.has_remote else ("--no-cache",)
+    with clone.requiring_remote(), clone.requiring_origin():
+        dvc.capture("exp", "push", "--force", *no_cache, "origin", name, folder=clone.folder)
 
 
-def _figures_in(file: str) -> dict:
-    """The figures of an experiment.
+# In the orchestrator --------------------------------------------------------------------------------
+
+
+@retry_while_unavailable
+def fetch_metrics(clone: Clone, adapter: str, points: Sequence[Point], ref: str) -> dict[str, dict]:
+    """Fetch experiments, and return the evaluation metrics of each by its name.
 
     Args:
-        file: as git calls it, with its revision.
+        ref: the published commit that the experiments are based on.
 
     Raises:
-        UserError: they are none.
+        RemoteUnavailable: the origin is still unavailable after all retries.
+        UserError: an experiment has no valid metrics.
+    """
+    names = [experiment_name(adapter, point) for point in points]
+    with clone.requiring_origin():
+        clone.git("fetch", "--quiet", "origin", f"+{ref}:{BASE_REF}")
+        commit = clone.git("rev-parse", BASE_REF)
+        prefix = f"refs/exps/{commit[:2]}/{commit[2:]}"
+        clone.git("fetch", "--quiet", "origin", *(f"+{prefix}/{name}:{prefix}/{name}" for name in names))
+    metrics = f"reports/metrics/{adapter}.json"
+    return {name: _read_metrics(clone, f"{prefix}/{name}:{metrics}") for name in names}
+
+
+def _read_metrics(clone: Clone, file: str) -> dict:
+    """Read the metrics of an experiment.
+
+    Args:
+        file: ``REVISION:PATH``.
+
+    Raises:
+        UserError: the file has no loss.
     """
     try:
-        found = json.loads(output_of("git", "show", file))
-        return found | {"loss": float(found["loss"])}
+        metrics = json.loads(clone.git("show", file))
+        return metrics | {"loss": float(metrics["loss"])}
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} holds no figures of an experiment; remove it with `dvc exp remove`.") from None
+        raise UserError(f"{file} has no metrics of an experiment; remove it with `dvc exp remove`.") from None
 
 
-def table() -> str:
-    """What `dvc exp show` says of the experiments that were fetched, as Markdown."""
-    shown = ("--only-changed", "--hide-workspace", "--no-pager", "--md")
-    return dvc.ask("exp", "show", "--rev", output_of("git", "rev-parse", HANDED_OUT), *shown)
+def experiments_table(clone: Clone) -> str:
+    """Return the table of ``dvc exp show`` for the fetched experiments, as Markdown."""
+    options = ("--only-changed", "--hide-workspace", "--no-pager", "--md")
+    return dvc.capture("exp", "show", "--rev", clone.git("rev-parse", BASE_REF), *options, folder=clone.folder)
 
 
-def best_of(found: Mapping[str, dict]) -> str:
-    """The name of the experiment with the lowest evaluation loss."""
-    return min(found, key=lambda name: (math.isnan(found[name]["loss"]), found[name]["loss"]))
+def best_experiment(metrics: Mapping[str, dict]) -> str:
+    """Return the name of the experiment with the lowest evaluation loss."""
+    return min(metrics, key=lambda name: (math.isnan(metrics[name]["loss"]), metrics[name]["loss"]))
 
 
-def chosen(clone: Clone) -> str | None:
-    """The best experiment, if an earlier life of this run had come so far."""
-    return clone.setting(CHOSEN)
+def chosen_experiment(clone: Clone) -> str | None:
+    """Return the best experiment if this run had chosen it before a restart."""
+    return clone.config(CHOSEN)
 
 
-def apply(clone: Clone, name: str) -> None:
-    """Make an experiment's parameters those of this clone, by which DVC's run cache knows its results.
+def apply_experiment(clone: Clone, name: str) -> None:
+    """Restore params.yaml of an experiment; DVC then finds its results in the run cache.
 
-    `dvc exp apply` would fail where other models than this adapter have not been trained yet.
+    ``dvc exp apply`` would fail if other models than this adapter have not been trained yet.
     """
     clone.git("config", CHOSEN, name)
     ref = clone.git("for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}")

@@ -1,7 +1,8 @@
-"""Tell a program that waits for a silent server from one that works, however long that takes.
+"""Detect programs that wait for a silent server.
 
-A pull of 20 GB may take hours, and a server that accepts and never answers takes for ever, so there is no limit on the
-whole. What counts is whether a program and its children compute, read, write, or have sent bytes acknowledged.
+A pull of 20 GB may take hours, and a server that accepts a connection and never answers takes forever, so a timeout
+on the whole does not help. A program makes progress while it or one of its children uses CPU time, reads, writes, or
+has sent bytes acknowledged.
 """
 
 import math
@@ -12,92 +13,98 @@ from typing import NamedTuple
 
 import psutil
 
-LOOK = 5.0  # seconds between two looks
-SILENCE = 120.0  # seconds without progress after which nothing is expected any more
-BYTES = 100.0  # bytes/s, read and written, that count as progress
-SHARE = 0.01  # of a CPU; DVC takes a thousandth while it waits
-LONGEST = 3600.0  # seconds for a transfer of git's, which may also trickle
+POLL_SECONDS = 5.0
+MAX_IDLE_SECONDS = 120.0  # without progress
+MIN_BYTES_PER_SECOND = 100.0  # read and written, that count as progress
+MIN_CPU_SHARE = 0.01  # that counts as progress; DVC uses 0.001 while it waits
+MAX_TRANSFER_SECONDS = 3600.0  # for one transfer of git, whose server may also trickle bytes
 
 
-class _Work(NamedTuple):
-    """What a process has done so far: CPU seconds, bytes read and written, and bytes in its sockets' queues by inode.
+class _Counters(NamedTuple):
+    """What a process has done so far.
 
-    Reading and writing files counts as bytes, sending to a socket does not: its queue changes when bytes are
+    Reads and writes of files count as bytes; sends to a socket do not, but its queue changes when bytes are
     acknowledged.
+
+    Attributes:
+        cpu_seconds: user and system time.
+        bytes_moved: read and written.
+        queues: bytes in the queues of its TCP sockets, by inode.
     """
 
-    seconds: float
-    characters: int
+    cpu_seconds: float
+    bytes_moved: int
     queues: dict[str, str]
 
 
 class Watchdog:
-    """Watches a program and all that it has started.
+    """Watches a program and all its descendants.
 
     Attributes:
-        silent: seconds for which it has made no progress.
+        idle_seconds: time without progress.
     """
 
-    def __init__(self, pid: int, waits_for_children: bool = False, longest: float = math.inf):
-        """Watch from now on.
+    def __init__(self, pid: int, waits_for_children: bool = False, max_seconds: float = math.inf):
+        """Start to watch.
 
         Args:
-            waits_for_children: a program with children is at work, such as DVC while a stage runs.
-            longest: seconds that the program may take in all.
+            waits_for_children: a program with children counts as making progress, e.g. DVC while a stage runs.
+            max_seconds: time limit for the program, with or without progress.
         """
-        self.pid, self.waits_for_children, self.longest = pid, waits_for_children, longest
-        self.silent = 0.0
-        self._began = self._looked = time.monotonic()
-        self._before: dict[int, _Work] = {}
+        self.pid, self.waits_for_children, self.max_seconds = pid, waits_for_children, max_seconds
+        self.idle_seconds = 0.0
+        self._started = self._last_check = time.monotonic()
+        self._before: dict[int, _Counters] = {}
 
-    def look(self) -> str | None:
-        """Compare with the look before; gives why the program is to be given up, or None."""
+    def check(self) -> str | None:
+        """Compare with the previous check; return why the program is to be terminated, or None."""
         now = time.monotonic()
-        passed, self._looked = min(now - self._looked, 2 * LOOK), now  # all of them may have been suspended
-        processes = _tree(self.pid)
-        after = {process.pid: work for process in processes if (work := _work_of(process)) is not None}
-        is_at_work = self.waits_for_children and len(processes) > 1
-        is_progress = is_at_work or _is_progress(self._before, after, passed)
-        self.silent = 0.0 if is_progress else self.silent + passed
+        # At most two intervals: this process itself may have been suspended.
+        passed, self._last_check = min(now - self._last_check, 2 * POLL_SECONDS), now
+        processes = _process_tree(self.pid)
+        after = {process.pid: counters for process in processes if (counters := _read_counters(process)) is not None}
+        runs_children = self.waits_for_children and len(processes) > 1
+        is_progress = runs_children or _is_progress(self._before, after, passed)
+        self.idle_seconds = 0.0 if is_progress else self.idle_seconds + passed
         self._before = after
-        if self.silent >= SILENCE:
-            return f"made no progress for {self.silent:.0f} s"
-        return f"did not end within {self.longest:.0f} s" if now - self._began >= self.longest else None
+        if self.idle_seconds >= MAX_IDLE_SECONDS:
+            return f"made no progress for {self.idle_seconds:.0f} s"
+        return f"did not end within {self.max_seconds:.0f} s" if now - self._started >= self.max_seconds else None
 
 
-def _tree(pid: int) -> list[psutil.Process]:
+def _process_tree(pid: int) -> list[psutil.Process]:
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
     return []
 
 
-def _is_progress(before: dict[int, _Work], after: dict[int, _Work], passed: float) -> bool:
+def _is_progress(before: dict[int, _Counters], after: dict[int, _Counters], passed: float) -> bool:
     if after.keys() - before.keys():
         return True  # a program was started
-    pairs = [(before[pid], work) for pid, work in after.items()]
-    seconds = sum(now.seconds - then.seconds for then, now in pairs)
-    characters = sum(now.characters - then.characters for then, now in pairs)
+    pairs = [(before[pid], counters) for pid, counters in after.items()]
+    cpu_seconds = sum(now.cpu_seconds - then.cpu_seconds for then, now in pairs)
+    bytes_moved = sum(now.bytes_moved - then.bytes_moved for then, now in pairs)
     has_sent = any(now.queues.get(inode, queue) != queue for then, now in pairs for inode, queue in then.queues.items())
-    return seconds >= SHARE * passed or characters >= BYTES * passed or has_sent
+    return cpu_seconds >= MIN_CPU_SHARE * passed or bytes_moved >= MIN_BYTES_PER_SECOND * passed or has_sent
 
 
-def _work_of(process: psutil.Process) -> _Work | None:
-    """What a process has done; None if it is gone."""
+def _read_counters(process: psutil.Process) -> _Counters | None:
+    """Return the counters of a process; None if it has ended."""
     try:
-        times, characters = process.cpu_times(), 0
+        times, bytes_moved = process.cpu_times(), 0
         if hasattr(process, "io_counters"):  # Linux
-            counted = process.io_counters()
-            characters = counted.read_chars + counted.write_chars
-        return _Work(times.user + times.system, characters, _queues(process.pid))
+            io = process.io_counters()
+            bytes_moved = io.read_chars + io.write_chars
+        return _Counters(times.user + times.system, bytes_moved, _read_socket_queues(process.pid))
     except (psutil.Error, OSError):
         return None
 
 
-def _queues(pid: int) -> dict[str, str]:
-    """Bytes sent and not acknowledged, and received and not read, of each TCP socket of a process, by inode."""
+def _read_socket_queues(pid: int) -> dict[str, str]:
+    """Return bytes sent but not acknowledged, and received but not read, of each TCP socket of a process, by inode."""
     folder, sockets, queues = Path("/proc", str(pid)), set(), {}
-    with suppress(OSError):  # no Linux, or the process is gone
+    with suppress(OSError):  # not Linux, or the process has ended
         for descriptor in (folder / "fd").iterdir():
             with suppress(OSError):
                 sockets.add(descriptor.readlink().name.removeprefix("socket:[").removesuffix("]"))

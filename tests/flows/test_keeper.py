@@ -7,7 +7,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from flows import keeper, runs
+from flows import keeper, lifecycle
 
 
 class Pool:
@@ -113,8 +113,8 @@ def test_a_run_says_the_heartbeat_that_its_process_has(monkeypatch, setting, lab
         def update_flow_run_labels(self, run, labels) -> None:
             told.append((run, labels))
 
-    monkeypatch.setattr(runs, "get_client", lambda **_: Labels())
+    monkeypatch.setattr(lifecycle, "get_client", lambda **_: Labels())
     found = uuid4()
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: setting}):
-        runs.report_heartbeat(str(found))
-    assert told == [(found, {runs.HEARTBEAT: label})]
+        lifecycle.report_heartbeat(str(found))
+    assert told == [(found, {lifecycle.HEARTBEAT_LABEL: label})]

@@ -11,7 +11,7 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from flows import SETTINGS
-from flows.runs import HEARTBEAT
+from flows.run_metadata import HEARTBEAT_LABEL
 
 pytestmark = pytest.mark.integration
 
@@ -163,7 +163,7 @@ def test_an_agent_runs_what_the_project_has_deployed_and_nothing_else(site, flow
     assert not said.startswith("Refused")
     # It has told the keeper how often it gives a sign of life, by the setting that its agent gave it.
     (run,) = (run for run in site.ask("POST", "/flow_runs/filter", {}) if run["state"]["message"] == said)
-    assert run["labels"][HEARTBEAT] == int(SETTINGS["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    assert run["labels"][HEARTBEAT_LABEL] == int(SETTINGS["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
 
 
 def test_a_pool_whose_template_was_changed_serves_nothing(site, flow, tmp_path):

@@ -9,9 +9,10 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelled, Crashed, Running
 from sites import LOGIN, Site, until
 
+from flows.child_runs import cancel_children
 from flows.deployments import active_schedules, restore_schedules
 from flows.keeper import DELIVERY_DELAY, HEARTBEAT_EVENT, MISSED_HEARTBEATS, RESCHEDULE_DELAY, Keeper
-from flows.runs import HEARTBEAT, OURS, end_children, tag_of
+from flows.run_metadata import HEARTBEAT_LABEL, PROJECT_TAG, child_tag
 
 pytestmark = pytest.mark.integration
 
@@ -35,12 +36,12 @@ def client(tmp_path_factory):
 def run(client) -> FlowRun:
     """A run that somebody has begun."""
     flow = client.request("POST", "/flows/", json={"name": "kept"}).json()["id"]
-    body = {"name": str(uuid4()), "flow_id": flow, "tags": [OURS]}
+    body = {"name": str(uuid4()), "flow_id": flow, "tags": [PROJECT_TAG]}
     deployment = client.request("POST", "/deployments/", json=body).json()["id"]
-    body = {"name": "finetune lora", "tags": [OURS], "state": {"type": "PENDING"}}
+    body = {"name": "finetune lora", "tags": [PROJECT_TAG], "state": {"type": "PENDING"}}
     made = client.request("POST", f"/deployments/{deployment}/create_flow_run", json=body).json()["id"]
     client.set_flow_run_state(made, Running(), force=True)
-    client.update_flow_run_labels(made, {HEARTBEAT: BEAT})
+    client.update_flow_run_labels(made, {HEARTBEAT_LABEL: BEAT})
     yield client.read_flow_run(made)
     client.delete_flow_run(made)
 
@@ -72,7 +73,7 @@ def test_a_sign_counts_whatever_the_clock_of_its_host_shows(client, run, occurre
 
 
 def test_a_run_whose_heartbeats_are_rare_is_listened_to_for_longer(client, run):
-    client.update_flow_run_labels(run.id, {HEARTBEAT: 180})
+    client.update_flow_run_labels(run.id, {HEARTBEAT_LABEL: 180})
     keeper = Keeper(client)
     keeper.check_runs(0)
     keeper.check_runs(MISSED_HEARTBEATS * 180 + DELIVERY_DELAY - 1)
@@ -85,9 +86,9 @@ def test_a_run_whose_heartbeats_are_rare_is_listened_to_for_longer(client, run):
 def test_a_run_that_a_worker_has_taken_may_take_as_long_as_its_pool_needs_to_start_it(client, kind, seconds):
     client.request("POST", "/work_pools/", json={"name": kind, "type": kind, "base_job_template": {}})
     flow = client.request("POST", "/flows/", json={"name": "kept"}).json()["id"]
-    body = {"name": f"in {kind}", "flow_id": flow, "tags": [OURS], "work_pool_name": kind}
+    body = {"name": f"in {kind}", "flow_id": flow, "tags": [PROJECT_TAG], "work_pool_name": kind}
     deployment = client.request("POST", "/deployments/", json=body).json()["id"]
-    body = {"tags": [OURS], "state": {"type": "PENDING"}}
+    body = {"tags": [PROJECT_TAG], "state": {"type": "PENDING"}}
     made = client.request("POST", f"/deployments/{deployment}/create_flow_run", json=body).json()["id"]
     taken, keeper = client.read_flow_run(made), Keeper(client)
     keeper.check_runs(0)
@@ -102,7 +103,7 @@ def test_a_schedule_that_was_switched_on_is_switched_on_again(client):
     """As behind `prefect deploy`, which makes the schedules of prefect.yaml anew, and off."""
     flow = client.request("POST", "/flows/", json={"name": "scheduled"}).json()["id"]
     schedules = [{"schedule": {"cron": "0 3 * * *", "timezone": "Asia/Shanghai"}, "active": True}]
-    body = {"name": "scheduled", "flow_id": flow, "tags": [OURS], "schedules": schedules}
+    body = {"name": "scheduled", "flow_id": flow, "tags": [PROJECT_TAG], "schedules": schedules}
     client.request("POST", "/deployments/", json=body)
     before = active_schedules(client)
     schedules[0]["active"] = False
@@ -142,7 +143,7 @@ def test_a_run_that_dies_too_often_has_failed_and_is_told_once(client, run, monk
 
 def start_child(client, run: FlowRun) -> FlowRun:
     """A run that a run has started, and that has died."""
-    body = {"name": "a child", "tags": [OURS, tag_of(run.id)], "state": {"type": "PENDING"}}
+    body = {"name": "a child", "tags": [PROJECT_TAG, child_tag(run.id)], "state": {"type": "PENDING"}}
     made = client.request("POST", f"/deployments/{run.deployment_id}/create_flow_run", json=body).json()["id"]
     client.set_flow_run_state(made, Crashed(message="power loss"), force=True)
     return client.read_flow_run(made)
@@ -158,5 +159,5 @@ def test_a_run_that_died_is_not_taken_up_for_one_that_was_cancelled(client, run)
 
 def test_who_ends_what_it_had_started_ends_what_died_too(client, run):
     child = start_child(client, run)
-    end_children(client, run.id)
+    cancel_children(client, run.id)
     assert state(client, child) == StateType.CANCELLED
