@@ -1,6 +1,6 @@
-"""Stage compare: base and adapters side by side.
+"""Stage compare: base model and adapters, side by side.
 
-Reads every model's predictions and figures and the adapters' manifests. Writes the comparison as
-Markdown, as a page that needs no network, as a short form for the terminal, and the loss curves
-of all adapters as one table for ``dvc plots``. Fails if a model was evaluated on other probes.
+Reads the predictions and metrics of every model and the manifests of the adapters. Writes the comparison as an HTML
+page that needs no network, as Markdown and as a summary for the terminal (each in English and in Chinese), and the loss
+curves of all adapters as one table for ``dvc plots``. Fails if the models were evaluated on different rows or probes.
 """

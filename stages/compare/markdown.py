@@ -1,47 +1,52 @@
-"""The comparison as Markdown, for a pull request, and in short for the terminal."""
+"""The comparison as Markdown, for a pull request, in one language."""
 
-import io
 import re
 from collections.abc import Sequence
-from math import isfinite
 
-from rich.console import Console
-from rich.table import Table
+from stages.compare import section_texts
+from stages.compare.evaluated_models import EvaluatedModel, answers_to_first_wordings, question_text
+from stages.compare.metric_rows import QUALITY, RESOURCES, MetricRow, are_best, rows_with_values
+from stages.compare.paired_differences import paired_differences
+from stages.compare.text_quality import TextQualityResult, group_by_threshold
+from texts import translate
 
-from measures.confidence_intervals import FEWEST
-from stages.compare.model_columns import (
-    QUALITY,
-    RESOURCES,
-    Figure,
-    Model,
-    best_of,
-    first_wordings,
-    question_of,
-    shown,
-    written,
-)
-from stages.compare.paired_difference import Difference, differences
-from stages.compare.text_quality import Verdict, by_descriptor
 
-DIFFERENCE = {
-    "en": "The same rows, paired, each row counting once (above, losses are over tokens); bold where the interval, "
-    f"which the bootstrap over rows and a test of flipped signs both leave open, excludes zero; fewer than {FEWEST} "
-    "rows have none, and no best value above",
-    "zh": "同一批行成对比较，每行计一次（上表的损失按词元平均）；区间由自助抽样与符号翻转检验共同给出，不含零时加粗；"
-    f"不足 {FEWEST} 行时没有区间，上表也不标最佳值",
-}
+def render_markdown(models: Sequence[EvaluatedModel], text_quality: Sequence[TextQualityResult], language: str) -> str:
+    """Return the comparison as Markdown.
 
-PROBES = " ".join(
-    (
-        "✓ meets the probe's expectation · 回答符合预期",
-        "✗ does not · 生成错误",
-        "2/3: met in so many of its wordings · 各种问法中的次数",
+    Args:
+        text_quality: results of all models.
+        language: ``en`` or ``zh``.
+    """
+
+    def text(message: str, **values: object) -> str:
+        return translate(message, language, **values)
+
+    names = ", ".join(_escape(model.name) for model in models)
+    return "\n\n".join(
+        [
+            f"# {text(section_texts.TITLE)}: {names}",
+            text(section_texts.LEAD, **section_texts.lead_values(models)),
+            f"## {text(section_texts.QUALITY_TITLE)}",
+            _metric_table(QUALITY, models, language),
+            f"## {text(section_texts.DIFFERENCES_TITLE)}",
+            text(section_texts.DIFFERENCES_NOTE, **section_texts.differences_values()),
+            _difference_table(models, language),
+            f"## {text(section_texts.TEXT_QUALITY_TITLE)}",
+            text(section_texts.TEXT_QUALITY_NOTE),
+            _text_quality_table(models, text_quality, language),
+            f"## {text(section_texts.PROBES_TITLE)}",
+            text(section_texts.PROBES_NOTE),
+            _probe_table(models, language),
+            f"## {text(section_texts.RESOURCES_TITLE)}",
+            _metric_table(RESOURCES, models, language),
+            f"{text(section_texts.LOSS_CURVES_NOTE)}\n",
+        ]
     )
-)
 
 
-def _cell(text: str) -> str:
-    """Text as it is, whatever Markdown it spells."""
+def _escape(text: str) -> str:
+    """Return a text such that a Markdown table shows it literally."""
     return re.sub(r"([\\`*_\[\]|!])", r"\\\1", text).replace("<", "&lt;").replace("\n", "<br>")
 
 
@@ -50,109 +55,53 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def lead(models: Sequence[Model]) -> str:
-    """Who stands side by side, on how many rows."""
-    counts = [len(getattr(models[0], what)) for what in ("task", "general", "probes")]
-    return (
-        "Models on the same rows · 各模型在同一批数据上 "
-        "({} of the task · 任务行, {} general · 通用行, {} probes · 探针问法)".format(*counts)
-    )
+def _names(models: Sequence[EvaluatedModel]) -> list[str]:
+    return [_escape(model.name) for model in models]
 
 
-def _figures(figures: Sequence[Figure], models: Sequence[Model]) -> str:
-    rows = []
-    for figure in shown(figures, models):
-        best = best_of(figure, models)
-        texts = [(written(figure, model), best is not None and figure.of(model) == best) for model in models]
-        rows.append([figure.label, *(f"**{text}**" if is_best else text for text, is_best in texts)])
-    return _table(["", *(model.name for model in models)], rows)
+def _metric_table(rows: Sequence[MetricRow], models: Sequence[EvaluatedModel], language: str) -> str:
+    lines = []
+    for row in rows_with_values(rows, models):
+        values = [row.format(model) for model in models]
+        cells = [f"**{value}**" if best else value for value, best in zip(values, are_best(row, models), strict=True)]
+        lines.append([translate(row.label, language), *cells])
+    return _table(["", *_names(models)], lines)
 
 
-def bounds(difference: Difference) -> tuple[str, str]:
-    """A gain as it is written, and its interval; ``–`` where too few rows leave it open."""
-    decimals = difference.measure.decimals
-    low, high = (f"{each:+.{decimals}f}" if isfinite(each) else "–" for each in (difference.low, difference.high))
-    return f"{difference.gain:+.{decimals}f}", f"[{low}, {high}]"
+def _difference_table(models: Sequence[EvaluatedModel], language: str) -> str:
+    lines = []
+    for difference in paired_differences(models):
+        gain = f"**{difference.gain_text}**" if difference.is_significant else difference.gain_text
+        label = translate(difference.metric.label, language)
+        lines.append([_escape(difference.pair), label, gain, difference.interval_text, difference.counts_text])
+    return _table([translate(title, language) for title in section_texts.DIFFERENCES_HEADER], lines)
 
 
-def _differences(models: Sequence[Model]) -> str:
-    rows = []
-    for each in differences(models):
-        gain, interval = bounds(each)
-        shown = f"**{gain}**" if each.real else gain
-        names = f"{_cell(each.after)} − {_cell(each.before)}"
-        rows.append([names, each.measure.label, shown, interval, f"{each.wins} / {each.ties} / {each.losses}"])
-    header = ["", "", "gain · 提升", "95 %", "better / equal / worse · 更好 / 相同 / 更差"]
-    return _table(header, rows)
-
-
-def _text_quality(models: Sequence[Model], verdicts: Sequence[Verdict]) -> str:
-    rows = [
-        [label, limits, *(f"{'✓' if each.passed else '✗'} {each.value:.2f}" for each in of_models)]
-        for label, limits, of_models in by_descriptor(verdicts)
-    ]
-    return _table(["", "limit · 上下限", *(_cell(model.name) for model in models)], rows)
-
-
-def _probes(models: Sequence[Model]) -> str:
-    rows = []
-    for probe, answers, counts in first_wordings(models):
-        cells = [
-            f"{'✓' if each['met'] else '✗'} {_cell(each['answer'])} <sub>{count} {each['seconds']:.2f} s</sub>"
-            for each, count in zip(answers, counts, strict=True)
-        ]
-        rows.append([_cell(question_of(probe)), _cell(probe["reference"]), *cells])
-    return _table(["Question · 问题", "Taught · 训练数据", *(model.name for model in models)], rows)
-
-
-def write_markdown(models: Sequence[Model], verdicts: Sequence[Verdict]) -> str:
-    return "\n\n".join(
+def _text_quality_table(
+    models: Sequence[EvaluatedModel], text_quality: Sequence[TextQualityResult], language: str
+) -> str:
+    lines = [
         [
-            "# Comparison · 对比",
-            f"{lead(models)}: {', '.join(_cell(model.name) for model in models)}.",
-            "## Quality · 质量",
-            _figures(QUALITY, models),
-            "## Is it real? · 差异是否真实",
-            f"{DIFFERENCE['en']} · {DIFFERENCE['zh']}",
-            _differences(models),
-            "## Text quality · 文本质量",
-            "Means over all answers, tested by Evidently · 全部回答的均值，由 Evidently 检验",
-            _text_quality(models, verdicts),
-            "## What they answer · 回答对照",
-            PROBES,
-            _probes(models),
-            "## Resources · 资源",
-            _figures(RESOURCES, models),
-            "The loss curves are in comparison.html and in `dvc plots show` · 损失曲线见 comparison.html。\n",
+            translate(results[0].threshold.label, language),
+            results[0].bounds_text,
+            *(f"{_mark(result.is_passed)} {result.value:.2f}" for result in results),
         ]
-    )
+        for results in group_by_threshold(text_quality)
+    ]
+    return _table(["", translate(section_texts.LIMITS, language), *_names(models)], lines)
 
 
-def write_summary(models: Sequence[Model], answer_characters: int) -> str:
-    """The short form: quality, resources, and the beginnings of the answers, 110 columns wide."""
-    console = Console(file=io.StringIO(), width=110, force_terminal=False, markup=False, emoji=False, highlight=False)
-    figures = Table(title="Base and adapters · 基座与适配器", title_justify="left")
-    figures.add_column("")
-    for model in models:
-        figures.add_column(model.name, justify="right")
-    for figure in shown((*QUALITY, *RESOURCES), models):
-        figures.add_row(figure.label, *(written(figure, model) for model in models), end_section=figure is QUALITY[-1])
-    console.print(figures)
-    answers = Table(title="What they answer · 回答对照", title_justify="left", show_lines=True)
-    answers.add_column("Question · 问题", ratio=2)
-    for model in models:
-        answers.add_column(model.name, ratio=3)
-    for probe, judged, counts in first_wordings(models):
-        cells = (_beginning(each, count, answer_characters) for each, count in zip(judged, counts, strict=True))
-        answers.add_row(_shortened(question_of(probe), answer_characters), *cells)
-    console.print(answers)
-    return console.file.getvalue()
+def _probe_table(models: Sequence[EvaluatedModel], language: str) -> str:
+    lines = []
+    for answers in answers_to_first_wordings(models):
+        cells = [
+            f"{_mark(answer['met'])} {_escape(answer['answer'])} <sub>{met_count} {answer['seconds']:.2f} s</sub>"
+            for answer, met_count in zip(answers.answers, answers.met_counts, strict=True)
+        ]
+        lines.append([_escape(question_text(answers.probe)), _escape(answers.probe["reference"]), *cells])
+    header = [translate(title, language) for title in (section_texts.QUESTION, section_texts.REFERENCE)]
+    return _table([*header, *_names(models)], lines)
 
 
-def _beginning(judged: dict, count: str, characters: int) -> str:
-    mark = f"{'✓' if judged['met'] else '✗'}{f' {count}' if count else ''}"
-    return f"{mark} {_shortened(judged['answer'], characters)} ({judged['seconds']:.2f} s)"
-
-
-def _shortened(text: str, characters: int) -> str:
-    return text if len(text) <= characters else text[: characters - 1] + "…"
+def _mark(is_passed: bool) -> str:
+    return "✓" if is_passed else "✗"

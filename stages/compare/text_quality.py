@@ -1,7 +1,7 @@
-"""What the answers look like as text, judged by Evidently: descriptors with tests that can fail.
+"""Text quality of the answers: descriptors of each answer, whose means Evidently tests against thresholds.
 
-Evidently computes the figures over the rows and runs the tests. The descriptors are ours, as its own count English
-words: length in characters, share of Chinese among the letters, repetition, similarity to the reference, refusals.
+The descriptors are our own, because those of Evidently count English words: length in characters, share of Chinese
+letters, repetition, similarity to the reference, refusals.
 """
 
 import re
@@ -11,76 +11,100 @@ from dataclasses import dataclass
 
 from measures.boilerplate import find_boilerplate
 from models.text_normalization import normalize_nfkc
-from stages.compare.model_columns import Model
+from stages.compare.evaluated_models import EvaluatedModel
+from texts import translatable
 
-HAN, LETTER = re.compile(r"[\u3400-\u9fff]"), re.compile(r"[^\W\d_]")
+CHINESE_CHARACTER, LETTER = re.compile(r"[\u3400-\u9fff]"), re.compile(r"[^\W\d_]")
 
 
 @dataclass(frozen=True)
-class Limit:
-    """The mean of a descriptor that passes: at least ``low`` and at most ``high``, of the references' mean if relative.
+class Threshold:
+    """The range in which the mean of a descriptor passes.
 
     Attributes:
-        label: in English and Chinese.
+        column: name of the descriptor, see :func:`describe`.
+        label: English; translated when it is shown.
+        low: least mean that passes; None for no lower bound.
+        high: greatest mean that passes; None for no upper bound.
+        is_relative: whether the bounds are factors of the references' mean.
     """
 
     column: str
     label: str
     low: float | None = None
     high: float | None = None
-    relative: bool = False
+    is_relative: bool = False
 
 
-LIMITS = (
-    Limit("length", "Length, characters · 长度（字）", 0.5, 2.0, relative=True),
-    Limit("chinese", "Share of Chinese · 中文比例", 0.8, None, relative=True),
-    Limit("repetition", "Repetition · 重复", None, 0.2),
-    Limit("similarity", "Similarity to the reference (chrF) · 与参考的相似度", 0.2, None),
-    Limit("refusal", "Refusals · 拒答", None, 0.05),
+THRESHOLDS = (
+    Threshold("length", translatable("Length, characters"), 0.5, 2.0, is_relative=True),
+    Threshold("chinese", translatable("Share of Chinese letters"), 0.8, None, is_relative=True),
+    Threshold("repetition", translatable("Repetition"), None, 0.2),
+    Threshold("similarity", translatable("Similarity to the reference (chrF)"), 0.2, None),
+    Threshold("refusal", translatable("Refusals"), None, 0.05),
 )
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What Evidently found of one descriptor of one model's answers."""
+class TextQualityResult:
+    """Evidently's result for one descriptor of one model's answers.
+
+    Attributes:
+        model: name of the model.
+        value: mean over the model's answers.
+        reference: mean over the references, if the threshold is relative to it.
+    """
 
     model: str
-    limit: Limit
+    threshold: Threshold
     value: float
     reference: float | None
-    passed: bool
+    is_passed: bool
 
     @property
-    def bounds(self) -> str:
-        """The limits that were tested, as they are written."""
+    def bounds_text(self) -> str:
+        """The bounds that were tested, such as ``≥ 6.00, ≤ 24.00``."""
         scale = 1.0 if self.reference is None else self.reference
-        low, high = (None if each is None else each * scale for each in (self.limit.low, self.limit.high))
-        parts = [f"≥ {low:.2f}"] if low is not None else []
-        return ", ".join(parts + ([f"≤ {high:.2f}"] if high is not None else []))
+        bounds = (("≥", self.threshold.low), ("≤", self.threshold.high))
+        return ", ".join(f"{sign} {bound * scale:.2f}" for sign, bound in bounds if bound is not None)
 
 
 def describe(text: str, similarity: float, repetition: float) -> dict[str, float]:
-    """The descriptors of one text; ``similarity`` and ``repetition`` are those of its row."""
-    text = normalize_nfkc(text)  # the form of every answer, and so of the references beside them
+    """Return the descriptors of a text.
+
+    Args:
+        text: an answer or a reference.
+        similarity: chrF to the reference, from 0 to 1.
+        repetition: share of 4-grams that occurred before in the text.
+    """
+    text = normalize_nfkc(text)  # answers are NFKC already; references are not
     letters = LETTER.findall(text)
+    num_chinese = sum(bool(CHINESE_CHARACTER.match(letter)) for letter in letters)
     return {
         "length": float(len(text)),
-        "chinese": sum(bool(HAN.match(each)) for each in letters) / len(letters) if letters else 0.0,
+        "chinese": num_chinese / len(letters) if letters else 0.0,
         "repetition": repetition,
         "similarity": similarity,
         "refusal": float(find_boilerplate(text) is not None),
     }
 
 
-def judge(model: Model) -> list[Verdict]:
-    """Every descriptor's mean over a model's answers to the task's rows, tested."""
+def check_text_quality(model: EvaluatedModel) -> list[TextQualityResult]:
+    """Test the mean of every descriptor over a model's answers to the evaluation rows."""
     answers = [describe(row["answer"], row["chrf"] / 100, row["repetition"]) for row in model.task]
     references = [describe(row["reference"], 1.0, 0.0) for row in model.task]
-    of_references = {limit.column: _mean(references, limit.column) for limit in LIMITS if limit.relative}
-    means, passed = _run_evidently(answers, of_references)
+    relative_columns = [threshold.column for threshold in THRESHOLDS if threshold.is_relative]
+    reference_means = {column: _mean(references, column) for column in relative_columns}
+    means, passed = _run_evidently(answers, reference_means)
     return [
-        Verdict(model.name, limit, means[limit.column], of_references.get(limit.column), passed[limit.column])
-        for limit in LIMITS
+        TextQualityResult(
+            model.name,
+            threshold,
+            means[threshold.column],
+            reference_means.get(threshold.column),
+            passed[threshold.column],
+        )
+        for threshold in THRESHOLDS
     ]
 
 
@@ -88,31 +112,31 @@ def _mean(rows: Sequence[dict], column: str) -> float:
     return sum(row[column] for row in rows) / len(rows)
 
 
-def _run_evidently(rows: Sequence[dict], of_references: dict[str, float]) -> tuple[dict, dict]:
-    """Means by column, and whether all tests of a column passed."""
+def _run_evidently(rows: Sequence[dict], reference_means: dict[str, float]) -> tuple[dict[str, float], dict[str, bool]]:
+    """Return the mean of every column, and whether all tests of the column passed."""
     warnings.filterwarnings("ignore", module="evidently")
     import pandas
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import MeanValue
     from evidently.tests import gte, lte
 
-    def tests(limit: Limit) -> list:
-        scale = of_references.get(limit.column, 1.0)
-        low, high = (None if bound is None else bound * scale for bound in (limit.low, limit.high))
-        return [test(bound) for test, bound in ((gte, low), (lte, high)) if bound is not None]
+    def tests_of(threshold: Threshold) -> list:
+        scale = reference_means.get(threshold.column, 1.0)
+        bounds = ((gte, threshold.low), (lte, threshold.high))
+        return [test(bound * scale) for test, bound in bounds if bound is not None]
 
-    columns = [limit.column for limit in LIMITS]
+    columns = [threshold.column for threshold in THRESHOLDS]
     dataset = Dataset.from_pandas(pandas.DataFrame(rows), data_definition=DataDefinition(numerical_columns=columns))
-    report = Report([MeanValue(column=limit.column, tests=tests(limit)) for limit in LIMITS])
-    found = report.run(dataset, None).dict()
-    column_of = {metric["id"]: metric["config"]["column"] for metric in found["metrics"]}
+    report = Report([MeanValue(column=threshold.column, tests=tests_of(threshold)) for threshold in THRESHOLDS])
+    result = report.run(dataset, None).dict()
+    column_of = {metric["id"]: metric["config"]["column"] for metric in result["metrics"]}
     passed = dict.fromkeys(columns, True)
-    for test in found["tests"]:
+    for test in result["tests"]:
         passed[column_of[test["metric_config"]["metric_id"]]] &= str(test["status"]).endswith("SUCCESS")
-    return {metric["config"]["column"]: metric["value"] for metric in found["metrics"]}, passed
+    return {metric["config"]["column"]: metric["value"] for metric in result["metrics"]}, passed
 
 
-def by_descriptor(verdicts: Sequence[Verdict]) -> list[tuple[str, str, list[Verdict]]]:
-    """Label and limits of each descriptor, with the verdicts of all models in their order."""
-    found = [[verdict for verdict in verdicts if verdict.limit == limit] for limit in LIMITS]
-    return [(each[0].limit.label, each[0].bounds, each) for each in found if each]
+def group_by_threshold(results: Sequence[TextQualityResult]) -> list[list[TextQualityResult]]:
+    """Return the results of all models for each threshold, in the order of :data:`THRESHOLDS`."""
+    groups = [[result for result in results if result.threshold == threshold] for threshold in THRESHOLDS]
+    return [group for group in groups if group]
