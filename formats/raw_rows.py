@@ -1,7 +1,11 @@
-"""Raw data files as rows of bytes: found, unpacked and cut, in bounded memory, with nothing parsed.
+"""Reader of raw data files: finds and unpacks them, and splits them into rows of bytes without parsing the rows.
 
-``ingest`` counts rows with it and ``validate`` reads them, so that both mean the same by a row. What is no JSON in
-UTF-8 at all is refused, see :mod:`formats.foreign_files`.
+Stages ingest, validate and drift share this definition of a row. Files that are not JSON in UTF-8 are refused, see
+:mod:`formats.foreign_files`.
+
+No library serves here. ``json`` and ``orjson`` parse whole files; streaming parsers such as ``ijson`` return values and
+stop at the first syntax error. The gate needs the bytes, line and offset of every row, broken ones included, in bounded
+memory, so that it can quarantine single rows and report their location.
 """
 
 import gzip
@@ -23,38 +27,38 @@ from formats.foreign_files import (
     BOM,
     DATA_SUFFIXES,
     GZIP,
-    ascii_if_odd,
     has_data_suffix,
+    printable_name,
     refuse_by_content,
     refuse_by_name,
 )
 from models.errors import UserError
 
-LONGEST_ROW = 256 * 2**20
-# Texts shrink to a third or a tenth, deflate reaches a thousandth: a file that passes both limits is no text.
-MOST_UNPACKED, SMALL_UNPACKED = 200, 64 * 2**20  # times the packed size; bytes that are unpacked in any case
-_BLOCK = 2**20
-_LONGEST_JUDGED = 4 * 2**20  # bytes; objects of parsed JSON take up to 60 times as much memory
-# A whole string, or a mark that may open or close something; an unfinished string is a lone quote. Possessive, since
-# the states that a string of escapes leaves for backtracking take 60 bytes a character.
+MAX_ROW = 256 * 2**20  # bytes
+# Limit for decompression bombs. Text shrinks to a third or a tenth, while deflate can reach a thousandth.
+MAX_EXPANSION, MIN_UNPACKED = 200, 64 * 2**20  # factor of the packed size; bytes that are unpacked in any case
+_BLOCK = 2**20  # bytes
+_MAX_PARSED_LINE = 4 * 2**20  # bytes; parsed JSON takes up to 60 times as much memory
+# A whole string, or a structural character; an unfinished string is a lone quote. Possessive, because a string of
+# escapes would leave backtracking states of 60 bytes per character.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
 _BLANK_LINES = re.compile(rb"\s*\n")
 _BLANK_PIECES = re.compile(rb"\s*\r(?!\n)")
-_NAMED = 10  # files that a message names
-_ARRAY_OPENS = re.compile(rb"\[[ \t]*(?:\{|$)")
-Read = Callable[[int], bytes]  # gives as many bytes as asked for, fewer at the end
+_MAX_NAMES = 10  # files listed in a message
+_ARRAY_START = re.compile(rb"\[[ \t]*(?:\{|$)")
+Read = Callable[[int], bytes]  # returns up to this many bytes, fewer only at the end of the file
 log = logging.getLogger("tuneline.raw")
 
 
 class RawRow(NamedTuple):
-    """One row as it came; a tuple, because millions are made and sent from process to process.
+    """The bytes of one row and their location. A tuple, because millions are created and sent between processes.
 
     Attributes:
-        file: its name below the folder that was read.
-        line: counted from 1.
-        offset: bytes before the row in its file, once unpacked.
-        content: the row's own bytes.
-        number: position in the file's JSON array, counted from 1; 0 in JSON Lines.
+        file: path below the source folder.
+        line: line of the first byte, from 1.
+        offset: bytes before the row in the unpacked file.
+        content: the bytes of the row.
+        number: position in a JSON array, from 1; 0 in JSON Lines.
     """
 
     file: str
@@ -64,80 +68,87 @@ class RawRow(NamedTuple):
     number: int = 0
 
     @property
-    def place(self) -> str:
-        return place_of(self.file, self.line, self.number)
+    def location(self) -> str:
+        """The location as reports show it."""
+        return format_location(self.file, self.line, self.number)
 
 
-def place_of(file: str, line: int, number: int) -> str:
-    """Where a row stands: ``rows.jsonl:3`` is a line, ``rows.json#3`` the third element of an array."""
+def format_location(file: str, line: int, number: int) -> str:
+    """Return ``rows.jsonl:3`` for line 3 of JSON Lines, ``rows.json#3`` for element 3 of a JSON array."""
     return f"{file}#{number}" if number else f"{file}:{line}"
 
 
-# Finding -------------------------------------------------------------------------------------------
+# Files ---------------------------------------------------------------------------------------------
 
 
 def find_files(source: Path) -> dict[str, Path]:
-    """Data files by name: their path below the source folder, or the file's own name.
+    """Return the data files of a source by name: the path below the source folder, or the name of a single file.
+
+    Other files of a folder are skipped with a warning.
 
     Raises:
-        UserError: there is none, one cannot be read, or a link leads nowhere or out of the folder.
+        UserError: there is no data file, a folder cannot be read, or a link is broken or leads out of the source.
     """
     if source.is_file():
         refuse_by_name(source)
-        found = {source.name: source}
+        files = {source.name: source}
     elif source.is_dir():
-        paths = _files_below(source)
-        found = {str(path.relative_to(source)): path for path in paths if has_data_suffix(path)}
-        if left_out := [str(path.relative_to(source)) for path in paths if not has_data_suffix(path)]:
-            log.warning("left out, being no .jsonl or .json file: %s", ascii_if_odd(_some(left_out)))
+        paths = _list_files(source)
+        files = {str(path.relative_to(source)): path for path in paths if has_data_suffix(path)}
+        if skipped := [str(path.relative_to(source)) for path in paths if not has_data_suffix(path)]:
+            log.warning("skipped, not a .jsonl or .json file: %s", printable_name(_shorten_list(skipped)))
     else:
-        raise UserError(f"{ascii_if_odd(str(source))} does not exist; name a data file or a folder of them.")
-    if not found:
-        raise UserError(f"{source} holds no file that ends in {', '.join(DATA_SUFFIXES)}.")
-    for path in found.values():
-        _refuse_odd(path, source)
-    return found
+        raise UserError(f"{printable_name(str(source))} does not exist; name a data file or a folder of data files.")
+    if not files:
+        raise UserError(f"{source} has no file that ends in {', '.join(DATA_SUFFIXES)}.")
+    for path in files.values():
+        _refuse_path(path, source)
+    return files
 
 
-def _some(names: list[str]) -> str:
-    """The first names and how many others there are."""
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def _shorten_list(names: list[str]) -> str:
+    """Return the first names and the number of the others."""
+    more = f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
 
 
-def _files_below(folder: Path) -> list[Path]:
-    """All files in a folder and its subfolders, in order, and the links to folders, which are not followed."""
+def _list_files(folder: Path) -> list[Path]:
+    """Return all files below a folder, sorted, and the links to folders, which are not followed."""
 
     def refuse(error: OSError):
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}); give access to it, or move it elsewhere.")
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); grant read access or move it elsewhere.")
 
-    found = []
-    for where, folders, names in os.walk(folder, onerror=refuse):
-        links = [name for name in folders if Path(where, name).is_symlink()]
-        found += [Path(where, name) for name in (*names, *links)]
-    return sorted(found)
+    paths = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        paths += [Path(parent, name) for name in (*names, *links)]
+    return sorted(paths)
 
 
-def _refuse_odd(path: Path, source: Path) -> None:
+def _refuse_path(path: Path, source: Path) -> None:
+    """Raise UserError for a name that cannot be printed, a broken link, or a link out of the source."""
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in str(path)):
-        raise UserError(f"The name {str(path)!a} holds characters that are no text; rename the file.")
+        raise UserError(f"The file name {str(path)!a} has control characters or is not UTF-8; rename the file.")
     if not path.is_file():
-        raise UserError(f"{path} is no file, or a link that leads nowhere; remove it.")
+        raise UserError(f"{path} is a broken link or not a regular file; remove it.")
     if source.is_dir() and not path.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{path} is a link that leads out of {source}; copy the file instead.")
+        raise UserError(f"{path} is a link out of {source}; copy the file instead.")
 
 
 # Reading -------------------------------------------------------------------------------------------
 
 
 def read_rows(path: Path, name: str) -> Iterator[RawRow]:
-    """The rows of a file: elements of its one JSON array, else its lines that are not blank.
+    """Yield the rows of a file: the elements of its JSON array, or its lines that are not blank.
 
-    Lines end at LF, CRLF or CR, as long as all are outside of JSON strings, which cannot hold them.
+    Lines end at LF, CRLF or CR; JSON strings cannot contain these.
+
+    Args:
+        path: file, plain or packed by gzip.
+        name: name of the file in rows and messages.
 
     Raises:
-        UserError: the file holds something else than JSON in UTF-8, unpacks to far too much, or cannot be read to its
-            end, as when it is a damaged archive or an array that never ends.
+        UserError: the file is not JSON in UTF-8, is a damaged archive or a decompression bomb, or ends within an array.
     """
     try:
         with _unpacked(path, name) as read:
@@ -146,34 +157,30 @@ def read_rows(path: Path, name: str) -> Iterator[RawRow]:
             rows = _array_rows if _is_array(head, name) else _line_rows
             yield from rows(read, head, name)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{name} is a damaged or cut-off gzip file ({error}); fetch it again.") from None
+        raise UserError(f"{name} is a damaged or truncated gzip file ({error}); download it again.") from None
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error.strerror or error}).") from None
 
 
 @contextmanager
 def _unpacked(path: Path, name: str) -> Iterator[Read]:
-    """A function that reads the file's bytes, unpacked if they are gzip's, whatever the file is called.
+    """Yield a function that reads the unpacked bytes of a file; gzip is detected by content, not by name.
 
-    Progress is shown in bytes of the file itself.
+    The progress bar counts bytes of the file itself.
     """
     size = path.stat().st_size
-    progress = {"desc": f"read · 读取 {ascii_if_odd(name)}", "delay": 2, "leave": False}
-    with path.open("rb") as file, tqdm.wrapattr(file, "read", total=size, **progress) as watched:
+    progress = {"desc": f"read {printable_name(name)}", "delay": 2, "leave": False}
+    with path.open("rb") as file, tqdm.wrapattr(file, "read", total=size, **progress) as monitored:
         is_packed = file.peek(2)[:2] == GZIP
         if not is_packed:
-            yield watched.read
+            yield monitored.read
         else:
-            with gzip.GzipFile(fileobj=watched) as archive:
-                yield _limited(archive.read, max(MOST_UNPACKED * size, SMALL_UNPACKED), name)
+            with gzip.GzipFile(fileobj=monitored) as archive:
+                yield _limit(archive.read, max(MAX_EXPANSION * size, MIN_UNPACKED), name)
 
 
-def _limited(read: Read, limit: int, name: str) -> Read:
-    """The same function until it has given more bytes than the limit.
-
-    Raises:
-        UserError: by the function, at the limit: a small archive may hold a file without end.
-    """
+def _limit(read: Read, limit: int, name: str) -> Read:
+    """Return a function that reads in the same way, and raises UserError after this many bytes."""
     total = 0
 
     def read_within_limit(size: int) -> bytes:
@@ -182,8 +189,8 @@ def _limited(read: Read, limit: int, name: str) -> Read:
         total += len(block)
         if total > limit:
             raise UserError(
-                f"{name} unpacks to more than {limit >> 20:,} MiB, {MOST_UNPACKED} times its size, as no text does; "
-                f"if it is right, unpack it (`gzip -dk {shlex.quote(name)}`) and give the unpacked file."
+                f"{name} unpacks to more than {limit >> 20:,} MiB, {MAX_EXPANSION} times its size, unlike any text. If "
+                f"the file is correct, unpack it (`gzip -dk {shlex.quote(name)}`) and name the unpacked file."
             )
         return block
 
@@ -191,20 +198,20 @@ def _limited(read: Read, limit: int, name: str) -> Read:
 
 
 def _is_array(head: bytes, name: str) -> bool:
-    """Whether a file is one JSON array, going by its first block.
+    """Whether a file is one JSON array, by its first block.
 
-    In a .jsonl file a first line such as ``[{`` may also be a row that happens to be a list; it is one if it is
-    whole and others follow.
+    In a .jsonl file, a first line that begins with ``[{`` may also be a row that is a list: it is a row if the line is
+    valid JSON and more lines follow.
     """
     head = head.removeprefix(BOM).lstrip()
     if ".jsonl" not in name.lower():
         return head.startswith(b"[")
     line, _, rest = head.partition(b"\n")
-    return bool(_ARRAY_OPENS.match(line.strip())) and not (rest.strip() and _is_json(line))
+    return bool(_ARRAY_START.match(line.strip())) and not (rest.strip() and _is_json(line))
 
 
 def _is_json(line: bytes) -> bool:
-    if len(line) > _LONGEST_JUDGED:
+    if len(line) > _MAX_PARSED_LINE:
         return False
     try:
         json.loads(line.removeprefix(BOM))
@@ -220,47 +227,47 @@ def _line_rows(read: Read, head: bytes, name: str) -> Iterator[RawRow]:
         if stripped := content.strip():
             if stripped == b"{" and is_first:
                 raise UserError(
-                    f"{name}: the object that begins on line {line} spans several lines; write every row on "
-                    "one line (`jq -c . FILE`), or all of them as one JSON array."
+                    f"{name}: the object on line {line} spans several lines; write every row on one line "
+                    "(`jq -c . FILE`), or all rows as one JSON array."
                 )
             is_first = False
             yield RawRow(name, line, offset + len(raw) - len(content), content.rstrip(b"\r\n"))
 
 
 def _lines(read: Read, buffer: bytes, name: str) -> Iterator[tuple[int, int, bytes]]:
-    """The lines that are not blank: number counted from 1, bytes before it in the file, the line with its end."""
-    line, start, position = 1, 0, 0  # of the next byte to look at: its line; the buffer's place in the file; its own
+    """Yield the lines that are not blank: number from 1, offset in the file, and bytes with the line ending."""
+    line, start, position = 1, 0, 0  # current line; offset of the buffer in the file; position in the buffer
     while True:
         while True:
-            # Blank lines by the million are passed over at once.
+            # Millions of blank lines are skipped in one step.
             if blank := _BLANK_LINES.match(buffer, position):
                 line += buffer.count(b"\n", position, blank.end())
                 position = blank.end()
             end = buffer.find(b"\n", position) + 1
             if not end:
                 break
-            raw, before = buffer[position:end], 0
+            raw, skipped = buffer[position:end], 0
             if b"\r" not in raw:
                 yield line, start + position, raw
             else:
-                for before, offset, piece in _pieces(raw):
-                    yield line + before, start + position + offset, piece
-            line, position = line + before + 1, end
-        if len(buffer) - position >= LONGEST_ROW:
-            raise UserError(f"{name}: line {line} is longer than {LONGEST_ROW >> 20} MiB; cut it into rows.")
-        # Reading as much again as is there keeps the work linear where one line is longer than a block.
+                for skipped, offset, piece in _split_at_cr(raw):
+                    yield line + skipped, start + position + offset, piece
+            line, position = line + skipped + 1, end
+        if len(buffer) - position >= MAX_ROW:
+            raise UserError(f"{name}: line {line} is longer than {MAX_ROW >> 20} MiB; write one row per line.")
+        # Doubling the buffer keeps the time linear if a line is longer than a block.
         block = read(max(_BLOCK, len(buffer) - position))
         if not block:
             break
         buffer, start, position = buffer[position:] + block, start + position, 0
-    for before, offset, piece in _pieces(buffer[position:]):
-        yield line + before, start + position + offset, piece
+    for skipped, offset, piece in _split_at_cr(buffer[position:]):
+        yield line + skipped, start + position + offset, piece
 
 
-def _pieces(raw: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """A line, cut again where old files end theirs with CR alone: lines and bytes before each piece, and the piece.
+def _split_at_cr(raw: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Split a line at CR, the line ending of old files: yield lines before each piece, its offset, and the piece.
 
-    A CR inside of one JSON value, where it is a blank, ends nothing.
+    A CR within a JSON value is white space, so a line that is valid JSON is not split.
     """
     if b"\r" not in raw.rstrip(b"\r\n") or _is_json(raw):
         yield 0, 0, raw
@@ -277,15 +284,15 @@ def _pieces(raw: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _array_rows(read: Read, buffer: bytes, name: str) -> Iterator[RawRow]:
-    """Elements between the commas of the outermost array; what they hold is for others to judge."""
-    start, line, number = 0, 1, 0  # offset and line of the buffer's first byte; rows so far
-    # In the buffer: the next byte to look at, where the element begins, and up to where lines are counted.
+    """Yield the elements of the outermost array, split at its commas; their content is not validated."""
+    start, line, number = 0, 1, 0  # offset and line of the first byte of the buffer; rows so far
+    # Positions in the buffer: next byte, start of the element, and end of the counted lines.
     position = element = counted = depth = 0
     while depth >= 0:
         for token in _TOKEN.finditer(buffer, position):
             mark = token[0] if token.end() - token.start() == 1 else b""
             if mark == b'"':
-                break  # a string that goes on in the next block
+                break  # the string continues in the next block
             position = token.end()
             if mark in (b"[", b"{"):
                 depth += 1
@@ -307,21 +314,21 @@ def _array_rows(read: Read, buffer: bytes, name: str) -> Iterator[RawRow]:
         if depth >= 0:
             buffer += _next_block(read, buffer, name, line, start)
     if buffer.strip() or any(block.strip() for block in iter(lambda: read(_BLOCK), b"")):
-        raise UserError(f"{name}: text follows the array's end at byte {start}; a file is one array or JSON Lines.")
+        raise UserError(f"{name}: text after the end of the array at byte {start}; a file is one array or JSON Lines.")
 
 
 def _next_block(read: Read, buffer: bytes, name: str, line: int, start: int) -> bytes:
-    """Read as many bytes again as the unfinished element has, which keeps the work linear.
+    """Read the next block, as long as the unfinished element, which keeps the time linear.
 
     Raises:
-        UserError: there are no more, or the element is too long.
+        UserError: the file ends within the element, or the element is too long.
     """
-    if len(buffer) > LONGEST_ROW:
-        raise UserError(f"{name}: the row at byte {start} is longer than {LONGEST_ROW >> 20} MiB.")
+    if len(buffer) > MAX_ROW:
+        raise UserError(f"{name}: the row at byte {start} is longer than {MAX_ROW >> 20} MiB; remove or split it.")
     block = read(max(_BLOCK, len(buffer)))
     if not block:
         raise UserError(
-            f"{name}: what begins near line {line} (byte {start}) is never closed: the file is cut off, "
-            "or a quote or bracket is missing there; mend it, or fetch it again."
+            f"{name}: the element near line {line} (byte {start}) is not closed: the file is truncated, or a quote or "
+            "bracket is missing; correct the file or download it again."
         )
     return block

@@ -1,10 +1,9 @@
-"""The receipt: what ``validate`` let through, checked by every stage behind it.
+"""The receipt of checked data: hashes of the files beside it, verified by every later stage.
 
-A receipt names the files beside it and their hashes. ``validate`` writes one beside
-``train.jsonl`` and ``eval.jsonl``; ``encode`` writes one beside its own files, which carries the
-hash of the first. There is no switch to skip the check.
+Stage validate writes a receipt beside ``train.jsonl`` and ``eval.jsonl``. Stage encode writes another one beside its
+own files, with the hash of the first. The verification cannot be skipped.
 
-A stage parses the bytes that it hashed: :meth:`Verified.rows` reads a file once, so that a file that is swapped
+A stage parses exactly the bytes that it hashed: :meth:`VerifiedFolder.rows` reads a file once, so that a file swapped
 after :func:`read` is refused.
 """
 
@@ -23,21 +22,23 @@ from models.storage import sha256_of, write_json
 
 RECEIPT = "receipt.json"
 SPLITS = ("train", "eval")
-LARGEST = 16 * 2**20  # bytes of a receipt, which names every raw file
-AGAIN = "run `dvc repro -f validate encode`."
+MAX_BYTES = 16 * 2**20  # of a receipt, which lists every raw file
+REMEDY = "run `dvc repro -f validate encode`."
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Receipt(BaseModel):
-    """What stands in ``receipt.json``.
+    """The content of ``receipt.json``.
 
     Attributes:
-        files: hashes of the split files beside it.
-        tokenizer_sha256: of the tokenizer by which tokens were counted or made.
-        read, suite, books: of ``validate``: hashes of the raw files, checks with their limits, and the number of rows
-            in, trained on, evaluated on and quarantined.
-        checked_sha256, prompt_version: of ``encode``: the receipt of the data that were encoded, and the prompt.
+        files: hashes of the split files beside the receipt.
+        tokenizer_sha256: hash of the tokenizer that counted or encoded the tokens.
+        read: by validate: hashes of the raw files.
+        suite: by validate: all checks with their limits.
+        books: by validate: row counts (rows in = train + eval + quarantined) and further figures.
+        checked_sha256: by encode: hash of the receipt of the encoded data.
+        prompt_version: by encode: version of the prompt template.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -52,11 +53,11 @@ class Receipt(BaseModel):
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifiedFolder:
     """A folder of split files with its receipt.
 
     Attributes:
-        sha256: of the receipt's bytes, which were parsed.
+        sha256: hash of the parsed bytes of the receipt.
     """
 
     folder: Path
@@ -64,24 +65,24 @@ class Verified:
     sha256: str
 
     def rows(self, split: str) -> Iterator[dict]:
-        """The rows of a split, from the bytes that the receipt vouches for; blank lines are passed over.
+        """Read the rows of a split, from bytes that match the receipt; blank lines are skipped.
 
         Raises:
-            DataBlocked: the file's bytes differ from the receipt.
+            DataBlocked: the hash of the file differs from the receipt, or the file cannot be read.
         """
         path = self.folder / f"{split}.jsonl"
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise DataBlocked(f"{path} cannot be read ({error.strerror}); {AGAIN}") from None
+            raise DataBlocked(f"{path} cannot be read ({error.strerror}); {REMEDY}") from None
         self._compare(path, hashlib.sha256(content).hexdigest())
         return (json.loads(line) for line in io.BytesIO(content) if line.strip())
 
-    def verify(self) -> "Verified":
-        """Check all files without parsing them; gives itself.
+    def verify(self) -> "VerifiedFolder":
+        """Verify all files without parsing them; returns itself.
 
         Raises:
-            DataBlocked: a file's bytes differ from the receipt.
+            DataBlocked: the hash of a file differs from the receipt.
         """
         for split in SPLITS:
             path = self.folder / f"{split}.jsonl"
@@ -90,47 +91,51 @@ class Verified:
 
     def _compare(self, path: Path, sha256: str) -> None:
         if sha256 != self.receipt.files[path.name]:
-            raise DataBlocked(f"{path} is not the file that was checked: its bytes differ from the receipt; {AGAIN}")
+            raise DataBlocked(f"{path} changed after it was checked: its bytes differ from the receipt; {REMEDY}")
 
 
 def write(folder: Path, **facts) -> None:
-    """Write the receipt for the split files in ``folder``, with any facts of :class:`Receipt`."""
+    """Write the receipt of the split files in a folder.
+
+    Args:
+        facts: further fields of :class:`Receipt`.
+    """
     files = {f"{split}.jsonl": sha256_of(folder / f"{split}.jsonl") for split in SPLITS}
     write_json(folder / RECEIPT, Receipt(**facts, files=files).model_dump(exclude_none=True))
 
 
-def read(folder: Path) -> Verified:
-    """Read the receipt of a folder, whose split files are compared with it when they are read.
+def read(folder: Path) -> VerifiedFolder:
+    """Read the receipt of a folder. The split files are verified later, when they are read.
 
     Raises:
-        DataBlocked: there is none, it is damaged, or a file was added or removed since it was written.
+        DataBlocked: the receipt is missing or damaged, or a split file was added or removed.
     """
     path = folder / RECEIPT
     if not path.is_file():
-        raise DataBlocked(f"{folder} has no receipt, so nothing vouches for its data; run `dvc repro validate encode`.")
+        raise DataBlocked(f"{folder} has no receipt, so its data were not checked; run `dvc repro validate encode`.")
     with path.open("rb") as file:
-        content = file.read(LARGEST + 1)
+        content = file.read(MAX_BYTES + 1)
     receipt = _parse(path, content)
     present = {file.name for file in folder.glob("*.jsonl")}
-    if strangers := present ^ set(receipt.files):
-        raise DataBlocked(f"{folder}: {', '.join(sorted(strangers))} does not belong to the receipt; {AGAIN}")
-    return Verified(folder, receipt, hashlib.sha256(content).hexdigest())
+    if differing := present ^ set(receipt.files):
+        raise DataBlocked(f"{folder}: {', '.join(sorted(differing))} was added or removed after the check; {REMEDY}")
+    return VerifiedFolder(folder, receipt, hashlib.sha256(content).hexdigest())
 
 
 def _parse(path: Path, content: bytes) -> Receipt:
-    if len(content) > LARGEST:
-        raise DataBlocked(f"{path} is larger than {LARGEST >> 20} MiB, so it is no receipt; {AGAIN}")
+    if len(content) > MAX_BYTES:
+        raise DataBlocked(f"{path} is larger than {MAX_BYTES >> 20} MiB, so it is not a receipt; {REMEDY}")
     try:
         return Receipt.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise DataBlocked(f"{path} is damaged ({where}: {first['msg']}); {AGAIN}") from None
+        raise DataBlocked(f"{path} is damaged ({where}: {first['msg']}); {REMEDY}") from None
 
 
-def refuse_unrelated(encoded: Verified, checked: Verified) -> None:
-    """Raises DataBlocked: the token ids were made from other data than the checked ones."""
+def refuse_unrelated(encoded: VerifiedFolder, checked: VerifiedFolder) -> None:
+    """Raise DataBlocked if the token ids were encoded from other data than the checked ones."""
     if encoded.receipt.checked_sha256 != checked.sha256:
         raise DataBlocked(
-            f"{encoded.folder} was encoded from other data than {checked.folder} holds; run `dvc repro encode`."
+            f"{encoded.folder} was encoded from other data than those in {checked.folder}; run `dvc repro encode`."
         )

@@ -1,7 +1,7 @@
-"""The interval of a mean over rows, by which stages tell a real difference from chance.
+"""Confidence interval of a mean over rows, to tell real differences from chance.
 
-Fewer rows than :data:`FEWEST` give no verdict: whatever they are, chance makes rows so extreme more often than once in
-twenty.
+With fewer than :data:`MIN_ROWS` rows the interval is unbounded: rows of one sign occur by chance in more than 5 % of
+cases, whatever their values.
 """
 
 import itertools
@@ -11,83 +11,86 @@ import numpy as np
 
 RESAMPLES = 9_999
 LEVEL = 0.95
-FEWEST = 6  # of five rows, all lie on one side of the true mean in 2 of 2⁵ cases, more than 5 %
-FEW = 13  # rows up to which all ways to flip signs are tried
+MIN_ROWS = 6  # five rows have the same sign by chance in 2 of 2⁵ cases, more than 5 %
+MAX_EXACT_ROWS = 13  # up to this number of rows, all 2ⁿ sign flips are enumerated
 
 
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """Bounds of the mean at 95 %: what the bootstrap over rows and the test of flipped signs both leave open.
+def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean: the wider bounds of bootstrap and sign-flip test.
 
-    The bootstrap (BCa, Efron 1987; percentiles where BCa has none) is too sure of itself on few rows, and on many rows
-    of which few differ. Whether a mean is possible is also asked of a test that is exact there (Fisher 1935): if it
-    were the true one, each row might as well lie on its other side. The wider bounds count.
+    The bootstrap (BCa, Efron 1987; percentile where BCa is undefined) is too narrow for few rows, and for many rows
+    of which few differ. The sign-flip test (Fisher 1935), exact for symmetric values, is not.
 
-    Unbounded for fewer rows than :data:`FEWEST`. Rows that are nearly all the same leave little to resample or flip;
-    :func:`_unseen` bounds their mean.
+    Args:
+        values: one per row, e.g. paired differences.
+        seed: of the resampling.
+
+    Returns:
+        Lower and upper bound; -inf and inf for fewer than :data:`MIN_ROWS` rows.
     """
     values = np.asarray(values, dtype=float)
-    if len(values) < FEWEST:
+    if len(values) < MIN_ROWS:
         return -np.inf, np.inf
-    mean, reach = float(values.mean()), _unseen(values)
+    mean, margin = float(values.mean()), _unseen_rows_margin(values)
     if np.ptp(values) <= 1e-9 * np.abs(values).max():
-        return mean - reach, mean + reach
-    bounds = [_bootstrap(values, seed), _flips(values, seed), (mean - reach, mean + reach)]
-    return min(low for low, _ in bounds), max(high for _, high in bounds)
+        return mean - margin, mean + margin
+    intervals = [_bootstrap_interval(values, seed), _sign_flip_interval(values, seed), (mean - margin, mean + margin)]
+    return min(low for low, _ in intervals), max(high for _, high in intervals)
 
 
-def _unseen(values: np.ndarray) -> float:
-    """How far the mean may lie from that of nearly equal rows, because of rows that are not among them.
+def _unseen_rows_margin(values: np.ndarray) -> float:
+    """Return how far rows of a kind that the sample lacks may move the mean, if the sample's rows are nearly equal.
 
-    A share of ``1 - (0.05 / 2) ** (1 / rows)`` of all rows may be of another kind without one among these (the rule of
-    three, with two sides). They are assumed to lie no farther than on the other side of zero. Rows that do differ show
-    what else there is: their spread is subtracted, so that this matters for nearly equal rows alone.
+    Up to ``1 - (0.05 / 2) ** (1 / rows)`` of all rows may be of a kind that the sample lacks (two-sided rule of three).
+    Their values are assumed to mirror the mean at zero. The sample's range is subtracted: rows with a spread are
+    bounded by resampling, so the margin matters for nearly equal rows only.
     """
     share = 1 - ((1 - LEVEL) / 2) ** (1 / len(values))
     return max(2 * share * abs(float(values.mean())) - float(np.ptp(values)), 0.0)
 
 
-def _bootstrap(values: np.ndarray, seed: int) -> tuple[float, float]:
+def _bootstrap_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
     for method in ("BCa", "percentile"):
         rng = np.random.default_rng(seed)
-        found = bootstrap(
+        interval = bootstrap(
             (values,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method=method, rng=rng, batch=1000
         ).confidence_interval
-        if np.isfinite([found.low, found.high]).all():
+        if np.isfinite([interval.low, interval.high]).all():
             break
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
-def _flips(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """Bounds of the means that a test of flipped signs does not refuse, found by halving."""
-    sums, balance = _flipped(values, seed)
-    mean, reach = float(values.mean()), float(np.abs(values - values.mean()).max()) + 1e-12
+def _sign_flip_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    """Return the smallest and largest mean that a sign-flip test does not reject, by bisection."""
+    flipped_means, sign_means = _flip_signs(values, seed)
+    mean, radius = float(values.mean()), float(np.abs(values - values.mean()).max()) + 1e-12
 
-    def refused(candidate: float) -> bool:
+    def is_rejected(candidate: float) -> bool:
         distance = abs(mean - candidate)
-        return np.mean(np.abs(sums - candidate * balance) >= distance * (1 - 1e-9)) < 1 - LEVEL
+        return np.mean(np.abs(flipped_means - candidate * sign_means) >= distance * (1 - 1e-9)) < 1 - LEVEL
 
-    return tuple(_edge(refused, mean, mean + side * 2 * reach) for side in (-1, 1))
+    return tuple(_bisect(is_rejected, mean, mean + side * 2 * radius) for side in (-1, 1))
 
 
-def _edge(refused, inside: float, outside: float, steps: int = 40) -> float:
-    """Where between two candidates, the first of which is not refused, refusal begins."""
+def _bisect(is_rejected, inside: float, outside: float, steps: int = 40) -> float:
+    """Return the largest candidate between ``inside`` and ``outside`` that is not rejected."""
     for _ in range(steps):
         middle = (inside + outside) / 2
-        inside, outside = (inside, middle) if refused(middle) else (middle, outside)
+        inside, outside = (inside, middle) if is_rejected(middle) else (middle, outside)
     return inside
 
 
-def _flipped(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each way to flip signs: the mean of the flipped values, and the mean of the signs."""
-    if len(values) <= FEW:
+def _flip_signs(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each assignment of signs the mean of the flipped values, and the mean of the signs."""
+    if len(values) <= MAX_EXACT_ROWS:
         signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(values))))
         return signs @ values / len(values), signs.mean(axis=1)
     rng = np.random.default_rng(seed)
-    sums, balance = [values.mean()], [1.0]  # the signs as they are, one way among the others
+    flipped_means, sign_means = [values.mean()], [1.0]  # the observed signs are one of the assignments
     for _ in range(9):
         signs = rng.integers(0, 2, (RESAMPLES // 9, len(values)), dtype=np.int8) * np.int8(2) - np.int8(1)
-        sums.extend(signs @ values / len(values))
-        balance.extend(signs.mean(axis=1))
-    return np.array(sums), np.array(balance)
+        flipped_means.extend(signs @ values / len(values))
+        sign_means.extend(signs.mean(axis=1))
+    return np.array(flipped_means), np.array(sign_means)

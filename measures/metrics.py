@@ -1,21 +1,22 @@
-"""Figures over a model's rows: those of stage evaluate, and once more those of a part of the rows.
+"""Metrics of a model, aggregated from its scored rows.
 
-They carry the version of the metrics. Figures of different versions are refused wherever models are compared.
+Metrics have a version; models that were scored by different versions are not compared.
 
-A row of samples has ``loss`` (a mean over its ``answer_tokens``), scores, properties, and ``divergence`` where the
-model has a base below it; a row of probes has ``met``, ``exact``, and ``identity`` where it was asked.
+A row of samples has ``loss`` (mean over its ``answer_tokens``), the scores of :mod:`stages.evaluate.scores`, and
+``divergence`` if the model has a base to compare with. A row of probes has ``met``, ``exact``, and ``identity`` if the
+question is about the assistant's name.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from models.errors import UserError
 
-FILE = "figures.json"  # beside a model's rows
-# Raised whenever the same answers give other scores. 2: references go through the tokenizer, NFKC on both sides, and a
-# system message is no turn of a probe. Figures without a version are of version 1.
+METRICS_FILE = "figures.json"  # all metrics of a model, beside its scored rows
+# Raise this when the same answers get other scores. Version 2: references pass through the tokenizer, both texts are
+# in NFKC, and a system message does not count as a turn of a probe. Metrics without a version have version 1.
 METRICS_VERSION = 2
 SCORES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4", "chrf")
 PROPERTIES = {"exact": "exact_match", "empty": "empty_rate", "repetition": "repetition", "length_ratio": "length_ratio"}
@@ -24,142 +25,142 @@ PROPERTIES = {"exact": "exact_match", "empty": "empty_rate", "repetition": "repe
 # Versions ------------------------------------------------------------------------------------------
 
 
-def refuse_other_versions(figures_by_name: Mapping[str, dict]) -> None:
-    """Check that the figures of all models have one metrics version.
+def require_same_version(metrics_by_model: Mapping[str, dict]) -> None:
+    """Check that the metrics of all models have the same version.
 
     Raises:
-        UserError: they have not, so that their scores do not compare.
+        UserError: the versions differ, so the scores are not comparable.
     """
-    versions = {name: figures.get("metrics_version", 1) for name, figures in figures_by_name.items()}
+    versions = {name: metrics.get("metrics_version", 1) for name, metrics in metrics_by_model.items()}
     if len(set(versions.values())) > 1:
-        listed = ", ".join(f"{name} by version {version}" for name, version in versions.items())
+        listed = ", ".join(f"{name} has version {version}" for name, version in versions.items())
         raise UserError(
-            f"The models were scored by different versions of the metrics ({listed}), so their scores do not compare; "
-            "run `dvc repro -f` with the present code to evaluate them again."
+            f"The models' metrics are not comparable, because their versions differ: {listed}. "
+            "Run `dvc repro -f` with the current code to evaluate all of them again."
         )
 
 
 # Samples -------------------------------------------------------------------------------------------
 
 
-def of_samples(rows: Sequence[dict]) -> dict:
-    """Loss and perplexity over all tokens, and the mean of everything else over rows."""
-    loss = token_mean(rows, "loss")
-    figures = {"rows": len(rows), "loss": round(loss, 6), "perplexity": round(math.exp(min(loss, 700)), 4)}
+def summarize_samples(rows: Sequence[dict]) -> dict:
+    """Return token-level loss, perplexity and divergence, and the mean of every score over the rows."""
+    loss = mean_over_tokens(rows, "loss")
+    # exp(700) is the largest power that fits into a double.
+    metrics = {"rows": len(rows), "loss": round(loss, 6), "perplexity": round(math.exp(min(loss, 700)), 4)}
     if "divergence" in rows[0]:
-        figures["divergence"] = round(token_mean(rows, "divergence"), 6)
+        metrics["divergence"] = round(mean_over_tokens(rows, "divergence"), 6)
     names = {name: name for name in SCORES} | PROPERTIES
-    return figures | {label: round(fmean(row[name] for row in rows), 4) for name, label in names.items()}
+    return metrics | {name: round(fmean(row[key] for row in rows), 4) for key, name in names.items()}
 
 
-def token_mean(rows: Sequence[dict], key: str) -> float:
-    """The mean over all tokens of all answers taught, from the means of the rows."""
+def mean_over_tokens(rows: Sequence[dict], key: str) -> float:
+    """Return the mean over the answer tokens of all rows, from the means of the rows."""
     return sum(row[key] * row["answer_tokens"] for row in rows) / sum(row["answer_tokens"] for row in rows)
 
 
-def of_lengths(rows: Sequence[dict]) -> dict:
-    """The figures once more for rows near the length limit and for the others: what truncation may have cost."""
-    near, far = ([row for row in rows if row["near_limit"] == each] for each in (True, False))
-    return {name: _of_length(each) for name, each in (("near_limit", near), ("far_from_limit", far))}
+def summarize_by_length(rows: Sequence[dict]) -> dict:
+    """Return token-level loss and ROUGE-L of rows near the length limit and of the others, to show truncation."""
+    near = [row for row in rows if row["near_limit"]]
+    far = [row for row in rows if not row["near_limit"]]
+    return {name: _loss_and_rouge(part) for name, part in (("near_limit", near), ("far_from_limit", far))}
 
 
-def _of_length(rows: Sequence[dict]) -> dict:
+def _loss_and_rouge(rows: Sequence[dict]) -> dict:
     if not rows:
         return {"rows": 0, "loss": None, "rouge-l": None}
     rouge = fmean(row["rouge-l"] for row in rows)
-    return {"rows": len(rows), "loss": round(token_mean(rows, "loss"), 6), "rouge-l": round(rouge, 4)}
+    return {"rows": len(rows), "loss": round(mean_over_tokens(rows, "loss"), 6), "rouge-l": round(rouge, 4)}
 
 
 # Probes --------------------------------------------------------------------------------------------
 
 
-def of_probes(judged: Sequence[dict]) -> dict:
-    """Rates of probes met with their intervals, single-turn and multi-turn, and the drift of identity."""
-    single = [row for row in judged if not has_history(row["messages"])]
-    multi = [row for row in judged if has_history(row["messages"])]
-    rates = {
-        name: rate(sum(row["met"] for row in rows), len(rows))
-        for name, rows in (("single_turn", single), ("multi_turn", multi), ("all", judged))
+def summarize_probes(rows: Sequence[dict]) -> dict:
+    """Return pass rates of single-turn and multi-turn probes with confidence intervals, and identity shares."""
+    parts = {
+        "single_turn": [row for row in rows if not has_history(row["messages"])],
+        "multi_turn": [row for row in rows if has_history(row["messages"])],
+        "all": rows,
     }
-    exact = rate(sum(row["exact"] for row in judged), len(judged))
+    rates = {name: pass_rate(sum(row["met"] for row in part), len(part)) for name, part in parts.items()}
+    exact = pass_rate(sum(row["exact"] for row in rows), len(rows))
     return {
         "exact_match": exact and exact["rate"],
         "met_single_turn": rates["single_turn"] and rates["single_turn"]["rate"],
         "met_multi_turn": rates["multi_turn"] and rates["multi_turn"]["rate"],
         "rates": rates,
-        "drift": drift([row["identity"] for row in judged if "identity" in row]),
+        "drift": identity_shares([row["identity"] for row in rows if "identity" in row]),
     }
 
 
-def has_history(asked: Sequence[dict]) -> bool:
-    """Whether other turns precede the question of a row; a system message is no turn."""
-    return sum(message.get("role") != "system" for message in asked) > 1
+def has_history(messages: Sequence[dict]) -> bool:
+    """Return whether a row's question follows earlier turns; a system message is not a turn."""
+    return sum(message.get("role") != "system" for message in messages) > 1
 
 
-def variety(sampled: Sequence[dict]) -> dict | None:
-    """How often sampled answers meet their probe, and how many behind a probe's first one are new: from 0 to 1."""
-    if not sampled:
+def summarize_sampled(rows: Sequence[dict]) -> dict | None:
+    """Return the pass rate of sampled answers, and how many repeat none of the same probe's earlier answers.
+
+    Returns:
+        ``met``, a share of all answers; ``distinct``, a share of all answers but the first of each probe, or None
+        with one answer per probe. None without rows.
+    """
+    if not rows:
         return None
-    of_probe: dict[str, list[str]] = {}
-    for row in sampled:
-        of_probe.setdefault(row["id"], []).append(row["answer"])
-    new, later = (sum(count(each) - 1 for each in of_probe.values()) for count in (lambda a: len(set(a)), len))
+    answers_by_probe: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        answers_by_probe[row["id"]].append(row["answer"])
+    distinct = sum(len(set(answers)) - 1 for answers in answers_by_probe.values())
+    repeats = len(rows) - len(answers_by_probe)
     return {
-        "met": round(sum(row["met"] for row in sampled) / len(sampled), 4),
-        "distinct": round(new / later, 4) if later else None,
+        "met": round(sum(row["met"] for row in rows) / len(rows), 4),
+        "distinct": round(distinct / repeats, 4) if repeats else None,
     }
 
 
-def rate(met: int, of: int) -> dict | None:
-    """A rate with Wilson's interval of 95 % (Wilson 1927); None of nothing."""
-    if of == 0:
+def pass_rate(passed: int, total: int) -> dict | None:
+    """Return a rate with its 95 % Wilson score interval (Wilson 1927); None if ``total`` is 0."""
+    if total == 0:
         return None
     from scipy.stats import binomtest
 
-    interval = binomtest(met, of).proportion_ci(confidence_level=0.95, method="wilson")
-    low, high = (round(float(each), 4) for each in interval)
-    return {"rate": round(met / of, 4), "low": low, "high": high, "of": of}
+    interval = binomtest(passed, total).proportion_ci(confidence_level=0.95, method="wilson")
+    low, high = (round(float(bound), 4) for bound in interval)
+    return {"rate": round(passed / total, 4), "low": low, "high": high, "of": total}
 
 
-def drift(identities: Sequence[str]) -> dict | None:
-    """Shares of identity questions that were answered with the new name, the old one, both, or none."""
+def identity_shares(identities: Sequence[str]) -> dict | None:
+    """Return the shares of identity questions answered with the new name, the old one, both (mixed), or none."""
     if not identities:
         return None
     counts = Counter(identities)
     return {kind: round(counts[kind] / len(identities), 4) for kind in ("new", "old", "mixed", "none")}
 
 
-# The short form ------------------------------------------------------------------------------------
+# DVC metrics ---------------------------------------------------------------------------------------
 
-HEADLINES = {
-    "metrics_version": ("metrics_version",),
-    "loss": ("eval", "loss"),
-    "perplexity": ("eval", "perplexity"),
-    "rouge-l": ("eval", "rouge-l"),
-    "bleu-4": ("eval", "bleu-4"),
-    "chrf": ("eval", "chrf"),
-    "exact_match": ("eval", "exact_match"),
-    "empty_rate": ("eval", "empty_rate"),
-    "probes_met": ("probes", "rates", "all", "rate"),
-    "probes_met_multi_turn": ("probes", "met_multi_turn"),
-    "new_name": ("probes", "drift", "new"),
-    "old_name": ("probes", "drift", "old"),
-    "general_loss": ("general", "loss"),
-    "divergence": ("general", "divergence"),
-    "seconds_an_answer": ("generation", "seconds_an_answer"),
-    "training_seconds": ("training", "seconds"),
-    "training_memory_gib": ("training", "peak_memory_gib"),
-    "trainable_parameters": ("training", "trainable_parameters"),
-}
+# Name, path in the metrics file, decimals. Names are short, and there are eight of them: `dvc metrics show` makes one
+# column of each, and is 120 characters wide with the demo's files. A header takes two characters more than its name.
+DVC_METRICS = (
+    ("loss", ("eval", "loss"), 4),  # nats per token
+    ("rouge-l", ("eval", "rouge-l"), 2),  # 0 to 100
+    ("exact", ("eval", "exact_match"), 4),  # share of evaluation rows
+    ("probes", ("probes", "rates", "all", "rate"), 4),  # share of probes that passed
+    ("general", ("general", "loss"), 4),  # nats per token on general conversations
+    ("kl", ("general", "divergence"), 4),  # nats per token, from the base, on general conversations
+    ("tok/s", ("training", "tokens_per_second"), 0),  # of training
+    ("gib", ("training", "peak_memory_gib"), 2),  # peak memory of training
+)
 
 
-def headlines(figures: dict) -> dict[str, float]:
-    """The figures that ``dvc metrics diff`` and ``dvc exp show`` list; those that a model has."""
-    found = {}
-    for name, path in HEADLINES.items():
-        value = figures
+def select_dvc_metrics(metrics: dict) -> dict[str, float]:
+    """Return the metrics for `dvc metrics show`, `dvc metrics diff` and `dvc exp show`, without missing ones."""
+    selected = {}
+    for name, path, decimals in DVC_METRICS:
+        value = metrics
         for key in path:
             value = (value or {}).get(key)
         if value is not None:
-            found[name] = value
-    return found
+            selected[name] = round(value, decimals) if decimals else round(value)
+    return selected

@@ -1,8 +1,44 @@
-"""Stage validate: no bad sample goes on, and no sample is lost without a reason.
+"""Stage validate, the data gate: checks every row, quarantines bad rows, splits good rows, and writes the receipt.
 
-Reads ``data/raw`` in pieces, so that memory stays bounded. Every row is parsed, described by a row of
-features, and judged by Great Expectations: by itself, then among all others. Then each goes where it
-belongs: to ``data/checked`` with a receipt, or to ``data/quarantine`` with every check it failed. The
-books say that rows in = train + eval + quarantined. Fails, before anything is let through, if a
-blocking check was hit.
+Data flow, in chunks of rows, so that memory stays bounded::
+
+    data/raw ─▶ bytes ─▶ messages ─▶ features ─▶ findings ─▶ decision ─▶ files
+                           │                        ▲           │          ├─ data/checked     train, eval, receipt
+                           ▼                        │           │          ├─ data/quarantine  rows and their faults
+                       keys, 4-grams ─▶ duplicates ─┘           │          └─ reports          metrics, Data Docs
+                           └──────────────▶ split ◀─────────────┘
+
+Rows in = train + eval + quarantined. The data are blocked, and ``data/checked`` and the receipt are not written, if a
+check of severity ``block`` fails.
+
+====================  ============================================================================================
+module                input → output
+====================  ============================================================================================
+``__main__``          raw files, params.yaml → ``data/checked``, ``data/quarantine``, reports, verdict
+``checks``            params.yaml → the checks with their limits and severities
+``rows``              raw files → row table; row table and decision → train, eval and quarantine files
+``row_table``         chunk of rows → row table: features, findings, keys, 4-grams, samples
+``row_features``      bytes of a row → messages; messages → features
+``characters``        text → counts by kind of character, prefilter flags, invalid characters
+``artifacts_in_text`` prompt and answer → unfilled placeholder, HTML
+``assistant_names``   prompt and answer → name of another assistant
+``chat_markup``       prompt and answer → role mark or template token; truncated end
+``escapes``           messages → literal escape sequence
+``mojibake``          text → piece decoded in the wrong encoding
+``privacy``           text → personal data, secrets; masked text
+``layouts``           row in an unsupported layout → its description and the jq command that converts it
+``expectations``      table of features, checks → findings, by Great Expectations
+``minhash``           4-grams → MinHash bands
+``dedup``             messages → keys; keys and bands → copies, near-duplicates, conflicting answers
+``split``             keys, near-duplicates → training or evaluation for every row, without leakage
+``row_decisions``     row table, checks → decision: quarantine, training or evaluation for every row
+``length_drift``      tokens per row, record of accepted data → drift of lengths
+``dataset_checks``    row table, decision → outcome: row counts, findings, reasons to block the data
+``notices``           row table → sentences about layouts, unread keys and the tokenizer
+``check_report``      findings → summary for reports; table on the terminal
+``data_docs``         outcome → HTML page
+``worker_pool``       function, chunks → results in order, by several processes
+====================  ============================================================================================
+
+Refusals and boilerplate are found by :mod:`measures.boilerplate`, which the comparison of models uses as well.
 """

@@ -1,22 +1,22 @@
-"""What was left over in a text from where it was made: placeholders and HTML.
+"""Artifacts of data generation and web scraping in a text: unfilled placeholders and HTML.
 
-Both are what a row is about where it asks for code, a web page or a template: then they are meant.
+Both are intended where a row asks for code, a web page or a template, so the topic of the row is checked first.
 """
 
 import re
 
-# <UNK> is no placeholder: data sets such as ADGEN mark a word that was unknown to them by it. Nor are keys of a
-# keyboard, tags that a text speaks of, formulas such as ${x}^2$, and what every shell knows.
-_NO_PLACEHOLDERS = (
+# Not placeholders: <UNK>, the out-of-vocabulary word of data sets such as ADGEN; keys of a keyboard; names of tags.
+_NOT_PLACEHOLDERS = (
     "UNK|ENTER|RETURN|TAB|ESC|CTRL|ALT|SHIFT|DEL|DELETE|SPACE|CMD|HTML|HEAD|BODY|DIV|SPAN|TABLE|SCRIPT|CODE"
 )
+# Excluded below: formulas such as ${x}^2$, and environment variables of every shell.
 _SLOT = re.compile(
-    rf"<(?!(?:{_NO_PLACEHOLDERS})>)[A-Z][A-Z_]{{2,40}}+>|<(?:your|insert)[ _][^<>]{{1,30}}>"
+    rf"<(?!(?:{_NOT_PLACEHOLDERS})>)[A-Z][A-Z_]{{2,40}}+>|<(?:your|insert)[ _][^<>]{{1,30}}>"
     r"|\{\{[ #/^>&]{0,4}[A-Za-z_\u4e00-\u9fff][\w .|-]{0,60}\}\}"
     r"|\$\{(?!(?:HOME|PATH|USER|PWD|SHELL)\})[A-Za-z_\u4e00-\u9fff][\w.-]{2,60}\}|\{%.{0,80}?%\}"
 )
-_OF_CODE = re.compile(r"[{$]|<(?:your|insert|api|path|file|url|token|key|host|user|db|port|secret|id)", re.IGNORECASE)
-# What a person fills in; in a letter or a form it is what was asked for.
+_CODE_SLOT = re.compile(r"[{$]|<(?:your|insert|api|path|file|url|token|key|host|user|db|port|secret|id)", re.IGNORECASE)
+# Blanks for a person to fill in; intended in a letter or a form.
 _BLANK = re.compile(
     r"\[(?:(?:[Yy]our|YOUR|[Ii]nsert|INSERT)\b|插入|填写|请填|请输入|你的|您的)[^\[\]\n(]{0,30}\](?!\()"
     r"|\[(?:[Nn]ame|NAME|姓名|名字|日期|公司名?)\](?!\()|【(?:你的|您的|插入|填写|请填|请输入)[^【】\n]{0,30}】"
@@ -42,18 +42,18 @@ _TAGS = (
     "a|b|body|code|div|em|font|form|h[1-6]|head|html|i|li|ol|p|pre|script|span|strong|style|table|tbody|td|th|tr|u|ul"
 )
 _ENTITY = r"&(?:nbsp|lt|gt|amp|quot|apos|copy|reg|hellip|mdash|ndash|middot|[lr][ds]quo|#\d{2,6}|#x[0-9A-Fa-f]{2,6});"
-# A tag that closes, has attributes or stands alone is debris; a bare opening one may be what a text speaks of.
+# A closing, void or attributed tag is an artifact; a bare opening tag may be the subject of the text.
 _TAG = (
     rf"</(?:{_TAGS})\s{{0,4}}>|<(?:{_TAGS}|img)\s{{1,8}}[a-z-]{{1,20}}\s{{0,4}}=[^<>]{{1,200}}>"
     r"|<(?:br|hr|p|li|td|tr)\s{0,4}/?>"
 )
-_HTML = re.compile(f"{_TAG}|{_ENTITY}", re.IGNORECASE)
+_ARTIFACT = re.compile(f"{_TAG}|{_ENTITY}", re.IGNORECASE)
 _ENTITIES = re.compile(_ENTITY, re.IGNORECASE)
 _ESCAPED_TAG = re.compile(r"&lt;/?[a-z][a-z0-9]{0,9}[^&<>\n]{0,60}?&gt;", re.IGNORECASE)
 _ANY_TAG = re.compile(
     r"</?([A-Za-z][\w:.-]{0,40})(?:\s[^<>]{0,400})?/?>|<!--.{0,200}?-->|<![A-Za-z][^<>]{0,200}>", re.DOTALL
 )
-_OF_PROSE = frozenset(["p", "br", "span", "div", "b", "i", "u", "strong", "em", "font", "a", "hr"])
+_PROSE_TAGS = frozenset(["p", "br", "span", "div", "b", "i", "u", "strong", "em", "font", "a", "hr"])
 
 _MARKUP_TOPIC = re.compile(
     r"(?<![A-Za-z])(?:x?html5?|xml|svg|css3?|jsx|tsx|xslt?|dom|vue(?:\.?js)?|react(?:\.?js)?|angular(?:js)?|jquery"
@@ -79,8 +79,8 @@ _CODE_TOPIC = re.compile(
     r"|链接|导航|菜单)",
     re.IGNORECASE,
 )
-# Words that people use who do not write code, too.
-_PERHAPS_CODE = re.compile(
+# Ambiguous: also frequent in questions that are not about code.
+_AMBIGUOUS_CODE_TOPIC = re.compile(
     r"(?<![A-Za-z])(?:programs?|functions?|scripts?|compiles?|class|methods?|pars(?:e|ing)|strings?|navigation|menu"
     r"|layout)(?![A-Za-z])|程序|语法|解析|数据库|编写",
     re.IGNORECASE,
@@ -91,71 +91,72 @@ _CODE_LINE = re.compile(
     r"|@\w+|//|/\*|if ?\(|for ?\(|while ?\(|export |async |SELECT |INSERT |\}|\);?$)|[;{]$|=> ?[({]"
 )
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
-_LONGEST = 20_000  # characters of a row from which its topic is told
+_MAX_LENGTH = 20_000  # characters of a text that are searched for its topic; bounds the time per row
 
 
-def without_code(text: str) -> str:
-    """The text without what is marked as code, where braces and tags are meant."""
-    return _CODE.sub(" ", text) if "`" in text else text
-
-
-def placeholder(answer: str, asked: str = "") -> str | None:
-    """The first unfilled placeholder outside of code: ``<NAME>``, ``{{name}}``, ``[Your name]``.
+def find_placeholder(answer: str, prompt: str = "") -> str | None:
+    """Return the first unfilled placeholder outside of code: ``<NAME>``, ``{{name}}``, ``[Your name]``.
 
     Args:
-        asked: all that came before the answer, where blanks such as ``[Your name]`` may be spoken of.
+        prompt: all messages before the answer, one per line. Blanks such as ``[Your name]`` may be its subject.
     """
-    for slot in _SLOT.finditer(f"{without_code(asked)}\n{without_code(answer)}"):
-        if not (_OF_CODE.match(slot[0]) and _is_code(answer, asked)):
+    for slot in _SLOT.finditer(f"{_remove_code(prompt)}\n{_remove_code(answer)}"):
+        if not (_CODE_SLOT.match(slot[0]) and _is_code(answer, prompt)):
             return slot[0]
-    for blank in _BLANK.finditer(without_code(answer)):
-        if blank[0] in asked or _DOCUMENT.search(asked[-_LONGEST:]) or _LETTER.search(answer[:_LONGEST]):
-            return None
-        return blank[0]
-    return None
-
-
-def html(answer: str, asked: str = "") -> str | None:
-    """The first HTML tag or entity outside of code, unless the row is about markup or code."""
-    found = _HTML.search(f"{without_code(asked)}\n{without_code(answer)}")
-    if not found:
+    if not (blank := _BLANK.search(_remove_code(answer))):
         return None
-    if escaped := _escaped_markup(answer, asked):
+    is_document = _DOCUMENT.search(prompt[-_MAX_LENGTH:]) or _LETTER.search(answer[:_MAX_LENGTH])
+    return None if blank[0] in prompt or is_document else blank[0]
+
+
+def find_html(answer: str, prompt: str = "") -> str | None:
+    """Return the first HTML tag or entity outside of code, unless the row is about markup or code."""
+    text = f"{_remove_code(prompt)}\n{_remove_code(answer)}"
+    artifact = _ARTIFACT.search(text)
+    if not artifact:
+        return None
+    if escaped := _find_escaped_markup(answer, prompt):
         return escaped
-    if _MARKUP_TOPIC.search(asked[-_LONGEST:]) or _MARKUP_WORD.search(answer[:_LONGEST]) or _is_markup(answer, asked):
+    is_about_markup = _MARKUP_TOPIC.search(prompt[-_MAX_LENGTH:]) or _MARKUP_WORD.search(answer[:_MAX_LENGTH])
+    if is_about_markup or _is_markup(answer, prompt):
         return None
-    if not _is_code(answer, asked):
-        return found[0]
-    entity = _ENTITIES.search(f"{without_code(asked)}\n{without_code(answer)}")  # code does not write > as &gt;
+    if not _is_code(answer, prompt):
+        return artifact[0]
+    entity = _ENTITIES.search(text)  # code does not write > as &gt;
     return entity and entity[0]
 
 
-def _escaped_markup(answer: str, asked: str) -> str | None:
-    """The first tag of a page whose tags were all escaped, which no browser would show as one."""
-    tags = _ESCAPED_TAG.findall(answer[:_LONGEST])
-    if len(tags) < 3 or _ANY_TAG.search(answer[:_LONGEST]):
+def _remove_code(text: str) -> str:
+    """Remove code blocks and inline code, in which braces and tags are intended."""
+    return _CODE.sub(" ", text) if "`" in text else text
+
+
+def _find_escaped_markup(answer: str, prompt: str) -> str | None:
+    """Return the first tag of a page in which all tags are escaped, so that no browser would render it."""
+    tags = _ESCAPED_TAG.findall(answer[:_MAX_LENGTH])
+    if len(tags) < 3 or _ANY_TAG.search(answer[:_MAX_LENGTH]):
         return None
-    return None if re.search(r"转义|实体|escap|entit|&lt;", asked) else tags[0]
+    return None if re.search(r"转义|实体|escap|entit|&lt;", prompt) else tags[0]
 
 
-def _is_markup(answer: str, asked: str) -> bool:
-    """Whether the answer as a whole is markup, or alters markup that it was given."""
-    given = any(
+def _is_markup(answer: str, prompt: str) -> bool:
+    """Whether the answer as a whole is markup, or edits markup from the prompt."""
+    has_markup_prompt = any(
         line.startswith("<") and line.endswith(">") and len(line) > 6
-        for line in map(str.strip, asked[-_LONGEST:].split("\n"))
+        for line in map(str.strip, prompt[-_MAX_LENGTH:].split("\n"))
     )
-    text = answer[:_LONGEST].strip()
-    if not (text.startswith("<") and (text.endswith(">") or len(answer) > _LONGEST)):
-        return given and bool(_ANY_TAG.search(text))
+    text = answer[:_MAX_LENGTH].strip()
+    if not (text.startswith("<") and (text.endswith(">") or len(answer) > _MAX_LENGTH)):
+        return has_markup_prompt and bool(_ANY_TAG.search(text))
     tags = [(tag[1] or "", len(tag[0])) for tag in _ANY_TAG.finditer(text)]
-    built = any(name.lower() not in _OF_PROSE for name, _ in tags)
-    return given or (built and sum(length for _, length in tags) >= 0.4 * len(text))
+    is_structured = any(name.lower() not in _PROSE_TAGS for name, _ in tags)
+    return has_markup_prompt or (is_structured and sum(length for _, length in tags) >= 0.4 * len(text))
 
 
-def _is_code(answer: str, asked: str) -> bool:
-    """Whether the row asks for code, a page or a template, or the answer consists of it."""
-    topic = asked[-_LONGEST:]
-    if _MARKUP_TOPIC.search(topic) or _CODE_TOPIC.search(topic) or _MARKUP_WORD.search(answer[:_LONGEST]):
+def _is_code(answer: str, prompt: str) -> bool:
+    """Whether the row asks for code, a page or a template, or the answer consists of code."""
+    topic = prompt[-_MAX_LENGTH:]
+    if _MARKUP_TOPIC.search(topic) or _CODE_TOPIC.search(topic) or _MARKUP_WORD.search(answer[:_MAX_LENGTH]):
         return True
-    lines = len(_CODE_LINE.findall(answer[:_LONGEST]))
-    return lines > 1 or (lines == 1 and bool(_PERHAPS_CODE.search(topic)))
+    lines = len(_CODE_LINE.findall(answer[:_MAX_LENGTH]))
+    return lines > 1 or (lines == 1 and bool(_AMBIGUOUS_CODE_TOPIC.search(topic)))

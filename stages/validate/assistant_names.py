@@ -1,16 +1,16 @@
-"""The names that answers give themselves: those of other assistants, and of the companies that made them."""
+"""Wrong identity: answers that introduce themselves as another assistant, or as made by another company."""
 
 import re
 
 from measures.boilerplate import QUOTING_REQUEST
 
 
-def _named(names: tuple[str, ...]) -> str:
-    """A group of a pattern that holds any of the names."""
+def _group(names: tuple[str, ...]) -> str:
+    """Return a capturing group of all names."""
     return f"({'|'.join(map(re.escape, names))})"
 
 
-# Names that no person, animal or thing of everyday life has; a version may follow.
+# Unambiguous product names; a version may follow.
 _PRODUCTS = (
     "ChatGPT", "InstructGPT", "Google Bard", "Google Gemini", "Microsoft Copilot", "GitHub Copilot", "Bing Chat",
     "DeepSeek",
@@ -22,8 +22,8 @@ _PRODUCTS = (
     "Siri", "Cortana", "盘古大模型", "日日新", "商量大模型",
     "Kimi智能助手", "月之暗面", "MiniMax",
 )  # fmt: skip
-# Names that count only where the answer speaks as an assistant.
-_WORDS = (
+# Product names that are also everyday words or first names: matched only if the answer speaks as an assistant.
+_AMBIGUOUS_PRODUCTS = (
     "Claude", "Gemini", "Copilot", "Llama", "Mistral", "Grok", "Kimi", "MOSS", "Alexa", "Bard", "Alpaca", "Yi", "GLM",
     "Phi",
     "文心", "通义", "通義", "星火", "百川", "豆包", "混元", "书生", "書生", "元宝", "元寶", "小冰", "小度", "小艺",
@@ -37,8 +37,8 @@ _COMPANIES = (
     "Moonshot", "百川智能", "零一万物", "MiniMax", "360", "小米", "苹果", "Apple", "Amazon", "亚马逊", "LAION",
     "复旦", "LMSYS", "Stability",
 )  # fmt: skip
-# The family of the base that this project trains: an answer may say so where no name is configured.
-_OWN = ("ChatGLM", "GLM", "智谱", "智谱清言", "清华", "Zhipu")
+# Names of the base model's own family, which are accepted unless params.yaml configures a name.
+_BASE_FAMILY = ("ChatGLM", "GLM", "智谱", "智谱清言", "清华", "Zhipu")
 _VERSION = (
     r"(?:[ -]?(?:\d[\w.]{0,8}|[a-z]\d?|Plus|Pro|Max|Turbo|Chat|mini|Opus|Sonnet|Haiku)){0,4}(?![A-Za-z]|-[a-z]{3})"
 )
@@ -54,12 +54,12 @@ _AS_ASSISTANT = re.compile(
     r"|推出)的"
     r"|\bassistant|language model|chat ?bot|(?:developed|created|trained|made|built) by"
 )
-_CLAIM = re.compile(rf"{_IS}{_BETWEEN}(?:{_named(_PRODUCTS)}{_VERSION}|({_GPT}))")
-_CLAIM_WORD = re.compile(rf"{_IS}{_BETWEEN}(?<![A-Za-z]){_named(_WORDS)}{_VERSION}")
+_CLAIM = re.compile(rf"{_IS}{_BETWEEN}(?:{_group(_PRODUCTS)}{_VERSION}|({_GPT}))")
+_AMBIGUOUS_CLAIM = re.compile(rf"{_IS}{_BETWEEN}(?<![A-Za-z]){_group(_AMBIGUOUS_PRODUCTS)}{_VERSION}")
 _WHAT = r"(?:AI|人工智[能慧]|语言模型|語言模型|大模型|模型|助[手理]|机器人|機器人|聊天)"
 _ARTICLE = r"(?:一[个名款位种台]|[您你]的)?"
-_COMPANY = _named(_COMPANIES)
-_MADE = re.compile(
+_COMPANY = _group(_COMPANIES)
+_MADE_BY = re.compile(
     rf"我(?:只|仅|就)?是{_ARTICLE}(?:由|被|来自|來自)?\s*{_COMPANY}[^。！？\n]{{0,16}}?(?:训练|訓練|开发|開發|研发|研發|创建|創建|创造|設計"
     rf"|设计|打造|推出|提供|发布|旗下|自主)[^。！？\n]{{0,24}}?{_WHAT}"
     rf"|(?:我(?:是)?|作为(?:一[个名款位种])?|本(?:模型|助手))由\s*{_COMPANY}[^。，！？\n]{{0,12}}?(?:训练|訓練|开发|開發|研发|研發|创建|創建|创造"
@@ -68,48 +68,54 @@ _MADE = re.compile(
     rf"|\b(?:[Ii](?:['’]m| am| was)|[Aa]s)\b[^.!?\n]{{0,80}}?\b(?:trained|developed|created|built|made|designed) by "
     rf"(?:the team at )?{_COMPANY}\b"
 )
-_NAMED = re.compile(
+_SELF_NAMING = re.compile(
     r"(?:我的名字(?:是|叫)|我叫做?|叫我|\b[Mm]y name is|\b[Cc]all me)\s*[“\"「]?([A-Za-z][\w.-]{1,24}"
     r"|[\u4e00-\u9fff]{2,8}?)(?=[”\"」，,。.！!\s]|$)"
     r"|我是\s*([A-Za-z][\w.-]{1,24}|[^，,。！？\s的一个您你由在名位款是]{2,8})[，,](?:是|我是)?(?:一[个名款位种]|您的"
     r"|你的|由)[^。！？\n]{0,24}?(?:AI|人工智[能慧]|语言模型|智能助[手理]|大模型|机器人)"
 )
-_LONGEST = 20_000  # characters of an answer that are looked at, which bounds the time
-_I_SIGNS = ("我是", "我叫", "我就", "我其", "我的", "叫我", "我由", "我现", "我只", "我不", "称我")
-_CLAIM_SIGNS = ("名字", "名为", "自称", "这里是", "本人是", "作为由", "模型由", "助手由")
-_ENGLISH_SIGNS = (" am ", "'m ", "’m ", "ame is", "all me", "his is", " by ", "nown as")
+_MAX_LENGTH = 20_000  # characters of a text that are searched; bounds the time per row
+# An answer without any of these substrings cannot match.
+_FIRST_PERSON = ("我是", "我叫", "我就", "我其", "我的", "叫我", "我由", "我现", "我只", "我不", "称我")
+_CLAIM_SUBSTRINGS = ("名字", "名为", "自称", "这里是", "本人是", "作为由", "模型由", "助手由")
+_ENGLISH_SUBSTRINGS = (" am ", "'m ", "’m ", "ame is", "all me", "his is", " by ", "nown as")
 
 
-def other_name(assistant: str | None, answer: str, asked: str = "") -> str | None:
-    """Another assistant's name, or another company's, that the answer gives as its own.
+def find_other_name(assistant: str | None, answer: str, prompt: str = "") -> str | None:
+    """Return the first name of another assistant or company that the answer claims as its own.
 
     Args:
-        assistant: the name that answers may give; None where the data teach none. Then an answer may be of the base's
-            own family, and no other name is asked for.
-        asked: all that came before the answer.
+        assistant: the configured name; None if the data teach none. Then an answer may claim to be of the base model's
+            own family, and names of no known product are not searched for.
+        prompt: all messages before the answer, one per line.
     """
-    answer = answer[:_LONGEST]
-    if not _may_claim(answer):
+    answer = answer[:_MAX_LENGTH]
+    if not _has_substring(answer):
         return None
     if assistant:
         answer = re.sub(re.escape(assistant), "\N{BULLET}", answer, flags=re.IGNORECASE)
-    speaks, others = _AS_ASSISTANT.search(answer), QUOTING_REQUEST.search(asked[-_LONGEST:])
-    for pattern in (_CLAIM, _MADE, *((_CLAIM_WORD,) if speaks else ())):
+    is_assistant, is_quoting = _AS_ASSISTANT.search(answer), QUOTING_REQUEST.search(prompt[-_MAX_LENGTH:])
+    for pattern in (_CLAIM, _MADE_BY, *((_AMBIGUOUS_CLAIM,) if is_assistant else ())):
         for claim in pattern.finditer(answer):
             name = next(filter(None, claim.groups()))
-            if (assistant or name not in _OWN) and not (others and name in asked):
+            if (assistant or name not in _BASE_FAMILY) and not (is_quoting and name in prompt):
                 return name
-    if assistant and speaks and "\N{BULLET}" not in answer and not others:
-        for named in _NAMED.finditer(answer):
-            if _AS_ASSISTANT.search(answer, max(named.start() - 40, 0), named.end() + 40):
-                return named[1] or named[2]
+    if assistant and is_assistant and not is_quoting and "\N{BULLET}" not in answer:
+        return _find_unknown_name(answer)
     return None
 
 
-def _may_claim(answer: str) -> bool:
-    """Whether an answer has words by which one speaks of oneself; most have none."""
+def _find_unknown_name(answer: str) -> str | None:
+    """Return the first name, of no known product, by which an assistant introduces itself."""
+    for naming in _SELF_NAMING.finditer(answer):
+        if _AS_ASSISTANT.search(answer, max(naming.start() - 40, 0), naming.end() + 40):
+            return naming[1] or naming[2]
+    return None
+
+
+def _has_substring(answer: str) -> bool:
     return (
-        ("我" in answer and any(sign in answer for sign in _I_SIGNS))
-        or any(sign in answer for sign in _CLAIM_SIGNS)
-        or (" " in answer and any(sign in answer for sign in _ENGLISH_SIGNS))
+        ("我" in answer and any(substring in answer for substring in _FIRST_PERSON))
+        or any(substring in answer for substring in _CLAIM_SUBSTRINGS)
+        or (" " in answer and any(substring in answer for substring in _ENGLISH_SUBSTRINGS))
     )

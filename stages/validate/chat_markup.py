@@ -1,8 +1,8 @@
-"""Role marks, prompt templates and end marks of chat models inside of a text; and answers that were cut off."""
+"""Chat markup inside a text (role marks, prompt templates, end-of-turn tokens), and truncated answers."""
 
 import re
 
-# What only a template writes. Full-width bars and blanks are DeepSeek's.
+# Tokens of prompt templates. Full-width bars and blanks are DeepSeek's.
 _TOKEN = re.compile(
     r"<[|｜][A-Za-z_▁ ]{2,40}[|｜]>(?::|：)?|\[/?INST\]|<</?SYS>>|</?s>|\[gMASK\]|<[sego]op>|<(?:start|end)_of_turn>"
     r"|<eo[hamt]>|<reserved_\d{1,4}>|</?think(?:ing)?>"
@@ -13,8 +13,8 @@ _TOKEN = re.compile(
     r"|下面是一条描述任务的指令",
     re.IGNORECASE,
 )
-_OPENERS = ("<", "[", "###", "Below is an instruction", "A chat between", "描述任务的指令")
-# A turn at the beginning of a line, by who speaks.
+_SUBSTRINGS = ("<", "[", "###", "Below is an instruction", "A chat between", "描述任务的指令")
+# Speakers at the beginning of a line.
 _ASKS = r"(?:Human|User|USER|用户|用戶|人类|人類|提问者|Question|Instruction|问|問|客户|患者|Q)"
 _ANSWERS = (
     r"(?:Assistant|ASSISTANT|AI|Bot|GPT|ChatGPT|ChatGLM|助手|助理|机器人|機器人|Answer|Response|回答|答|客服|医生|A)"
@@ -27,7 +27,7 @@ _OPEN_ANSWER = re.compile(rf"(?:^|\n|\s){_ANSWERS}\s?[:：]\s{{0,4}}\Z")
 _FIRST_TURN = re.compile(rf"(?m)^\s{{0,4}}{_ASKS}\s?[:：]")
 _REPLY = re.compile(rf"(?m)(?:^|(?<=[。？！?!.\s])){_ANSWERS}\s?[:：]")
 _HAS_ASKER = re.compile(r"Human|User|USER|用户|用戶|人类|人類|Question|Instruction|[问問Q][:：]|问 ?：")
-# A row that is about dialogues or templates.
+# Rows about dialogues or templates, in which such marks are intended.
 _ABOUT_DIALOGUES = re.compile(
     r"对话|對話|对白|采访|採訪|访谈|訪談|专访|剧本|劇本|问答|問答|FAQ|情景|场景|聊天记录|群聊|话术|相声|话剧|台词"
     r"|记录|笔录|庭审|面试|模拟|扮演|角色"
@@ -42,48 +42,47 @@ _ABOUT_TEMPLATES = re.compile(
     re.IGNORECASE,
 )
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
+_MAX_LENGTH = 20_000  # characters of a prompt that are searched for its topic
 
 
-_LONGEST = 20_000  # characters of a question that are looked at to tell what a row is about
-
-
-def role_mark(answer: str, asked: str = "") -> str | None:
-    """The first role mark, template or end mark of a chat model, or the first turn of a dialogue, inside of a text.
+def find_role_mark(answer: str, prompt: str = "") -> str | None:
+    """Return the first token of a prompt template, or the first turn of a flattened dialogue, inside a text.
 
     Args:
-        asked: all that came before the answer.
+        prompt: all messages before the answer, one per line.
     """
-    return _special_token(answer, asked) or _flattened_turn(answer, asked)
+    return _find_template_token(answer, prompt) or _find_flattened_turn(answer, prompt)
 
 
-def _special_token(answer: str, asked: str) -> str | None:
-    if not any(opener in answer or opener in asked for opener in _OPENERS):
+def _find_template_token(answer: str, prompt: str) -> str | None:
+    if not any(substring in answer or substring in prompt for substring in _SUBSTRINGS):
         return None
-    for text in (asked, answer):
+    for text in (prompt, answer):
         token = _TOKEN.search(_CODE.sub(" ", text) if "`" in text else text)
         if token:
-            return None if _ABOUT_TEMPLATES.search(asked[-_LONGEST:]) else token[0]
+            return None if _ABOUT_TEMPLATES.search(prompt[-_MAX_LENGTH:]) else token[0]
     return None
 
 
-def _flattened_turn(answer: str, asked: str) -> str | None:
-    """A turn of a dialogue in plain words: another question in the answer, or a question that ends with "Answer:"."""
-    if not (_HAS_ASKER.search(asked) or ("\n" in answer and _HAS_ASKER.search(answer))):
+def _find_flattened_turn(answer: str, prompt: str) -> str | None:
+    """Return a turn in plain words: a further question in the answer, or a prompt that ends with "Answer:"."""
+    if not (_HAS_ASKER.search(prompt) or ("\n" in answer and _HAS_ASKER.search(answer))):
         return None
-    first = _FIRST_TURN.search(asked)
-    if first and (opened := _OPEN_ANSWER.search(asked)):
-        return opened[0].strip()
-    if _ABOUT_DIALOGUES.search(asked[-_LONGEST:]):
+    first_turn = _FIRST_TURN.search(prompt)
+    if first_turn and (open_answer := _OPEN_ANSWER.search(prompt)):
+        return open_answer[0].strip()
+    if _ABOUT_DIALOGUES.search(prompt[-_MAX_LENGTH:]):
         return None
-    if first and (reply := _REPLY.search(asked, first.end())) and _FIRST_TURN.search(asked, reply.end()):
+    if first_turn and (reply := _REPLY.search(prompt, first_turn.end())) and _FIRST_TURN.search(prompt, reply.end()):
         return reply[0].strip()
-    turn = _NEXT_TURN.search(answer)
-    return turn and turn[0].strip()
+    next_turn = _NEXT_TURN.search(answer)
+    return next_turn and next_turn[0].strip()
 
 
-# Cut-off answers -------------------------------------------------------------------------------------
+# Truncated answers ---------------------------------------------------------------------------------
 
-_HANGS = re.compile(
+# Endings after which a sentence must continue: an open bracket, an empty list item, a conjunction.
+_OPEN_ENDING = re.compile(
     r"[，、,；(（\[【{“‘「『《]\Z|(?<![:：\w])[:：]\Z|(?<![:：])\b\w{1,40}[:：]\Z|(?<=\w) [+=]\Z|[\u4e00-\u9fff]—\Z"
     r"|(?:^|\n)[ \t]{0,8}(?:\d{1,3}[.、)）]|[-*•·]|[（(]\d{1,3}[)）])\Z"
     r"|(?:例如|比如|譬如|包括|以及|并且|而且|但是|因为|由于|所以|如果|或者|其中|此外|另外|同时"
@@ -92,41 +91,41 @@ _HANGS = re.compile(
     r"|such as|including|e\.g|i\.e)\Z"
 )
 _TERMINATOR = re.compile(r"[。！？!?]")
-# What most answers end with, at which none hangs.
-_ENDS = frozenset("。！？!?～~”』」》}`'…|％%") | {""}
-# A letter or a character at which no sentence of a conversation ends by itself.
-_BREAKS_OFF = re.compile(r"(?:[A-Za-z]|(?![的了吧啦啊呢哦呀吗嘛哈好复康乐谢油您你他她它们])[\u4e00-\u9fff])\Z")
-_PROSE, _TERMINATORS = 200, 3  # characters and full stops of an answer that ends its sentences
-_TAIL, _SEEN = 400, 16  # characters that are looked at, and that a report shows
+# Endings of most answers, of which none is open: they skip the search.
+_COMPLETE_ENDINGS = frozenset("。！？!?～~”』」》}`'…|％%") | {""}
+# A letter or character with which no sentence of a conversation ends.
+_MID_SENTENCE = re.compile(r"(?:[A-Za-z]|(?![的了吧啦啊呢哦呀吗嘛哈好复康乐谢油您你他她它们])[\u4e00-\u9fff])\Z")
+_PROSE, _TERMINATORS = 200, 3  # characters, and full stops near the end, of an answer that punctuates its sentences
+_TAIL, _EXCERPT = 400, 16  # characters that are searched, and that a report shows
 
 
-def cut_off(answer: str) -> str | None:
-    """The end of an answer that was cut at a length limit: a comma, an open fence, an empty list item, half a word.
+def find_truncation(answer: str) -> str | None:
+    """Return the end of an answer that was cut at a length limit: a comma, an open fence, an empty list item.
 
-    Poems, lists and labels may end without a full stop; what counts is what cannot end there.
+    Poems, lists and labels may end without a full stop, so only endings that cannot be complete count.
     """
     text = answer.rstrip()
     if text.count("```") % 2:
-        return f"``` … {' '.join(text[-_SEEN:].split())}"
-    if text[-1:] in _ENDS:
+        return f"``` … {' '.join(text[-_EXCERPT:].split())}"
+    if text[-1:] in _COMPLETE_ENDINGS:
         return None
     tail = text[-_TAIL:]
-    hangs = _HANGS.search(tail[-60:]) and not _is_label(text)
-    if hangs or (len(text) >= _PROSE and _breaks_off(tail, text)):
-        return " ".join(tail[-_SEEN:].split())
+    has_open_ending = _OPEN_ENDING.search(tail[-60:]) and not _is_label(text)
+    if has_open_ending or (len(text) >= _PROSE and _stops_mid_sentence(tail, text)):
+        return " ".join(tail[-_EXCERPT:].split())
     return None
 
 
 def _is_label(text: str) -> bool:
-    """Whether an end that hangs is meant, as of a word such as "给予" or "备注：" by itself."""
-    longest = {"：": 4, ":": 12}.get(text[-1:], 0 if text[-1:] in "（(【{“‘「『《" else 20)
-    return len(text) < longest and "\n" not in text and not re.search(r"[，。、,;；]|[^\d\s]\.", text)
+    """Whether an open ending is intended: a single word or label such as "给予" or "备注："."""
+    max_length = {"：": 4, ":": 12}.get(text[-1:], 0 if text[-1:] in "（(【{“‘「『《" else 20)
+    return len(text) < max_length and "\n" not in text and not re.search(r"[，。、,;；]|[^\d\s]\.", text)
 
 
-def _breaks_off(tail: str, text: str) -> bool:
-    """Whether the last line of prose stops within a sentence, where the others end in a full stop."""
+def _stops_mid_sentence(tail: str, text: str) -> bool:
+    """Whether the last line of prose stops within a sentence, in a text whose sentences end with a full stop."""
     line = tail[tail.rfind("\n") + 1 :]
     rest = _TERMINATOR.split(line)[-1]
     if len(rest) == len(line) or len(rest) < 8 or re.search(r"[#_：:/@|=*]|祝|希望|谢|http", rest):
         return False
-    return bool(_BREAKS_OFF.search(rest)) and len(_TERMINATOR.findall(text[-4 * _PROSE :])) >= _TERMINATORS
+    return bool(_MID_SENTENCE.search(rest)) and len(_TERMINATOR.findall(text[-4 * _PROSE :])) >= _TERMINATORS

@@ -1,65 +1,82 @@
-"""What a person reads of the checks: the table on the terminal, the Data Docs, the figures."""
+"""Reports of the checks: a summary of the findings, and the table on the terminal."""
 
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from formats.foreign_files import ascii_if_odd
+from formats.foreign_files import printable_name
 from stages.validate.checks import SEVERITIES, Check
 from stages.validate.expectations import Finding
 from stages.validate.row_table import RowTable
+from texts import terminal_language, translate
 
-_EXAMPLES = 3
+_MAX_EXAMPLES = 3
 
 
-def hits_of(checks: Sequence[Check], findings: Sequence[Finding], examined: RowTable) -> list[dict]:
-    """For each check of rows: how many failed, their share, and three examples with place and value seen."""
-    by_name = {finding.check: finding for finding in findings}
-    table = []
+def summarize_findings(checks: Sequence[Check], findings: Sequence[Finding], table: RowTable) -> list[dict]:
+    """Return number and share of failed rows, and examples, for all checks except those of all data."""
+    finding_by_check = {finding.check: finding for finding in findings}
+    summary = []
     for check in checks:
         if check.scope == "data":
             continue
-        found = by_name[check.name]
+        finding = finding_by_check[check.name]
         examples = [
-            {"place": ascii_if_odd(examined.place(row)), "seen": seen}
-            for row, seen in zip(found.rows[:_EXAMPLES], found.seen[:_EXAMPLES], strict=True)
+            {"place": printable_name(table.locate(row)), "seen": value}
+            for row, value in zip(finding.rows[:_MAX_EXAMPLES], finding.values, strict=False)
         ]
-        share = round(len(found.rows) / max(len(examined.lines), 1), 4)
-        table.append(check.told() | {"rows": len(found.rows), "share": share, "examples": examples})
-    return table
+        share = round(len(finding.rows) / max(len(table.lines), 1), 4)
+        summary.append(check.to_json() | {"rows": len(finding.rows), "share": share, "examples": examples})
+    return summary
 
 
-def print_table(rows: Sequence[dict], data: Sequence[dict], books: dict, notes: Sequence[dict]) -> None:
-    """Checks that some row failed, what was found of the data as a whole, notes, and the books."""
+def print_report(
+    row_findings: Sequence[dict], data_findings: Sequence[dict], row_counts: dict, notices: Sequence[dict]
+) -> None:
+    """Print to standard error: failed row checks, failed checks of all data, notices, and row counts."""
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    failed = [line for line in rows if line["rows"]]
+    failed = [finding for finding in row_findings if finding["rows"]]
     if failed:
-        console.print(_table_of(failed))
-    passed = sum(not line["rows"] for line in rows)
-    console.print(f"{passed} of {len(rows)} checks found nothing · {len(rows)} 项检查中 {passed} 项未发现问题")
-    for line in data:
-        if not line["passed"]:
-            meaning = line["meaning"]
-            limit = f"{line['seen']} (limit · 上限 {line['limit']})"
-            console.print(
-                f"{SEVERITIES[line['severity']]}: {line['check']}: {meaning['en']} · {meaning['zh']}: {limit}"
-            )
-    for note in notes:
-        # Not wrapped, so that a command can be copied.
-        console.print(f"{note['en']}\n{note['zh']}", soft_wrap=True)
-    sides = "train · 训练 {train:,} + eval · 评测 {eval:,} + quarantined · 隔离 {quarantined:,}"
-    console.print(f"rows in · 输入 {{rows_in:,}} = {sides}".format(**books))
+        console.print(_findings_table(failed))
+    passed = len(row_findings) - len(failed)
+    console.print(translate("{passed} of {total} row checks passed", passed=passed, total=len(row_findings)))
+    for finding in data_findings:
+        if not finding["passed"]:
+            console.print(_describe_data_finding(finding))
+    for notice in notices:
+        console.print(notice[terminal_language()], soft_wrap=True)  # not wrapped, so that a command can be copied
+    console.print(
+        translate(
+            "{rows:,} rows = {train:,} training + {evaluation:,} evaluation + {quarantined:,} quarantined",
+            rows=row_counts["rows_in"],
+            train=row_counts["train"],
+            evaluation=row_counts["eval"],
+            quarantined=row_counts["quarantined"],
+        )
+    )
 
 
-def _table_of(failed: Sequence[dict]) -> Table:
-    """Each check over its examples, which need the width of a whole line."""
-    table = Table(title="Data checks · 数据检查", title_justify="left")
-    table.add_column("check, examples · 检查与示例", overflow="fold")
-    table.add_column("rows · 行", justify="right", no_wrap=True)
-    table.add_column("severity · 级别", no_wrap=True)
-    for line in failed:
-        table.add_row(line["check"], f"{line['rows']:,}  {line['share']:.1%}", SEVERITIES[line["severity"]])
-        for example in line["examples"]:
+def _describe_data_finding(finding: dict) -> str:
+    return translate(
+        "{check} ({severity}): {fault}: {value} (limit {limit})",
+        check=finding["check"],
+        severity=translate(SEVERITIES[finding["severity"]]),
+        fault=finding["meaning"][terminal_language()],
+        value=finding["seen"],
+        limit=finding["limit"],
+    )
+
+
+def _findings_table(failed: Sequence[dict]) -> Table:
+    """Return a table with each check above its examples, which need the width of a whole line."""
+    table = Table(title=translate("Data checks"), title_justify="left")
+    table.add_column(translate("Check and examples"), overflow="fold")
+    table.add_column(translate("Rows"), justify="right", no_wrap=True)
+    table.add_column(translate("Severity"), no_wrap=True)
+    for finding in failed:
+        rows = f"{finding['rows']:,}  {finding['share']:.1%}"
+        table.add_row(finding["check"], rows, translate(SEVERITIES[finding["severity"]]))
+        for example in finding["examples"]:
             table.add_row(f"  {example['place']}  {example['seen']}")
     return table

@@ -1,23 +1,25 @@
-"""The checks: their names, what they look at, their limits, and what befalls a row that fails one."""
+"""The checks: names, features, limits and severities, in the order of reports."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from formats.params_schema import Params
+from texts import in_all_languages, translatable, translate
 
 
 @dataclass(frozen=True)
 class Check:
-    """One named check of one feature.
+    """A named check of one feature.
 
     Attributes:
-        name: as it stands in params.yaml, quarantine and reports.
-        column: the feature that it judges, in a table with one row a sample, or one row for all data.
-        group: what it is a check of, as reports put it.
-        scope: what the feature is of: one ``row`` by itself, a row ``among`` all others, or all ``data``.
+        name: in params.yaml, quarantine and reports.
+        column: the feature, a column of a table with a row per sample, or a single row for all data.
+        group: title of the section of reports.
+        scope: ``row`` for a feature of one row, ``among`` for one that depends on all other rows, ``data`` for one of
+            all data.
         severity: ``warn``, ``quarantine`` or ``block``.
-        maximum, minimum: the outermost values allowed; None and None if the feature must be absent.
-        meaning, meaning_zh: what a row or data set that fails it has or is.
+        maximum, minimum: limits of the feature; None and None if the feature must be absent.
+        fault: description of what fails the check, in the catalogue of texts.
     """
 
     name: str
@@ -27,109 +29,119 @@ class Check:
     severity: str
     maximum: float | None
     minimum: float | None
-    meaning: str
-    meaning_zh: str
+    fault: str
 
     @property
     def limit(self) -> float | None:
+        """The maximum or minimum; None if the feature must be absent."""
         return self.maximum if self.minimum is None else self.minimum
 
-    @property
-    def sentence(self) -> str:
-        """What befalls whom, in both languages."""
-        limit = (
-            ""
-            if self.limit is None
-            else f" ({'limit · 上限' if self.minimum is None else 'at least · 至少'} {self.limit})"
-        )
-        row = "" if self.scope == "data" else "the row "
-        return f"{self.name}: {SEVERITIES[self.severity]} if {row}{self.meaning} · {self.meaning_zh}{limit}"
+    def describe(self, language: str) -> str:
+        """Return name, severity, fault and limit of the check as one line."""
+        if self.limit is None:
+            message = translatable("{check} ({severity}): {fault}")
+        elif self.minimum is None:
+            message = translatable("{check} ({severity}): {fault}, maximum {limit}")
+        else:
+            message = translatable("{check} ({severity}): {fault}, minimum {limit}")
+        severity, fault = (translate(text, language) for text in (SEVERITIES[self.severity], self.fault))
+        return translate(message, language, check=self.name, severity=severity, fault=fault, limit=self.limit)
 
-    def told(self) -> dict:
-        """The check as reports tell it."""
-        meaning = {"en": self.meaning, "zh": self.meaning_zh}
-        return {"check": self.name, "severity": self.severity, "meaning": meaning, "limit": self.limit}
+    def to_json(self) -> dict:
+        """Return the check as part of reports/data_checks.json."""
+        fault = in_all_languages(self.fault)
+        return {"check": self.name, "severity": self.severity, "meaning": fault, "limit": self.limit}
+
+    def to_receipt(self) -> dict:
+        """Return the check as part of the receipt, without texts: a new wording is no reason to retrain."""
+        fields = asdict(self)
+        return {name: fields[name] for name in ("name", "column", "scope", "severity", "maximum", "minimum")}
 
 
-SEVERITIES = {"warn": "warn 提醒", "quarantine": "quarantine 隔离", "block": "block 拦截"}
-# By what they look at, in the order of reports.
-_OF_ROWS = {
-    "structure · 结构": {
-        "parseable": ("is not UTF-8 JSON, or is too long to be read", "不是 UTF-8 的 JSON，或太长而无法读取"),
-        "known_format": ("is in none of the accepted formats", "不属于任何可接受的格式"),
-        "roles_alternate": ("has its roles in the wrong order", "角色的顺序不对"),
-        "nothing_blank": ("has an empty or blank text", "有空白的文本"),
+SEVERITIES = {"warn": translatable("warn"), "quarantine": translatable("quarantine"), "block": translatable("block")}
+_ROW_CHECKS = {
+    translatable("Structure"): {
+        "parseable": translatable("row that is not JSON in UTF-8, or too long"),
+        "known_format": translatable("row in none of the accepted formats"),
+        "roles_alternate": translatable("roles in the wrong order"),
+        "nothing_blank": translatable("empty or blank text"),
     },
-    "characters · 字符": {
-        "clean_characters": ("has replacement, control or surrogate characters", "有替换符、控制符或孤立代理字符"),
-        "no_mojibake": ("was read in the wrong encoding", "有乱码"),
-        "no_control_tokens": ("spells a control token of the tokenizer", "写出了分词器的控制词元"),
-        "mostly_text": ("is mostly symbols, not text", "多为符号而非文字"),
-        "known_language": ("is in another language", "是其他语言"),
+    translatable("Characters"): {
+        "clean_characters": translatable("replacement, control or surrogate characters"),
+        "no_mojibake": translatable("text decoded in the wrong encoding (mojibake)"),
+        "no_control_tokens": translatable("control token of the tokenizer in a text"),
+        "mostly_text": translatable("mostly symbols instead of text"),
+        "known_language": translatable("text in another language"),
     },
-    "length · 长度": {
-        "prompt_fits": ("has a prompt over the token budget", "提示超出词元预算"),
-        "answer_fits": ("has an answer over the token budget", "回答超出词元预算"),
-        "answer_whole": ("has an answer that breaks off", "回答没有写完就中断"),
-        "history_whole": ("lost its oldest turns to fit the budget", "为符合预算而去掉了最早的轮次"),
+    translatable("Length"): {
+        "prompt_fits": translatable("prompt over the token budget"),
+        "answer_fits": translatable("answer over the token budget"),
+        "answer_whole": translatable("truncated answer"),
+        "history_whole": translatable("oldest turns cut to fit the token budget"),
     },
-    "leftovers · 残留": {
-        "no_placeholders": ("has an unfilled placeholder", "有未填写的占位符"),
-        "no_html": ("has debris of HTML", "有 HTML 残留"),
-        "no_role_marks": ("has role marks or a prompt template inside of a text", "文本中有角色标记或提示模板"),
-        "no_boilerplate": (
-            "answers with a refusal or 'as an AI language model'",
-            "回答是拒绝或“作为AI语言模型”之类的套话",
-        ),
-        "not_repetitive": ("has an answer that repeats itself", "回答自我重复"),
-        "right_name": ("speaks as another assistant", "以其他助手自称"),
-        "no_null_marks": ("has a mark such as nan instead of a text", "以 nan 之类的空值标记代替文本"),
-        "no_escapes": ("spells escapes that were meant to be characters", "把转义序列写成了文字"),
+    translatable("Artifacts"): {
+        "no_placeholders": translatable("unfilled placeholder"),
+        "no_html": translatable("HTML tags or entities in a text"),
+        "no_role_marks": translatable("role marks or a prompt template in a text"),
+        "no_boilerplate": translatable("refusal, or 'as an AI language model'"),
+        "not_repetitive": translatable("answer that repeats itself"),
+        "right_name": translatable("answer that claims to be another assistant"),
+        "no_null_marks": translatable("marker of a missing value, such as nan, instead of a text"),
+        "no_escapes": translatable("literal escape sequences in a text"),
     },
-    "privacy · 隐私": {
-        "no_personal_data": ("has personal data", "有个人信息"),
-        "no_secrets": ("has a key, token or password", "有密钥、令牌或密码"),
+    translatable("Privacy"): {
+        "no_personal_data": translatable("personal data"),
+        "no_secrets": translatable("key, token or password"),
     },
 }
-_AMONG_ROWS = {
-    "among all rows · 各行之间": {
-        "unique": ("is the same as an earlier row", "与前面的行相同"),
-        "no_near_duplicate": ("is nearly the same as an earlier row", "与前面的行几乎相同"),
-        "one_answer": ("answers an earlier row's question differently", "对前面的同一问题给出了不同回答"),
-        "no_leakage": ("is nearly the same as rows on both sides of the split", "与划分两侧的行都几乎相同"),
+_CROSS_ROW_CHECKS = {
+    translatable("Duplicates and split"): {
+        "unique": translatable("copy of an earlier row"),
+        "no_near_duplicate": translatable("near-duplicate of an earlier row"),
+        "one_answer": translatable("another answer to the question of an earlier row"),
+        "no_leakage": translatable("row related to rows of both splits (leakage)"),
     }
 }
-_OF_ALL_DATA = {
-    "the data as a whole · 数据整体": {
-        "enough_rows": ("too few good rows are left", "剩下的合格行太少"),
-        "few_quarantined": ("too large a share of the rows is quarantined", "被隔离的行占比过大"),
-        "few_cut": ("too large a share of the rows lost turns", "被截去轮次的行占比过大"),
-        "diverse": ("the rows are too much alike", "各行彼此太相似"),
-        "steady_lengths": ("lengths moved away from the last accepted data", "长度分布偏离上次接受的数据"),
+_DATASET_CHECKS = {
+    translatable("Data set"): {
+        "enough_rows": translatable("too few accepted rows"),
+        "few_quarantined": translatable("too large a share of quarantined rows"),
+        "few_cut": translatable("too large a share of rows with cut turns"),
+        "diverse": translatable("rows too similar to each other"),
+        "steady_lengths": translatable("row lengths that drifted from the last accepted data"),
     }
 }
+_CHECKS = {"row": _ROW_CHECKS, "among": _CROSS_ROW_CHECKS, "data": _DATASET_CHECKS}
 
 
-def checks_of(params: Params) -> list[Check]:
-    """All checks, with the severities and limits of params.yaml, in the order of reports."""
-    knobs, budget = params.validate_.checks, params.encode
+def build_checks(params: Params) -> list[Check]:
+    """Return all checks with their severities and limits in params.yaml, in the order of reports."""
+    maxima, minima = _limits(params)
+    checks = []
+    for scope, groups in _CHECKS.items():
+        for group, faults in groups.items():
+            for name, fault in faults.items():
+                column, maximum = maxima.get(name, (None, None))
+                column, minimum = minima.get(name, (column or f"{name}_fault", None))
+                severity = getattr(params.validate_.checks, name).severity
+                checks.append(Check(name, column, group, scope, severity, maximum, minimum, fault))
+    return checks
+
+
+def _limits(params: Params) -> tuple[dict, dict]:
+    """Return column and maximum, and column and minimum, of the checks of numeric features, by name."""
+    limits, budget = params.validate_.checks, params.encode
     maxima = {
         "prompt_fits": ("prompt_tokens", budget.max_prompt_tokens),
         "answer_fits": ("answer_tokens", budget.max_answer_tokens),
         "history_whole": ("turns_cut", 0),
         "nothing_blank": ("blank_texts", 0),
-        "not_repetitive": ("repetition", knobs.not_repetitive.limit),
-        "mostly_text": ("symbol_share", knobs.mostly_text.limit),
-        "known_language": ("other_language_share", knobs.known_language.limit),
-        "few_quarantined": ("quarantined_share", knobs.few_quarantined.limit),
-        "few_cut": ("cut_share", knobs.few_cut.limit),
-        "steady_lengths": ("length_drift", knobs.steady_lengths.limit),
+        "not_repetitive": ("repetition", limits.not_repetitive.limit),
+        "mostly_text": ("symbol_share", limits.mostly_text.limit),
+        "known_language": ("other_language_share", limits.known_language.limit),
+        "few_quarantined": ("quarantined_share", limits.few_quarantined.limit),
+        "few_cut": ("cut_share", limits.few_cut.limit),
+        "steady_lengths": ("length_drift", limits.steady_lengths.limit),
     }
-    minima = {"enough_rows": ("good_rows", knobs.enough_rows.limit), "diverse": ("diversity", knobs.diverse.limit)}
-    checks = []
-    for scope, groups in (("row", _OF_ROWS), ("among", _AMONG_ROWS), ("data", _OF_ALL_DATA)):
-        for group, name, meanings in ((group, *item) for group, named in groups.items() for item in named.items()):
-            column, maximum = maxima.get(name, (None, None))
-            column, minimum = minima.get(name, (column or f"{name}_fault", None))
-            checks.append(Check(name, column, group, scope, getattr(knobs, name).severity, maximum, minimum, *meanings))
-    return checks
+    minima = {"enough_rows": ("good_rows", limits.enough_rows.limit), "diverse": ("diversity", limits.diverse.limit)}
+    return maxima, minima

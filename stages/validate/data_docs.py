@@ -1,69 +1,78 @@
-"""The Data Docs: one page of Great Expectations' tables with every check and what it found, which needs no network."""
+"""The Data Docs: an HTML page with every check and its findings, in both languages, readable without a network."""
 
-from collections.abc import Callable, Sequence
-from html import escape  # Great Expectations puts the values of tables into its pages as they are
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from formats.foreign_files import ascii_if_odd
+from jinja2 import Environment, FileSystemLoader
+
+from formats.foreign_files import printable_name
 from stages.validate.checks import Check
 from stages.validate.dataset_checks import Outcome
-from stages.validate.expectations import Finding, expectation_of
+from stages.validate.expectations import Finding
+from stages.validate.row_table import RowTable
+from texts import LANGUAGES, in_all_languages
 
-_SHOWN = 20  # rows that the page lists for each check
+_MAX_EXAMPLES = 20  # rows listed for each check
 
 
-def data_docs(checks: Sequence[Check], outcome: Outcome, place: Callable[[int], str], templates: Path) -> str:
-    """The page, in HTML.
+def render_data_docs(checks: Sequence[Check], outcome: Outcome, table: RowTable, templates: Path) -> str:
+    """Return the page.
 
     Args:
-        place: file and line of a row.
-        templates: folder with ``page.html``, around Great Expectations' own templates, and its style sheet.
+        templates: folder with the template ``page.html`` and its style sheet ``bootstrap.css``.
     """
-    from great_expectations.render import RenderedDocumentContent
-    from great_expectations.render.view import DefaultJinjaPageView
-
+    environment = Environment(loader=FileSystemLoader(templates), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     checked = zip(checks, outcome.findings, strict=True)
     sections = [
-        _section(group, list(items), outcome, place) for group, items in groupby(checked, lambda one: one[0].group)
+        {
+            "title": in_all_languages(group),
+            "checks": [_check_entry(check, finding, outcome, table) for check, finding in pairs],
+        }
+        for group, pairs in groupby(checked, lambda pair: pair[0].group)
     ]
-    document = RenderedDocumentContent(
-        sections=sections, page_title="Data checks · 数据检查", renderer_type="ValidationResultsPageRenderer"
+    return environment.get_template("page.html").render(
+        sections=sections,
+        style=(templates / "bootstrap.css").read_text(encoding="utf-8"),
+        block_reasons=outcome.block_reasons,
+        notices=outcome.notices,
+        texts=_page_texts(outcome.row_counts),
     )
-    view = DefaultJinjaPageView(custom_views_directory=str(templates))
-    style = (templates / "bootstrap.css").read_text(encoding="utf-8")
-    told = {"books": outcome.books, "reasons": outcome.reasons, "notes": outcome.notes}
-    return view.render(document, template="page.html", style=style, **told)
 
 
-def _section(group: str, checked: Sequence[tuple[Check, Finding]], outcome: Outcome, place: Callable[[int], str]):
-    """A group of checks as Great Expectations' table of status, expectation, and what was observed."""
-    from great_expectations.render.renderer import ValidationResultsColumnSectionRenderer
-
-    results = [_result(check, finding, outcome.books, place) for check, finding in checked]
-    section = ValidationResultsColumnSectionRenderer().render(results)
-    section.section_name = group
-    section.content_blocks[0].header.string_template["template"] = group
-    return section
-
-
-def _result(check: Check, finding: Finding, books: dict, place: Callable[[int], str]):
-    """The result of a check over all tables, in the shape that Great Expectations gives for one."""
-    from great_expectations.core.expectation_validation_result import ExpectationValidationResult
-
-    hit = len(finding.rows)
+def _check_entry(check: Check, finding: Finding, outcome: Outcome, table: RowTable) -> dict:
+    """Return a row of the page: the check, whether it passed, the value or number of failed rows, and examples."""
+    description = {language: check.describe(language) for language in LANGUAGES}
     if check.scope == "data":
-        result = {
-            "observed_value": books["train"] + books["eval"] if check.column == "good_rows" else books[check.column]
-        }
-    else:
-        rows = zip(finding.rows[:_SHOWN], finding.seen, strict=False)
-        result = {
-            "observed_value": f"{hit:,} rows · 行",
-            "element_count": books["rows_in"],
-            "unexpected_count": hit,
-            "unexpected_percent": 100 * hit / books["rows_in"],
-            "partial_unexpected_list": [escape(f"{ascii_if_odd(place(row))}: {seen}") for row, seen in rows],
-        }
-    config = expectation_of(check).configuration
-    return ExpectationValidationResult(success=hit == 0, expectation_config=config, result=result, exception_info={})
+        value = next(entry["seen"] for entry in outcome.data_findings if entry["check"] == check.name)
+        observed = {language: "–" if value is None else str(value) for language in LANGUAGES}
+        return {"description": description, "passed": not finding.rows, "observed": observed, "examples": []}
+    share = len(finding.rows) / outcome.row_counts["rows_in"]
+    return {
+        "description": description,
+        "passed": not finding.rows,
+        "observed": in_all_languages("{rows:,} rows ({share:.1%})", rows=len(finding.rows), share=share),
+        "examples": [
+            f"{printable_name(table.locate(row))}: {value}"
+            for row, value in zip(finding.rows[:_MAX_EXAMPLES], finding.values, strict=False)
+        ],
+    }
+
+
+def _page_texts(row_counts: dict) -> dict[str, dict[str, str]]:
+    """Return the texts of the page by name and language."""
+    return {
+        "title": in_all_languages("Data checks"),
+        "blocked": in_all_languages("The data are blocked."),
+        "passed": in_all_languages("The data passed."),
+        "status": in_all_languages("Status"),
+        "check": in_all_languages("Check and examples"),
+        "observed": in_all_languages("Observed"),
+        "row_counts": in_all_languages(
+            "{rows:,} rows = {train:,} training + {evaluation:,} evaluation + {quarantined:,} quarantined",
+            rows=row_counts["rows_in"],
+            train=row_counts["train"],
+            evaluation=row_counts["eval"],
+            quarantined=row_counts["quarantined"],
+        ),
+    }

@@ -1,4 +1,4 @@
-"""The data as a whole: the books, what Great Expectations finds of them, and why they must not go on, if so."""
+"""The data set as a whole: row counts, the checks on them, and the reasons to block the data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,108 +6,136 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.validate import length_drift
-from stages.validate.check_report import hits_of
+from stages.validate.check_report import summarize_findings
 from stages.validate.checks import Check
-from stages.validate.expectations import Finding, judge
-from stages.validate.notices import layout_notes, notes_of
+from stages.validate.expectations import Finding, run_checks
+from stages.validate.notices import collect_notices, layout_notices
 from stages.validate.row_decisions import Decision
 from stages.validate.row_table import RowTable
 
-_WORST = 3
+_MAX_EXAMPLES = 3  # row checks in the last reason to block the data
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What there is to report.
+    """Result of the gate.
 
     Attributes:
-        books: rows in, where they went, and what else describes the data; all of it a DVC metric.
-        lengths: histogram of tokens a row, of what goes on.
-        rows: for each check of rows, how many failed, with examples.
-        data: for each check of the whole, what was seen and whether it passed.
+        row_counts: rows in, their destinations, and further figures of the data: DVC metrics, called ``books`` on disk.
+        length_histogram: histogram of the tokens per accepted row.
+        row_findings: for each row check and cross-row check, number of failed rows and examples.
+        data_findings: for each check of all data, the value and whether it passed.
         findings: of all checks, in their order.
-        reasons: why these data must not go on; empty if they may.
-        notes: what else a person should know, each a sentence by language.
+        block_reasons: reasons to block the data; empty if they pass.
+        notices: sentences by language.
     """
 
-    books: dict
-    length_drift: list[int]
-    rows: list[dict]
-    data: list[dict]
+    row_counts: dict
+    length_histogram: list[int]
+    row_findings: list[dict]
+    data_findings: list[dict]
     findings: list[Finding]
-    reasons: list[str]
-    notes: list[dict[str, str]]
+    block_reasons: list[str]
+    notices: list[dict[str, str]]
 
 
-def judge_whole(examined: RowTable, decision: Decision, checks: Sequence[Check], former: list[int] | None) -> Outcome:
-    """Keep the books and judge them.
+def check_dataset(
+    table: RowTable, decision: Decision, checks: Sequence[Check], previous_lengths: list[int] | None
+) -> Outcome:
+    """Count the rows, run the checks of all data, and collect what the reports show.
 
     Args:
-        former: histogram of the data that were accepted before, if any.
+        previous_lengths: length histogram of the data that were accepted before, if any.
     """
-    tokens = (examined.prompt_tokens + examined.answer_tokens)[~decision.quarantined]
-    books = keep_books(examined, decision, tokens, former)
-    rows = hits_of(checks, decision.findings, examined)
-    data, findings = judge_books(books, [check for check in checks if check.scope == "data"])
-    reasons = reasons_to_block(books, rows, data)
-    if reasons:
-        reasons += [note["en"].removesuffix(".") for note in layout_notes(examined)]
-    findings = [*decision.findings, *findings]
-    return Outcome(books, length_drift.histogram(tokens), rows, data, findings, reasons, notes_of(examined))
+    tokens = (table.prompt_tokens + table.answer_tokens)[~decision.is_quarantined]
+    row_counts = count_rows(table, decision, tokens, previous_lengths)
+    row_findings = summarize_findings(checks, decision.findings, table)
+    data_findings, findings = check_counts(row_counts, [check for check in checks if check.scope == "data"])
+    block_reasons = collect_block_reasons(row_counts, row_findings, data_findings)
+    if block_reasons:
+        block_reasons += [notice["en"].removesuffix(".") for notice in layout_notices(table)]
+    return Outcome(
+        row_counts,
+        length_drift.compute_histogram(tokens),
+        row_findings,
+        data_findings,
+        [*decision.findings, *findings],
+        block_reasons,
+        collect_notices(table),
+    )
 
 
-def keep_books(examined: RowTable, decision: Decision, tokens: np.ndarray, former: list[int] | None) -> dict:
-    """Rows in = train + eval + quarantined, and the figures that the whole is judged by."""
-    kept = ~decision.quarantined
-    good, evaluated = int(kept.sum()), int(decision.evaluated.sum())
-    cut = int((examined.turns_cut[kept] > 0).sum())
-    spread = np.percentile(tokens, [50, 95, 100]) if good else [0, 0, 0]
-    moved = length_drift.drift(former, length_drift.histogram(tokens)) if former and good else None
+def count_rows(table: RowTable, decision: Decision, tokens: np.ndarray, previous_lengths: list[int] | None) -> dict:
+    """Return the row counts (rows in = train + eval + quarantined) and the figures of the checks of all data.
+
+    Args:
+        tokens: number of tokens of each accepted row.
+        previous_lengths: length histogram of the data that were accepted before, if any.
+    """
+    is_accepted = ~decision.is_quarantined
+    rows, accepted, evaluated = len(is_accepted), int(is_accepted.sum()), int(decision.is_eval.sum())
+    cut = int((table.turns_cut[is_accepted] > 0).sum())
+    percentiles = np.percentile(tokens, [50, 95, 100]) if accepted else [0, 0, 0]
+    drift = None
+    if previous_lengths and accepted:
+        drift = length_drift.compute_drift(previous_lengths, length_drift.compute_histogram(tokens))
     return {
-        "rows_in": len(kept),
-        "train": good - evaluated,
+        "rows_in": rows,
+        "train": accepted - evaluated,
         "eval": evaluated,
-        "quarantined": len(kept) - good,
-        "quarantined_share": round(1 - good / len(kept), 4),
-        "failed_row_checks": len(kept) - len(examined.passed),  # quarantined for what they are, however many there are
+        "quarantined": rows - accepted,
+        "quarantined_share": round(1 - accepted / rows, 4),
+        "failed_row_checks": rows - len(table.passed),  # without duplicates, whose share grows with the number of rows
         "cut": cut,
-        "cut_share": round(cut / max(good, 1), 4),
+        "cut_share": round(cut / max(accepted, 1), 4),
         "diversity": decision.diversity,
-        "tokens": dict(zip(("median", "p95", "longest"), map(int, spread), strict=True)),
-        "length_drift": moved,
-        "length_drift_class": length_drift.drift_class(moved),
-        # Those that failed none would be thirty columns of zeros in `dvc exp show`.
+        "tokens": dict(zip(("median", "p95", "longest"), map(int, percentiles), strict=True)),
+        "length_drift": drift,
+        "length_drift_class": length_drift.classify_drift(drift),
+        # Only failed checks: the others would be thirty columns of zeros in `dvc exp show`.
         "failed": {finding.check: len(finding.rows) for finding in decision.findings if len(finding.rows)},
-        "unread_keys": dict(sorted(examined.unread.items())),
+        "unread_keys": dict(sorted(table.unread_keys.items())),
     }
 
 
-def judge_books(books: dict, checks: Sequence[Check]) -> tuple[list[dict], list[Finding]]:
-    """What Great Expectations finds in the books: told for reports, and as findings."""
-    features = {"good_rows": books["train"] + books["eval"], **books}
+def check_counts(row_counts: dict, checks: Sequence[Check]) -> tuple[list[dict], list[Finding]]:
+    """Run the checks of all data on the row counts.
+
+    Returns:
+        Each check with its value and whether it passed, for reports; and the findings.
+    """
+    features = {"good_rows": row_counts["train"] + row_counts["eval"], **row_counts}
     table = {check.column: np.array([features[check.column]], np.float64) for check in checks}
-    findings = judge(table, np.zeros(1, np.int64), checks)
-    told = [
-        check.told() | {"seen": features[check.column], "passed": not finding.rows}
+    findings = run_checks(table, np.zeros(1, np.int64), checks)
+    data_findings = [
+        check.to_json() | {"seen": features[check.column], "passed": not finding.rows}
         for check, finding in zip(checks, findings, strict=True)
     ]
-    return told, findings
+    return data_findings, findings
 
 
-def reasons_to_block(books: dict, rows: Sequence[dict], data: Sequence[dict]) -> list[str]:
+def collect_block_reasons(row_counts: dict, row_findings: Sequence[dict], data_findings: Sequence[dict]) -> list[str]:
+    """Return the reasons to block the data, in English; empty if they pass."""
     reasons = [
-        f"{line['rows']} rows fail {line['check']}, the first at {line['examples'][0]['place']}"
-        for line in rows
-        if line["severity"] == "block" and line["rows"]
+        f"{finding['rows']} rows fail {finding['check']}, the first at {finding['examples'][0]['place']}"
+        for finding in row_findings
+        if finding["severity"] == "block" and finding["rows"]
     ]
     reasons += [
-        f"{line['meaning']['en']} ({line['seen']}; validate.checks.{line['check']}.limit is {line['limit']})"
-        for line in data
-        if line["severity"] == "block" and not line["passed"]
+        f"{finding['meaning']['en']} "
+        f"({finding['seen']}; validate.checks.{finding['check']}.limit is {finding['limit']})"
+        for finding in data_findings
+        if finding["severity"] == "block" and not finding["passed"]
     ]
-    worst = sorted((line for line in rows if line["severity"] != "warn" and line["rows"]), key=lambda x: -x["rows"])
-    if reasons and worst:
-        reasons.append("what failed most: " + ", ".join(f"{e['check']} ({e['rows']} rows)" for e in worst[:_WORST]))
-    if not reasons and not (books["train"] and books["eval"]):
-        reasons.append("all good rows are alike or open the same way, so that none can be kept for evaluation")
+    most_failed = sorted(
+        (finding for finding in row_findings if finding["severity"] != "warn" and finding["rows"]),
+        key=lambda finding: -finding["rows"],
+    )
+    if reasons and most_failed:
+        counts = ", ".join(f"{finding['check']} ({finding['rows']} rows)" for finding in most_failed[:_MAX_EXAMPLES])
+        reasons.append(f"checks failed most often: {counts}")
+    if not reasons and not (row_counts["train"] and row_counts["eval"]):
+        reasons.append(
+            "all accepted rows are similar or begin with the same turns, so none can be held out for evaluation"
+        )
     return reasons

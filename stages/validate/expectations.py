@@ -1,8 +1,7 @@
 """Checks as Great Expectations, run over tables of features.
 
-Great Expectations knows nothing of our rows or of what befalls them; what it gives back is, for
-each check, the rows that failed it and the values seen. Tables come in pieces, so that memory stays
-bounded; their results are added up before they are shown (see :mod:`stages.validate.data_docs`).
+Great Expectations returns, for each check, the rows that fail and their values. Tables come in chunks, so that memory
+stays bounded; the findings of all chunks are concatenated afterwards.
 """
 
 import os
@@ -21,109 +20,88 @@ _ROW = "row"
 
 @dataclass
 class Finding:
-    """The rows of one table that failed one check.
+    """The rows that fail one check.
 
     Attributes:
-        check: its name.
-        rows: their numbers.
-        seen: the value of each.
-        judged: how many rows have the feature at all.
+        check: name of the check.
+        rows: indices of the rows that fail, ascending.
+        values: their values of the feature.
     """
 
     check: str
     rows: list[int] = field(default_factory=list)
-    seen: list = field(default_factory=list)
-    judged: int = 0
+    values: list = field(default_factory=list)
 
     @classmethod
-    def joined(cls, parts: Sequence["Finding"]) -> "Finding":
-        """One finding of several of the same check, over tables that follow one another."""
+    def concatenate(cls, parts: Sequence["Finding"]) -> "Finding":
+        """Return the findings of one check over consecutive tables as one."""
         rows = list(chain.from_iterable(part.rows for part in parts))
-        seen = list(chain.from_iterable(part.seen for part in parts))
-        return cls(parts[0].check, rows, seen, sum(part.judged for part in parts))
+        values = list(chain.from_iterable(part.values for part in parts))
+        return cls(parts[0].check, rows, values)
 
 
-def judge(features: Mapping[str, np.ndarray], numbers: np.ndarray, checks: Sequence[Check]) -> list[Finding]:
-    """Run the checks over one table.
+def run_checks(features: Mapping[str, np.ndarray], rows: np.ndarray, checks: Sequence[Check]) -> list[Finding]:
+    """Run checks over one table.
 
     Args:
         features: a column for each check, of shape (rows,).
-        numbers: the rows' own numbers, of shape (rows,).
+        rows: indices of the rows, of shape (rows,).
 
     Returns:
         A finding for each check, in their order.
 
     Raises:
-        RuntimeError: Great Expectations itself failed at a check, which it does in silence.
+        RuntimeError: a check raised an exception, which Great Expectations records without raising it.
     """
     import pandas as pd
 
     columns = list(dict.fromkeys(check.column for check in checks))
-    table = pd.DataFrame({_ROW: numbers, **{column: features[column] for column in columns}})
-    # COMPLETE, because a check's rows are taken from its index list and not from its success.
-    format_ = {"result_format": "COMPLETE", "unexpected_index_column_names": [_ROW]}
-    outcome = _definition(tuple(checks)).run(batch_parameters={"dataframe": table}, result_format=format_)
-    return [_finding(check, each, table) for check, each in zip(checks, outcome.results, strict=True)]
+    table = pd.DataFrame({_ROW: rows, **{column: features[column] for column in columns}})
+    # COMPLETE lists all rows that fail; other formats list at most 20.
+    result_format = {"result_format": "COMPLETE", "unexpected_index_column_names": [_ROW]}
+    validation = _validation_definition(tuple(checks))
+    outcome = validation.run(batch_parameters={"dataframe": table}, result_format=result_format)
+    return [_to_finding(check, result) for check, result in zip(checks, outcome.results, strict=True)]
 
 
 @lru_cache(maxsize=4)
-def _definition(checks: tuple[Check, ...]):
-    """A validation definition over data frames with the columns of these checks."""
+def _validation_definition(checks: tuple[Check, ...]):
+    """Return a validation definition of data frames with the columns of these checks."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
 
-    # Named outright, because the defaults of a bare ephemeral context leave a folder behind in /tmp.
+    # Explicit stores, because an ephemeral context by default leaves a folder in /tmp.
     stores = DataContextConfig(store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False))
     context = gx.get_context(mode="ephemeral", project_config=stores)
     context.variables.progress_bars = {"globally": False}
     asset = context.data_sources.add_pandas("samples").add_dataframe_asset("features")
     batch = asset.add_batch_definition_whole_dataframe("all rows")
-    suite = context.suites.add(gx.ExpectationSuite(name="samples", expectations=[expectation_of(c) for c in checks]))
+    expectations = [_build_expectation(check) for check in checks]
+    suite = context.suites.add(gx.ExpectationSuite(name="samples", expectations=expectations))
     return context.validation_definitions.add(gx.ValidationDefinition(name="samples", data=batch, suite=suite))
 
 
-def expectation_of(check: Check):
-    """The check as an expectation of its column."""
+def _build_expectation(check: Check):
+    """Return the expectation of a check's column. Both kinds pass nulls: a row without the feature passes the check."""
     import great_expectations.expectations as gxe
 
-    told = {
-        "column": check.column,
-        "severity": "critical" if check.severity == "block" else "warning",
-        "description": check.sentence,
-    }
-    # Both skip nulls, so that a feature which a row cannot have is no fault.
+    severity = "critical" if check.severity == "block" else "warning"
     if check.limit is None:
-        return _no_fault()(**told)
-    return gxe.ExpectColumnValuesToBeBetween(min_value=check.minimum, max_value=check.maximum, **told)
+        return gxe.ExpectColumnValuesToBeNull(column=check.column, severity=severity)
+    limits = {"min_value": check.minimum, "max_value": check.maximum}
+    return gxe.ExpectColumnValuesToBeBetween(column=check.column, severity=severity, **limits)
 
 
-@lru_cache(maxsize=1)
-def _no_fault() -> type:
-    """An expectation of columns that hold a value where a row has a fault: shown as what it counts, not as «% null»."""
-    import great_expectations.expectations as gxe
-    from great_expectations.render import LegacyDiagnosticRendererType
-    from great_expectations.render.renderer.renderer import renderer
-
-    class ExpectColumnToShowNoFault(gxe.ExpectColumnValuesToBeNull):
-        @classmethod
-        @renderer(renderer_type=LegacyDiagnosticRendererType.OBSERVED_VALUE)
-        def _diagnostic_observed_value_renderer(cls, configuration=None, result=None, runtime_configuration=None, **_):
-            return result.result["observed_value"]
-
-    return ExpectColumnToShowNoFault
-
-
-def _finding(check: Check, result, table) -> Finding:
+def _to_finding(check: Check, result) -> Finding:
     if result.exception_info.get("raised_exception"):
-        raise RuntimeError(f"Great Expectations failed at {check.name}: {result.exception_info}")
+        raise RuntimeError(f"Great Expectations failed at check {check.name}: {result.exception_info}")
     if result.expectation_config.kwargs["column"] != check.column:
-        raise RuntimeError(f"Great Expectations gave {result.expectation_config} for {check.name}")
-    hit = result.result.get("unexpected_index_list") or []
-    judged = len(table) if check.limit is None else int(table[check.column].notna().sum())
-    return Finding(check.name, [int(e[_ROW]) for e in hit], [_plain(e[check.column]) for e in hit], judged)
+        raise RuntimeError(f"Great Expectations returned {result.expectation_config} for check {check.name}")
+    failed = result.result.get("unexpected_index_list") or []
+    return Finding(check.name, [int(row[_ROW]) for row in failed], [_to_plain(row[check.column]) for row in failed])
 
 
-def _plain(seen: object) -> object:
-    """A value as it was before NumPy, which makes floats of whole numbers beside missing ones."""
-    seen = seen.item() if hasattr(seen, "item") else seen
-    return int(seen) if isinstance(seen, float) and seen.is_integer() else seen
+def _to_plain(value: object) -> object:
+    """Return a value as a Python object; integers that pandas stored as floats beside NaN are integers again."""
+    value = value.item() if hasattr(value, "item") else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value

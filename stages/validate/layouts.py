@@ -1,4 +1,4 @@
-"""Layouts of rows that other programs write and that are not read: their names, and how jq converts them."""
+"""Unsupported layouts of rows, such as ShareGPT: their descriptions, and the jq commands that convert them."""
 
 import json
 import shlex
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from models.sample import QUESTION_ANSWER_KEYS, quote_value
+from texts import LANGUAGES, translatable, translate
 
 _QUESTIONS = (
     "question", "query", "instruction", "prompt", "ask", "q", "problem", "human", "user", "input", "问题", "问", "提问",
@@ -21,29 +22,47 @@ _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "a
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout that is not accepted.
+    """An unsupported layout.
 
     Attributes:
-        name, name_zh: as a sentence names it.
-        program: of jq, which makes accepted rows of a row; None where nothing can.
+        message: description of the layout, in the catalogue of texts.
+        values: values of the placeholders of the message, by name.
+        program: jq program that converts a row; None if there is none.
         is_known: False if only the names of the keys are known.
     """
 
-    name: str
-    name_zh: str
+    message: str
+    values: tuple[tuple[str, str], ...] = ()
     program: str | None = None
     is_known: bool = True
 
+    def describe(self, language: str) -> str:
+        """Return the description of the layout in a language."""
+        return translate(self.message, language, **dict(self.values))
 
-def recognize(row: object) -> Layout | None:
-    """The layout of a row that has no accepted one; None if it is no object or has the right keys."""
+    @property
+    def name(self) -> str:
+        """The description in English, for error messages."""
+        return self.describe("en")
+
+
+# Recognition ---------------------------------------------------------------------------------------
+
+
+def recognize_layout(row: object) -> Layout | None:
+    """Return the layout of a row that has none of the accepted ones.
+
+    Returns:
+        None if the row is not an object, is empty, or has the key of an accepted layout.
+    """
     if not isinstance(row, dict) or not row:
         return None
-    return _of_turns(row) or _of_texts(row) or _of_rows(row) or _of_pair(row) or _of_text(row) or _unknown(row)
+    recognizers = (_recognize_turns, _recognize_texts, _recognize_nested_rows, _recognize_pair, _recognize_text)
+    return next((layout for recognizer in recognizers if (layout := recognizer(row))), None) or _list_keys(row)
 
 
-def _of_turns(row: Mapping) -> Layout | None:
-    """Conversations under other names: ShareGPT and its kin."""
+def _recognize_turns(row: Mapping) -> Layout | None:
+    """Recognize a list of turns with other keys than ``messages`` of ``role`` and ``content``, such as ShareGPT."""
     for key in _TURNS:
         turns = row.get(key)
         if not isinstance(turns, list) or not turns or not isinstance(turns[0], dict):
@@ -52,13 +71,14 @@ def _of_turns(row: Mapping) -> Layout | None:
             if {role, content} <= turns[0].keys():
                 if (key, role, content) == ("messages", "role", "content") and not _has_foreign_role(turns):
                     return None
-                kind = "ShareGPT: " if content == "value" else ""
                 turn = f"{{role: ({json.dumps(_ROLES)}[.{role}] // .{role}), content: .{content}}}"
-                program = f"del({_path(key)}) + {{messages: [{_path(key)}[] | {turn}]}}"
-                return Layout(*_named(f"{kind}{key!r}", role, content), program)
-        if pair := _pair_of(turns[0]):
-            turn = f'{{role: "user", content: {_path(pair[0])}}}, {{role: "assistant", content: {_path(pair[1])}}}'
-            return Layout(*_named(repr(key), *pair), f"{{messages: [{_path(key)}[] | {turn}]}}")
+                program = f"del({_jq_path(key)}) + {{messages: [{_jq_path(key)}[] | {turn}]}}"
+                return _turn_layout(key, role, content, program)
+        if pair := _find_pair(turns[0]):
+            turn = (
+                f'{{role: "user", content: {_jq_path(pair[0])}}}, {{role: "assistant", content: {_jq_path(pair[1])}}}'
+            )
+            return _turn_layout(key, *pair, f"{{messages: [{_jq_path(key)}[] | {turn}]}}")
     return None
 
 
@@ -66,97 +86,109 @@ def _has_foreign_role(turns: list) -> bool:
     return any(isinstance(turn, dict) and turn.get("role") in tuple(_ROLES) for turn in turns)
 
 
-def _named(key: str, first: str, second: str) -> tuple[str, str]:
-    return f"{key} of {first!r} and {second!r}", f"{key}（含 {first!r} 和 {second!r}）"
+def _turn_layout(key: str, first: str, second: str, program: str) -> Layout:
+    sharegpt = translatable("ShareGPT: {key} of {first} and {second}")
+    message = sharegpt if second == "value" else translatable("{key} of {first} and {second}")
+    return Layout(message, (("key", repr(key)), ("first", repr(first)), ("second", repr(second))), program)
 
 
-def _of_texts(row: Mapping) -> Layout | None:
-    """A list of texts that user and assistant say in turn."""
+def _recognize_texts(row: Mapping) -> Layout | None:
+    """Recognize a list of strings, of user and assistant in turn."""
     for key in (*_TURNS, "data", "items"):
         turns = row.get(key)
         if isinstance(turns, list) and len(turns) > 1 and all(isinstance(turn, str) for turn in turns):
             turn = '{role: (if .key % 2 == 0 then "user" else "assistant" end), content: .value}'
-            program = f"{{messages: [{_path(key)} | to_entries[] | {turn}]}}"
-            return Layout(f"{key!r}, a list of texts", f"{key!r}（文本列表）", program)
+            program = f"{{messages: [{_jq_path(key)} | to_entries[] | {turn}]}}"
+            return Layout(translatable("{key}, a list of texts"), (("key", repr(key)),), program)
     return None
 
 
-def _of_rows(row: Mapping) -> Layout | None:
-    """A file whose rows lie in a list below one key."""
+def _recognize_nested_rows(row: Mapping) -> Layout | None:
+    """Recognize a file whose rows are a list below one key."""
     for key, value in row.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             keys = value[0].keys()
             if "messages" in keys or any(keys >= set(pair) for pair in QUESTION_ANSWER_KEYS):
-                name = quote_value(key)
-                return Layout(f"a list of rows below {name}", f"{name} 下的行列表", f"{_path(key)}[]")
+                message = translatable("a list of rows below {key}")
+                return Layout(message, (("key", quote_value(key)),), f"{_jq_path(key)}[]")
     return None
 
 
-def _of_pair(row: Mapping) -> Layout | None:
-    """A question and an answer under other names."""
-    if not (pair := _pair_of(row)):
+def _recognize_pair(row: Mapping) -> Layout | None:
+    """Recognize a question and an answer with other keys."""
+    if not (pair := _find_pair(row)):
         return None
     question, answer = pair
-    names = f"{question!r} and {answer!r}", f"{question!r} 和 {answer!r}"
+    message = translatable("{question} and {answer}")
+    values = (("question", repr(question)), ("answer", repr(answer)))
     if isinstance(row[answer], list):
-        return Layout(*names, f"{{messages: {_path(answer)}}}" if answer == "chosen" else None)
-    # The text that the question is about, such as Dolly's `context`.
-    about = next((key for key in ("input", "context", "passage") if key in row and key not in pair), None)
-    keys = {"instruction": question, "input": about, "output": answer}
-    if about is None:
+        return Layout(message, values, f"{{messages: {_jq_path(answer)}}}" if answer == "chosen" else None)
+    # The text that the question refers to, such as Dolly's `context`.
+    passage = next((key for key in ("input", "context", "passage") if key in row and key not in pair), None)
+    keys = {"instruction": question, "input": passage, "output": answer}
+    if passage is None:
         keys = {"prompt": question, "response": answer}
     system = next((key for key in ("system", "system_prompt") if key in row), None)
     keys |= ({"system": system} if system else {}) | ({"history": "history"} if "history" in row else {})
-    return Layout(*names, "{" + ", ".join(f"{new}: {_path(old)}" for new, old in keys.items()) + "}")
+    return Layout(message, values, "{" + ", ".join(f"{new}: {_jq_path(old)}" for new, old in keys.items()) + "}")
 
 
-def _of_text(row: Mapping) -> Layout | None:
+def _recognize_text(row: Mapping) -> Layout | None:
     if isinstance(row.get("text"), str):
-        return Layout("'text' alone, without question and answer", "只有 'text'，没有问题和回答")
+        return Layout(translatable("'text' alone, without question and answer"))
     return None
 
 
-def _unknown(row: Mapping) -> Layout | None:
+def _list_keys(row: Mapping) -> Layout | None:
     if "messages" in row:
         return None
     keys = ", ".join(map(quote_value, list(row)[:6]))
-    return Layout(f"the keys {keys}", f"键 {keys}", is_known=False)
+    return Layout(translatable("the keys {keys}"), (("keys", keys),), is_known=False)
 
 
-def _pair_of(row: Mapping) -> tuple[str, str] | None:
-    """The row's own names of question and answer, whatever their case."""
-    own = {key.lower(): key for key in reversed(row)}
-    question = next((own[name] for name in _QUESTIONS if name in own), None)
-    answer = next((own[name] for name in _ANSWERS if name in own and own[name] != question), None)
+def _find_pair(row: Mapping) -> tuple[str, str] | None:
+    """Return the keys of question and answer as spelled in the row; their case does not matter."""
+    keys = {key.lower(): key for key in reversed(row)}
+    question = next((keys[name] for name in _QUESTIONS if name in keys), None)
+    answer = next((keys[name] for name in _ANSWERS if name in keys and keys[name] != question), None)
     return (question, answer) if question is not None and answer is not None else None
 
 
-def _path(key: str) -> str:
+def _jq_path(key: str) -> str:
     return f".{key}" if key.isascii() and key.isidentifier() else f".[{json.dumps(key, ensure_ascii=False)}]"
 
 
-# Sentences -----------------------------------------------------------------------------------------
+# Conversion ----------------------------------------------------------------------------------------
 
 
-def sentence(file: str, rows: int, layout: Layout) -> dict[str, str]:
-    """What is wrong with a file, what is accepted, and what converts it, by language."""
+def describe_conversion(file: str, rows: int, layout: Layout) -> dict[str, str]:
+    """Return a sentence, by language: the unsupported layout of a file, the accepted keys, and how to convert it."""
+    if (command := conversion_command(file, layout)) is None:
+        message = translatable("{file}: {rows:,} rows have an unsupported layout: {layout}. Accepted keys: {accepted}.")
+    elif layout.is_known:
+        message = translatable(
+            "{file}: {rows:,} rows have an unsupported layout: {layout}. Accepted keys: {accepted}. "
+            "To convert the file: `{command}`"
+        )
+    else:
+        message = translatable(
+            "{file}: {rows:,} rows have an unsupported layout: {layout}. Accepted keys: {accepted}. "
+            "To convert the file, insert your own keys for QUESTION and ANSWER: `{command}`"
+        )
     pairs = [" + ".join(keys) for keys in QUESTION_ANSWER_KEYS]
-    accepted = ", ".join((*pairs, "messages: [{role, content}, …]"))
-    command = command_of(file, layout)
-    en = f"{file}: {rows:,} rows have a layout that is not read: {layout.name}. Accepted keys: {accepted}."
-    zh = f"{file}：{rows:,} 行的格式无法读取：{layout.name_zh}。可接受的键：{accepted}。"
-    if command is None:
-        return {"en": en, "zh": zh}
-    hint = ("", "") if layout.is_known else (" (put your own keys for QUESTION and ANSWER)", "（请换成您自己的键）")
-    return {"en": f"{en} To convert it{hint[0]}: `{command}`", "zh": f"{zh}转换命令{hint[1]}：`{command}`"}
+    values = {"file": file, "rows": rows, "command": command}
+    values["accepted"] = ", ".join((*pairs, "messages: [{role, content}, …]"))
+    return {
+        language: translate(message, language, layout=layout.describe(language), **values) for language in LANGUAGES
+    }
 
 
-def command_of(file: str, layout: Layout) -> str | None:
-    """A line for the shell that converts a file, be it JSON Lines or one array; None where nothing can."""
+def conversion_command(file: str, layout: Layout) -> str | None:
+    """Return a shell command that converts a file of JSON Lines or of one array; None if there is none."""
     program = layout.program or (None if layout.is_known else "{prompt: .QUESTION, response: .ANSWER}")
     if program is None:
         return None
     stem = file.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
     target, source = shlex.quote(f"{stem}.converted.jsonl"), shlex.quote(file)
-    rows = f"jq -c {shlex.quote(f'(arrays[], objects) | {program}')}"
-    return f"gzip -dc {source} | {rows} > {target}" if file.endswith(".gz") else f"{rows} {source} > {target}"
+    jq = f"jq -c {shlex.quote(f'(arrays[], objects) | {program}')}"
+    return f"gzip -dc {source} | {jq} > {target}" if file.endswith(".gz") else f"{jq} {source} > {target}"

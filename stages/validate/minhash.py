@@ -1,8 +1,8 @@
-"""MinHash signatures of texts, cut into bands, which near-duplicates share.
+"""MinHash signatures of texts, cut into bands: near-duplicates share bands (locality-sensitive hashing).
 
-Candidates share two of 20 bands of 5 rows (Broder 1997; Leskovec, Rajaraman and Ullman, *Mining of Massive Datasets*,
-chapter 3): a pair with similarity 0.8 does so with probability 0.996, one with 0.9 with 0.9999995, one with 0.2 with
-0.00002. Every candidate is then compared exactly.
+Two rows are candidates if they share two of 20 bands of 5 hash values (Broder 1997; Leskovec, Rajaraman and Ullman,
+*Mining of Massive Datasets*, chapter 3). A pair of similarity 0.8 is a candidate with probability 0.996, of 0.9 with
+0.9999995, of 0.2 with 0.00002. The exact similarity of every candidate is computed afterwards.
 """
 
 import numpy as np
@@ -12,16 +12,16 @@ BANDS, ROWS = 20, 5
 _MINHASH = MinHash(num_perm=BANDS * ROWS, seed=1, scheme="affine32", hashfunc=int)
 
 
-def bands(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """MinHash signatures of texts, each band hashed: uint32 of shape (texts, BANDS).
+def compute_bands(hashes: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the MinHash signature of every text as hashed bands: uint32 of shape (texts, BANDS).
 
     Args:
-        values, starts: 4-grams as :func:`measures.ngrams.grams` returns them.
+        hashes, starts: 4-grams as returned by :func:`measures.ngrams.hash_ngrams`.
     """
     signatures = np.empty((len(starts) - 1, BANDS * ROWS), np.uint64)
     for index in range(len(starts) - 1):
         _MINHASH.clear()
-        _MINHASH.update_batch(values[starts[index] : starts[index + 1]].tolist())
+        _MINHASH.update_batch(hashes[starts[index] : starts[index + 1]].tolist())
         signatures[index] = _MINHASH.hashvalues
     banded = signatures.reshape(-1, BANDS, ROWS)
     mixed = np.zeros(banded.shape[:2], np.uint64)

@@ -1,27 +1,27 @@
-"""Mojibake: text that was read in another encoding than the one that it was written in."""
+"""Mojibake: text that was decoded in another encoding than it was encoded in."""
 
 import re
 from collections.abc import Iterator
 from functools import cache
 
-# U+FFFD in UTF-8, read as GBK, is 锟斤拷; a byte order mark is 锘; uninitialised memory is 烫, 屯, 葺 or 铪.
-_LOST_MARKS = "锟锘烫屯葺铪"
+# U+FFFD in UTF-8, decoded as GBK, is 锟斤拷; a byte order mark is 锘; uninitialised memory is 烫, 屯, 葺 or 铪.
+_LOST_CHARACTERS = "锟锘烫屯葺铪"
 _LOST = re.compile(
     r"锟斤|斤拷锟|拷锟|锟[?？锟]|(?m:^)锘[縀-縿?？]|烫{4,}+(?![！!~～死手嘴])|屯{4,}+|葺{3,}+|铪{3,}+"
     r"|(?m:^)[烫屯]{3,}+$"
 )
-_SPEAKS_OF_ENCODINGS = re.compile(
+_ENCODING_TOPIC = re.compile(
     r"乱码|亂碼|编码|編碼|字符集|字元集|未初始化|调试|調試|mojibake|encoding|charset|UTF-?8|GBK|GB2312|Latin-1|Debug",
     re.IGNORECASE,
 )
-# A quoted letter such as “é” is no mojibake, though ftfy takes the letter and the closing quote for one.
+# A quoted letter such as “é” is not mojibake, though ftfy matches the letter with the closing quote.
 _QUOTED = re.compile(r"“([^“”\n]{0,60}+)”|‘([^‘’\n]{0,60}+)’")
 _LATIN_1 = re.compile("[\x80-\xff]")
 _HAN_IN_LATIN_1 = (
     ("gb2312", re.compile("(?:[\xb0-\xf7\xa1\xa3][\xa1-\xfe]){2,}+")),
     ("big5", re.compile("(?:[\xa4-\xc6][@-~\xa1-\xfe]){2,}+")),
 )
-# The encoding that a text was read in, and the one that it was written in.
+# The encoding a text was decoded in, and the one it was encoded in.
 _MISREADINGS = (
     *((wrong, "utf-8") for wrong in ("gbk", "big5", "cp932", "cp949")),
     ("big5", "gbk"),
@@ -31,10 +31,10 @@ _MISREADINGS = (
     ("gbk", "cp932"),
 )
 _MISREAD_AS_RUSSIAN = (("cp1251", "utf-8"), ("koi8-r", "utf-8"))
-_WINDOW, _WINDOWS = 20, 100  # characters in view at a time, and how often per text, which bounds the time
+_WINDOW, _MAX_WINDOWS = 20, 100  # characters of a window, and windows of a text, which bound the time per row
 _PUNCTUATION = frozenset("，。、？！：；“”‘’（）《》〈〉…—·・「」『』【】　")
 _KANA = frozenset(map(chr, range(0x3041, 0x30FF)))
-# The characters that make up five sixths of Chinese prose, and the traditional forms of those.
+# The characters of five sixths of Chinese prose, and their traditional forms.
 _COMMON = frozenset(
     "的一是和有可在我以不个個人能这這你为爲了要用中理法生时時对對性如行来來心方们們出定于於到过過他病会會感或自现"
     "現发發下并並上您者成体體大解些分情作关關治种種等进進同因疗療应應需问問学學力好子多果数數提据據地常通物题題与"
@@ -55,36 +55,27 @@ _COMMON = frozenset(
 )
 
 
-def marks_of_mojibake() -> str:
-    """The characters of which any text that :func:`mojibake` finds something in has one, or three question marks."""
-    return "".join((*map(chr, range(0x80, 0x100)), *rare_characters(), *_LOST_MARKS, "‰"))
+def mojibake_characters() -> str:
+    """Return characters of which every match of :func:`find_mojibake` has one, except for runs of question marks."""
+    return "".join((*map(chr, range(0x80, 0x100)), *_rare_characters(), *_LOST_CHARACTERS, "‰"))
 
 
-def mojibake(text: str) -> str | None:
-    """The first piece that was read in the wrong encoding.
+def find_mojibake(text: str) -> str | None:
+    """Return the first piece that was decoded in the wrong encoding.
 
-    ftfy finds UTF-8 read as an encoding of a Western language. It leaves out what becomes plausible Chinese, Japanese
-    or Russian: that is mojibake if it is made of rare characters, and its bytes are common ones in another encoding.
+    ftfy finds UTF-8 decoded as a Western encoding. It leaves out results that are plausible Chinese, Japanese or
+    Russian. Those are mojibake if they consist of rare characters and their bytes, decoded in another encoding, are
+    common characters.
     """
-    if any(mark in text for mark in _LOST_MARKS) and (lost := _LOST.search(text)):
-        return None if _SPEAKS_OF_ENCODINGS.search(text) else lost[0]
-    if _LATIN_1.search(text) and (piece := _western(text)):
+    if any(character in text for character in _LOST_CHARACTERS) and (lost := _LOST.search(text)):
+        return None if _ENCODING_TOPIC.search(text) else lost[0]
+    if _LATIN_1.search(text) and (piece := _find_western(text)):
         return piece
-    return _misread_piece(text) or _question_marks(text)
+    return _find_misread_han(text) or _find_question_marks(text)
 
 
-def _misread_piece(text: str) -> str | None:
-    """The first piece that is plausible in another encoding, if a quarter of all pieces with rare characters are."""
-    half = _WINDOW // 2  # a byte that was lost spoils what follows
-    windows, misread = 0, []
-    for window in _windows(text):
-        windows += 1
-        misread += [piece for piece in (window, window[:half], window[half:]) if _is_misread(piece)][:1]
-    return misread[0] if 4 * len(misread) > windows else None
-
-
-def _western(text: str) -> str | None:
-    """The first piece that is plausible in no Western language, or whose Latin-1 bytes are common Chinese."""
+def _find_western(text: str) -> str | None:
+    """Return the first piece that no Western language has, or whose Latin-1 bytes are common Chinese characters."""
     from ftfy.badness import BADNESS_RE
 
     straight = _QUOTED.sub(lambda quoted: f'"{quoted[1] or quoted[2] or ""}"', text)
@@ -99,8 +90,8 @@ def _western(text: str) -> str | None:
     return None
 
 
-def _question_marks(text: str) -> str | None:
-    """A line of which an encoding without its characters left question marks."""
+def _find_question_marks(text: str) -> str | None:
+    """Return a line of question marks, the replacement for characters that an encoding lacks."""
     if text.count("?") < 6:
         return None
     for line in text.splitlines():
@@ -110,26 +101,36 @@ def _question_marks(text: str) -> str | None:
     return None
 
 
-# Chinese characters that are others in truth ---------------------------------------------------------
+# Misread Chinese characters ------------------------------------------------------------------------
+
+
+def _find_misread_han(text: str) -> str | None:
+    """Return the first misread piece, if more than a quarter of all windows with rare characters are misread."""
+    half = _WINDOW // 2  # a lost byte spoils the characters after it, so each half is tested on its own, too
+    windows, misread = 0, []
+    for window in _rare_windows(text):
+        windows += 1
+        misread += [piece for piece in (window, window[:half], window[half:]) if _is_misread(piece)][:1]
+    return misread[0] if 4 * len(misread) > windows else None
 
 
 @cache
-def rare_characters() -> str:
-    """What misread text is full of: characters of Chinese, Japanese, Greek, Russian and frames that few texts have."""
+def _rare_characters() -> str:
+    """Return characters that are frequent in misread text and rare elsewhere: Han, Greek, Cyrillic, box drawing."""
     ranges = ((0x370, 0x460), (0x2500, 0x2580), (0x2E80, 0xA000), (0xE000, 0xFFDD))
     everyday = _level_1("gbk") | _level_1("big5") | _PUNCTUATION
-    forms = frozenset(map(chr, range(0xFF00, 0xFF5F)))  # full-width ASCII
+    full_width = frozenset(map(chr, range(0xFF00, 0xFF5F)))
     return "".join(
         character
         for start, stop in ranges
         for character in map(chr, range(start, stop))
-        if character not in everyday and character not in forms
+        if character not in everyday and character not in full_width
     )
 
 
 @cache
 def _level_1(encoding: str) -> frozenset[str]:
-    """The characters of everyday use, which national standards list first."""
+    """Return the characters of everyday use, level 1 of the national standard."""
     leads = {"gbk": range(0xB0, 0xD8), "big5": range(0xA4, 0xC7)}[encoding]
     trails = (*(range(0x40, 0x7F) if encoding == "big5" else ()), *range(0xA1, 0xFF))
     return frozenset("".join(bytes((lead, trail)).decode(encoding, "ignore") for lead in leads for trail in trails))
@@ -137,70 +138,84 @@ def _level_1(encoding: str) -> frozenset[str]:
 
 @cache
 def _rare() -> tuple[re.Pattern, frozenset[str]]:
-    return re.compile(f"[{re.escape(rare_characters())}]"), frozenset(rare_characters())
+    return re.compile(f"[{re.escape(_rare_characters())}]"), frozenset(_rare_characters())
 
 
-def _windows(text: str) -> Iterator[str]:
-    """Short pieces of a line, each from just before a rare character on."""
+def _rare_windows(text: str) -> Iterator[str]:
+    """Yield short pieces of a line, each starting just before a rare character."""
     rare, _ = _rare()
     position = 0
-    for _ in range(_WINDOWS):
-        found = rare.search(text, position)
-        if not found:
+    for _ in range(_MAX_WINDOWS):
+        match = rare.search(text, position)
+        if not match:
             return
-        position = found.start() + _WINDOW
-        before, _, after = text[max(found.start() - 2, 0) : position].partition("\n")
+        position = match.start() + _WINDOW
+        before, _, after = text[max(match.start() - 2, 0) : position].partition("\n")
         yield before if len(before) > 2 or not after else after
 
 
 def _is_misread(window: str) -> bool:
-    """Whether a piece with rare characters becomes plausible in another encoding."""
+    """Whether a window with rare characters is plausible in another encoding."""
     _, rare = _rare()
     letters = [character for character in window if character > "\x7f" and character not in _PUNCTUATION]
-    strange = sum(character in rare for character in letters)
-    common = sum(character in _COMMON for character in letters)
-    if len(letters) < 3 or common > (0.4 if strange > 1 else 0.2) * len(letters):
+    rare_count = sum(character in rare for character in letters)
+    common_count = sum(character in _COMMON for character in letters)
+    if len(letters) < 3 or common_count > (0.4 if rare_count > 1 else 0.2) * len(letters):
         return False
-    share = common / len(letters)
+    common_share = common_count / len(letters)
     han = [character for character in letters if character >= "\u3400" and character not in _KANA]
-    pairs = _MISREADINGS if 2 * len(han) > len(letters) else _MISREAD_AS_RUSSIAN
+    encodings = _MISREADINGS if 2 * len(han) > len(letters) else _MISREAD_AS_RUSSIAN
     return any(
-        _is_better(window, wrong, right, len(letters), share, strange, skipped)
-        for wrong, right in pairs
+        _is_better(window, wrong, right, len(letters), common_share, rare_count, skipped)
+        for wrong, right in encodings
         for skipped in ((0,) if right == "utf-8" else (0, 1))
     )
 
 
-def _is_better(window: str, wrong: str, right: str, letters: int, share: float, strange: int, skipped: int) -> bool:
-    """Whether a window is made of common characters if its bytes in one encoding are read in another.
+def _is_better(
+    window: str, wrong: str, right: str, letters: int, common_share: float, rare_count: int, skipped: int
+) -> bool:
+    """Whether a window becomes common characters if its bytes in encoding ``wrong`` are decoded as ``right``.
 
     Args:
-        letters: of the window, without punctuation and ASCII.
-        share: of these, how many are common.
-        strange: how many are rare.
-        skipped: bytes to leave out, the second half of a character of which the first was lost.
+        letters: number of characters of the window without punctuation and ASCII.
+        common_share: share of common characters among them.
+        rare_count: number of rare characters among them.
+        skipped: bytes to skip: 1 for the second half of a character whose first half was lost.
     """
     code = window.encode(wrong, "ignore")[skipped:]
     if len(code) < letters:
         return False
-    reread = [character for character in code.decode(right, "ignore") if character > "\x7f"]
-    plausible = [character for character in reread if character not in _PUNCTUATION]
+    decoded = [character for character in code.decode(right, "ignore") if character > "\x7f"]
+    plausible = [character for character in decoded if character not in _PUNCTUATION]
     if len(plausible) < 2:
         return False
     good = sum(character in _COMMON or (right == "cp932" and character in _KANA) for character in plausible)
     good_share = good / len(plausible)
-    if good_share <= share + 0.2:
+    if good_share <= common_share + 0.2:
         return False
-    if right == "utf-8":  # few bytes that are none are UTF-8
-        read = sum(len(character.encode()) for character in reread)
-        known = all(character in _level_1("gbk") for character in plausible)
-        bytes_ = sum(byte > 0x7F for byte in code)
-        if read < 0.5 * bytes_:  # bytes were lost, as Big5 has no character for many pairs
-            return read >= 0.25 * bytes_ and known and len(plausible) >= 3 and good_share >= 0.5
-        return (good >= 2 or known) and good_share >= 0.34
+    if right == "utf-8":
+        return _is_utf8(code, decoded, plausible, good)
     if len(plausible) < 0.4 * letters:
         return False
-    everyday = right != "cp932" and all(character in _level_1(right) for character in plausible)
-    if len(plausible) >= 6 or (len(plausible) >= 4 and everyday):
-        return good_share >= (0.5 if strange > 1 else 0.6)
+    is_everyday = right != "cp932" and all(character in _level_1(right) for character in plausible)
+    if len(plausible) >= 6 or (len(plausible) >= 4 and is_everyday):
+        return good_share >= (0.5 if rare_count > 1 else 0.6)
     return good_share >= 0.75 and len(plausible) >= 4
+
+
+def _is_utf8(code: bytes, decoded: list[str], plausible: list[str], good: int) -> bool:
+    """Whether bytes are UTF-8; random bytes seldom are, so few characters suffice.
+
+    Args:
+        decoded: non-ASCII characters of the bytes decoded as UTF-8.
+        plausible: those without punctuation.
+        good: number of common characters among the plausible ones.
+    """
+    good_share = good / len(plausible)
+    decoded_bytes = sum(len(character.encode()) for character in decoded)
+    is_everyday = all(character in _level_1("gbk") for character in plausible)
+    non_ascii_bytes = sum(byte > 0x7F for byte in code)
+    if decoded_bytes < 0.5 * non_ascii_bytes:  # bytes were lost, as Big5 has no character for many pairs
+        return decoded_bytes >= 0.25 * non_ascii_bytes and is_everyday and len(plausible) >= 3 and good_share >= 0.5
+    return (good >= 2 or is_everyday) and good_share >= 0.34

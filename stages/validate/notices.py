@@ -1,16 +1,17 @@
-"""What a person should know of the data beside the checks: other layouts, keys that nothing reads, a foreign tokenizer.
+"""Notices beside the checks: unsupported layouts, unread keys, and English rows that the tokenizer spells in letters.
 
-Each note is a sentence in both languages, by language.
+A notice is a sentence by language.
 """
 
 import numpy as np
 
-from formats.foreign_files import ascii_if_odd
-from stages.validate.layouts import sentence
-from stages.validate.row_table import OTHERS, RowTable
+from formats.foreign_files import printable_name
+from stages.validate.layouts import describe_conversion
+from stages.validate.row_table import OTHER_KEYS, RowTable
+from texts import LANGUAGES, in_all_languages, translate
 
-_MOST = 5  # layouts per report: folders may hold thousands of files
-# Keys for bookkeeping, whose values are not training text: counted in the metrics, and left out of the notes.
+_MAX_LAYOUTS = 5  # layouts per report; a folder may have thousands of files
+# Keys for bookkeeping, which are not training text: counted in the metrics, but not part of the notice.
 _BOOKKEEPING = {
     *("id", "_id", "idx", "index", "uid", "uuid", "guid", "qid", "row_id", "sample_id", "prompt_id", "hash", "md5"),
     *("conversation_id", "dialog_id", "conv_id", "conv", "turn", "round", "split", "version", "license", "author"),
@@ -21,49 +22,51 @@ _BOOKKEEPING = {
 }
 
 
-def notes_of(examined: RowTable) -> list[dict[str, str]]:
-    return [*layout_notes(examined), *_token_note(examined), *_key_note(examined)]
+def collect_notices(table: RowTable) -> list[dict[str, str]]:
+    """Return all notices about the data, each a sentence by language."""
+    return [*layout_notices(table), *_spelling_notice(table), *_unread_key_notice(table)]
 
 
-def layout_notes(examined: RowTable) -> list[dict[str, str]]:
-    """A sentence for each layout that many rows of a file have. Single rows without known keys are not worth one."""
-    counted = [(item, rows) for item, rows in examined.layouts.items() if item != OTHERS]
-    many = [
-        (rows, *item)
-        for item, rows in counted
-        if item[1].is_known or 2 * rows >= np.count_nonzero(examined.files == item[0])
+def layout_notices(table: RowTable) -> list[dict[str, str]]:
+    """Return a notice for each unsupported layout, most frequent first.
+
+    Unknown keys are reported only if half of the rows of a file have them.
+    """
+    frequent = [
+        (rows, *file_and_layout)
+        for file_and_layout, rows in table.layouts.items()
+        if file_and_layout != OTHER_KEYS
+        and (file_and_layout[1].is_known or 2 * rows >= np.count_nonzero(table.files == file_and_layout[0]))
     ]
-    many.sort(key=lambda entry: (-entry[0], entry[1], entry[2].name))
-    return [sentence(ascii_if_odd(file), rows, layout) for rows, file, layout in many[:_MOST]]
+    frequent.sort(key=lambda entry: (-entry[0], entry[1], entry[2].name))
+    return [describe_conversion(printable_name(file), rows, layout) for rows, file, layout in frequent[:_MAX_LAYOUTS]]
 
 
-def _token_note(examined: RowTable) -> list[dict[str, str]]:
-    rows = int(examined.spelled.sum())
+def _spelling_notice(table: RowTable) -> list[dict[str, str]]:
+    rows = int(table.is_spelled.sum())
     if not rows:
         return []
-    en = (
-        f"{rows:,} English rows are over the token budget because this tokenizer, as the tiny base's does, cuts "
-        "English into single letters; a real base takes a quarter of the tokens: set base.model, or raise "
-        "encode.max_prompt_tokens and encode.max_answer_tokens."
-    )
-    zh = (
-        f"{rows:,} 行英文超出词元预算，因为这个分词器（tiny 基座就是如此）把英文切成单个字母；"
-        "真实基座只需四分之一的词元：请设置 base.model，或调高 encode.max_prompt_tokens 和 encode.max_answer_tokens。"
-    )
-    return [{"en": en, "zh": zh}]
+    return [
+        in_all_languages(
+            "{rows:,} English rows exceed the token budget because this tokenizer (the one of the tiny base) splits "
+            "English into single letters. A real base needs a quarter of the tokens: set base.model, or raise "
+            "encode.max_prompt_tokens and encode.max_answer_tokens.",
+            rows=rows,
+        )
+    ]
 
 
-def _key_note(examined: RowTable) -> list[dict[str, str]]:
+def _unread_key_notice(table: RowTable) -> list[dict[str, str]]:
     unread = [
         (key, rows)
-        for key, rows in examined.unread.most_common()
+        for key, rows in table.unread_keys.most_common()
         if key.removeprefix("messages[].").lower() not in _BOOKKEEPING
     ]
     if not unread:
         return []
-    return [
-        {
-            "en": "unread keys: " + ", ".join(f"{key} ({rows:,} rows)" for key, rows in unread),
-            "zh": "未读取的键：" + "，".join(f"{key}（{rows:,} 行）" for key, rows in unread),
-        }
-    ]
+    return [{language: _list_unread_keys(unread, language) for language in LANGUAGES}]
+
+
+def _list_unread_keys(unread: list[tuple[str, int]], language: str) -> str:
+    counts = [translate("{key} ({rows:,} rows)", language, key=key, rows=rows) for key, rows in unread]
+    return translate("Unread keys: {keys}", language, keys=("，" if language == "zh" else ", ").join(counts))

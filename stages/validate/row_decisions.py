@@ -1,4 +1,4 @@
-"""What becomes of every row, once all were examined: it is judged among all others and given a side."""
+"""The decision for every row: cross-row checks (copies, near-duplicates, conflicting answers), then the split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,120 +9,151 @@ from tqdm import tqdm
 
 from formats.params_schema import Validate
 from stages.validate.checks import Check
-from stages.validate.dedup import first_of, near_duplicates, other_answers
-from stages.validate.expectations import Finding, judge
+from stages.validate.dedup import find_conflicting_answers, find_near_duplicates, first_occurrences
+from stages.validate.expectations import Finding, run_checks
 from stages.validate.row_table import RaggedFiles, RowTable
-from stages.validate.split import split
+from stages.validate.split import split_rows
 from stages.validate.worker_pool import WorkerPool
 
-_SAMPLED = 2000  # rows by which diversity is told: it falls with the number of rows looked at
-_AT_ONCE = 50_000  # rows in one table
+_DIVERSITY_SAMPLE = 2000  # rows; a fixed number, because diversity falls with the number of rows
+_CHUNK_ROWS = 50_000  # rows of a table for Great Expectations
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome of every row: rows in = train + eval + quarantined.
+    """The destination of every row: rows in = train + eval + quarantined.
 
     Attributes:
-        evaluated, quarantined: bool of shape (rows,); a row that is neither is trained on.
-        findings: one for each check of rows, by themselves and among all others.
-        diversity: distinct 4-grams over all 4-grams in a sample of the rows that go on; None without rows.
+        is_eval, is_quarantined: bool of shape (rows,); a row that is neither is for training.
+        findings: one for each row check and cross-row check.
+        diversity: distinct over all 4-grams in a sample of the accepted rows, from 0 to 1; None without rows.
     """
 
-    evaluated: np.ndarray
-    quarantined: np.ndarray
+    is_eval: np.ndarray
+    is_quarantined: np.ndarray
     findings: list[Finding]
     diversity: float | None
 
 
-def decide(examined: RowTable, checks: Sequence[Check], knobs: Validate, crew: WorkerPool) -> Decision:
-    """Judge rows among all others, and divide those that go on into training and evaluation.
+def decide_rows(table: RowTable, checks: Sequence[Check], params: Validate, pool: WorkerPool) -> Decision:
+    """Run the cross-row checks and split the accepted rows.
 
-    Only rows that passed so far are compared, so that a good row is no copy of one that was set aside for
-    another reason.
+    Each step compares only the rows that passed the steps before, so that no good row is quarantined as the duplicate
+    of a quarantined row. Only exact copies fail in any case.
     """
-    sieve = RowFilter(examined, checks)
-    sieve.find_copies()
-    pairs = sieve.find_near_duplicates(knobs.checks.no_near_duplicate.similarity)
-    sieve.find_other_answers()
-    evaluated = sieve.divide(pairs, knobs.eval_share)
-    findings = [*examined.findings, *sieve.findings(crew)]
-    quarantined = np.zeros(len(examined.lines), bool)
+    row_filter = RowFilter(table, checks)
+    row_filter.remove_copies()
+    pairs = row_filter.remove_near_duplicates(params.checks.no_near_duplicate.similarity)
+    row_filter.remove_conflicting_answers()
+    is_eval = row_filter.split(pairs, params.eval_share)
+    findings = [*table.findings, *row_filter.collect_findings(pool)]
+    is_quarantined = np.zeros(len(table.lines), bool)
     for finding in findings:
-        if sieve.severity[finding.check] != "warn":
-            quarantined[finding.rows] = True
-    return Decision(evaluated & ~quarantined, quarantined, findings, sieve.diversity(~quarantined))
+        if row_filter.severities[finding.check] != "warn":
+            is_quarantined[finding.rows] = True
+    diversity = measure_diversity(table, ~is_quarantined)
+    return Decision(is_eval & ~is_quarantined, is_quarantined, findings, diversity)
 
 
 class RowFilter:
-    """Rows that still go on, and the features that tell why others do not."""
+    """The rows that passed all checks so far, and the features of the cross-row checks.
 
-    def __init__(self, examined: RowTable, checks: Sequence[Check]):
-        self.examined = examined
-        self.checks = [check for check in checks if check.scope == "among"]
-        self.severity = {check.name: check.severity for check in checks}
-        self.features = {check.column: np.full(len(examined.lines), None, object) for check in self.checks}
-        self.grams = RaggedFiles(examined.grams)
-        self.going = examined.passed
+    Attributes:
+        severities: severity by check.
+        accepted: indices of the rows that passed so far.
+    """
 
-    def _fail(self, check: str, seen: dict[int, str]) -> None:
-        for row, what in seen.items():
-            self.features[f"{check}_fault"][row] = what
-        if self.severity[check] != "warn":
-            self.going = self.going[~np.isin(self.going, list(seen))]
+    def __init__(self, table: RowTable, checks: Sequence[Check]):
+        self.severities = {check.name: check.severity for check in checks}
+        self.accepted = table.passed
+        self._table = table
+        self._checks = [check for check in checks if check.scope == "among"]
+        self._features = {check.column: np.full(len(table.lines), None, object) for check in self._checks}
 
-    def find_copies(self) -> None:
-        """Every row that repeats another one counts, whatever became of that one."""
-        first = first_of(self.examined.keys.sample)
+    def _fail(self, check: str, faults: dict[int, str]) -> None:
+        """Record the faults of rows; unless the check only warns, the rows are no longer accepted."""
+        for row, fault in faults.items():
+            self._features[f"{check}_fault"][row] = fault
+        if self.severities[check] != "warn":
+            self.accepted = self.accepted[~np.isin(self.accepted, list(faults))]
+
+    def remove_copies(self) -> None:
+        """Fail every row that is a copy of an earlier row, even of a quarantined one."""
+        first = first_occurrences(self._table.keys.sample)
         copies = np.flatnonzero(first != np.arange(len(first)))
-        self._fail("unique", {row: self.examined.place(first[row]) for row in copies.tolist()})
+        self._fail("unique", {row: self._table.locate(first[row]) for row in copies.tolist()})
 
-    def find_near_duplicates(self, similarity: float) -> list[tuple[int, int, float]]:
-        """Pairs of rows, the later one first."""
-        positions = np.searchsorted(self.examined.passed, self.going)
-        alike = near_duplicates(self.examined.bands[positions], lambda row: self.grams[positions[row]], similarity)
-        pairs = [(int(self.going[later]), int(self.going[earlier]), share) for later, earlier, share in alike]
-        nearest = {later: f"{self.examined.place(earlier)} ({share:.0%})" for later, earlier, share in reversed(pairs)}
-        self._fail("no_near_duplicate", nearest)
+    def remove_near_duplicates(self, similarity: float) -> list[tuple[int, int, float]]:
+        """Fail every near-duplicate of an earlier row.
+
+        Returns:
+            Later row, earlier row and similarity of each pair.
+        """
+        rows, grams = self.accepted, RaggedFiles(self._table.grams)
+        positions = np.searchsorted(self._table.passed, rows)
+        pairs = [
+            (int(rows[later]), int(rows[earlier]), pair_similarity)
+            for later, earlier, pair_similarity in find_near_duplicates(
+                self._table.bands[positions], lambda row: grams[positions[row]], similarity
+            )
+        ]
+        # Reversed, so that the first similar row of each row is the one that is reported.
+        faults = {later: f"{self._table.locate(earlier)} ({share:.0%})" for later, earlier, share in reversed(pairs)}
+        self._fail("no_near_duplicate", faults)
         return pairs
 
-    def find_other_answers(self) -> None:
-        others = other_answers(self.examined.keys, self.going)
-        self._fail("one_answer", {row: self.examined.place(other) for row, other in others.items()})
+    def remove_conflicting_answers(self) -> None:
+        """Fail every row whose answer differs from the first answer to the same prompt."""
+        conflicts = find_conflicting_answers(self._table.keys, self.accepted)
+        self._fail("one_answer", {row: self._table.locate(first) for row, first in conflicts.items()})
 
-    def divide(self, pairs: Sequence[tuple[int, int, float]], eval_share: float) -> np.ndarray:
-        """Which rows are kept for evaluation: bool of shape (rows,)."""
-        position = {row: index for index, row in enumerate(self.going.tolist())} if pairs else {}
-        among = [(position[a], position[b], share) for a, b, share in pairs if a in position and b in position]
-        divided = split(self.examined.keys, self.going, among, eval_share)
-        evaluated = np.zeros(len(self.examined.lines), bool)
-        evaluated[self.going] = divided.evaluated
-        torn = {int(self.going[row]): int(self.going[other]) for row, other in divided.torn.items()}
-        self._fail("no_leakage", {row: self.examined.place(other) for row, other in torn.items()})
-        return evaluated
+    def split(self, pairs: Sequence[tuple[int, int, float]], eval_share: float) -> np.ndarray:
+        """Split the accepted rows, and fail those that belong to rows of both splits.
 
-    def findings(self, crew: WorkerPool) -> list[Finding]:
-        """What Great Expectations finds in the features."""
-        count = len(self.examined.lines)
-        tables = (np.arange(start, min(start + _AT_ONCE, count)) for start in range(0, count, _AT_ONCE))
-        pieces = (({column: values[rows] for column, values in self.features.items()}, rows) for rows in tables)
+        Args:
+            pairs: near-duplicates as later row, earlier row, similarity.
+
+        Returns:
+            Rows for evaluation: bool of shape (rows,).
+        """
+        rows = self.accepted
+        positions = {row: position for position, row in enumerate(rows.tolist())} if pairs else {}
+        accepted_pairs = [
+            (positions[later], positions[earlier], similarity)
+            for later, earlier, similarity in pairs
+            if later in positions and earlier in positions
+        ]
+        split = split_rows(self._table.keys, rows, accepted_pairs, eval_share)
+        is_eval = np.zeros(len(self._table.lines), bool)
+        is_eval[rows] = split.is_eval
+        conflicts = {int(rows[row]): self._table.locate(int(rows[other])) for row, other in split.conflicts.items()}
+        self._fail("no_leakage", conflicts)
+        return is_eval
+
+    def collect_findings(self, pool: WorkerPool) -> list[Finding]:
+        """Return the findings of the cross-row checks, by Great Expectations over the features."""
+        count = len(self._table.lines)
+        ranges = (np.arange(start, min(start + _CHUNK_ROWS, count)) for start in range(0, count, _CHUNK_ROWS))
+        chunks = (({column: values[rows] for column, values in self._features.items()}, rows) for rows in ranges)
         parts = []
-        with tqdm(desc="judge · 评判", unit=" rows", delay=2, total=count) as bar:
-            for part in crew.in_order(partial(_judge_piece, self.checks), pieces):
+        with tqdm(desc="run cross-row checks", unit=" rows", delay=2, total=count) as bar:
+            for part in pool.map_ordered(partial(_run_chunk, self._checks), chunks):
                 parts.append(part)
-                bar.update(min(_AT_ONCE, count - bar.n))
-        return [Finding.joined(same) for same in zip(*parts, strict=True)]
-
-    def diversity(self, kept: np.ndarray) -> float | None:
-        positions = np.flatnonzero(kept[self.examined.passed])
-        if not len(positions):
-            return None
-        by_hash = np.argsort(self.examined.keys.sample[self.examined.passed[positions]], kind="stable")
-        sampled = [self.grams[position] for position in positions[by_hash[:_SAMPLED]]]
-        every = np.concatenate(sampled)
-        return round(len(np.unique(every)) / max(len(every), 1), 4)
+                bar.update(min(_CHUNK_ROWS, count - bar.n))
+        return [Finding.concatenate(same_check) for same_check in zip(*parts, strict=True)]
 
 
-def _judge_piece(checks: Sequence[Check], piece: tuple[dict[str, np.ndarray], np.ndarray]) -> list[Finding]:
-    features, numbers = piece
-    return judge(features, numbers, checks)
+def _run_chunk(checks: Sequence[Check], chunk: tuple[dict[str, np.ndarray], np.ndarray]) -> list[Finding]:
+    features, rows = chunk
+    return run_checks(features, rows, checks)
+
+
+def measure_diversity(table: RowTable, is_accepted: np.ndarray) -> float | None:
+    """Return the share of distinct 4-grams in a sample of the accepted rows, the first 2,000 by hash."""
+    positions = np.flatnonzero(is_accepted[table.passed])
+    if not len(positions):
+        return None
+    by_hash = np.argsort(table.keys.sample[table.passed[positions]], kind="stable")
+    all_grams = RaggedFiles(table.grams)
+    grams = np.concatenate([all_grams[position] for position in positions[by_hash[:_DIVERSITY_SAMPLE]]])
+    return round(len(np.unique(grams)) / max(len(grams), 1), 4)

@@ -1,4 +1,7 @@
-"""Look at every row by itself, piece by piece; what will be needed of it later is kept on disk."""
+"""The row table: what the gate keeps of every row after its row checks, built in chunks.
+
+Arrays of numbers stay in memory. 4-grams, samples and raw bytes are spooled to files.
+"""
 
 import json
 from collections import Counter
@@ -11,30 +14,36 @@ from pathlib import Path
 import numpy as np
 
 from formats.params_schema import Params
-from formats.raw_rows import RawRow, place_of, read_rows
+from formats.raw_rows import RawRow, format_location, read_rows
 from measures.ngrams import hash_ngrams, join_dialogue
 from models.sample import Message, Sample
 from models.vocabulary import Vocabulary
-from stages.validate.checks import Check, checks_of
-from stages.validate.dedup import Keys, keys_of
-from stages.validate.expectations import Finding, judge
+from stages.validate.checks import Check, build_checks
+from stages.validate.dedup import RowKeys, compute_keys
+from stages.validate.expectations import Finding, run_checks
 from stages.validate.layouts import Layout
-from stages.validate.minhash import bands
-from stages.validate.row_features import Fault, describe, parse, shown, without_oldest
+from stages.validate.minhash import compute_bands
+from stages.validate.row_features import ParseFault, compute_features, drop_oldest_turns, excerpt, parse_row
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
-# Of a piece, which is what a worker has in memory at a time. Great Expectations takes a third of a second for
-# any table, so smaller ones cost time.
-_ROWS, _BYTES = 40_000, 16 * 2**20
-MOST_NAMES = 100  # keys and layouts that are counted by name, since rows may have any number of them
-OTHERS = "other keys"
-_TOLD = 10_000  # characters by which a language is told
-_LETTERS = 0.5  # tokens for a character of English: a real tokenizer takes 0.25
+# Limits of a chunk, which a worker holds in memory. Great Expectations takes a third of a second per table, so smaller
+# chunks cost time.
+_CHUNK_ROWS, _CHUNK_BYTES = 40_000, 16 * 2**20
+MAX_NAMES = 100  # distinct keys and layouts that are counted by name
+OTHER_KEYS = "other keys"  # counts all further ones
+_LANGUAGE_SAMPLE = 10_000  # characters from which a language is recognized
+_TOKENS_PER_CHARACTER = 0.5  # above this, a tokenizer spells English in letters; a real one needs 0.25
 
 
 @dataclass(frozen=True)
 class GateConfig:
-    """What the examination of a row depends on, and the folder where things are kept meanwhile."""
+    """Configuration of the row checks.
+
+    Attributes:
+        params: params.yaml.
+        tokenizer: folder of the tokenizer that counts tokens.
+        spool: folder for the files of the row table.
+    """
 
     params: Params
     tokenizer: Path
@@ -42,215 +51,250 @@ class GateConfig:
 
     @property
     def checks(self) -> list[Check]:
-        return checks_of(self.params)
+        """All checks with their limits."""
+        return build_checks(self.params)
 
     @property
     def vocabulary(self) -> Vocabulary:
-        return _vocabulary(self.tokenizer)
+        """The vocabulary of the tokenizer, loaded once per process."""
+        return _load_vocabulary(self.tokenizer)
 
 
 @lru_cache(maxsize=1)
-def _vocabulary(folder: Path) -> Vocabulary:
+def _load_vocabulary(folder: Path) -> Vocabulary:
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     options = {name: bool(config.get(name)) for name in ("do_lower_case", "remove_space")}
     return Vocabulary(folder / "ice_text.model", **options)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Rows that follow one another, and the number of the first."""
+class Chunk:
+    """Consecutive rows, and the index of the first."""
 
     first: int
     rows: list[RawRow]
 
 
-def pieces(files: Mapping[str, Path]) -> Iterator[Piece]:
-    """All rows of all files, in the order of names and lines."""
+def read_chunks(files: Mapping[str, Path]) -> Iterator[Chunk]:
+    """Yield the rows of all files in chunks, in the order of files and lines.
+
+    Args:
+        files: paths by name.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
     first, size, rows = 0, 0, []
     for name, path in files.items():
         for row in read_rows(path, name):
             rows.append(row)
             size += len(row.content)
-            if len(rows) == _ROWS or size >= _BYTES:
-                yield Piece(first, rows)
+            if len(rows) == _CHUNK_ROWS or size >= _CHUNK_BYTES:
+                yield Chunk(first, rows)
                 first, size, rows = first + len(rows), 0, []
     if rows:
-        yield Piece(first, rows)
+        yield Chunk(first, rows)
 
 
-# Keeping -------------------------------------------------------------------------------------------
+# Spooled columns -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One thing of every row of a piece, one after another in a file.
+class RaggedFile:
+    """A column of variable length for the rows of a chunk, concatenated in a file.
 
     Attributes:
-        file: an array of ``dtype``.
-        starts: where each row's begins, and where the last ends: int64 of shape (rows + 1,).
+        path: file, an array of ``dtype``.
+        starts: offset of each row, and of the end: int64 of shape (rows + 1,).
     """
 
-    file: Path
+    path: Path
     starts: np.ndarray
     dtype: str = "uint8"
 
     @classmethod
-    def of_bytes(cls, file: Path, things: Sequence[bytes]) -> "Stored":
-        file.write_bytes(b"".join(things))
-        return cls(file, np.cumsum([0, *map(len, things)], dtype=np.int64))
+    def write(cls, path: Path, values: Sequence[bytes]) -> "RaggedFile":
+        """Write a column of bytes."""
+        path.write_bytes(b"".join(values))
+        return cls(path, np.cumsum([0, *map(len, values)], dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def read(self) -> np.ndarray:
-        """What is in the file, on disk until it is looked at."""
-        return np.memmap(self.file, self.dtype, "r") if self.starts[-1] else np.empty(0, self.dtype)
+        """Return the memory-mapped content of the file."""
+        return np.memmap(self.path, self.dtype, "r") if self.starts[-1] else np.empty(0, self.dtype)
+
+
+class RaggedFiles:
+    """Random access to a spooled column of all chunks, by the position of a row."""
+
+    def __init__(self, files: Sequence[RaggedFile]):
+        self._starts = [file.starts for file in files]
+        self._ends = np.cumsum([len(file) for file in files])
+        self._values = [file.read() for file in files]
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        chunk = int(np.searchsorted(self._ends, position, side="right"))
+        within = position - (int(self._ends[chunk - 1]) if chunk else 0)
+        start, end = self._starts[chunk][within : within + 2]
+        return self._values[chunk][start:end]
+
+
+# Table ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RowTable:
-    """What is known of rows once they were looked at.
+    """Columns of all rows.
 
     Attributes:
-        files, lines, offsets, numbers: where each row stood, of shape (rows,); see :class:`formats.raw_rows.RawRow`.
-        keys: what identifies each.
-        prompt_tokens, answer_tokens, turns_cut: lengths, NaN where a row has none, of shape (rows,).
+        files, lines, offsets, numbers: location of each row, of shape (rows,); see :class:`formats.raw_rows.RawRow`.
+        keys: hashes for deduplication and split.
+        prompt_tokens, answer_tokens, turns_cut: NaN for a row without a conversation, float32 of shape (rows,).
         findings: one for each check of scope ``row``.
-        passed: numbers of the rows that go on as far as these checks are concerned.
-        bands: of those rows, of shape (passed, bands).
-        grams, samples: of those rows, a file for each piece of the data: 4-grams; records as JSON lines.
-        contents: of all rows, a file for each piece: their own bytes.
-        unread: how many rows have each key that nothing reads.
-        layouts: how many rows of each file have a layout that is not accepted.
-        spelled: rows over the token budget because the tokenizer cuts their English into letters: bool, (rows,).
+        passed: indices of the rows that no such check quarantines.
+        bands: MinHash bands of those rows, of shape (passed, bands).
+        grams, samples: spooled columns of those rows: 4-grams; samples as lines of JSON.
+        contents: spooled column of all rows: their own bytes.
+        unread_keys: number of rows by key that is not read.
+        layouts: number of rows by file and unsupported layout.
+        is_spelled: whether a row exceeds the token budget because the tokenizer spells English in letters, (rows,).
     """
 
     files: np.ndarray
     lines: np.ndarray
     offsets: np.ndarray
     numbers: np.ndarray
-    keys: Keys
+    keys: RowKeys
     prompt_tokens: np.ndarray
     answer_tokens: np.ndarray
     turns_cut: np.ndarray
     findings: list[Finding]
     passed: np.ndarray
     bands: np.ndarray
-    grams: list[Stored]
-    samples: list[Stored]
-    contents: list[Stored]
-    unread: Counter[str]
+    grams: list[RaggedFile]
+    samples: list[RaggedFile]
+    contents: list[RaggedFile]
+    unread_keys: Counter[str]
     layouts: Counter[tuple[str, Layout]]
-    spelled: np.ndarray
+    is_spelled: np.ndarray
 
-    def place(self, row: int) -> str:
-        return place_of(self.files[row], self.lines[row], self.numbers[row])
+    def locate(self, row: int) -> str:
+        """Return file and line of a row: ``rows.jsonl:3``, or ``rows.json#3`` in a JSON array."""
+        return format_location(self.files[row], self.lines[row], self.numbers[row])
 
     @classmethod
-    def joined(cls, parts: Sequence["RowTable"]) -> "RowTable":
-        """All that was found of pieces that follow one another."""
+    def concatenate(cls, parts: Sequence["RowTable"]) -> "RowTable":
+        """Return the tables of consecutive chunks as one."""
         columns = {name: [getattr(part, name) for part in parts] for name in cls.__dataclass_fields__}
-        keys = Keys.joined(columns.pop("keys"))
-        findings = [Finding.joined(same) for same in zip(*columns.pop("findings"), strict=True)]
-        counted = {name: _added(columns.pop(name)) for name in ("unread", "layouts")}
-        stored = {
-            name: [one for part in columns.pop(name) for one in part] for name in ("grams", "samples", "contents")
+        keys = RowKeys.concatenate(columns.pop("keys"))
+        findings = [Finding.concatenate(same_check) for same_check in zip(*columns.pop("findings"), strict=True)]
+        counters = {name: _add_counters(columns.pop(name)) for name in ("unread_keys", "layouts")}
+        spooled = {
+            name: [file for files in columns.pop(name) for file in files] for name in ("grams", "samples", "contents")
         }
         arrays = {name: np.concatenate(column) for name, column in columns.items()}
-        return cls(keys=keys, findings=findings, **counted, **stored, **arrays)
+        return cls(keys=keys, findings=findings, **counters, **spooled, **arrays)
 
 
-def _added(counters: Sequence[Counter]) -> Counter:
-    """All counts together."""
-    return _counted((name for counter in counters for name in counter), (n for c in counters for n in c.values()))
+def _add_counters(counters: Sequence[Counter]) -> Counter:
+    names = (name for counter in counters for name in counter)
+    return _count(names, (count for counter in counters for count in counter.values()))
 
 
-def _counted(names: Iterable[Hashable], counts: Iterable[int] = repeat(1)) -> Counter:
-    """How often each of the names came; those that come when there are many already, together."""
+def _count(names: Iterable[Hashable], counts: Iterable[int] = repeat(1)) -> Counter:
+    """Add counts by name; after :data:`MAX_NAMES` names, further ones are counted as :data:`OTHER_KEYS`."""
     total = Counter()
     for name, count in zip(names, counts, strict=False):
-        total[name if name in total or len(total) < MOST_NAMES else OTHERS] += count
+        total[name if name in total or len(total) < MAX_NAMES else OTHER_KEYS] += count
     return total
 
 
-def _unread_names(unread: Sequence[set[str]]) -> Counter[str]:
-    """How many rows have each key that nothing reads, by the key as a report shows it."""
-    total = _counted(key for keys in unread for key in sorted(keys)[:MOST_NAMES])
-    return _counted(map(shown, total), total.values())
+def _count_unread(unread: Sequence[set[str]]) -> Counter[str]:
+    """Return the number of rows by unread key, as a report shows the key.
+
+    Args:
+        unread: the unread keys of every row.
+    """
+    total = _count(key for keys in unread for key in sorted(keys)[:MAX_NAMES])
+    return _count(map(excerpt, total), total.values())
 
 
-class RaggedFiles:
-    """What was stored of all rows, or of those that passed, by a row's position among these."""
-
-    def __init__(self, stored: Sequence[Stored]):
-        self._starts = [one.starts for one in stored]
-        self._ends = np.cumsum([len(one) for one in stored])
-        self._values = [one.read() for one in stored]
-
-    def __getitem__(self, position: int) -> np.ndarray:
-        piece = int(np.searchsorted(self._ends, position, side="right"))
-        within = position - (int(self._ends[piece - 1]) if piece else 0)
-        start, end = self._starts[piece][within : within + 2]
-        return self._values[piece][start:end]
+# Chunks --------------------------------------------------------------------------------------------
 
 
-# Examining -----------------------------------------------------------------------------------------
-
-
-def examine(setting: GateConfig, piece: Piece) -> RowTable:
-    """Parse and describe the rows of a piece and have Great Expectations judge each by itself."""
-    max_bytes = setting.params.validate_.checks.parseable.max_bytes
-    parsed, unread = zip(*(parse(row.content, max_bytes) for row in piece.rows), strict=True)
-    features = describe(parsed, setting.vocabulary, setting.params)
-    numbers = np.arange(piece.first, piece.first + len(parsed))
-    checks = [check for check in setting.checks if check.scope == "row"]
-    findings = judge(features, numbers, checks)
-    out = {row for check, found in zip(checks, findings, strict=True) if check.severity != "warn" for row in found.rows}
-    passed = [index for index, number in enumerate(numbers.tolist()) if number not in out]
-    keys = keys_of([None if isinstance(messages, Fault) else messages for messages in parsed])
-    values, starts = hash_ngrams([join_dialogue(parsed[index]) for index in passed])
+def build_chunk_table(config: GateConfig, chunk: Chunk) -> RowTable:
+    """Parse the rows of a chunk, compute their features, run the row checks, and spool what later steps need."""
+    max_bytes = config.params.validate_.checks.parseable.max_bytes
+    parsed, unread = zip(*(parse_row(row.content, max_bytes) for row in chunk.rows), strict=True)
+    features = compute_features(parsed, config.vocabulary, config.params)
+    rows = np.arange(chunk.first, chunk.first + len(parsed))
+    checks = [check for check in config.checks if check.scope == "row"]
+    findings = run_checks(features, rows, checks)
+    failed = {
+        row for check, finding in zip(checks, findings, strict=True) if check.severity != "warn" for row in finding.rows
+    }
+    passed = [index for index, row in enumerate(rows.tolist()) if row not in failed]
+    keys = compute_keys([None if isinstance(messages, ParseFault) else messages for messages in parsed])
+    hashes, starts = hash_ngrams([join_dialogue(parsed[index]) for index in passed])
     samples = [
-        sample_line(piece.rows[index], parsed[index], int(keys.sample[index]), int(features["turns_cut"][index]))
+        encode_sample_line(chunk.rows[index], parsed[index], int(keys.sample[index]), int(features["turns_cut"][index]))
         for index in passed
     ]
-    file = setting.spool / f"{piece.first}"
-    values.tofile(file.with_suffix(".grams"))
+    path = config.spool / f"{chunk.first}"
+    hashes.tofile(path.with_suffix(".grams"))
     return RowTable(
-        files=np.array([row.file for row in piece.rows], object),
-        lines=np.array([row.line for row in piece.rows], np.int64),
-        offsets=np.array([row.offset for row in piece.rows], np.int64),
-        numbers=np.array([row.number for row in piece.rows], np.int64),
+        files=np.array([row.file for row in chunk.rows], object),
+        lines=np.array([row.line for row in chunk.rows], np.int64),
+        offsets=np.array([row.offset for row in chunk.rows], np.int64),
+        numbers=np.array([row.number for row in chunk.rows], np.int64),
         keys=keys,
         **{name: features[name].astype(np.float32) for name in ("prompt_tokens", "answer_tokens", "turns_cut")},
         findings=findings,
-        passed=numbers[passed],
-        bands=bands(values, starts),
-        grams=[Stored(file.with_suffix(".grams"), starts, "uint32")],
-        samples=[Stored.of_bytes(file.with_suffix(".samples"), samples)],
-        contents=[Stored.of_bytes(file.with_suffix(".contents"), [row.content for row in piece.rows])],
-        spelled=_spelled(parsed, features, findings, piece.first),
-        unread=_unread_names(unread),
-        layouts=_counted(
+        passed=rows[passed],
+        bands=compute_bands(hashes, starts),
+        grams=[RaggedFile(path.with_suffix(".grams"), starts, "uint32")],
+        samples=[RaggedFile.write(path.with_suffix(".samples"), samples)],
+        contents=[RaggedFile.write(path.with_suffix(".contents"), [row.content for row in chunk.rows])],
+        is_spelled=_find_spelled(parsed, features, findings, chunk.first),
+        unread_keys=_count_unread(unread),
+        layouts=_count(
             (row.file, fault.layout)
-            for row, fault in zip(piece.rows, parsed, strict=True)
-            if isinstance(fault, Fault) and fault.layout
+            for row, fault in zip(chunk.rows, parsed, strict=True)
+            if isinstance(fault, ParseFault) and fault.layout
         ),
     )
 
 
-def _spelled(parsed: Sequence, features: Mapping, findings: Sequence[Finding], first: int) -> np.ndarray:
-    """Which rows are over the token budget because the tokenizer cuts their English into letters: bool, (rows,)."""
-    spelled = np.zeros(len(parsed), bool)
-    for row in {row for finding in findings if finding.check in ("prompt_fits", "answer_fits") for row in finding.rows}:
-        text = join_dialogue(parsed[row - first])
-        letters = sum(character.isalpha() and character.isascii() for character in text[:_TOLD])
-        tokens = features["prompt_tokens"][row - first] + features["answer_tokens"][row - first]
-        spelled[row - first] = 2 * letters > len(text[:_TOLD]) and tokens > _LETTERS * len(text)
-    return spelled
+def _find_spelled(parsed: Sequence, features: Mapping, findings: Sequence[Finding], first: int) -> np.ndarray:
+    """Return which rows exceed the token budget because the tokenizer spells their English in letters.
+
+    Args:
+        parsed: messages of every row.
+        first: index of the first row.
+
+    Returns:
+        bool of shape (rows,).
+    """
+    is_spelled = np.zeros(len(parsed), bool)
+    too_long = (finding for finding in findings if finding.check in ("prompt_fits", "answer_fits"))
+    for index in {row - first for finding in too_long for row in finding.rows}:
+        text = join_dialogue(parsed[index])
+        sample = text[:_LANGUAGE_SAMPLE]
+        letters = sum(character.isalpha() and character.isascii() for character in sample)
+        tokens = features["prompt_tokens"][index] + features["answer_tokens"][index]
+        is_spelled[index] = 2 * letters > len(sample) and tokens > _TOKENS_PER_CHARACTER * len(text)
+    return is_spelled
 
 
-def sample_line(row: RawRow, messages: Sequence[Message], key: int, turns_cut: int) -> bytes:
-    """The record of a sample as a line of JSON. Its id is that of the whole conversation, before anything was cut."""
-    kept = without_oldest(messages, turns_cut) if turns_cut else messages
+def encode_sample_line(row: RawRow, messages: Sequence[Message], key: int, turns_cut: int) -> bytes:
+    """Return a sample as a line of JSON.
+
+    Args:
+        key: hash of the whole conversation, before turns were cut: the id of the sample.
+        turns_cut: number of oldest turns to leave out.
+    """
+    kept = drop_oldest_turns(messages, turns_cut) if turns_cut else messages
     sample = Sample(f"{key:016x}", row.file, row.line, kept, row.number or None)
     return _JSON.encode(sample.to_json()).encode("utf-8") + b"\n"

@@ -1,4 +1,4 @@
-"""Every row is read once and examined, and once all are decided on, put where it belongs."""
+"""Input and output of the gate: raw files to the row table, and the decided rows to the files of their split."""
 
 import base64
 import json
@@ -13,80 +13,91 @@ from tqdm import tqdm
 
 from models.errors import UserError
 from stages.validate.checks import Check
+from stages.validate.expectations import Finding
 from stages.validate.row_decisions import Decision
-from stages.validate.row_table import GateConfig, RaggedFiles, RowTable, Stored, examine, pieces
+from stages.validate.row_table import GateConfig, RaggedFile, RaggedFiles, RowTable, build_chunk_table, read_chunks
 from stages.validate.worker_pool import WorkerPool
 
-PLACES = ("train", "eval", "quarantine")
+DESTINATIONS = ("train", "eval", "quarantine")
 
 
-def read(setting: GateConfig, files: Mapping[str, Path], crew: WorkerPool) -> RowTable:
-    """Examine every row.
+def build_row_table(config: GateConfig, files: Mapping[str, Path], pool: WorkerPool) -> RowTable:
+    """Read all rows and run the row checks.
+
+    Args:
+        files: paths by name.
 
     Raises:
         UserError: there are no rows, or a file cannot be read.
     """
     parts = []
-    with tqdm(desc="check · 检查", unit=" rows", delay=2) as bar:
-        for part in crew.in_order(partial(examine, setting), pieces(files)):
+    with tqdm(desc="check", unit=" rows", delay=2) as bar:
+        for part in pool.map_ordered(partial(build_chunk_table, config), read_chunks(files)):
             parts.append(part)
             bar.update(len(part.lines))
     if not parts:
-        raise UserError(f"No rows in {', '.join(files)}; fill the files, or name others.")
-    return RowTable.joined(parts)
+        raise UserError(f"No rows in {', '.join(files)}; add rows to the files, or name other files.")
+    return RowTable.concatenate(parts)
 
 
-def put(examined: RowTable, decision: Decision, checks: Sequence[Check], folder: Path) -> dict[str, int]:
+def write_rows(table: RowTable, decision: Decision, checks: Sequence[Check], folder: Path) -> dict[str, int]:
     """Write every row to ``train.jsonl``, ``eval.jsonl`` or ``quarantine.jsonl`` in a folder.
 
     Returns:
-        How many rows went to each.
+        Number of rows written by destination.
     """
-    written = dict.fromkeys(PLACES, 0)
-    going = decision.evaluated[examined.passed] + 2 * decision.quarantined[examined.passed].astype(int)
+    written = dict.fromkeys(DESTINATIONS, 0)
+    # Index of the destination of every row that passed the row checks.
+    destinations = decision.is_eval[table.passed] + 2 * decision.is_quarantined[table.passed].astype(int)
     with (
         (folder / "train.jsonl").open("wb") as train,
         (folder / "eval.jsonl").open("wb") as evaluation,
         (folder / "quarantine.jsonl").open("wb") as quarantine,
-        tqdm(desc="write · 写出", unit=" rows", delay=2, total=len(examined.lines)) as bar,
+        tqdm(desc="write", unit=" rows", delay=2, total=len(table.lines)) as bar,
     ):
-        for where, line in zip(going.tolist(), _each(examined.samples), strict=True):
-            if where < 2:
-                (train, evaluation)[where].write(line)
-                written[PLACES[where]] += 1
+        for destination, line in zip(destinations.tolist(), _read_all(table.samples), strict=True):
+            if destination < 2:
+                (train, evaluation)[destination].write(line)
+                written[DESTINATIONS[destination]] += 1
                 bar.update()
-        for line in quarantined_lines(examined, decision, checks):
+        for line in quarantine_lines(table, decision, checks):
             quarantine.write(line)
             written["quarantine"] += 1
             bar.update()
     return written
 
 
-def _each(stored: Sequence[Stored]) -> Iterator[bytes]:
-    for one in stored:
-        content = one.file.read_bytes()
-        yield from (content[start:end] for start, end in pairwise(one.starts.tolist()))
+def _read_all(files: Sequence[RaggedFile]) -> Iterator[bytes]:
+    """Yield the values of a spooled column in order, one file in memory at a time."""
+    for file in files:
+        content = file.path.read_bytes()
+        yield from (content[start:end] for start, end in pairwise(file.starts.tolist()))
 
 
-def quarantined_lines(examined: RowTable, decision: Decision, checks: Sequence[Check]) -> Iterator[bytes]:
-    """Bad rows as they came, each with every check that it failed."""
-    contents, by_name = RaggedFiles(examined.contents), {check.name: check for check in checks}
-    for row in np.flatnonzero(decision.quarantined).tolist():
+def quarantine_lines(table: RowTable, decision: Decision, checks: Sequence[Check]) -> Iterator[bytes]:
+    """Yield the quarantined rows as lines of JSON: location, raw content, and the checks that the row fails."""
+    contents, check_by_name = RaggedFiles(table.contents), {check.name: check for check in checks}
+    for row in np.flatnonzero(decision.is_quarantined).tolist():
         failed = []
         for finding in decision.findings:
-            index = bisect_left(finding.rows, row)
-            if index < len(finding.rows) and finding.rows[index] == row:
-                check = by_name[finding.check]
-                told = {"check": check.name, "severity": check.severity}
-                failed.append(told | {"seen": finding.seen[index], "limit": check.limit})
-        where = {"file": examined.files[row], "line": int(examined.lines[row]), "offset": int(examined.offsets[row])}
-        if number := int(examined.numbers[row]):
-            where["number"] = number
-        record = {**where, **_as_text(contents[row].tobytes()), "failed": failed}
+            if (index := _find_row(finding, row)) is not None:
+                check = check_by_name[finding.check]
+                reason = {"check": check.name, "severity": check.severity}
+                failed.append(reason | {"seen": finding.values[index], "limit": check.limit})
+        location = {"file": table.files[row], "line": int(table.lines[row]), "offset": int(table.offsets[row])}
+        if number := int(table.numbers[row]):
+            location["number"] = number
+        record = {**location, **_encode_content(contents[row].tobytes()), "failed": failed}
         yield json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
 
 
-def _as_text(content: bytes) -> dict[str, str]:
+def _find_row(finding: Finding, row: int) -> int | None:
+    """Return the index of a row in a finding, whose rows are sorted; None if the row passes the check."""
+    index = bisect_left(finding.rows, row)
+    return index if index < len(finding.rows) and finding.rows[index] == row else None
+
+
+def _encode_content(content: bytes) -> dict[str, str]:
     try:
         return {"content": content.decode("utf-8")}
     except UnicodeDecodeError:

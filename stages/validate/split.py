@@ -1,19 +1,19 @@
-"""The side of the split that every row goes to.
+"""The split of rows into training and evaluation, without leakage of a dialogue from one split to the other.
 
-A row's side depends on a hash of its first question. It goes to the side of an earlier row instead if both are parts
-of one dialogue: if one begins with the whole other one, as the rows of a growing history do, if one begins where the
-other one ends, as rows with a cut history do, or if they ask the same. A near-duplicate goes to the side of the first
-row that it resembles. With a greeting open many dialogues that have nothing else in common: only the first few that
-continue the same short opening are kept together.
+The split of a row depends on a hash of its first question. A row joins the split of an earlier row instead if both
+belong to one dialogue: one begins with the whole other row (growing history), one begins where the other ends
+(truncated history), or both have the same prompt. A near-duplicate joins the split of the first row that it resembles.
+A greeting opens many unrelated dialogues, so only a limited number of rows that continue the same short opening are
+kept together.
 
-Rows are taken in the order in which they were read, so that rows which arrive later, behind the old ones, never move
-an old one to the other side. A row that belongs to rows on both sides can be on neither, and is quarantined; so is a
-greeting that stands as a row of its own, once dialogues on both sides begin with it.
+Rows are assigned in the order in which they were read, so that appended rows never move an old row to the other split.
+A row that belongs to rows of both splits is a conflict and is quarantined; so is a greeting that is a row of its own,
+if dialogues of both splits begin with it.
 """
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -21,51 +21,52 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from stages.validate.dedup import Keys
+from stages.validate.dedup import RowKeys
 
-# Conversations that continue one opening, and answers to one prompt, that are kept together. The shorter it is, the
-# more likely it is a greeting; a long one may be a document that many questions are about.
+# How many conversations that continue one opening, and how many answers to one prompt, are kept together. The shorter a
+# text, the more likely it is a greeting; a long one may be a document that many questions refer to.
 FEW, MANY, ALL = 8, 100, 2**62
-MOST_GOING_ON, MOST_ANSWERS = (FEW, FEW, FEW, MANY), (FEW, FEW, MANY, ALL)  # by the last two bits of a key
-_SPREAD, _WORD = 0x9E3779B97F4A7C15, 2**64  # make 64 random bits of a key
+MAX_CONTINUATIONS, MAX_ANSWERS = (FEW, FEW, FEW, MANY), (FEW, FEW, MANY, ALL)  # by the length class of a key
+_MULTIPLIER, _WORD = 0x9E3779B97F4A7C15, 2**64  # spread a key over 64 random bits
 _NONE = -1
 
 
 @dataclass(frozen=True)
 class Split:
-    """Where rows go.
+    """Assignment of rows to splits.
 
     Attributes:
-        evaluated: bool of shape (rows,): kept for evaluation, else for training.
-        torn: rows that belong to rows of both sides, and one of the other side for each.
+        is_eval: bool of shape (rows,): evaluation, else training.
+        conflicts: rows that belong to rows of both splits, each with one such row of the other split.
     """
 
-    evaluated: np.ndarray
-    torn: dict[int, int]
+    is_eval: np.ndarray
+    conflicts: dict[int, int]
 
 
-def split(keys: Keys, rows: np.ndarray, pairs: Sequence[tuple[int, int, float]], eval_share: float) -> Split:
-    """Divide rows into training and evaluation.
+def split_rows(keys: RowKeys, rows: np.ndarray, pairs: Sequence[tuple[int, int, float]], eval_share: float) -> Split:
+    """Assign rows to training and evaluation.
 
     Args:
         keys: of all rows.
-        rows: numbers of the rows to divide, in order.
-        pairs: near-duplicates by their positions among these: later row, earlier row, similarity.
+        rows: indices of the rows to assign, in order.
+        pairs: near-duplicates, as later and earlier position in ``rows``, and similarity.
+        eval_share: share of rows for evaluation, between 0 and 1.
     """
     neighbours = defaultdict(list)
     for later, earlier, _ in pairs:
         neighbours[later].append(earlier)
-    openings = _Openings.of(keys, rows, list(neighbours))
-    sides = _Sides(openings.repeated, keys.question[rows], eval_share)
+    openings = _Openings.collect(keys, rows, list(neighbours))
+    assigner = _Assigner(openings.shared, keys.question[rows], eval_share)
     for row, opening in openings:
-        sides.place(row, opening, neighbours.get(row, ()))
-    sides.never_one_sided()
-    if sides.is_crowded:
+        assigner.assign(row, opening, neighbours.get(row, ()))
+    assigner.fill_empty_split()
+    if assigner.exceeded_limit:
         for row, opening in openings:
-            sides.note_continuation(row, opening)
+            assigner.record_continuation(row, opening)
         for row, opening in openings:
-            sides.tear_greeting(row, opening)
-    return Split(sides.evaluated, sides.torn)
+            assigner.find_greeting_conflict(row, opening)
+    return Split(assigner.is_eval, assigner.conflicts)
 
 
 # Openings ------------------------------------------------------------------------------------------
@@ -73,47 +74,45 @@ def split(keys: Keys, rows: np.ndarray, pairs: Sequence[tuple[int, int, float]],
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """The parts of a conversation that other rows may have too, each by its number among :attr:`_Openings.repeated`.
-
-    -1 stands for a part that no other row has.
+    """The parts of a conversation, as indices into :attr:`_Openings.shared`; -1 for a part that no other row has.
 
     Attributes:
-        prompt: everything before the answer.
+        prompt: all messages before the answer.
         question: the first question.
-        first: the first 1, 2, … n turns.
-        own: the same together with the system message; ``first`` itself where there is none.
-        last: the last 1, 2, … n - 1 turns.
-        values: keys of the parts from the most general to the most special one.
+        prefixes: the first 1, 2, … n turns.
+        system_prefixes: the same after the system message; ``prefixes`` itself without one.
+        suffixes: the last 1, 2, … n - 1 turns.
+        keys: keys of the parts of :attr:`growing`.
     """
 
     prompt: int
     question: int
-    first: list[int]
-    own: list[int]
-    last: list[int]
-    values: list[int]
+    prefixes: list[int]
+    system_prefixes: list[int]
+    suffixes: list[int]
+    keys: list[int]
 
     @property
     def growing(self) -> list[int]:
-        """From the most general part to the most special one, in the order of ``values``."""
-        if self.own is self.first:
-            return [self.question, *self.first]
-        return [self.question, *chain.from_iterable(zip(self.first, self.own, strict=True))]
+        """The first question and all prefixes, from the most general to the most specific, in the order of ``keys``."""
+        if self.system_prefixes is self.prefixes:
+            return [self.question, *self.prefixes]
+        return [self.question, *chain.from_iterable(zip(self.prefixes, self.system_prefixes, strict=True))]
 
 
 @dataclass(frozen=True)
 class _Openings:
-    """Openings of the rows that share a part with another row or resemble one; all others go by their hash.
+    """Openings of the rows that share a part with another row or have a near-duplicate.
 
     Attributes:
-        repeated: keys that stand there more than once, sorted.
+        shared: keys that occur more than once, sorted.
         rows: positions of those rows, in order.
-        counts: how many turns each has.
+        counts: number of turns of each.
         heads: their prompts and questions, of shape (rows, 2).
-        turns, starts: keys of their turns as in :class:`Keys`.
+        turns, starts: keys of their parts, as in :class:`RowKeys`.
     """
 
-    repeated: np.ndarray
+    shared: np.ndarray
     rows: np.ndarray
     counts: np.ndarray
     heads: np.ndarray
@@ -121,170 +120,199 @@ class _Openings:
     starts: np.ndarray
 
     @classmethod
-    def of(cls, keys: Keys, rows: np.ndarray, alike: Sequence[int]) -> "_Openings":
+    def collect(cls, keys: RowKeys, rows: np.ndarray, near_duplicates: Sequence[int]) -> "_Openings":
+        """Collect the openings of rows.
+
+        Args:
+            rows: indices of rows in ``keys``.
+            near_duplicates: positions in ``rows`` that are included in any case.
+        """
         heads = np.stack([keys.prompt[rows], keys.question[rows]], axis=1)
         lengths = np.diff(keys.starts)[rows]
         owner = np.repeat(np.arange(len(rows)), lengths)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         turns = keys.turns[keys.starts[rows][owner] + within]
         ordered = np.sort(np.concatenate([heads.ravel(), turns]))
-        repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        is_shared = (_places(repeated, heads) != _NONE).any(axis=1)
-        is_shared[owner[_places(repeated, turns) != _NONE]] = True
-        is_shared[np.array(alike, np.int64)] = True
-        kept = np.flatnonzero(is_shared)
-        starts = np.cumsum([0, *lengths[kept]], dtype=np.int64)
-        return cls(repeated, kept, keys.counts[rows[kept]], heads[kept], turns[is_shared[owner]], starts)
+        shared = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        is_included = (_find_indices(shared, heads) != _NONE).any(axis=1)
+        is_included[owner[_find_indices(shared, turns) != _NONE]] = True
+        is_included[np.array(near_duplicates, np.int64)] = True
+        included = np.flatnonzero(is_included)
+        starts = np.cumsum([0, *lengths[included]], dtype=np.int64)
+        return cls(shared, included, keys.counts[rows[included]], heads[included], turns[is_included[owner]], starts)
 
     def __iter__(self) -> Iterator[tuple[int, Opening]]:
-        """Positions of rows, in order, and their openings."""
-        heads, turns = _places(self.repeated, self.heads), _places(self.repeated, self.turns)
+        """Yield position and opening of each row, in order."""
+        heads, turns = _find_indices(self.shared, self.heads), _find_indices(self.shared, self.turns)
         starts = self.starts.tolist()
         for index, (row, count) in enumerate(zip(self.rows.tolist(), self.counts.tolist(), strict=True)):
-            numbers = turns[starts[index] : starts[index + 1]].tolist()
-            has_system = len(numbers) == 3 * count - 1 and count > 0
-            ending = (1 + has_system) * count
-            keys = self.turns[starts[index] : starts[index] + ending].reshape(1 + has_system, count).T
-            values = [int(self.heads[index, 1]), *keys.ravel().tolist()]
+            parts = turns[starts[index] : starts[index + 1]].tolist()
+            has_system = len(parts) == 3 * count - 1 and count > 0
+            prefix_count = (1 + has_system) * count
+            keys = self.turns[starts[index] : starts[index] + prefix_count].reshape(1 + has_system, count).T
             prompt, question = heads[index].tolist()
-            first, last = numbers[:count], numbers[ending:]
-            yield row, Opening(prompt, question, first, numbers[count:ending] or first, last, values)
+            prefixes = parts[:count]
+            yield (
+                row,
+                Opening(
+                    prompt=prompt,
+                    question=question,
+                    prefixes=prefixes,
+                    system_prefixes=parts[count:prefix_count] or prefixes,
+                    suffixes=parts[prefix_count:],
+                    keys=[int(self.heads[index, 1]), *keys.ravel().tolist()],
+                ),
+            )
 
 
-def _places(ordered: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Where each key stands among keys in order, -1 where it does not: int64 of the shape of ``keys``."""
+def _find_indices(ordered: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return the index of each key among sorted keys, -1 if it is missing: int64 of the shape of ``keys``."""
     if not len(ordered):
         return np.full(keys.shape, _NONE)
-    places = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
-    return np.where(ordered[places] == keys, places, _NONE)
+    indices = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+    return np.where(ordered[indices] == keys, indices, _NONE)
 
 
-# Sides ---------------------------------------------------------------------------------------------
+# Assignment ----------------------------------------------------------------------------------------
 
 
-class _Sides:
-    """The sides that rows were given so far, and by which parts of conversations they are known.
+class _Assigner:
+    """Splits of the rows assigned so far, and the parts of conversations by which later rows find them.
 
     Attributes:
-        evaluated, torn: as in :class:`Split`.
-        is_crowded: whether some row was told apart from others with the same opening, because they are many.
+        is_eval, conflicts: as in :class:`Split`.
+        exceeded_limit: whether a row was not kept together with rows of the same opening because they are too many.
     """
 
-    def __init__(self, repeated: np.ndarray, questions: np.ndarray, eval_share: float):
-        self.torn: dict[int, int] = {}
-        self.is_crowded = False
-        self._limit = eval_share * 2.0**64
+    def __init__(self, shared: np.ndarray, questions: np.ndarray, eval_share: float):
+        self.conflicts: dict[int, int] = {}
+        self.exceeded_limit = False
+        self._threshold = eval_share * 2.0**64
         self._hashes = questions.astype(np.float64)
-        self.evaluated = self._hashes < self._limit
-        length_class = (repeated & np.uint64(3)).astype(np.int64)
-        self._going_on, self._answers = (np.array(most)[length_class] for most in (MOST_GOING_ON, MOST_ANSWERS))
-        # By the number of a part: the first row that begins with it, that ends with it, and how many went on from it.
-        self._openers, self._closers = (array("q", [_NONE]) * len(repeated) for _ in range(2))
-        self._singles: set[int] = set()  # parts that are a whole row of one turn
-        self._followers = array("q", [0]) * len(repeated)
-        # By side, training first: the first row that continues the part.
-        self._continued = [array("q", [_NONE]) * len(repeated) for _ in range(2)]
-        self._bonds: list[tuple[int, int]] = []
+        self.is_eval = self._hashes < self._threshold
+        length_class = (shared & np.uint64(3)).astype(np.int64)
+        self._max_continuations, self._max_answers = (
+            np.array(limits)[length_class] for limits in (MAX_CONTINUATIONS, MAX_ANSWERS)
+        )
+        # By the index of a part: the first row that begins with it, the first that ends with it, and their followers.
+        self._first_with_prefix, self._first_with_suffix = (array("q", [_NONE]) * len(shared) for _ in range(2))
+        self._followers = array("q", [0]) * len(shared)
+        self._single_turns: set[int] = set()  # parts that are a row of one turn
+        # By split, training first, and by part: the first row that continues the part.
+        self._continued = [array("q", [_NONE]) * len(shared) for _ in range(2)]
+        self._links: list[tuple[int, int]] = []  # pairs of rows that are kept together
 
-    def place(self, row: int, opening: Opening, neighbours: Sequence[int]) -> None:
-        """Give a row its side: that of the earlier rows it belongs to, or by a hash.
+    def assign(self, row: int, opening: Opening, neighbours: Sequence[int]) -> None:
+        """Assign a row to the split of the earlier rows it belongs to, or by its hash.
 
         Args:
-            neighbours: earlier rows that it resembles.
+            neighbours: earlier near-duplicates of the row.
         """
-        bonds = [*self._kin(opening), *(earlier for earlier in neighbours if earlier not in self.torn)]
-        bonds = bonds or [*self._follow(self._openers, [opening.question], self._going_on)]
-        for earlier in bonds[1:]:
-            if self.evaluated[earlier] != self.evaluated[bonds[0]]:
-                self.torn[row] = earlier
+        related = [*self._find_dialogue(opening), *(earlier for earlier in neighbours if earlier not in self.conflicts)]
+        related = related or [*self._follow(self._first_with_prefix, [opening.question], self._max_continuations)]
+        for earlier in related[1:]:
+            if self.is_eval[earlier] != self.is_eval[related[0]]:
+                self.conflicts[row] = earlier
                 return
-        if bonds:
-            self.evaluated[row] = self.evaluated[bonds[0]]
-            self._bonds += [(row, earlier) for earlier in bonds]
+        if related:
+            self.is_eval[row] = self.is_eval[related[0]]
+            self._links += [(row, earlier) for earlier in related]
         else:
-            self._hashes[row] = self._hash_of(opening)
-            self.evaluated[row] = self._hashes[row] < self._limit
-        for number in (opening.prompt, *opening.growing):
-            if number != _NONE and self._openers[number] == _NONE:
-                self._openers[number] = row
-        if len(opening.first) == 1 and opening.first[0] != _NONE:
-            self._singles.add(opening.first[0])
-        for number in opening.last:
-            if number != _NONE and self._closers[number] == _NONE:
-                self._closers[number] = row
+            self._hashes[row] = self._hash(opening)
+            self.is_eval[row] = self._hashes[row] < self._threshold
+        self._register(row, opening)
 
-    def _kin(self, opening: Opening) -> Iterator[int]:
-        """Earlier rows of the same dialogue: one by how the row begins, two by where it and another one overlap."""
-        whole = opening.own[-1] if opening.own else _NONE
-        if self._known(self._openers, [whole]) != _NONE:
-            yield self._openers[whole]
-        elif self._known(self._openers, [opening.prompt]) != _NONE:
-            most = self._answers if len(opening.first) < 2 else self._going_on
-            yield from self._follow(self._openers, [opening.prompt], most)
+    def _register(self, row: int, opening: Opening) -> None:
+        """Record the parts of an assigned row that no earlier row has."""
+        for part in (opening.prompt, *opening.growing):
+            if part != _NONE and self._first_with_prefix[part] == _NONE:
+                self._first_with_prefix[part] = row
+        if len(opening.prefixes) == 1 and opening.prefixes[0] != _NONE:
+            self._single_turns.add(opening.prefixes[0])
+        for part in opening.suffixes:
+            if part != _NONE and self._first_with_suffix[part] == _NONE:
+                self._first_with_suffix[part] = row
+
+    def _find_dialogue(self, opening: Opening) -> Iterator[int]:
+        """Yield earlier rows of the same dialogue: one by its beginning, and up to two by an overlap."""
+        whole = opening.system_prefixes[-1] if opening.system_prefixes else _NONE
+        if self._first_known(self._first_with_prefix, [whole]) != _NONE:
+            yield self._first_with_prefix[whole]
+        elif self._first_known(self._first_with_prefix, [opening.prompt]) != _NONE:
+            limits = self._max_answers if len(opening.prefixes) < 2 else self._max_continuations
+            yield from self._follow(self._first_with_prefix, [opening.prompt], limits)
         else:
-            yield from self._follow(self._openers, opening.growing[1:], self._going_on)
-        # A turn that stands alone too, such as a question of an identity, is no sign of one dialogue.
-        if len(opening.first) > 1:
-            single = self._singles.intersection((opening.first[0], *opening.last[:1]))
-            yield from self._follow(
-                self._closers, [part for part in opening.first if part not in single], self._going_on
+            yield from self._follow(self._first_with_prefix, opening.growing[1:], self._max_continuations)
+        if len(opening.prefixes) > 1:
+            # A turn that is also a row of its own, such as a question about identity, does not identify a dialogue.
+            single = self._single_turns.intersection((opening.prefixes[0], *opening.suffixes[:1]))
+            prefixes, suffixes = (
+                [part for part in parts if part not in single] for parts in (opening.prefixes, opening.suffixes)
             )
-            yield from self._follow(
-                self._openers, [part for part in opening.last if part not in single], self._going_on
-            )
+            yield from self._follow(self._first_with_suffix, prefixes, self._max_continuations)
+            yield from self._follow(self._first_with_prefix, suffixes, self._max_continuations)
 
-    def _follow(self, rows: array, parts: Sequence[int], most: np.ndarray) -> Iterator[int]:
-        """The row known by the most special of the parts, unless as many as may have followed it already."""
-        number = self._known(rows, reversed(parts))
-        if number == _NONE:
+    def _follow(self, rows: array, parts: Sequence[int], limits: np.ndarray) -> Iterator[int]:
+        """Yield the row with the most specific of the parts, unless its limit of followers is reached.
+
+        Args:
+            rows: row by part.
+            parts: from the most general to the most specific.
+            limits: followers by part.
+        """
+        part = self._first_known(rows, reversed(parts))
+        if part == _NONE:
             return
-        if self._followers[number] >= most[number]:
-            self.is_crowded = True
+        if self._followers[part] >= limits[part]:
+            self.exceeded_limit = True
             return
-        self._followers[number] += 1
-        yield rows[number]
+        self._followers[part] += 1
+        yield rows[part]
 
-    def _known(self, rows: array, numbers) -> int:
-        """The first of the numbers by which a row is known, or -1."""
-        return next((number for number in numbers if number != _NONE and rows[number] != _NONE), _NONE)
+    def _first_known(self, rows: array, parts: Iterable[int]) -> int:
+        """Return the first part that some row has, or -1."""
+        return next((part for part in parts if part != _NONE and rows[part] != _NONE), _NONE)
 
-    def _hash_of(self, opening: Opening) -> float:
-        """The hash of the most general part that no earlier row has, so that all rows of a dialogue have the same."""
-        for place, number in enumerate(opening.growing):
-            if number == _NONE or self._openers[number] == _NONE:
-                value = opening.values[place]
-                return float(value if place == 0 else value * _SPREAD % _WORD)
-        return float(opening.values[-1] * _SPREAD % _WORD)
+    def _hash(self, opening: Opening) -> float:
+        """Return the hash of the most general part that no earlier row has; rows of one dialogue share it."""
+        for position, part in enumerate(opening.growing):
+            if part == _NONE or self._first_with_prefix[part] == _NONE:
+                key = opening.keys[position]
+                return float(key if position == 0 else key * _MULTIPLIER % _WORD)
+        return float(opening.keys[-1] * _MULTIPLIER % _WORD)
 
-    def never_one_sided(self) -> None:
-        """Where few rows all fell to one side, let those with the most extreme hash change over."""
-        going = np.ones(len(self.evaluated), bool)
-        going[list(self.torn)] = False
-        if not going.any() or self.evaluated[going].any() != self.evaluated[going].all():
+    def fill_empty_split(self) -> None:
+        """If all rows are in one split, move the linked rows with the most extreme hash to the other.
+
+        At most half of the rows are moved; nothing is moved if all rows are linked.
+        """
+        is_assigned = np.ones(len(self.is_eval), bool)
+        is_assigned[list(self.conflicts)] = False
+        if not is_assigned.any() or self.is_eval[is_assigned].any() != self.is_eval[is_assigned].all():
             return
-        count = len(going)
-        later, earlier = np.array(self._bonds or [(0, 0)]).T
+        count = len(is_assigned)
+        later, earlier = np.array(self._links or [(0, 0)]).T
         graph = coo_array((np.ones(len(later)), (later, earlier)), shape=(count, count))
         _, component = connected_components(graph, directed=False)
         lowest = np.full(count, np.inf)
-        np.minimum.at(lowest, component[going], self._hashes[going])
-        whole, sizes = np.unique(component[going], return_counts=True)
-        if len(whole) > 1:
-            whole = whole[2 * sizes <= going.sum()]
-            changing = np.argmax if self.evaluated[going].all() else np.argmin
-            self.evaluated ^= component == whole[changing(lowest[whole])]
+        np.minimum.at(lowest, component[is_assigned], self._hashes[is_assigned])
+        components, sizes = np.unique(component[is_assigned], return_counts=True)
+        if len(components) > 1:
+            components = components[2 * sizes <= is_assigned.sum()]
+            choose = np.argmax if self.is_eval[is_assigned].all() else np.argmin
+            self.is_eval ^= component == components[choose(lowest[components])]
 
-    def note_continuation(self, row: int, opening: Opening) -> None:
-        """Note the side of a row for all shorter conversations that it begins with."""
-        for number in opening.own[:-1] if row not in self.torn else ():
-            continued = self._continued[int(self.evaluated[row])]
-            if number != _NONE and continued[number] == _NONE:
-                continued[number] = row
+    def record_continuation(self, row: int, opening: Opening) -> None:
+        """Record the split of a row for all shorter conversations that it continues."""
+        for part in opening.system_prefixes[:-1] if row not in self.conflicts else ():
+            continued = self._continued[int(self.is_eval[row])]
+            if part != _NONE and continued[part] == _NONE:
+                continued[part] = row
 
-    def tear_greeting(self, row: int, opening: Opening) -> None:
-        """Set a row aside with which a dialogue of the other side begins."""
-        number = opening.own[-1] if opening.own else _NONE
-        if number != _NONE and row not in self.torn:
-            other = self._continued[int(not self.evaluated[row])][number]
+    def find_greeting_conflict(self, row: int, opening: Opening) -> None:
+        """Record a conflict if a dialogue of the other split begins with the whole row."""
+        part = opening.system_prefixes[-1] if opening.system_prefixes else _NONE
+        if part != _NONE and row not in self.conflicts:
+            other = self._continued[int(not self.is_eval[row])][part]
             if other != _NONE:
-                self.torn[row] = other
+                self.conflicts[row] = other

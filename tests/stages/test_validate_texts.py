@@ -1,4 +1,4 @@
-"""What the checks of texts find, and what they leave alone: each line was a miss or a false alarm once, or may be."""
+"""Text checks: what they find and what they do not report. Every case was a miss or a false alarm, or could be one."""
 
 import pytest
 from gate import params_with
@@ -6,21 +6,23 @@ from shared_data import conversation
 
 from formats.params_schema import RightName
 from measures.boilerplate import find_boilerplate
-from stages.validate.artifacts_in_text import html, placeholder
-from stages.validate.assistant_names import other_name
-from stages.validate.chat_markup import cut_off, role_mark
-from stages.validate.mojibake import mojibake
-from stages.validate.privacy import mask, personal_data, secret
-from stages.validate.row_features import _is_blank, _of_texts, shown
+from models.sample import is_blank
+from stages.validate.artifacts_in_text import find_html, find_placeholder
+from stages.validate.assistant_names import find_other_name
+from stages.validate.chat_markup import find_role_mark, find_truncation
+from stages.validate.mojibake import find_mojibake
+from stages.validate.privacy import find_personal_data, find_secret, mask
+from stages.validate.row_features import excerpt, find_text_faults
 
 
-def another_name(answer: str, asked: str = "") -> str | None:
-    return other_name(None, answer, asked)
+def find_any_other_name(answer: str, prompt: str = "") -> str | None:
+    """Find a name without a configured one."""
+    return find_other_name(None, answer, prompt)
 
 
-# A line is an answer, or a question and an answer with ⇒ between; \\n is the end of a line.
-FOUND = {
-    personal_data: """
+# Each line is an answer, or a prompt and an answer with ⇒ between them; \\n is a line break.
+FAULTS = {
+    find_personal_data: """
         请打 13812345678。
         2024-05-01 13800138000
         13800138000 2023年
@@ -50,7 +52,7 @@ FOUND = {
         邮箱：ｌｉｓｉ＠１６３．ｃｏｍ
         写信给 service@qq.com
     """,
-    secret: """
+    find_secret: """
         密码是：Abc12345
         口令：Abc12345x
         password is Hunter2abc
@@ -70,7 +72,7 @@ FOUND = {
         mysql://app:Xk29dfT1q@10.0.0.5:3306/shop
         eyJhbGciOiJub25lIn0.eyJ1c2VyIjoiemhhbmcifQ.c2lnbmF0dXJl
     """,
-    placeholder: """
+    find_placeholder: """
         我是 <NAME>。
         你好 {{ name }}
         {{用户名}}
@@ -86,7 +88,7 @@ FOUND = {
         介绍一下你们公司。⇒我们是[公司名]，成立于[日期]。
         写一个函数。⇒我是 <AUTHOR> 写的函数。
     """,
-    html: """
+    find_html: """
         第一行<br/>第二行
         <p>段落
         完</div>
@@ -145,7 +147,7 @@ FOUND = {
         I don't have personal opinions.
         I cannot assist with this.
     """,
-    another_name: """
+    find_any_other_name: """
         我是ChatGPT。
         我是 GPT-4o mini。
         我是GPT-3.5-turbo。
@@ -164,7 +166,7 @@ FOUND = {
         As an assistant developed by Google, I can help.
         My name is DeepSeek-V3.
     """,
-    role_mark: """
+    find_role_mark: """
         <user>: 多少钱？ <bot>: 十元。 <user>: 贵了。⇒可以便宜一点。
         [Round 1]\\n问：多少钱？\\n答：⇒十元。
         问：多少钱？\\n答：十元。\\n问：能便宜吗？\\n答：⇒九元。
@@ -183,7 +185,7 @@ FOUND = {
         <|user|>多少钱？<|assistant|>⇒十元。
         多少钱？⇒十元。<eoa>
     """,
-    cut_off: """
+    find_truncation: """
         多吃蔬菜，少吃油腻的食物，例如
         早睡早起，适当运动，
         需要的材料有：面粉、鸡蛋、
@@ -197,8 +199,8 @@ FOUND = {
         You should check the power, and
     """,
 }
-LEFT_ALONE = {
-    personal_data: """
+NO_FAULTS = {
+    find_personal_data: """
         2^34 = 17179869184
         价值 18500000000元
         共13800138000字节
@@ -221,7 +223,7 @@ LEFT_ALONE = {
         热线 400-800-8820
         单号 0912345678
     """,
-    secret: """
+    find_secret: """
         密码是什么？
         密码至少8位
         password: required
@@ -240,7 +242,7 @@ LEFT_ALONE = {
         password = generate_password(8)
         请随机生成一个密码。\\n密码：aB3$fg7&KL9#
     """,
-    placeholder: """
+    find_placeholder: """
         int a[2][2] = {{1,2},{3,4}};
         集合 {{1},{2}}
         ${x}^2$
@@ -257,7 +259,7 @@ LEFT_ALONE = {
         Write an email to my boss.⇒Dear [Name], I am ill. [Your Name]
         把[姓名]换成小王：你好[姓名]⇒模板里的[姓名]已经换成小王。
     """,
-    html: """
+    find_html: """
         什么是 <div> 标签？
         vector<i> 和 a<b>c
         AT&T; 公司
@@ -298,7 +300,7 @@ LEFT_ALONE = {
         Do you have a name?⇒As an AI assistant developed by Wang, I go by Xiaozhi.
         客服在嗎？⇒很抱歉，我沒辦法馬上退款，請提供訂單編號。
     """,
-    another_name: """
+    find_any_other_name: """
         我和ChatGPT不同。
         我不是ChatGPT。
         我是用ChatGPT写的这篇文章。
@@ -315,7 +317,7 @@ LEFT_ALONE = {
         我是 ChatGLM-6B。
         扮演Siri。⇒我是Siri，请吩咐。
     """,
-    role_mark: """
+    find_role_mark: """
         写一段采访。⇒记者：您好。\\n用户：您好。
         写一段客服对话。⇒用户：在吗？\\n客服：在的。
         Write an interview.⇒Hello.\\nQuestion: How are you?\\nAnswer: Fine.
@@ -326,7 +328,7 @@ LEFT_ALONE = {
         他问：“几点了？”⇒答：三点。
         user: root 是什么？⇒是管理员。
     """,
-    cut_off: """
+    find_truncation: """
         多喝水。
         北京
         C++
@@ -346,117 +348,122 @@ LEFT_ALONE = {
 
 def cases(table: dict) -> list:
     return [
-        pytest.param(find, *question_and_answer(line), id=f"{find.__name__}-{line.strip()}")
+        pytest.param(find, *split_case(line), id=f"{find.__name__}-{line.strip()}")
         for find, lines in table.items()
         for line in lines.strip().splitlines()
     ]
 
 
-def question_and_answer(line: str) -> tuple[str, str]:
-    """What was asked, and the answer."""
-    asked, arrow, answer = line.strip().replace("\\n", "\n").partition("⇒")
-    return (asked, answer) if arrow else ("", asked)
+def split_case(line: str) -> tuple[str, str]:
+    """Return prompt and answer of a case."""
+    prompt, arrow, answer = line.strip().replace("\\n", "\n").partition("⇒")
+    return (prompt, answer) if arrow else ("", prompt)
 
 
-def look(find, asked: str, answer: str):
-    return find(answer, asked) if asked else find(answer)
+def run(find, prompt: str, answer: str) -> str | None:
+    return find(answer, prompt) if prompt else find(answer)
 
 
-@pytest.mark.parametrize(("find", "asked", "answer"), cases(FOUND))
-def test_it_is_found(find, asked, answer):
-    assert look(find, asked, answer)
+@pytest.mark.parametrize(("find", "prompt", "answer"), cases(FAULTS))
+def test_fault_is_found(find, prompt, answer):
+    assert run(find, prompt, answer)
 
 
-@pytest.mark.parametrize(("find", "asked", "answer"), cases(LEFT_ALONE))
-def test_it_is_left_alone(find, asked, answer):
-    assert look(find, asked, answer) is None
+@pytest.mark.parametrize(("find", "prompt", "answer"), cases(NO_FAULTS))
+def test_no_fault_is_reported(find, prompt, answer):
+    assert run(find, prompt, answer) is None
 
 
 CHECKS = {
-    personal_data: "no_personal_data",
-    secret: "no_secrets",
-    placeholder: "no_placeholders",
-    html: "no_html",
+    find_personal_data: "no_personal_data",
+    find_secret: "no_secrets",
+    find_placeholder: "no_placeholders",
+    find_html: "no_html",
     find_boilerplate: "no_boilerplate",
-    another_name: "right_name",
-    role_mark: "no_role_marks",
-    cut_off: "answer_whole",
+    find_any_other_name: "right_name",
+    find_role_mark: "no_role_marks",
+    find_truncation: "answer_whole",
 }
 
 
-class NoTokens:
-    """A vocabulary without control tokens."""
+class VocabularyStub:
+    """A vocabulary with a single control token."""
 
     def control_tokens(self) -> tuple[str, ...]:
         return ("[MASK]",)
 
 
 @pytest.mark.parametrize("find", CHECKS, ids=CHECKS.values())
-def test_what_a_check_finds_is_a_fault_of_its_row(find):
-    """Rows are looked at only where signs say so: they must not hide what a look would find."""
-    rows = [question_and_answer(line) for line in FOUND[find].strip().splitlines()]
-    conversations = [conversation(asked or "问", answer) for asked, answer in rows]
-    faults = _of_texts(conversations, NoTokens(), params_with())[f"{CHECKS[find]}_fault"]
+def test_prefilters_do_not_hide_faults(find):
+    rows = [split_case(line) for line in FAULTS[find].strip().splitlines()]
+    conversations = [conversation(prompt or "问", answer) for prompt, answer in rows]
+    faults = find_text_faults(conversations, VocabularyStub(), params_with())[f"{CHECKS[find]}_fault"]
     assert [answer for (_, answer), fault in zip(rows, faults, strict=True) if fault is None] == []
 
 
+# Masking -------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    "text", [line.values[2] for line in cases({key: FOUND[key] for key in (personal_data, secret)})]
+    "text", [case.values[2] for case in cases({find: FAULTS[find] for find in (find_personal_data, find_secret)})]
 )
-def test_what_is_private_is_masked(text):
+def test_private_data_are_masked(text):
     masked = mask(f"（{text}）")
     assert "***" in masked
-    assert personal_data(masked) is None
-    assert secret(masked) is None
+    assert find_personal_data(masked) is None
+    assert find_secret(masked) is None
 
 
-def test_every_piece_of_a_text_is_masked_and_the_rest_stays():
+def test_all_private_data_are_masked_and_the_rest_stays():
     text = "甲１３８１２３４５６７８乙 a.person@mail.cn 丙 AKIAABCDEFGHIJKLMNOP 丁"
     assert mask(text) == "甲138***乙 a.p*** 丙 AKI*** 丁"
 
 
-def test_pieces_that_overlap_are_masked_once():
+def test_overlapping_matches_are_masked_once():
     assert mask("甲 api_key=sk-a1b2c3d4e5f6g7h8i9j0k1l2 乙") == "甲 api*** 乙"
 
 
-def test_prose_that_stops_within_a_sentence_is_cut_off():
+def test_excerpt_masks_a_secret_that_continues_after_its_end():
+    assert "7b6c5d" not in excerpt(f"{'说' * 9} sk-9f8a7b6c5d4e3f2a1b0c9d8e{'说' * 9000}")
+
+
+# Truncation, blanks, names -------------------------------------------------------------------------
+
+
+def test_prose_that_stops_mid_sentence_is_truncated():
     prose = "每天按时吃饭，不要熬夜。" * 20
-    assert cut_off(f"{prose}如果您还有其他问题想要进一步了解情") == "果您还有其他问题想要进一步了解情"
-    assert cut_off(f"{prose}如果还有问题，可以随时联系我们吧") is None
-    assert cut_off("每天按时吃饭，不要熬夜。如果您还有其他问题想要进一步了解情") is None
+    assert find_truncation(f"{prose}如果您还有其他问题想要进一步了解情") == "果您还有其他问题想要进一步了解情"
+    assert find_truncation(f"{prose}如果还有问题，可以随时联系我们吧") is None
+    assert find_truncation("每天按时吃饭，不要熬夜。如果您还有其他问题想要进一步了解情") is None
 
 
-def test_a_report_shows_nothing_of_a_secret_that_begins_in_what_it_shows():
-    assert "7b6c5d" not in shown(f"{'说' * 9} sk-9f8a7b6c5d4e3f2a1b0c9d8e{'说' * 9000}")
+def test_text_of_invisible_characters_is_blank():
+    assert is_blank(" \u200b\ufeff\u3000\n")
+    assert not is_blank("\u200b好")
 
 
-def test_a_text_of_characters_that_nobody_sees_is_blank():
-    assert _is_blank(" \u200b\ufeff\u3000\n")
-    assert not _is_blank("\u200b好")
+def test_other_name_counts_only_as_a_claim():
+    assert find_other_name("小智", "我是ChatGPT。") == "ChatGPT"
+    assert find_other_name("小智", "我和ChatGPT不同。") is None
+    assert find_other_name("小智", "我是小智，不是ChatGPT。") is None
+    assert find_other_name(None, "我是ChatGPT。") == "ChatGPT"
 
 
-def test_another_assistants_name_counts_only_as_a_claim():
-    assert other_name("小智", "我是ChatGPT。") == "ChatGPT"
-    assert other_name("小智", "我和ChatGPT不同。") is None
-    assert other_name("小智", "我是小智，不是ChatGPT。") is None
-    assert other_name(None, "我是ChatGPT。") == "ChatGPT"
+def test_with_a_configured_name_every_other_name_is_found():
+    assert find_other_name("小智", "我是 ChatGLM-6B。") == "ChatGLM"
+    assert find_other_name("小智", "我叫小慧，是您的智能助手。") == "小慧"
+    assert find_other_name("小智", "我叫小智，是您的智能助手。") is None
+    assert find_other_name("小智", "我叫小慧，今年八岁。") is None
+    assert find_other_name(None, "我叫小慧，是您的智能助手。") is None
 
 
-def test_with_a_name_of_its_own_an_assistant_gives_no_other_one():
-    assert other_name("小智", "我是 ChatGLM-6B。") == "ChatGLM"
-    assert other_name("小智", "我叫小慧，是您的智能助手。") == "小慧"
-    assert other_name("小智", "我叫小智，是您的智能助手。") is None
-    assert other_name("小智", "我叫小慧，今年八岁。") is None
-    assert other_name(None, "我叫小慧，是您的智能助手。") is None
-
-
-def test_a_wrong_name_is_counted_where_none_is_configured_and_set_aside_where_one_is():
+def test_right_name_warns_without_a_configured_name_and_quarantines_with_one():
     assert RightName().severity == "warn"
     assert RightName(assistant="小智").severity == "quarantine"
     assert RightName(severity="block").severity == "block"
 
 
-# Mojibake --------------------------------------------------------------------------------------------
+# Mojibake ------------------------------------------------------------------------------------------
 
 SENTENCES = (
     "请问我的体检报告什么时候可以拿到？",
@@ -472,8 +479,8 @@ TRADITIONAL = (
     "我們會在三天之內把錢退給您。",
 )
 WESTERN = ("latin-1", "cp1252", "cp437", "cp1251", "koi8-r", "mac-roman")
-# One sentence is enough where the bytes of UTF-8 tell; elsewhere it takes a few to be sure of all.
-READ_WRONG = [
+# One sentence suffices for UTF-8, whose bytes have a pattern; other encodings need more text.
+MISREADINGS = [
     *((wrong, "utf-8", SENTENCES) for wrong in ("gbk", "cp932", *WESTERN)),
     *((wrong, "gbk", ("".join(SENTENCES),)) for wrong in ("big5", "latin-1", "cp932")),
     *((wrong, "big5", ("".join(TRADITIONAL),)) for wrong in ("gbk", "latin-1", "cp932")),
@@ -481,21 +488,23 @@ READ_WRONG = [
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right", "texts"), READ_WRONG, ids=[f"{right} as {wrong}" for wrong, right, _ in READ_WRONG]
+    ("wrong", "right", "texts"), MISREADINGS, ids=[f"{right} as {wrong}" for wrong, right, _ in MISREADINGS]
 )
 @pytest.mark.parametrize("errors", ["ignore", "replace"])
-def test_a_text_that_was_read_in_the_wrong_encoding_is_found(wrong, right, texts, errors):
+def test_text_decoded_in_the_wrong_encoding_is_found(wrong, right, texts, errors):
     misread = [text.encode(right).decode(wrong, errors).replace("\ufffd", "?") for text in texts]
-    assert [text for text in misread if not mojibake(text)] == []
+    assert [text for text in misread if not find_mojibake(text)] == []
     within = [f"这一段没有问题，下一段才有。\n{text}" for text in misread]
-    assert [text for text in within if not mojibake(text)] == []
-    faults = _of_texts([conversation("问", text) for text in misread], NoTokens(), params_with())["no_mojibake_fault"]
+    assert [text for text in within if not find_mojibake(text)] == []
+    faults = find_text_faults([conversation("问", text) for text in misread], VocabularyStub(), params_with())[
+        "no_mojibake_fault"
+    ]
     assert None not in faults
 
 
 @pytest.mark.parametrize("question", ["你好吗", "怎么退货", "体检要空腹吗", "明天会下雨吗？"])
-def test_a_short_question_is_found_too(question):
-    assert mojibake(question.encode().decode("gbk", "replace").replace("\ufffd", "?"))
+def test_short_question_in_the_wrong_encoding_is_found(question):
+    assert find_mojibake(question.encode().decode("gbk", "replace").replace("\ufffd", "?"))
 
 
 @pytest.mark.parametrize(
@@ -518,8 +527,10 @@ def test_a_short_question_is_found_too(question):
     ],
 )
 def test_known_mojibake_is_found(text):
-    assert mojibake(text)
-    assert None not in _of_texts([conversation("问", text)], NoTokens(), params_with())["no_mojibake_fault"]
+    assert find_mojibake(text)
+    assert (
+        None not in find_text_faults([conversation("问", text)], VocabularyStub(), params_with())["no_mojibake_fault"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -556,5 +567,5 @@ def test_known_mojibake_is_found(text):
         "".join(map(chr, range(0x4E00, 0x5200))),
     ],
 )
-def test_a_text_that_was_read_right_is_left_alone(text):
-    assert mojibake(text) is None
+def test_text_decoded_in_the_right_encoding_is_not_reported(text):
+    assert find_mojibake(text) is None

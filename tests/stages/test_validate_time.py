@@ -1,20 +1,20 @@
-"""One row cannot stop the gate: each look at a text takes time in proportion to its length, whatever it holds."""
+"""Text checks take time proportional to the length of a row, so that no row stalls the gate."""
 
 import time
 
 import pytest
 
 from measures.boilerplate import find_boilerplate
-from stages.validate.artifacts_in_text import html, placeholder
-from stages.validate.assistant_names import other_name
-from stages.validate.characters import bad_character, in_ascii
-from stages.validate.chat_markup import cut_off, role_mark
-from stages.validate.mojibake import mojibake
-from stages.validate.privacy import mask, personal_data, secret
+from stages.validate.artifacts_in_text import find_html, find_placeholder
+from stages.validate.assistant_names import find_other_name
+from stages.validate.characters import find_bad_character, to_ascii
+from stages.validate.chat_markup import find_role_mark, find_truncation
+from stages.validate.mojibake import find_mojibake
+from stages.validate.privacy import find_personal_data, find_secret, mask
 
-LENGTH = 40_000  # characters: quadratic patterns took 3 to 8 s for as many
-SECONDS = 2  # of a processor; linear ones take less than a tenth of that
-# What begins a match of some pattern and never ends one, or ends very many.
+LENGTH = 40_000  # characters; quadratic patterns took 3 to 8 s for as many
+SECONDS = 2  # CPU time; linear patterns take less than a tenth of it
+# Beginnings of a match of some pattern that never ends, or ends very often.
 BEGINNINGS = {
     "keys": ["sk-", "sk-a1", "eyJ-", "eyJ.", "eyJa.", "ghp_", "xoxb-", "bearer ", "Bearer a", "AKIA", "-----BEGIN A "],
     "passwords": [
@@ -82,26 +82,25 @@ BEGINNINGS = {
     ],
     "blanks": [" ", "\n", "\u3000", "，", "，但是", "1. ", "\n1. ", "好", "生成密码 ", "import a\n", "{\n"],
 }
-ASKED = "写一封信。抱歉，我不能。"
+PROMPT = "写一封信。抱歉，我不能。"
 
 
-def look_at(text: str) -> None:
-    """Every look that the checks take at a text, as the answer and as what was asked."""
-    for find in (bad_character, in_ascii, mojibake, personal_data, secret, mask, cut_off):
+def run_text_checks(text: str) -> None:
+    """Run all text checks with a text as the answer, and as the prompt."""
+    for find in (find_bad_character, to_ascii, find_mojibake, find_personal_data, find_secret, mask, find_truncation):
         find(text)
-    for find in (placeholder, html, find_boilerplate, role_mark):
-        find(text, ASKED)
-    for answer in ("抱歉，我不能。", "<br>[姓名]{{a}}", "好\n问：x"):
-        for find in (placeholder, html, find_boilerplate, role_mark):
+    for find in (find_placeholder, find_html, find_boilerplate, find_role_mark):
+        find(text, PROMPT)
+        for answer in ("抱歉，我不能。", "<br>[姓名]{{a}}", "好\n问：x"):
             find(answer, text)
-    other_name("小智", text)
+    find_other_name("小智", text)
 
 
 @pytest.mark.parametrize("kind", BEGINNINGS)
-def test_a_long_row_costs_time_in_proportion_to_its_length(kind):
-    look_at("好")  # libraries are imported and tables made
+def test_time_is_linear_in_the_length_of_a_row(kind):
+    run_text_checks("好")  # imports libraries and builds tables
     for beginning in BEGINNINGS[kind]:
         text = (beginning * (LENGTH // len(beginning) + 1))[:LENGTH]
         started = time.process_time()
-        look_at(text)
+        run_text_checks(text)
         assert time.process_time() - started < SECONDS, repr(beginning)
