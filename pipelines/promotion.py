@@ -21,8 +21,9 @@ from models import provenance
 from models.command_line import entry_point
 from models.errors import UserError
 from models.storage import read_json, sha256_of, sha256_of_json, write_json, write_text
-from pipelines import dvc, registry, stage_paths
+from pipelines import dvc, promotion_report, registry, stage_paths
 from pipelines.processes import run_module
+from pipelines.promotion_report import Condition
 from pipelines.stage_paths import CHECKED, PREDICTIONS, WEIGHTS
 from texts import in_all_languages, translate
 
@@ -37,15 +38,6 @@ HASHED_FILES = {  # by their key in a manifest
     "config_sha256": "adapter_config.json",
 }
 NOT_PROMOTED = 3
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A condition of promotion: its name, the measured values beside the limit, and whether it is met."""
-
-    name: str
-    values: str
-    is_met: bool
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ def _promote(name: str) -> PromotionResult:
         if not result.is_promoted:
             write_reports(Path(scratch))
             return result
-        message = f"Promote {name}: {result.conditions[0].values}"
+        message = f"Promote {name}: {result.conditions[0].evidence('en')}"
         # The registry reverts the reports with a failed promotion: they name it as promoted.
         reports = (DECISION, REASONS)
         version = registry.register(challenger, reports, message, lambda: write_reports(Path(scratch)))
@@ -260,7 +252,7 @@ def measure_latency(champion: Path | None, challenger: Path) -> Path:
 
 
 def decide(champion: tuple[str, Path], challenger: tuple[str, Path], latencies: Path, folder: Path) -> PromotionResult:
-    """Run stage promote, which writes the decision and its reasons to a folder.
+    """Run stage promote, and write the decision and its reasons to a folder.
 
     Args:
         champion, challenger: name and predictions of each.
@@ -271,12 +263,13 @@ def decide(champion: tuple[str, Path], challenger: tuple[str, Path], latencies: 
     """
     paths = {"base-predictions": PREDICTIONS / "base", "times": latencies}
     paths |= {"champion-predictions": champion[1], "challenger-predictions": challenger[1]}
-    paths |= {"decision": folder / DECISION.name, "markdown": folder / REASONS.name}
+    paths |= {"decision": folder / DECISION.name}
     names = ("--champion", champion[0], "--challenger", challenger[0])
     if run_module("stages.promote", *names, *stage_paths.path_options(paths)) != 0:
         raise UserError("No decision was made; the reason is in the output above.")
     decision = read_json(folder / DECISION.name)
-    conditions = tuple(Condition(row["condition"], row["found"], row["met"]) for row in decision["conditions"])
+    write_text(folder / REASONS.name, promotion_report.render_report(decision))
+    conditions = tuple(map(Condition.from_json, decision["conditions"]))
     return PromotionResult(challenger[0], decision["promote"], conditions)
 
 
@@ -325,7 +318,8 @@ def main() -> None:
         print(translate("Champion {version} is live again.", version=roll_back()))
         return
     result = promote(arguments.adapter)
-    print(REASONS.read_text(encoding="utf-8"))
+    print(promotion_report.title(result.adapter, result.is_promoted))
+    print(promotion_report.condition_table(result.conditions))
     if not result.is_promoted:
         sys.exit(NOT_PROMOTED)
     is_pushed = registry.push_champion()

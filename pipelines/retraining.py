@@ -256,7 +256,7 @@ def rejection_message(decisions: Sequence[PromotionResult]) -> str:
     names = ", ".join(decision.adapter for decision in decisions)
     reasons = [
         f"{decision.adapter}: "
-        + "; ".join(f"{condition.name}: {condition.values}" for condition in decision.unmet_conditions)
+        + "; ".join(f"{condition.label('en')}: {condition.evidence('en')}" for condition in decision.unmet_conditions)
         for decision in decisions
     ]
     return "\n".join([f"Keep the champion: {names} not promoted", "", *reasons])

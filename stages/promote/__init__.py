@@ -1,6 +1,6 @@
-"""Stage promote: whether a challenger shall become the champion.
+"""Stage promote: decide whether a challenger becomes the champion.
 
-Reads the answers and figures of both, which stage evaluate wrote for the same rows, and the times
-that :mod:`stages.promote.latency` measured of both in turn. Writes the decision with its
-reasons, as JSON and as Markdown. Fails if they were evaluated on different rows.
+Reads the answers and metrics of both, which stage evaluate wrote for the same rows, and the latencies that
+:mod:`stages.promote.latency` measured. Writes the decision and its conditions as JSON. Fails if the two were evaluated
+on different rows.
 """

@@ -1,95 +1,112 @@
-"""How long champion and challenger take for an answer: ``python -m stages.promote.latency``.
+"""Measure the time per answer of champion and challenger: ``python -m stages.promote.latency``.
 
-Times of different moments are times of different machines: another card, another load beside it. So both answer the
-same rows in one process, in turn, champion, challenger, champion, challenger. What else runs only ever makes a round
-longer, so the turns go on until the quickest round of each side is confirmed by another that is about as quick; and of
-each row the shortest time counts. One model is loaded at a time, since there may be no memory for two. All answers
-have the same number of tokens: who was taught to say more is not slower.
+Both answer the same rows in one process, in alternating rounds: timings from different moments may differ by the load
+of the machine. Load only ever makes a round slower, so the rounds repeat until the fastest round of each model is
+confirmed by a second one that is about as fast, and the minimum over rounds counts for each row. Only one model is in
+memory at a time. All answers have the same number of tokens, so that a model that gives longer answers is not slower.
 """
 
 import argparse
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from formats import params_schema
-from models import adapters, base_model
+from models import adapter_files, base_model, model_loading
 from models.command_line import entry_point
 from models.decoding import Decoder
 from models.generation import generate_answers
 from models.sample import Message, Sample
 from models.storage import read_jsonl, write_json
 
-log = logging.getLogger("tuneline.timing")
-ROWS = 16  # spread over the evaluation rows
-TOKENS = 64  # of an answer, or evaluate.max_new_tokens if that is less
-CONFIRMED = 1.1  # the second quickest round of a side takes at most so many times as long as the quickest
-ROUNDS = 6  # of each side, at most: a machine that never rests is not waited for
+log = logging.getLogger("tuneline.latency")
+MAX_ROWS = 16  # evenly spaced evaluation rows
+MAX_TOKENS = 64  # per answer; evaluate.max_new_tokens if that is less
+CONFIRMATION_FACTOR = 1.1  # the second fastest round takes at most this factor of the fastest
+MAX_ROUNDS = 6  # per model
 
 
-def spread(rows: Sequence, count: int = ROWS) -> list:
-    """At most so many of the rows, evenly from the first to the last."""
+def evenly_spaced(rows: Sequence, count: int = MAX_ROWS) -> list:
+    """Return at most ``count`` rows, evenly spaced from the first one on."""
     return [rows[number * len(rows) // count] for number in range(count)] if len(rows) > count else list(rows)
 
 
-def seconds_of(model, tokenizer, conversations: Sequence[Sequence[Message]], tokens: int) -> list[float]:
-    """Seconds of each answer, of so many tokens, asked one at a time, as in a chat."""
+def time_answers(model, tokenizer, conversations: Sequence[Sequence[Message]], num_tokens: int) -> list[float]:
+    """Return the seconds of each answer of ``num_tokens`` tokens, generated one at a time, as in a chat."""
     decoder = Decoder()
 
-    def answers_to(asked) -> dict:
-        return dict(generate_answers(model, tokenizer, asked, tokens, 1, decoder, force_full_length=True))
+    def generate(requests) -> dict:
+        return dict(generate_answers(model, tokenizer, requests, num_tokens, 1, decoder, force_full_length=True))
 
-    # What is compiled, recorded or brought into caches by the first answers is not what an answer costs.
-    answers_to(conversations[:2])
-    answers = answers_to(conversations)
+    generate(conversations[:2])  # warm-up: compilation, CUDA graph capture, caches
+    answers = generate(conversations)
     return [answers[number].seconds for number in range(len(conversations))]
 
 
-def in_turn(
-    folders: dict[str, Path | None], found: base_model.Base, questions: Sequence, knobs: params_schema.Params
-) -> dict:
-    """Mean seconds of an answer for each side; a side without a folder is the base itself."""
-    length = min(TOKENS, knobs.evaluate.max_new_tokens)
-    tokenizer = base_model.load_tokenizer(found)
-    rounds: dict[str, list[list[float]]] = {side: [] for side in folders}
-    for _ in range(ROUNDS):
-        for side, folder in folders.items():
-            model = base_model.load_model(found, knobs.base.dtype) if folder is None else adapters.load(folder, found)
-            rounds[side].append(seconds_of(model, tokenizer, questions, length))
-            del model
-            gc.collect()  # its memory is needed for the next
-        if all(map(confirmed, rounds.values())):
-            break
-    else:
-        log.warning("the machine was busy all the time: the shortest of %d rounds count, unconfirmed", ROUNDS)
-    best = {side: [min(each) for each in zip(*times, strict=True)] for side, times in rounds.items()}
-    return {side: round(sum(times) / len(times), 6) for side, times in best.items()}
-
-
-def confirmed(rounds: Sequence[Sequence[float]]) -> bool:
-    """Whether two rounds of a side took about as long, and none was quicker.
+def measure_alternately(
+    adapters: Mapping[str, Path | None],
+    base: base_model.Base,
+    conversations: Sequence[Sequence[Message]],
+    params: params_schema.Params,
+) -> dict[str, float]:
+    """Return the mean seconds per answer of each model, measured in alternating rounds.
 
     Args:
-        rounds: of each, the seconds of its rows.
+        adapters: adapter folder by name of the model; None for the base model.
+        conversations: questions with the turns before them.
     """
-    quickest = sorted(map(sum, rounds))[:2]
-    return len(quickest) == 2 and quickest[1] <= CONFIRMED * quickest[0]
+    num_tokens = min(MAX_TOKENS, params.evaluate.max_new_tokens)
+    tokenizer = model_loading.load_tokenizer(base)
+    rounds: dict[str, list[list[float]]] = {name: [] for name in adapters}
+    for _ in range(MAX_ROUNDS):
+        for name, adapter in adapters.items():
+            model = _load(adapter, base, params.base.dtype)
+            rounds[name].append(time_answers(model, tokenizer, conversations, num_tokens))
+            del model
+            gc.collect()  # frees the memory for the next model
+        if all(map(is_confirmed, rounds.values())):
+            break
+    else:
+        log.warning("the machine was under load: latency is the minimum of %d rounds, unconfirmed", MAX_ROUNDS)
+    return {name: _mean_of_minima(seconds_by_round) for name, seconds_by_round in rounds.items()}
+
+
+def _load(adapter: Path | None, base: base_model.Base, dtype: str):
+    return model_loading.load_model(base, dtype) if adapter is None else adapter_files.load_adapter(adapter, base)
+
+
+def _mean_of_minima(rounds: Sequence[Sequence[float]]) -> float:
+    """Return the mean over rows of each row's minimum over rounds."""
+    minima = [min(seconds) for seconds in zip(*rounds, strict=True)]
+    return round(sum(minima) / len(minima), 6)
+
+
+def is_confirmed(rounds: Sequence[Sequence[float]]) -> bool:
+    """Return whether the second fastest round of a model is about as fast as its fastest.
+
+    Args:
+        rounds: seconds of each row, for each round.
+    """
+    fastest = sorted(map(sum, rounds))[:2]
+    return len(fastest) == 2 and fastest[1] <= CONFIRMATION_FACTOR * fastest[0]
 
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time champion and challenger in turn.")
-    for name in ("base", "checked", "challenger", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--champion", type=Path, help="its folder; without one, the base")
+    parser = argparse.ArgumentParser(description="Measure the latency of champion and challenger.")
+    parser.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    parser.add_argument("--checked", type=Path, required=True, help="folder of checked data")
+    parser.add_argument("--challenger", type=Path, required=True, help="adapter folder")
+    parser.add_argument("--champion", type=Path, help="adapter folder (default: the base model)")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
-    samples = spread([Sample.from_json(row) for row in read_jsonl(arguments.checked / "eval.jsonl")])
-    folders = {"champion": arguments.champion, "challenger": arguments.challenger}
-    seconds = in_turn(
-        folders, base_model.read_record(arguments.base), [each.messages[:-1] for each in samples], params_schema.load()
-    )
-    write_json(arguments.out, {"seconds_an_answer": seconds, "rows": len(samples)})
+    rows = evenly_spaced(read_jsonl(arguments.checked / "eval.jsonl"))
+    conversations = [Sample.from_json(row).messages[:-1] for row in rows]
+    adapters = {"champion": arguments.champion, "challenger": arguments.challenger}
+    base = base_model.read_record(arguments.base)
+    seconds = measure_alternately(adapters, base, conversations, params_schema.load())
+    write_json(arguments.out, {"seconds_an_answer": seconds, "rows": len(rows)})
 
 
 if __name__ == "__main__":

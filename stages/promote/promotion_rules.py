@@ -1,44 +1,32 @@
-"""The decision: a gain that is real and larger than what another seed gives, and no guard broken.
+"""The rules of promotion: a significant gain that exceeds the difference between seeds, and no violated guard.
 
-An interval over rows alone would promote noise: two adapters of different seeds differ by a little on every row, and
-with enough rows the interval of that difference excludes zero. So the gain's lower bound must exceed a margin, a
-share of the champion's own mean; what seeds make belongs below it.
+A confidence interval over rows is not enough: two adapters that differ only in their seed differ a little on every
+row, and with enough rows that interval excludes zero. The lower bound of the gain must therefore exceed a margin, a
+share of the champion's mean, which is to cover the differences that seeds make.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
-from measures.confidence_intervals import FEWEST, interval
+from measures.confidence_intervals import MIN_ROWS, mean_interval
 
-
-@dataclass(frozen=True)
-class Measure:
-    """What must get better: a key of the rows, and whether more of it is better."""
-
-    key: str
-    more_is_better: bool
-
-
-MEASURES = {
-    "loss": Measure("loss", False),
-    "rouge-l": Measure("rouge-l", True),
-    "bleu-4": Measure("bleu-4", True),
-    "chrf": Measure("chrf", True),
-}
+SIGNS = {"loss": -1, "rouge-l": 1, "bleu-4": 1, "chrf": 1}  # by key of the rows: 1 if higher is better
 
 
 @dataclass(frozen=True)
 class Guards:
-    """What must not get worse by more than this.
+    """Limits for what must not become worse, see section ``promote.guards`` of params.yaml.
 
     Attributes:
-        forgetting: rise of the loss on general conversations above the base's, however many champions lie between.
-        empty_rate: share of empty answers, altogether.
-        probes: fall of the rate of probes met.
-        latency: factor of the time that an answer of the same length takes.
-        repetition: share of an answer's 4-grams that stood before in it, in the mean over answers.
+        forgetting: allowed rise of the loss on general conversations above that of the base model, so that small rises
+            do not add up over a series of champions.
+        empty_rate: allowed share of empty answers.
+        probes: allowed fall of the rate of probes met, from the champion's.
+        latency: allowed factor between the challenger's and the champion's time per answer.
+        repetition: allowed share of repeated 4-grams in an answer, as the mean over answers.
     """
 
     forgetting: float
@@ -50,7 +38,7 @@ class Guards:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A model's rows and the figures over them, as stage evaluate wrote them."""
+    """A model's evaluation rows and the metrics over them, as stage evaluate wrote them."""
 
     name: str
     rows: Sequence[dict]
@@ -58,23 +46,44 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """A condition of promotion; its text is in :mod:`pipelines.promotion_report`.
+
+    Attributes:
+        condition: its name.
+        met: whether the challenger meets it.
+        values: what was compared, by name; None for a number that is not finite.
+    """
+
+    condition: str
+    met: bool
+    values: dict[str, float | str | None]
+
+
+@dataclass(frozen=True)
 class Decision:
-    """Whether to promote, with a sentence for each condition, in English and Chinese: met, and what was found."""
+    """Whether to promote, and why.
+
+    Attributes:
+        gain: mean gain over the rows.
+        low: lower bound of its 95 % interval; None if there are too few rows.
+        high: upper bound.
+        needed: the margin that the lower bound must exceed.
+    """
 
     promote: bool
     gain: float
-    low: float | None  # None: so few rows leave it open
+    low: float | None
     high: float | None
     needed: float
-    conditions: list[dict]
+    conditions: list[Condition]
 
 
-def gain_of(champion: Evidence, challenger: Evidence, measure: Measure) -> tuple[float, float, float]:
-    """Mean gain over the rows, paired, with the bounds of its interval."""
-    sign = 1 if measure.more_is_better else -1
+def compute_gain(champion: Evidence, challenger: Evidence, metric: str) -> tuple[float, float, float]:
+    """Return the challenger's mean gain over the rows, paired by row, and the bounds of its 95 % interval."""
     pairs = zip(champion.rows, challenger.rows, strict=True)
-    gains = [sign * (new[measure.key] - old[measure.key]) for old, new in pairs]
-    return sum(gains) / len(gains), *interval(gains)
+    gains = [SIGNS[metric] * (new[metric] - old[metric]) for old, new in pairs]
+    return sum(gains) / len(gains), *mean_interval(gains)
 
 
 def decide(
@@ -86,67 +95,55 @@ def decide(
     margin: float,
     guards: Guards,
 ) -> Decision:
-    """Decide from the evidence alone.
+    """Decide on a challenger.
 
     Args:
-        base_loss: the base's on general conversations.
-        seconds: what an answer takes the champion and the challenger, measured in turn.
-        margin: share of the champion's mean by which the gain's lower bound must exceed zero.
+        base_loss: the base model's loss on general conversations.
+        seconds: time per answer of the champion and of the challenger.
+        metric: a key of :data:`SIGNS`.
+        margin: share of the champion's mean that the gain's lower bound must exceed.
     """
-    measure = MEASURES[metric]
-    rows = len(challenger.rows)
-    gain, low, high = gain_of(champion, challenger, measure)
-    needed = margin * abs(float(np.mean([row[measure.key] for row in champion.rows])))
-    shown = ", ".join(f"{each:+.4f}" if np.isfinite(each) else "–" for each in (low, high))
-    found = f"{gain:+.4f} [{shown}] > {needed:.4f}{too_few(rows)}"
+    gain, low, high = compute_gain(champion, challenger, metric)
+    needed = margin * abs(float(np.mean([row[metric] for row in champion.rows])))
+    values = {"metric": metric, "gain": gain, "low": low, "high": high, "needed": needed}
+    values |= {"rows": len(challenger.rows), "min_rows": MIN_ROWS}
     conditions = [
-        _condition("gain · 提升", low > needed, f"{metric}: {found}"),
-        *_guarded(champion, challenger, base_loss, guards),
-        _in_time(*seconds, guards.latency),
+        _condition("gain", low > needed, **values),
+        *_guard_conditions(champion, challenger, base_loss, guards),
+        _latency_condition(*seconds, guards.latency),
     ]
-    bounds = (each if np.isfinite(each) else None for each in (low, high))
-    return Decision(all(each["met"] for each in conditions), gain, *bounds, needed, conditions)
+    is_promoted = all(condition.met for condition in conditions)
+    return Decision(is_promoted, gain, _finite(low), _finite(high), needed, conditions)
 
 
-def too_few(rows: int) -> str:
-    """What is added to a condition that rests on too few rows; nothing if they are enough."""
-    if rows >= FEWEST:
-        return ""
-    return f"; {rows} rows are too few to say, {FEWEST} are needed · 只有 {rows} 行，至少要 {FEWEST} 行才能判断"
-
-
-def _guarded(champion: Evidence, challenger: Evidence, base_loss: float, guards: Guards) -> list[dict]:
-    def both(*path: str) -> tuple[float, float]:
-        values = []
-        for each in (champion, challenger):
-            value = each.figures
-            for key in path:
-                value = value[key]
-            values.append(value)
-        return values[0], values[1]
-
-    new_loss = both("general", "loss")[1]
-    old_rate, new_rate = both("probes", "rates", "all", "rate")
-    empty, repetition = (challenger.figures["eval"][key] for key in ("empty_rate", "repetition"))
+def _guard_conditions(champion: Evidence, challenger: Evidence, base_loss: float, guards: Guards) -> list[Condition]:
+    loss = challenger.figures["general"]["loss"]
+    evaluation = challenger.figures["eval"]
+    empty_rate, repetition = evaluation["empty_rate"], evaluation["repetition"]
+    before, after = (model.figures["probes"]["rates"]["all"]["rate"] for model in (champion, challenger))
     return [
         _condition(
-            "forgetting · 遗忘",
-            new_loss - base_loss <= guards.forgetting,
-            f"base · 基座 {base_loss:.4f} → {new_loss:.4f}, + {guards.forgetting} allowed · 允许",
+            "forgetting",
+            loss - base_loss <= guards.forgetting,
+            base_loss=base_loss,
+            loss=loss,
+            allowed=guards.forgetting,
         ),
-        _condition("empty answers · 空回答", empty <= guards.empty_rate, f"{empty:.2%} ≤ {guards.empty_rate:.2%}"),
-        _condition("repetition · 重复", repetition <= guards.repetition, f"{repetition:.0%} ≤ {guards.repetition:.0%}"),
-        _condition(
-            "probes · 探针",
-            old_rate - new_rate <= guards.probes,
-            f"{old_rate:.0%} → {new_rate:.0%}, − {guards.probes:.0%} allowed · 允许",
-        ),
+        _condition("empty_rate", empty_rate <= guards.empty_rate, rate=empty_rate, allowed=guards.empty_rate),
+        _condition("repetition", repetition <= guards.repetition, rate=repetition, allowed=guards.repetition),
+        _condition("probes", before - after <= guards.probes, before=before, after=after, allowed=guards.probes),
     ]
 
 
-def _in_time(old: float, new: float, allowed: float) -> dict:
-    return _condition("latency · 延迟", new <= allowed * old, f"{old:.3f} s → {new:.3f} s, × {allowed} allowed · 允许")
+def _latency_condition(before: float, after: float, allowed: float) -> Condition:
+    return _condition("latency", after <= allowed * before, before=before, after=after, allowed=allowed)
 
 
-def _condition(name: str, met: bool, found: str) -> dict:
-    return {"condition": name, "met": bool(met), "found": found}
+def _condition(name: str, is_met: bool, **values: float | str) -> Condition:
+    return Condition(
+        name, bool(is_met), {key: value if isinstance(value, str) else _finite(value) for key, value in values.items()}
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None

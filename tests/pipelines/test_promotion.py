@@ -105,7 +105,7 @@ def test_what_is_no_better_stays_where_it_is(repository):
     assert not first["promote"]
     assert not registry.FOLDER.exists()
     assert (registry.versions(), registry.live()) == ({}, None)
-    assert "✗ gain" in promotion.REASONS.read_text(encoding="utf-8")
+    assert "✗ Gain" in promotion.REASONS.read_text(encoding="utf-8")
     assert promotion.promote("lora") == first
 
 
@@ -114,8 +114,9 @@ def test_what_repeats_itself_stays_out(repository):
     evaluated("lora", 1.0, eval={"empty_rate": 0.0, "repetition": 0.68})
     assert not promotion.promote("lora")["promote"]
     reasons = promotion.REASONS.read_text(encoding="utf-8")
-    assert "✗ repetition · 重复 | 68% ≤ 20%" in reasons
-    assert reasons.count("✗") == 1
+    assert "✗ Repetition | 68%; at most 20% allowed" in reasons
+    assert "✗ 重复率 | 68%，最多允许 20%" in reasons
+    assert reasons.count("✗") == 2
     params = Path("params.yaml").read_text(encoding="utf-8")
     assert "    repetition: 0.2" in params
     Path("params.yaml").write_text(params.replace("    repetition: 0.2", "    repetition: 0.7"), encoding="utf-8")
@@ -127,7 +128,7 @@ def test_two_rows_promote_nothing(repository):
         path = promotion.PREDICTIONS / name / "eval.jsonl"
         write_rows(path, read_jsonl(path)[:2])
     assert not promotion.promote("lora")["promote"]
-    assert "2 rows are too few to say, 6 are needed" in promotion.REASONS.read_text(encoding="utf-8")
+    assert "2 rows are too few for an interval, at least 6 needed" in promotion.REASONS.read_text(encoding="utf-8")
 
 
 def test_figures_of_different_metrics_versions_decide_nothing(repository, capfd):
@@ -135,7 +136,7 @@ def test_figures_of_different_metrics_versions_decide_nothing(repository, capfd)
     with pytest.raises(UserError, match="No decision was made"):
         promotion.promote("lora")
     said = capfd.readouterr().err
-    assert "different versions of the metrics (base by version 2, lora by version 1)" in said
+    assert "their versions differ: base has version 2, lora has version 1" in said
     assert "Traceback" not in said
 
 

@@ -1,0 +1,110 @@
+"""The decision of stage promote as text: one definition for the terminal, reports, commits and Prefect's UI."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from texts import LANGUAGES, translatable, translate
+
+# By condition: its label, and the values that were compared. The values are those of stages.promote.promotion_rules.
+_TEXTS = {
+    "gain": (
+        translatable("Gain"),
+        translatable("{metric}: {gain}, 95 % interval [{low}, {high}]; more than {needed} required"),
+    ),
+    "forgetting": (
+        translatable("Forgetting"),
+        translatable("general loss {loss}, base model {base_loss}; rise of at most {allowed} allowed"),
+    ),
+    "empty_rate": (translatable("Empty answers"), translatable("{rate}; at most {allowed} allowed")),
+    "repetition": (translatable("Repetition"), translatable("{rate}; at most {allowed} allowed")),
+    "probes": (
+        translatable("Probes met"),
+        translatable("{before} → {after}; fall of at most {allowed} allowed"),
+    ),
+    "latency": (
+        translatable("Latency"),
+        translatable("{before} s → {after} s per answer; factor of at most {allowed} allowed"),
+    ),
+}
+_NUMBER_FORMATS = {  # by condition and value
+    "gain": {"gain": "+.4f", "low": "+.4f", "high": "+.4f", "needed": ".4f"},
+    "forgetting": {"loss": ".4f", "base_loss": ".4f"},
+    "empty_rate": {"rate": ".2%", "allowed": ".2%"},
+    "repetition": {"rate": ".0%", "allowed": ".0%"},
+    "probes": {"before": ".0%", "after": ".0%", "allowed": ".0%"},
+    "latency": {"before": ".3f", "after": ".3f"},
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition of promotion.
+
+    Attributes:
+        name: a key of the texts above.
+        is_met: whether the challenger meets it.
+        values: what was compared, by name; None for a number that is not finite.
+    """
+
+    name: str
+    is_met: bool
+    values: Mapping[str, float | str | None]
+
+    @classmethod
+    def from_json(cls, entry: Mapping) -> "Condition":
+        """Return a condition of ``reports/promotion.json``."""
+        return cls(entry["condition"], entry["met"], entry["values"])
+
+    def label(self, language: str | None = None) -> str:
+        """Return the name of the condition in a language; None for the terminal's."""
+        return translate(_TEXTS[self.name][0], language)
+
+    def evidence(self, language: str | None = None) -> str:
+        """Return the compared values as text in a language; None for the terminal's."""
+        values = {name: self._format(name, value) for name, value in self.values.items()}
+        text = translate(_TEXTS[self.name][1], language, **values)
+        if self.values.get("rows", 0) < self.values.get("min_rows", 0):
+            text += translate(
+                "; {rows} rows are too few for an interval, at least {min_rows} needed", language, **values
+            )
+        return text
+
+    def _format(self, name: str, value: float | str | None) -> str:
+        return "–" if value is None else format(value, _NUMBER_FORMATS[self.name].get(name, ""))
+
+
+def title(challenger: str, is_promoted: bool, language: str | None = None) -> str:
+    """Return the decision in one sentence."""
+    message = translatable("{name}: promoted") if is_promoted else translatable("{name}: not promoted")
+    return translate(message, language, name=challenger)
+
+
+def condition_table(conditions: Sequence[Condition], language: str | None = None) -> str:
+    """Return a Markdown table of all conditions."""
+    header = f"| {translate('Condition', language)} | {translate('Measured', language)} |"
+    rows = [
+        f"| {'✓' if condition.is_met else '✗'} {condition.label(language)} | {condition.evidence(language)} |"
+        for condition in conditions
+    ]
+    return "\n".join([header, "|---|---|", *rows])
+
+
+def render_report(decision: Mapping) -> str:
+    """Return the report of a decision as Markdown, with a section for each language.
+
+    Args:
+        decision: content of ``reports/promotion.json``.
+    """
+    conditions = [Condition.from_json(entry) for entry in decision["conditions"]]
+    names = {"challenger": decision["challenger"], "champion": decision["champion"]}
+    sections = [
+        "\n\n".join(
+            [
+                f"# {title(decision['challenger'], decision['promote'], language)}",
+                translate("Challenger: {challenger}. Champion: {champion}.", language, **names),
+                condition_table(conditions, language),
+            ]
+        )
+        for language in LANGUAGES
+    ]
+    return "\n\n".join(sections) + "\n"

@@ -1,0 +1,53 @@
+"""The text of a decision, in both languages."""
+
+from dataclasses import asdict
+
+import pytest
+
+from pipelines.promotion_report import Condition, condition_table, render_report
+from stages.promote.promotion_rules import Evidence, Guards, decide
+
+FIGURES = {
+    "general": {"loss": 2.0},
+    "eval": {"empty_rate": 0.01, "repetition": float("nan")},
+    "probes": {"rates": {"all": {"rate": 0.8}}},
+}
+
+
+def decision_over(rows: int) -> dict:
+    """Return the content of reports/promotion.json."""
+    champion, challenger = (
+        Evidence(name, [{"loss": loss + number / 10} for number in range(rows)], FIGURES)
+        for name, loss in (("base", 3.0), ("lora", 1.0))
+    )
+    guards = Guards(forgetting=0.1, empty_rate=0.02, probes=0.1, latency=1.5)
+    decision = decide(champion, challenger, 2.0, (0.5, 0.6), "loss", 0.05, guards)
+    return {"champion": "base", "challenger": "lora"} | asdict(decision)
+
+
+def test_report_has_a_section_for_each_language():
+    report = render_report(decision_over(20))
+    english, chinese = report.split("# ")[1:]
+    assert english.startswith("lora: not promoted\n\nChallenger: lora. Champion: base.\n\n| Condition | Measured |")
+    assert "| ✓ Forgetting | general loss 2.0000, base model 2.0000; rise of at most 0.1 allowed |" in english
+    assert "| ✓ Empty answers | 1.00%; at most 2.00% allowed |" in english
+    assert "| ✗ Repetition | –; at most 20% allowed |" in english
+    assert "| ✓ Latency | 0.500 s → 0.600 s per answer; factor of at most 1.5 allowed |" in english
+    assert "| ✗ 重复率 | –，最多允许 20% |" in chinese
+    assert english.count("|") == chinese.count("|")
+
+
+@pytest.mark.parametrize(("rows", "is_enough"), [(5, False), (6, True)])
+def test_too_few_rows_are_named(rows, is_enough):
+    gain = Condition.from_json(decision_over(rows)["conditions"][0])
+    assert "loss: +2.0000, 95 % interval [" in gain.evidence("en")
+    assert ("5 rows are too few for an interval, at least 6 needed" in gain.evidence("en")) != is_enough
+    assert ("[–, –]" in gain.evidence("zh")) != is_enough
+
+
+def test_table_is_in_the_language_of_the_terminal(monkeypatch):
+    conditions = [Condition("probes", True, {"before": 0.5, "after": 0.6, "allowed": 0.1})]
+    monkeypatch.setenv("TUNELINE_LANG", "zh")
+    assert "| ✓ 探针通过率 | 50% → 60%，最多允许下降 10% |" in condition_table(conditions)
+    monkeypatch.setenv("TUNELINE_LANG", "en")
+    assert "| ✓ Probes met | 50% → 60%; fall of at most 10% allowed |" in condition_table(conditions)
