@@ -17,13 +17,9 @@ from flows.run_metadata import child_tag
 from formats import params_schema
 from pipelines import drift_monitor, retraining
 from pipelines.clone import Clone
-from texts import translatable, translate
+from texts import translate
 
 CHATS = "TUNELINE_CHATS"
-VERDICTS = {
-    "steady": translatable("No drift."),
-    "unknown": translatable("Too few new rows to detect drift."),
-}
 
 
 @flow(name="monitor-drift", flow_run_name="monitor drift")
@@ -44,7 +40,7 @@ def monitor_drift(revision: str = "HEAD", again: bool = False) -> str:
         clone.discard()
         if report["verdict"] == "drift":
             return retrain_for_drift(report, revision, again)
-        sentence = translate(VERDICTS[report["verdict"]])
+        sentence = drift_monitor.describe_verdict(report)
         print(sentence)
         return sentence
 

@@ -19,10 +19,16 @@ from pipelines import dvc, registry
 from pipelines.check import run_gate
 from pipelines.processes import ProgramFailed, run_module
 from pipelines.stage_paths import CHECKED, path_options
+from texts import terminal_language, translatable, translate
 
 PAGE, REPORT = Path("reports/drift.html"), Path("reports/drift.json")
 TOKENIZER = Path("models/weights/tokenizer")
 DRIFT = 4
+VERDICTS = {
+    "drift": translatable("Drift: {features}."),
+    "steady": translatable("No drift."),
+    "unknown": translatable("Too few new rows to detect drift."),
+}
 
 
 def detect_drift(files: Sequence[Path] = ()) -> dict:
@@ -84,12 +90,19 @@ def fetch_reference(scratch: Path) -> Path:
     return CHECKED
 
 
+def describe_verdict(report: dict, language: str | None = None) -> str:
+    """Return the verdict as a sentence in a language, with the features that drifted; None for the terminal's."""
+    language = language or terminal_language()
+    labels = [feature["label"][language] for feature in report["columns"] if feature["drifted"]]
+    return translate(VERDICTS[report["verdict"]], language, features=", ".join(labels))
+
+
 @entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare new rows with the champion's training data.")
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="raw data files, or folders of them")
     report = detect_drift(parser.parse_args().files)
-    print(f"{report['verdict']}: {', '.join(report['drifted']) or '–'}")
+    print(describe_verdict(report))
     if PAGE.is_file():
         print(PAGE)
     if report["verdict"] == "drift":

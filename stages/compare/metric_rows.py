@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from measures.confidence_intervals import FEWEST
+from measures.confidence_intervals import MIN_ROWS
 from stages.compare.evaluated_models import EvaluatedModel
 from texts import translatable
 
@@ -49,7 +49,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class RateRow(MetricRow):
-    """A rate with its 95 % interval; the entry at ``path`` is a result of :func:`measures.metrics.rate`."""
+    """A rate with its 95 % interval; the entry at ``path`` is a result of :func:`measures.metrics.pass_rate`."""
 
     def value(self, model: EvaluatedModel) -> float | None:
         rate = self._entry(model)
@@ -132,12 +132,12 @@ def are_best(row: MetricRow, models: Sequence[EvaluatedModel]) -> list[bool]:
     """Return for each model whether its value is the best of the row.
 
     No value is the best where neither end is better, where all values are equal, or where a value is computed over
-    fewer than :data:`measures.confidence_intervals.FEWEST` rows.
+    fewer than :data:`measures.confidence_intervals.MIN_ROWS` rows.
     """
     values = [row.value(model) for model in models]
     num_rows = [row.num_rows(model) for model, value in zip(models, values, strict=True) if value is not None]
     known = [value for value in values if value is not None]
-    if not row.best or len(set(known)) < 2 or any(count is not None and count < FEWEST for count in num_rows):
+    if not row.best or len(set(known)) < 2 or any(count is not None and count < MIN_ROWS for count in num_rows):
         return [False] * len(models)
     best = row.best(known)
     return [value == best for value in values]

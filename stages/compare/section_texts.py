@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from measures.confidence_intervals import FEWEST
+from measures.confidence_intervals import MIN_ROWS
 from stages.compare.evaluated_models import EvaluatedModel
 from texts import translatable
 
@@ -48,4 +48,4 @@ def lead_values(models: Sequence[EvaluatedModel]) -> dict[str, int]:
 
 def differences_values() -> dict[str, int]:
     """Return the placeholders of :data:`DIFFERENCES_NOTE`."""
-    return {"rows": FEWEST}
+    return {"rows": MIN_ROWS}

@@ -1,7 +1,7 @@
-"""Stage drift: whether new rows are still like those that the champion learnt from.
+"""Stage drift: compare new rows with the champion's training data.
 
-Reads a champion's training rows and files of new rows that have passed the same checks, and what both gates counted.
-Compares features that mean something in Chinese, each by a Kolmogorov-Smirnov test and by how far the distributions lie
-apart, with Evidently, and the share of rows that failed a row check. Writes its report, the figures, and a verdict:
-``drift``, ``steady``, or ``unknown`` where there are too few rows to tell. Fails if a file cannot be read.
+Reads the champion's training rows, files of new rows that passed the same data checks, and the row counts of both
+checks. Compares features that are meaningful for Chinese, each by a Kolmogorov-Smirnov test and by the distance of the
+distributions, with Evidently, and the share of rows that failed a row check. Writes Evidently's report and a JSON file
+with the verdict: ``drift``, ``steady``, or ``unknown`` if there are too few rows. Fails if a file cannot be read.
 """

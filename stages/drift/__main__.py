@@ -9,122 +9,141 @@ from dataclasses import asdict
 from pathlib import Path
 
 from formats import params_schema, raw_rows
-from measures.confidence_intervals import FEWEST
+from measures.confidence_intervals import MIN_ROWS
 from models import base_model
 from models.command_line import entry_point
 from models.sample import Message, Sample, UnknownFormat, read_messages
-from models.storage import read_json, read_jsonl, write_json, writing
+from models.storage import atomic_write, read_json, read_jsonl, write_json
 from models.vocabulary import Vocabulary
 from stages.drift import conversation_features, quarantine_drift
-from stages.drift.drift_tests import DRIFT, STEADY, UNKNOWN, Found, compare
+from stages.drift.drift_tests import DRIFT, STEADY, UNKNOWN, FeatureDrift, compare_features
 
 log = logging.getLogger("tuneline.drift")
-UNREADABLE = ("parseable", "known_format")  # checks that a row fails which holds no conversation
+UNREADABLE_CHECKS = ("parseable", "known_format")  # rows that fail these checks have no conversation
+
+Conversation = tuple[Message, ...]
 
 
-def read_raw(sources: Iterable[Path]) -> tuple[list[tuple[Message, ...]], int]:
-    """Conversations in files of rows, and how many rows are none; what is wrong with those, stage validate says."""
-    found, unreadable = [], 0
+def read_conversations(sources: Iterable[Path]) -> tuple[list[Conversation], int]:
+    """Return the conversations in raw data files, and the number of rows without one."""
+    conversations, num_unreadable = [], 0
     for source in sources:
         for name, path in raw_rows.find_files(source).items():
             for row in raw_rows.read_rows(path, name):
                 try:
-                    found.append(read_messages(_without_origin(json.loads(row.content))))
+                    conversations.append(read_messages(_without_origin(json.loads(row.content))))
                 except (UnknownFormat, ValueError, RecursionError):
-                    unreadable += 1
-    return found, unreadable
+                    num_unreadable += 1
+    return conversations, num_unreadable
 
 
 def _without_origin(row: object) -> object:
-    """The row without id and source, which rows have that passed the checks."""
+    """Remove id and source, which rows have that passed the data checks."""
     return {"messages": row["messages"]} if isinstance(row, dict) and "messages" in row else row
 
 
-def some(conversations: Sequence, most: int) -> list:
-    """All of them, or as many as ``most``, drawn with a fixed seed, in their order."""
-    if len(conversations) <= most:
+def sample_rows(conversations: Sequence[Conversation], max_rows: int) -> list[Conversation]:
+    """Return all conversations, or ``max_rows`` of them in their order, sampled with a fixed seed."""
+    if len(conversations) <= max_rows:
         return list(conversations)
-    chosen = sorted(random.Random(0).sample(range(len(conversations)), most))
-    return [conversations[number] for number in chosen]
+    numbers = sorted(random.Random(0).sample(range(len(conversations)), max_rows))
+    return [conversations[number] for number in numbers]
 
 
-def describe(reference: Sequence, current: Sequence, vocabulary: Vocabulary, topics: int) -> list:
-    """Tables of both sides' features."""
-    tables = [conversation_features.features(side, vocabulary) for side in (reference, current)]
-    placed = conversation_features.topics(
-        [[conversation_features.text_of(each) for each in side] for side in (reference, current)], topics
-    )
+def build_tables(datasets: Sequence[Sequence[Conversation]], vocabulary: Vocabulary, num_topics: int) -> list:
+    """Return a table of features for each dataset, one row for each conversation."""
+    texts = [[conversation_features.topic_text(messages) for messages in dataset] for dataset in datasets]
+    topics = conversation_features.compute_topics(texts, num_topics)
     return [
-        table.assign(**{f"topic_{number + 1}": places[:, number] for number in range(places.shape[1])})
-        for table, places in zip(tables, placed, strict=True)
+        conversation_features.compute_features(dataset, vocabulary).assign(
+            **{f"topic_{number + 1}": coordinates[:, number] for number in range(coordinates.shape[1])}
+        )
+        for dataset, coordinates in zip(datasets, topics, strict=True)
     ]
 
 
-def report(found: Sequence[Found], rows: dict[str, int], verdict: str) -> dict:
-    """What is written: the verdict first, then what drifted, then every column."""
+def compare_datasets(
+    datasets: tuple[Sequence[Conversation], Sequence[Conversation]],
+    facts: tuple[dict, dict],
+    tokenizer: Path,
+    page: Path,
+    params: params_schema.Monitor,
+) -> list[FeatureDrift]:
+    """Compare every feature that has enough rows, and the share of rows that failed a row check.
+
+    Args:
+        datasets: conversations of the reference, and the current ones.
+        facts: what the data checks wrote about each dataset.
+        tokenizer: folder of the base model's tokenizer.
+        page: file for Evidently's report; not written if there are too few rows.
+    """
+    min_rows = max(params.least_rows, MIN_ROWS)
+    num_share_tests = int(quarantine_drift.is_comparable(*facts, min_rows))
+    features, level = [], params.false_alarms
+    if min(map(len, datasets)) >= min_rows:
+        tables = build_tables(datasets, Vocabulary(tokenizer / base_model.TOKENIZER), params.topics)
+        level /= tables[0].shape[1] + num_share_tests
+        with atomic_write(page) as path:
+            features += compare_features(*tables, params.false_alarms, params.effect, path, num_share_tests)
+    if num_share_tests:
+        row_counts = (dataset_facts["books"] for dataset_facts in facts)
+        features.append(quarantine_drift.compare_shares(*row_counts, level, params.effect))
+    return features
+
+
+def decide_verdict(features: Sequence[FeatureDrift]) -> str:
+    """Return the verdict: unknown if there were too few rows for the features of conversations, and no other drift."""
+    if any(feature.drifted for feature in features):
+        return DRIFT
+    has_conversations = any(feature.column != conversation_features.QUARANTINED_SHARE for feature in features)
+    return STEADY if has_conversations else UNKNOWN
+
+
+def build_report(features: Sequence[FeatureDrift], row_counts: dict[str, int]) -> dict:
+    """Return the report: the verdict, the features that drifted, row counts, and all features with their labels."""
     return {
-        "verdict": verdict,
-        "drifted": [conversation_features.label(each.column) for each in found if each.drifted],
-        "rows": rows,
-        "columns": [asdict(each) | {"label": conversation_features.label(each.column)} for each in found],
+        "verdict": decide_verdict(features),
+        "drifted": [feature.column for feature in features if feature.drifted],
+        "rows": row_counts,
+        "columns": [
+            asdict(feature) | {"label": conversation_features.feature_label(feature.column)} for feature in features
+        ],
     }
 
 
-def read_facts(path: Path | None) -> dict:
-    """What a gate counted: a receipt, or what stage validate writes beside rows that passed; nothing without a path."""
-    return read_json(path) if path else {}
-
-
-def judge(reference: Sequence, current: Sequence, gates: tuple[dict, dict], arguments, knobs) -> list[Found]:
-    """Every feature of which there are rows enough, and the share of rows that failed a row check.
-
-    Args:
-        gates: what the gates of both sides counted.
-    """
-    least_rows = max(knobs.least_rows, FEWEST)
-    share_tests = int(quarantine_drift.is_comparable(*gates, least_rows))
-    found, level = [], knobs.false_alarms
-    if min(len(reference), len(current)) >= least_rows:
-        tables = describe(reference, current, Vocabulary(arguments.tokenizer / base_model.TOKENIZER), knobs.topics)
-        level /= tables[0].shape[1] + share_tests
-        with writing(arguments.page) as page:
-            found += compare(*tables, knobs.false_alarms, knobs.effect, page, share_tests)
-    if share_tests:
-        found.append(quarantine_drift.compare_shares(*(gate["books"] for gate in gates), level, knobs.effect))
-    return found
-
-
-def verdict_of(found: Sequence[Found]) -> str:
-    """Drift if any column drifted; unknown if there were too few rows for features of texts, and nothing else moved."""
-    if any(column.drifted for column in found):
-        return DRIFT
-    return STEADY if any(column.column != quarantine_drift.COLUMN for column in found) else UNKNOWN
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Compare new rows with the champion's training data.")
+    parser.add_argument("--reference", type=Path, required=True, help="train.jsonl of checked data")
+    parser.add_argument("--current", type=Path, nargs="+", required=True, help="files of rows that passed the checks")
+    parser.add_argument("--reference-facts", type=Path, help="receipt of the reference")
+    parser.add_argument("--current-facts", type=Path, help="facts.json that the data checks wrote for the new rows")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the base model's tokenizer")
+    parser.add_argument("--page", type=Path, required=True, help="HTML report of Evidently to write")
+    parser.add_argument("--figures", type=Path, required=True, help="JSON report to write")
+    return parser.parse_args()
 
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare new rows with those that the champion learnt from.")
-    parser.add_argument("--reference", type=Path, required=True, help="train.jsonl of checked data")
-    parser.add_argument("--current", type=Path, nargs="+", required=True, help="files of rows that passed the checks")
-    parser.add_argument("--reference-facts", type=Path, help="receipt of the reference")
-    parser.add_argument("--current-facts", type=Path, help="facts.json beside the rows that passed")
-    for name in ("tokenizer", "page", "figures"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    arguments, knobs = parser.parse_args(), params_schema.load().monitor
-    gates = read_facts(arguments.reference_facts), read_facts(arguments.current_facts)
+    arguments, params = parse_arguments(), params_schema.load().monitor
+    facts = tuple(read_json(path) if path else {} for path in (arguments.reference_facts, arguments.current_facts))
     reference = [Sample.from_json(row).messages for row in read_jsonl(arguments.reference)]
-    current, unreadable = read_raw(arguments.current)
-    books = gates[1].get("books", {})
-    rows = {"reference": len(reference), "current": len(current), "quarantined": books.get("quarantined", 0)}
-    rows["unreadable"] = unreadable + sum(books.get("failed", {}).get(name, 0) for name in UNREADABLE)
-    found = judge(*(some(side, knobs.most_rows) for side in (reference, current)), gates, arguments, knobs)
-    verdict = verdict_of(found)
-    written = report(found, rows, verdict)
-    write_json(arguments.figures, written)
-    if verdict == UNKNOWN:
-        log.info("drift: unknown: %d and %d rows are too few to tell", len(reference), len(current))
+    current, num_unreadable = read_conversations(arguments.current)
+    datasets = sample_rows(reference, params.most_rows), sample_rows(current, params.most_rows)
+    features = compare_datasets(datasets, facts, arguments.tokenizer, arguments.page, params)
+    checked = facts[1].get("books", {})
+    row_counts = {
+        "reference": len(reference),
+        "current": len(current),
+        "quarantined": checked.get("quarantined", 0),
+        "unreadable": num_unreadable + sum(checked.get("failed", {}).get(name, 0) for name in UNREADABLE_CHECKS),
+    }
+    report = build_report(features, row_counts)
+    write_json(arguments.figures, report)
+    if report["verdict"] == UNKNOWN:
+        log.info("drift unknown: %d reference rows and %d new rows are too few", len(reference), len(current))
     else:
-        log.info("drift: %s: %s", verdict, ", ".join(written["drifted"]) or "no feature")
+        log.info("%s: %s", report["verdict"], ", ".join(report["drifted"]) or "no feature has drifted")
 
 
 if __name__ == "__main__":

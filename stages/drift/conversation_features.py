@@ -1,55 +1,57 @@
-"""What is compared of a conversation: lengths, language, the tokenizer's trouble with it, repetition, topics."""
+"""Features of a conversation: lengths, language, tokens without a vocabulary entry, repetition, topics."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas
 
+from measures.ngrams import compute_repetition
 from models.sample import Message
 from models.vocabulary import Vocabulary
+from texts import in_all_languages, translatable
 
+QUARANTINED_SHARE = "quarantined_share"  # a feature of a set of rows; see stages.drift.quarantine_drift
 LABELS = {
-    "question_characters": "Question, characters · 问题字数",
-    "answer_characters": "Answer, characters · 回答字数",
-    "question_tokens": "Question, tokens · 问题词元数",
-    "answer_tokens": "Answer, tokens · 回答词元数",
-    "turns": "Turns · 轮数",
-    "chinese": "Share of Chinese among letters · 字母中的中文比例",
-    "byte_fallback": "Share of tokens that are bytes · 按字节回退的词元比例",
-    "repetition": "Repetition of 4-grams · 四字组重复率",
+    "question_characters": translatable("Characters of the question"),
+    "answer_characters": translatable("Characters of the answer"),
+    "question_tokens": translatable("Tokens of the question"),
+    "answer_tokens": translatable("Tokens of the answer"),
+    "turns": translatable("Turns"),
+    "chinese": translatable("Share of Chinese letters"),
+    "byte_fallback": translatable("Share of byte-fallback tokens"),
+    "repetition": translatable("Repetition of 4-grams in the answer"),
+    QUARANTINED_SHARE: translatable("Share of rows that fail a row check"),
 }
-GRAM = 4
-TOPIC_GRAMS = (1, 3)  # characters; Chinese needs no segmentation for topics
-MOST_GRAMS = 20_000
+TOPIC_NGRAMS = (1, 3)  # characters; topics of Chinese text need no word segmentation
+MAX_NGRAMS = 20_000  # features of the TF-IDF matrix
 
 
-def label(column: str) -> str:
-    """A column's name for people."""
-    if column == "quarantined_share":
-        return "Rows that fail a row check · 未通过逐行检查的比例"
-    return LABELS.get(column) or f"Topic {column.rpartition('_')[2]} · 主题 {column.rpartition('_')[2]}"
+def feature_label(column: str) -> dict[str, str]:
+    """Return the name of a feature, by language."""
+    if column.startswith("topic_"):
+        return in_all_languages("Topic {number}", number=column.removeprefix("topic_"))
+    return in_all_languages(LABELS[column])
 
 
-def features(conversations: Sequence[Sequence[Message]], vocabulary: Vocabulary) -> pandas.DataFrame:
-    """A row for each conversation, a column for each of :data:`LABELS`."""
-    return pandas.DataFrame([_of(messages, vocabulary) for messages in conversations], columns=list(LABELS))
+def compute_features(conversations: Sequence[Sequence[Message]], vocabulary: Vocabulary) -> pandas.DataFrame:
+    """Return a table with a row for each conversation, and a column for each feature but for topics."""
+    table = pandas.DataFrame([_row_features(messages, vocabulary) for messages in conversations])
+    return table.assign(repetition=compute_repetition([_last(messages, "assistant") for messages in conversations]))
 
 
-def _of(messages: Sequence[Message], vocabulary: Vocabulary) -> dict[str, float]:
+def _row_features(messages: Sequence[Message], vocabulary: Vocabulary) -> dict[str, float]:
     question, answer = _last(messages, "user"), _last(messages, "assistant")
-    pieces = [vocabulary.split(_encodable(text)) for text in (question, answer)]
-    every = [piece for each in pieces for piece in each]
+    question_tokens, answer_tokens = (vocabulary.tokenize(_encodable(text)) for text in (question, answer))
+    tokens = [*question_tokens, *answer_tokens]
     letters = [character for character in question + answer if character.isalpha()]
-    grams = [answer[start : start + GRAM] for start in range(len(answer) - GRAM + 1)]
     return {
         "question_characters": len(question),
         "answer_characters": len(answer),
-        "question_tokens": len(pieces[0]),
-        "answer_tokens": len(pieces[1]),
+        "question_tokens": len(question_tokens),
+        "answer_tokens": len(answer_tokens),
         "turns": sum(message.role == "user" for message in messages),
         "chinese": sum("\u3400" <= letter <= "\u9fff" for letter in letters) / max(len(letters), 1),
-        "byte_fallback": sum(map(_is_byte, every)) / max(len(every), 1),
-        "repetition": 1 - len(set(grams)) / len(grams) if grams else 0.0,
+        "byte_fallback": sum(map(_is_byte, tokens)) / max(len(tokens), 1),
     }
 
 
@@ -58,36 +60,40 @@ def _last(messages: Sequence[Message], role: str) -> str:
 
 
 def _encodable(text: str) -> str:
-    """A lone surrogate has no UTF-8 form, and counts as ``?``."""
+    """Replace lone surrogates, which have no UTF-8 form, by ``?``."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _is_byte(piece: str) -> bool:
-    """Whether a piece stands for one byte of a character that the tokenizer does not know, as ``<0xE4>``."""
-    return piece.startswith("<0x") and piece.endswith(">")
+def _is_byte(token: str) -> bool:
+    """Return whether a token is one byte of a character that is not in the vocabulary, such as ``<0xE4>``."""
+    return token.startswith("<0x") and token.endswith(">")
 
 
-def topics(texts: Sequence[Sequence[str]], count: int) -> list[np.ndarray]:
-    """Where each text of each group lies in a few topics: TF-IDF of its character n-grams, reduced by SVD.
+def compute_topics(datasets: Sequence[Sequence[str]], count: int) -> list[np.ndarray]:
+    """Return the coordinates of texts in a few topics: TF-IDF of character n-grams, reduced by SVD.
 
-    All groups are reduced together: fitted to one of them, the topics would suit it better, and set the others apart
-    although they are alike.
+    The topics are fitted to all datasets together. If they were fitted to one of them, they would fit it better than
+    the others, and equal datasets would look different.
+
+    Args:
+        datasets: the texts of each dataset.
+        count: number of topics; fewer if there are few texts.
 
     Returns:
-        For each group, float64 of shape (texts, topics).
+        For each dataset, float64 of shape (texts, topics).
     """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    every = [text for group in texts for text in group]
-    ends = np.cumsum([len(group) for group in texts])[:-1]
-    weights = TfidfVectorizer(analyzer="char", ngram_range=TOPIC_GRAMS, max_features=MOST_GRAMS, sublinear_tf=True)
-    matrix = weights.fit_transform(every)
+    texts = [text for dataset in datasets for text in dataset]
+    offsets = np.cumsum([len(dataset) for dataset in datasets])[:-1]
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=TOPIC_NGRAMS, max_features=MAX_NGRAMS, sublinear_tf=True)
+    matrix = vectorizer.fit_transform(texts)
     width = min(count, min(matrix.shape) - 1)
-    reduced = TruncatedSVD(width, random_state=0).fit_transform(matrix) if width > 0 else np.zeros((len(every), 0))
-    return np.split(reduced, ends)
+    topics = TruncatedSVD(width, random_state=0).fit_transform(matrix) if width > 0 else np.zeros((len(texts), 0))
+    return np.split(topics, offsets)
 
 
-def text_of(messages: Sequence[Message]) -> str:
-    """What a conversation's topic is read from."""
+def topic_text(messages: Sequence[Message]) -> str:
+    """Return the text of a conversation that its topics are computed from: the last question and answer."""
     return "\n".join((_last(messages, "user"), _last(messages, "assistant")))

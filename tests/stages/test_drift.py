@@ -1,4 +1,4 @@
-"""Drift: found where it was planted, and not found where nothing changed."""
+"""Stage drift: planted drift is detected, and unchanged data raises few false alarms."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -17,8 +16,8 @@ from formats.params_schema import Monitor
 from models import base_model
 from models.vocabulary import Vocabulary
 from stages.drift import conversation_features, quarantine_drift
-from stages.drift.__main__ import describe, judge, read_raw, some, verdict_of
-from stages.drift.drift_tests import compare
+from stages.drift.__main__ import build_tables, compare_datasets, decide_verdict, read_conversations, sample_rows
+from stages.drift.drift_tests import compare_features
 
 LEVEL = {"false_alarms": 0.01, "effect": 0.2}
 
@@ -28,177 +27,190 @@ def vocabulary(base_folder):
     return Vocabulary(base_folder / base_model.TOKENIZER)
 
 
-def drifted(reference, current, vocabulary) -> set[str]:
-    tables = describe(reference, current, vocabulary, 4)
-    return {found.column for found in compare(*tables, **LEVEL) if found.drifted}
+def drifted_columns(reference, current, vocabulary) -> set[str]:
+    tables = build_tables([reference, current], vocabulary, 4)
+    return {feature.column for feature in compare_features(*tables, **LEVEL) if feature.drifted}
 
 
-def demo() -> list:
-    return read_raw([ROOT / "data/demo/raw"])[0]
+def demo_conversations() -> list:
+    return read_conversations([ROOT / "data/demo/raw"])[0]
 
 
-@pytest.mark.integration  # Evidently draws its pictures each time
+@pytest.mark.integration  # Evidently renders its charts 100 times
 def test_100_resamples_of_unchanged_data_raise_at_most_5_alarms(vocabulary):
-    # Topics are fitted to both sides together, so that those of all rows serve for each way to divide them.
-    rows = demo()
-    table = pandas.concat(describe(rows[:100], rows[100:], vocabulary, 4))
-    alarms = 0
+    # Topics are fitted to both datasets together, so one fit serves for all ways to divide the rows.
+    rows = demo_conversations()
+    table = pandas.concat(build_tables([rows[:100], rows[100:]], vocabulary, 4))
+    num_alarms = 0
     for seed in range(100):
         shuffled = table.sample(frac=1, random_state=seed, ignore_index=True)
         middle = len(rows) // 2
-        sides = (side.reset_index(drop=True) for side in (shuffled[:middle], shuffled[middle:]))
-        alarms += any(found.drifted for found in compare(*sides, **LEVEL))
-    assert alarms <= 5
+        halves = (half.reset_index(drop=True) for half in (shuffled[:middle], shuffled[middle:]))
+        num_alarms += any(feature.drifted for feature in compare_features(*halves, **LEVEL))
+    assert num_alarms <= 5
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
-def test_advertising_among_identity_rows_is_found(vocabulary, share):
-    planted, _ = read_raw([developer_file("datasets/adgen_dev.jsonl")])
-    rows = demo()
-    found = drifted(rows, rows[: round(len(rows) * (1 - share))] + planted[: round(len(rows) * share)], vocabulary)
-    assert {"answer_characters"} < found
+def test_advertisements_among_identity_rows_are_detected(vocabulary, share):
+    advertisements, _ = read_conversations([developer_file("datasets/adgen_dev.jsonl")])
+    rows = demo_conversations()
+    current = rows[: round(len(rows) * (1 - share))] + advertisements[: round(len(rows) * share)]
+    assert {"answer_characters"} < drifted_columns(rows, current, vocabulary)
 
 
-def test_another_topic_of_the_same_lengths_is_found(vocabulary):
-    draw = random.Random(0)
+def test_another_topic_with_equal_lengths_is_detected(vocabulary):
+    rng = random.Random(0)
     tea, rain = ("红茶绿茶乌龙茶泡茶茶叶", "下雨天气多云温度降水预报")
 
     def rows(words: str) -> list:
-        return [conversation("".join(draw.choices(words, k=8)), "".join(draw.choices(words, k=20))) for _ in range(80)]
+        return [conversation("".join(rng.choices(words, k=8)), "".join(rng.choices(words, k=20))) for _ in range(80)]
 
-    assert any(column.startswith("topic") for column in drifted(rows(tea), rows(rain), vocabulary))
+    assert any(column.startswith("topic") for column in drifted_columns(rows(tea), rows(rain), vocabulary))
 
 
-def test_what_the_tokenizer_does_not_know_counts_as_bytes(vocabulary):
-    table = conversation_features.features(
-        [conversation("你是谁？", "龘靐齉"), conversation("你是谁？", "你好")], vocabulary
+def test_features_of_a_conversation(vocabulary):
+    table = conversation_features.compute_features(
+        [conversation("你是谁？", "龘靐齉"), conversation("你是谁？", "你好你好你好你好")], vocabulary
     )
     assert table["byte_fallback"][0] > 0.5 > table["byte_fallback"][1] == 0
-    assert list(table["answer_characters"]) == [3, 2]
+    assert list(table["answer_characters"]) == [3, 8]
+    assert list(table["repetition"]) == [0, 0.6]  # 2 distinct of 5 4-grams
+    assert list(table.columns) == [column for column in conversation_features.LABELS if column != "quarantined_share"]
 
 
-def test_more_rows_than_are_needed_are_drawn_the_same_way_each_time():
-    assert some(range(10), 20) == list(range(10))
-    assert some(range(100), 10) == some(range(100), 10) == sorted(some(range(100), 10))
+def test_rows_are_sampled_with_a_fixed_seed_and_in_order():
+    assert sample_rows(range(10), 20) == list(range(10))
+    assert sample_rows(range(100), 10) == sample_rows(range(100), 10) == sorted(sample_rows(range(100), 10))
 
 
-# The share that fails the row checks ----------------------------------------------------------------
+# Share of rows that fail a row check ----------------------------------------------------------------
 
 
 def facts(rows: int, failed: int, **change) -> dict:
-    """What a gate counted."""
+    """Return what the data checks write about a dataset."""
     suite = {"checks": [{"name": "no_html", "scope": "row", "maximum": None}, {"name": "unique", "scope": "among"}]}
     books = {"rows_in": rows, "failed_row_checks": failed}
     return {"tokenizer_sha256": "a", "suite": suite, "books": books} | change
 
 
-def test_the_share_raises_no_more_false_alarms_than_promised():
-    """15 % fail on both sides, in pairs of files of any size: at most 1 of 100 may be called another, 5 of 500."""
-    draw = np.random.default_rng(0)
-    alarms = 0
+def test_equal_shares_raise_at_most_the_allowed_false_alarms():
+    """15 % of both datasets fail, in 500 pairs of any size: about 5 false alarms are expected at a level of 1 %."""
+    rng = np.random.default_rng(0)
+    num_alarms = 0
     for _ in range(500):
-        books = []
-        for rows in draw.integers(20, 2000, 2).tolist():
-            books.append({"rows_in": rows, "failed_row_checks": int(draw.binomial(rows, 0.15))})
-        alarms += quarantine_drift.compare_shares(*books, level=0.01, effect=0.0).drifted
-    assert alarms <= 12  # more than so many come once in 500 draws of 500 trials
+        row_counts = [
+            {"rows_in": rows, "failed_row_checks": int(rng.binomial(rows, 0.15))}
+            for rows in rng.integers(20, 2000, 2).tolist()
+        ]
+        num_alarms += quarantine_drift.compare_shares(*row_counts, level=0.01, effect=0.0).drifted
+    assert num_alarms <= 12  # more have a probability of 1 in 500
 
 
 @pytest.mark.parametrize(
     ("failed", "rows", "drifted"),
     [(150, 1000, False), (400, 1000, True), (0, 1000, True), (200, 1000, False), (5, 20, False), (20, 20, True)],
 )
-def test_a_share_that_moved_far_is_found(failed, rows, drifted):
-    """Against 150 of 1,000. 20 % would be real with enough rows, and is not large: Cohen's h is 0.13."""
-    reference, current = (gate["books"] for gate in (facts(1000, 150), facts(rows, failed)))
-    found = quarantine_drift.compare_shares(reference, current, 0.01, 0.2)
-    assert found.drifted == drifted
-    assert (found.reference_mean, found.current_mean) == (0.15, failed / rows)
+def test_large_change_of_the_share_is_detected(failed, rows, drifted):
+    """Compared with 150 of 1,000. 20 % is significant with enough rows, but not large: Cohen's h is 0.13."""
+    reference, current = (dataset["books"] for dataset in (facts(1000, 150), facts(rows, failed)))
+    share = quarantine_drift.compare_shares(reference, current, 0.01, 0.2)
+    assert share.drifted == drifted
+    assert (share.reference_mean, share.current_mean) == (0.15, failed / rows)
 
 
-def test_a_real_difference_that_is_small_is_no_drift():
-    books = [facts(10**6, failed)["books"] for failed in (150_000, 160_000)]
-    found = quarantine_drift.compare_shares(*books, 0.01, 0.2)
-    assert found.p_value < 1e-6
-    assert not found.drifted
-    assert quarantine_drift.compare_shares(*books, 0.01, 0.01).drifted
+def test_significant_but_small_change_is_not_drift():
+    row_counts = [facts(10**6, failed)["books"] for failed in (150_000, 160_000)]
+    share = quarantine_drift.compare_shares(*row_counts, 0.01, 0.2)
+    assert share.p_value < 1e-6
+    assert not share.drifted
+    assert quarantine_drift.compare_shares(*row_counts, 0.01, 0.01).drifted
 
 
-def test_the_share_is_judged_only_where_the_same_checks_counted_rows_enough():
+def test_shares_are_comparable_with_enough_rows_and_the_same_row_checks():
     other = {"checks": [{"name": "no_html", "scope": "row", "maximum": 3}]}
     among = {"checks": [facts(1, 1)["suite"]["checks"][0], {"name": "unique", "scope": "among", "severity": "warn"}]}
     assert quarantine_drift.is_comparable(facts(100, 1), facts(100, 1), 20)
     assert quarantine_drift.is_comparable(facts(100, 1), facts(100, 1, suite=among), 20)
     assert quarantine_drift.is_comparable(facts(100, 1), facts(20, 1), 20)
-    for odd in (
+    for incomparable in (
         facts(19, 1),
         facts(100, 1, suite=other),
         facts(100, 1, tokenizer_sha256="b"),
-        facts(100, 1, books={"rows_in": 100}),  # as receipts of an older version
+        facts(100, 1, books={"rows_in": 100}),  # receipt of an older version
         {},
     ):
-        assert not quarantine_drift.is_comparable(facts(100, 1), odd, 20)
-        assert not quarantine_drift.is_comparable(odd, facts(100, 1), 20)
+        assert not quarantine_drift.is_comparable(facts(100, 1), incomparable, 20)
+        assert not quarantine_drift.is_comparable(incomparable, facts(100, 1), 20)
 
 
 @pytest.fixture
-def judged(base_folder, tmp_path):
-    """What stage drift finds between two lists of conversations, and the gates behind them."""
+def compare(base_folder, tmp_path):
+    """Return a function that compares two lists of conversations and the facts about them."""
 
-    def judge_both(reference, current, gates=({}, {}), **knobs):
-        arguments = SimpleNamespace(tokenizer=base_folder, page=tmp_path / "drift.html")
-        return judge(reference, current, gates, arguments, Monitor(topics=1, **knobs))
+    def compare(reference, current, facts=({}, {}), **params):
+        page = tmp_path / "drift.html"
+        return compare_datasets((reference, current), facts, base_folder, page, Monitor(topics=1, **params))
 
-    return judge_both
-
-
-def test_fewer_rows_than_can_tell_give_no_verdict(judged):
-    """However low monitor.least_rows is set."""
-    long = [conversation("问" * 9, "答" * 40 + str(number)) for number in range(5)]
-    for sides in ((demo(), long), (long, demo())):
-        assert verdict_of(judged(*sides, least_rows=1)) == "unknown"
+    return compare
 
 
-def test_each_test_beside_the_columns_takes_its_part_of_the_false_alarms(judged, monkeypatch):
+def test_too_few_rows_give_no_verdict(compare):
+    """However low monitor.least_rows is."""
+    few = [conversation("问" * 9, "答" * 40 + str(number)) for number in range(5)]
+    for datasets in ((demo_conversations(), few), (few, demo_conversations())):
+        assert decide_verdict(compare(*datasets, least_rows=1)) == "unknown"
+
+
+def test_test_of_the_share_counts_among_the_tests(compare, monkeypatch):
     levels = []
-    usual = quarantine_drift.compare_shares
+    compare_shares = quarantine_drift.compare_shares
 
-    def compare_shares(reference, current, level, effect):
+    def recording_level(reference, current, level, effect):
         levels.append(level)
-        return usual(reference, current, level, effect)
+        return compare_shares(reference, current, level, effect)
 
-    monkeypatch.setattr(quarantine_drift, "compare_shares", compare_shares)
-    rows = demo()[:30]
-    found = judged(rows, rows, (facts(100, 15), facts(100, 16)))
-    assert [column.column for column in found][-1] == "quarantined_share"
-    assert verdict_of(found) == "steady"
-    assert levels == [pytest.approx(0.01 / len(found))]
-    alone = judged(rows, [], (facts(100, 15), facts(100, 100)))
-    assert [(column.column, column.drifted) for column in alone] == [("quarantined_share", True)]
+    monkeypatch.setattr(quarantine_drift, "compare_shares", recording_level)
+    rows = demo_conversations()[:30]
+    features = compare(rows, rows, (facts(100, 15), facts(100, 16)))
+    assert features[-1].column == "quarantined_share"
+    assert decide_verdict(features) == "steady"
+    assert levels == [pytest.approx(0.01 / len(features))]
+    share_only = compare(rows, [], (facts(100, 15), facts(100, 100)))
+    assert [(feature.column, feature.drifted) for feature in share_only] == [("quarantined_share", True)]
     assert levels[1] == 0.01
-    assert (verdict_of(alone), verdict_of(judged(rows, [], (facts(100, 15), facts(100, 16))))) == ("drift", "unknown")
+    assert decide_verdict(share_only) == "drift"
+    assert decide_verdict(compare(rows, [], (facts(100, 15), facts(100, 16)))) == "unknown"
 
 
-def run(folder: Path, current: Path, base_folder: Path) -> dict:
+# Program --------------------------------------------------------------------------------------------
+
+
+def run_stage(folder: Path, current: Path, base_folder: Path) -> dict:
+    """Run stage drift on the demo's rows as the reference, and return the report."""
     rows = [
-        {"id": str(number), "source": {"file": "a", "line": 1}, "messages": asked}
-        for number, asked in enumerate([vars(message) for message in messages] for messages in demo())
+        {"id": str(number), "source": {"file": "a", "line": 1}, "messages": [vars(message) for message in messages]}
+        for number, messages in enumerate(demo_conversations())
     ]
     write_rows(folder / "train.jsonl", rows)
-    paths = ("--reference", folder / "train.jsonl", "--current", current, "--tokenizer", base_folder)
-    made = ("--page", folder / "drift.html", "--figures", folder / "drift.json")
-    command = [sys.executable, "-m", "stages.drift", *map(str, (*paths, *made))]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "DO_NOT_TRACK": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    inputs = ("--reference", folder / "train.jsonl", "--current", current, "--tokenizer", base_folder)
+    outputs = ("--page", folder / "drift.html", "--figures", folder / "drift.json")
+    command = [sys.executable, "-m", "stages.drift", *map(str, (*inputs, *outputs))]
+    environment = {**os.environ, "DO_NOT_TRACK": "1", "TUNELINE_LANG": "zh"}
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
     return json.loads((folder / "drift.json").read_text(encoding="utf-8"))
 
 
-def test_as_a_program(base_folder, tmp_path):
-    odd = [{"context": "问", "target": "答"}] * 3 + ["no row"]
-    assert run(tmp_path, write_rows(tmp_path / "few.jsonl", odd), base_folder)["verdict"] == "unknown"
+def test_stage_writes_report_and_page(base_folder, tmp_path):
+    few = [{"context": "问", "target": "答"}] * 3 + ["no row"]
+    report = run_stage(tmp_path, write_rows(tmp_path / "few.jsonl", few), base_folder)
+    assert (report["verdict"], report["rows"]["unreadable"]) == ("unknown", 1)
     assert not (tmp_path / "drift.html").exists()
-    same = run(tmp_path, ROOT / "data/demo/raw", base_folder)
-    assert (same["verdict"], same["drifted"]) == ("steady", [])
+    report = run_stage(tmp_path, ROOT / "data/demo/raw", base_folder)
+    assert (report["verdict"], report["drifted"]) == ("steady", [])
+    labels = {feature["column"]: feature["label"] for feature in report["columns"]}
+    assert labels["answer_characters"] == {"en": "Characters of the answer", "zh": "回答字符数"}
+    assert labels["topic_1"] == {"en": "Topic 1", "zh": "主题 1"}
     page = (tmp_path / "drift.html").read_text(encoding="utf-8")
-    assert json.dumps("回答字数")[1:-1] in page
+    assert json.dumps("回答字符数")[1:-1] in page
     assert '<script src="http' not in page
