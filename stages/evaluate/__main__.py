@@ -8,49 +8,77 @@ from pathlib import Path
 
 from formats import params_schema, receipt
 from measures import metrics
-from models import adapters, base_model, provenance
+from models import adapter_files, base_model, model_loading, provenance
+from models.base_model import Base
 from models.command_line import entry_point
 from models.manifest import Manifest, parse_manifest
 from models.prompt import PROMPT_VERSION
 from models.sample import Sample
-from models.storage import sha256_of_json, write_json, write_jsonl, writing_folder
-from stages.evaluate.answer_cache import Kept
-from stages.evaluate.model_evaluation import Model, Questions, measure
+from models.storage import atomic_write_folder, sha256_of_json, write_json, write_jsonl
+from stages.evaluate.answer_cache import AnswerCache
+from stages.evaluate.model_evaluation import EvalResult, EvalSet, ModelUnderTest, evaluate_model
 from stages.evaluate.probes import read_probes
 
 log = logging.getLogger("tuneline.evaluate")
+TRAINING_FIELDS = (
+    "train_loss",
+    "seconds",
+    "watt_hours",
+    "peak_memory_gib",
+    "tokens_per_second",
+    "steps",
+    "trainable_parameters",
+)
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Evaluate the base model or one adapter.")
     parser.add_argument("--model", required=True, help="'base' or an adapter's key")
-    parser.add_argument("--kept", type=Path, required=True, help="folder for answers, should it be killed")
+    parser.add_argument("--kept", type=Path, required=True, help="folder of the answer cache")
     parser.add_argument(
-        "--bits", type=int, choices=(16, 8, 4), help="of the base; by default as the adapter's training"
+        "--bits",
+        type=int,
+        choices=(16, 8, 4),
+        help="quantization of the base; default: as in the adapter's training, or params.yaml's dtype",
     )
     for name in ("base", "weights", "checked", "encoded", "general", "probes", "predictions", "metrics"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     return parser.parse_args()
 
 
-def read_samples(checked: receipt.Verified) -> list[Sample]:
-    """The evaluation samples; raises DataBlocked if they are not those of the receipt."""
-    return [Sample.from_json(row) for row in checked.rows("eval")]
+def read_eval_set(checked: receipt.VerifiedFolder, general: receipt.VerifiedFolder, probes: Path) -> EvalSet:
+    """Read evaluation rows and probes.
+
+    Raises:
+        DataBlocked: the rows do not match the receipt.
+        UserError: a probe is invalid.
+    """
+    samples = ([Sample.from_json(row) for row in part.rows("eval")] for part in (checked, general))
+    return EvalSet(*samples, read_probes(probes))
 
 
-def key_of(model: Mapping, questions: Questions, knobs: params_schema.Params) -> str:
-    """Hash of everything that the answers depend on, code and libraries included.
+def load_model(base: Base, manifest: Manifest | None, arguments: argparse.Namespace, dtype: str):
+    """Load the base, or the adapter on it, whose hashes are verified."""
+    bits = arguments.bits
+    quantization = {"quantization": None if bits == 16 else bits} if bits else {}
+    if manifest is None:
+        return model_loading.load_model(base, dtype, **quantization)
+    return adapter_files.load_adapter(arguments.weights, base, manifest=manifest, **quantization)
+
+
+def cache_key(model: Mapping, eval_set: EvalSet, params: params_schema.Params) -> str:
+    """Return a hash of everything that the answers depend on, including code and library versions.
 
     Args:
-        model: identity of the base, hash of the adapter's manifest, and bits of the base.
+        model: identity of the base, hashes of the adapter, and bits of the base.
     """
-    asked = [[asdict(sample) for sample in samples] for samples in (questions.task, questions.general)]
+    samples = [[asdict(sample) for sample in samples] for samples in (eval_set.task, eval_set.general)]
     inputs = {
         "model": dict(model),
-        "samples": asked,
-        "probes": [repr(probe) for probe in questions.probes],
-        "evaluate": knobs.evaluate.model_dump(mode="json", exclude={"models"}),
-        "dtype": knobs.base.dtype,
+        "samples": samples,
+        "probes": [repr(probe) for probe in eval_set.probes],
+        "evaluate": params.evaluate.model_dump(mode="json", exclude={"models"}),
+        "dtype": params.base.dtype,
         "prompt": PROMPT_VERSION,
         "code": provenance.code_sha256("stages.evaluate"),
         "libraries": provenance.library_versions(),
@@ -58,55 +86,54 @@ def key_of(model: Mapping, questions: Questions, knobs: params_schema.Params) ->
     return sha256_of_json(inputs)
 
 
-def of_training(manifest: Manifest | None) -> dict:
-    keys = (
-        "train_loss",
-        "seconds",
-        "watt_hours",
-        "peak_memory_gib",
-        "tokens_per_second",
-        "steps",
-        "trainable_parameters",
-    )
-    return {key: manifest.training.get(key) for key in keys} if manifest else dict.fromkeys(keys, None)
+def training_summary(manifest: Manifest | None) -> dict:
+    """Return loss and cost of the training from the manifest; None for every field of the base."""
+    training = manifest.training if manifest else {}
+    return {field: training.get(field) for field in TRAINING_FIELDS}
+
+
+def write_result(result: EvalResult, extra: dict, arguments: argparse.Namespace) -> dict:
+    """Write scored rows, all metrics and the DVC metrics; return all metrics.
+
+    Args:
+        extra: metrics that are not computed from the rows.
+    """
+    all_metrics = result.metrics | extra
+    with atomic_write_folder(arguments.predictions) as folder:
+        for name, rows in result.rows.items():
+            write_jsonl(folder / f"{name}.jsonl", rows)
+        write_json(folder / metrics.METRICS_FILE, all_metrics)
+    write_json(arguments.metrics, metrics.select_dvc_metrics(all_metrics))
+    return all_metrics
 
 
 @entry_point
 def main() -> None:
-    arguments, knobs = parse(), params_schema.load()
+    arguments, params = parse_arguments(), params_schema.load()
     checked, general = receipt.read(arguments.checked).verify(), receipt.read(arguments.general).verify()
     receipt.refuse_unrelated(receipt.read(arguments.encoded).verify(), checked)
-    found = base_model.read_record(arguments.base)
-    questions = Questions(read_samples(checked), read_samples(general), read_probes(arguments.probes))
-    is_base = arguments.model == "base"
-    manifest = None if is_base else parse_manifest(arguments.weights)  # load() checks the hashes
-    bits = {"quantization": None if arguments.bits == 16 else arguments.bits} if arguments.bits else {}
-    if is_base:
-        model = base_model.load_model(found, knobs.base.dtype, **bits)
-    else:
-        model = adapters.load(arguments.weights, found, manifest=manifest, **bits)
+    base = base_model.read_record(arguments.base)
+    eval_set = read_eval_set(checked, general, arguments.probes)
+    manifest = None if arguments.model == "base" else parse_manifest(arguments.weights)
+    model = load_model(base, manifest, arguments, params.base.dtype)
 
-    of = {
-        "base_identity": found.identity,
+    identity = {
+        "base_identity": base.identity,
         "weights_sha256": manifest and manifest.weights_sha256,
         "config_sha256": manifest and manifest.config_sha256,
     }
-    key = key_of(of | {"bits": arguments.bits}, questions, knobs)
-    kept = Kept(arguments.kept / f"{arguments.model}.{key[:16]}")
-    measured = measure(Model(model, base_model.load_tokenizer(found), kept, knobs), questions)
-    found_out = measured.figures | {
-        "training": of_training(manifest),
-        "of": of,
-    }
-    with writing_folder(arguments.predictions) as folder:
-        for name, rows in measured.rows.items():
-            write_jsonl(folder / f"{name}.jsonl", rows)
-        write_json(folder / metrics.FILE, found_out)
-    write_json(arguments.metrics, metrics.headlines(found_out))
-    kept.discard()
-    rate = found_out["probes"]["rates"]["all"]["rate"]
-    losses = (found_out[name]["loss"] for name in ("eval", "general"))
-    log.info("evaluate: %s: loss %.3f, general loss %.3f, probes met %.0f%%", arguments.model, *losses, 100 * rate)
+    key = cache_key(identity | {"bits": arguments.bits}, eval_set, params)
+    cache = AnswerCache(arguments.kept / f"{arguments.model}.{key[:16]}")
+    result = evaluate_model(ModelUnderTest(model, model_loading.load_tokenizer(base), cache, params), eval_set)
+    written = write_result(result, {"training": training_summary(manifest), "of": identity}, arguments)
+    cache.delete()
+    log.info(
+        "evaluate: %s: loss %.3f per token, %.3f on general conversations; %.0f%% of probes passed",
+        arguments.model,
+        written["eval"]["loss"],
+        written["general"]["loss"],
+        100 * written["probes"]["rates"]["all"]["rate"],
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Answers that are kept as they come, so that an evaluation that was killed asks only what is left."""
+"""Cache of answers on disk, so that an interrupted evaluation resumes without generating them again."""
 
 import json
 import logging
@@ -16,8 +16,8 @@ from models.sample import Message
 log = logging.getLogger("tuneline.evaluate")
 
 
-class _Entry(BaseModel):
-    """A line of kept answers."""
+class _Line(BaseModel):
+    """One line of the cache file."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -27,11 +27,12 @@ class _Entry(BaseModel):
     seconds: float
 
 
-class Kept:
-    """A file of answers by key, one JSON a line; an answer whose line a kill cut off is asked for again.
+class AnswerCache:
+    """Answers by key in a JSON Lines file; incomplete and damaged lines are dropped when it is read.
 
     Args:
-        path: named after everything that answers depend on. What lies beside it of the same model is removed.
+        path: ``<model>.<hash of everything that the answers depend on>``. Files of the same model with other hashes
+            are deleted.
     """
 
     def __init__(self, path: Path):
@@ -42,21 +43,20 @@ class Kept:
                 other.unlink()
         self.answers = self._read()
         if self.answers:
-            log.info("evaluate: going on behind %d answers that are there already", len(self.answers))
+            log.info("evaluate: resuming with %d answers from the cache", len(self.answers))
 
     def _read(self) -> dict[str, Answer]:
-        """Answers by key, from the lines that hold one; a line that a kill or a disk has damaged is left out."""
         if not self.path.exists():
             return {}
-        answers, kept = {}, []
-        for line in self.path.read_bytes().split(b"\n"):
+        answers, valid_lines = {}, []
+        for content in self.path.read_bytes().split(b"\n"):
             try:
-                entry = _Entry.model_validate_json(line)
+                line = _Line.model_validate_json(content)
             except ValidationError:
                 continue
-            answers[entry.key] = Answer(entry.text, entry.tokens, entry.seconds)
-            kept.append(line + b"\n")
-        self.path.write_bytes(b"".join(kept))
+            answers[line.key] = Answer(line.text, line.tokens, line.seconds)
+            valid_lines.append(content + b"\n")
+        self.path.write_bytes(b"".join(valid_lines))  # so that appended lines do not continue an incomplete one
         return answers
 
     def add(self, key: str, answer: Answer) -> None:
@@ -64,29 +64,32 @@ class Kept:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False) + "\n")
 
-    def discard(self) -> None:
+    def delete(self) -> None:
         self.path.unlink(missing_ok=True)
 
 
-def ask(
+def generate_missing_answers(
     model,
     tokenizer,
     conversations: Mapping[str, Sequence[Message]],
-    kept: Kept,
+    cache: AnswerCache,
     *,
     max_new_tokens: int,
     batch_size: int,
     seed: int | None = None,
 ) -> list[Answer]:
-    """Answers to conversations that end with a question, in their order: greedy, or sampled where there is a seed.
+    """Return an answer per conversation, in their order; those that the cache lacks are generated and added.
 
     Args:
-        conversations: by a key of their own among all that ``kept`` has.
-        seed: a sampled answer depends on its batch too, so ask one at a time.
+        conversations: by their key in the cache; each ends with a question.
+        max_new_tokens: longest answer in tokens.
+        batch_size: conversations per batch.
+        seed: of sampling, or None for greedy decoding. A sampled answer depends on its whole batch, so use
+            ``batch_size`` 1 for answers that do not depend on what the cache has.
     """
-    open_keys = [key for key in conversations if key not in kept.answers]
-    asked = [conversations[key] for key in open_keys]
-    stream = generate_answers(model, tokenizer, asked, max_new_tokens, batch_size, Decoder(), seed)
-    for index, answer in tqdm(stream, total=len(asked), desc="answer · 回答", unit="row", delay=2):
-        kept.add(open_keys[index], answer)
-    return [kept.answers[key] for key in conversations]
+    missing = [key for key in conversations if key not in cache.answers]
+    questions = [conversations[key] for key in missing]
+    stream = generate_answers(model, tokenizer, questions, max_new_tokens, batch_size, Decoder(), seed)
+    for index, answer in tqdm(stream, total=len(missing), desc="answer", unit="row", delay=2):
+        cache.add(missing[index], answer)
+    return [cache.answers[key] for key in conversations]

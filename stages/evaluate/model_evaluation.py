@@ -1,4 +1,4 @@
-"""From a loaded model to rows of answers with their scores, and the figures over them."""
+"""Evaluate a loaded model: scored rows of answers, and the metrics over them."""
 
 import time
 from collections.abc import Sequence
@@ -10,17 +10,23 @@ from models.generation import Answer, decode_answer, roundtrip_text
 from models.prompt import encode_sample
 from models.sample import Message, Sample
 from models.training import peak_memory_gib
-from stages.evaluate.answer_cache import Kept, ask
-from stages.evaluate.probes import MET, UNMET, Probe, identity_of
-from stages.evaluate.row_losses import row_divergences, row_losses
-from stages.evaluate.scores import describe, matches_exactly
+from stages.evaluate.answer_cache import AnswerCache, generate_missing_answers
+from stages.evaluate.probes import MET, UNMET, Probe, classify_identity
+from stages.evaluate.row_losses import mean_row_divergences, mean_row_losses
+from stages.evaluate.scores import describe_answer, matches_exactly
 
-NEAR = 0.9  # share of a token budget from which a row counts as near its limit
+NEAR_LIMIT = 0.9  # share of a token budget from which a row counts as near the limit
 
 
 @dataclass(frozen=True)
-class Questions:
-    """What a model is asked: rows of the task, general ones, and probes."""
+class EvalSet:
+    """Samples and probes that every model is evaluated on.
+
+    Attributes:
+        task: held-out samples of the task.
+        general: held-out general conversations, to measure forgetting.
+        probes: every wording of every probe.
+    """
 
     task: Sequence[Sample]
     general: Sequence[Sample]
@@ -28,84 +34,135 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Rows by file name, and the figures over them."""
+class EvalResult:
+    """Scored rows by file name (``eval``, ``general``, ``probes``, ``sampled``), and the metrics over them."""
 
     rows: dict[str, list[dict]]
     metrics: dict
 
 
-class Model:
-    """A loaded model with all that is needed to ask it."""
+class ModelUnderTest:
+    """A loaded model with its tokenizer, its answer cache and the evaluation's parameters."""
 
-    def __init__(self, model, tokenizer, kept: Kept, knobs: params_schema.Params):
-        self.model, self.tokenizer, self.kept = model, tokenizer, kept
-        self.budgets, self.knobs = knobs.encode, knobs.evaluate
+    def __init__(self, model, tokenizer, cache: AnswerCache, params: params_schema.Params):
+        self.model, self.tokenizer, self.cache = model, tokenizer, cache
+        self.budgets, self.params = params.encode, params.evaluate
 
-    def answers(
+    def generate(
         self, kind: str, conversations: Sequence[Sequence[Message]], batch_size: int, seed: int | None = None
     ) -> list[Answer]:
-        """Answers to conversations but for their last message, which is the one taught."""
-        asked = {f"{kind} {number}": messages[:-1] for number, messages in enumerate(conversations)}
-        how = {"max_new_tokens": self.knobs.max_new_tokens, "batch_size": batch_size, "seed": seed}
-        return ask(self.model, self.tokenizer, asked, self.kept, **how)
+        """Answer every conversation in place of its last message, the reference answer.
+
+        Args:
+            kind: prefix of the answers' keys in the cache.
+            conversations: each ends with a question and its reference answer.
+            batch_size: conversations per batch.
+            seed: of sampling, or None for greedy decoding.
+        """
+        questions = {f"{kind} {number}": messages[:-1] for number, messages in enumerate(conversations)}
+        return generate_missing_answers(
+            self.model,
+            self.tokenizer,
+            questions,
+            self.cache,
+            max_new_tokens=self.params.max_new_tokens,
+            batch_size=batch_size,
+            seed=seed,
+        )
 
     def roundtrip_text(self, text: str) -> str:
-        """A text as an answer of its ids reads."""
+        """Encode and decode a text, as the model's answers are decoded."""
         return roundtrip_text(self.tokenizer, text)
 
     def encode(self, samples: Sequence[Sample]) -> list[dict]:
+        """Return the token ids of each sample's ``prompt`` and ``answer``."""
         pairs = [encode_sample(self.tokenizer, sample.messages) for sample in samples]
         return [{"prompt": prompt, "answer": answer} for prompt, answer in pairs]
 
 
-def measure(model: Model, questions: Questions) -> Measured:
-    """Ask everything and judge the answers."""
-    asked_probes = [probe.roundtrip_text(model.roundtrip_text) for probe in questions.probes]
+def evaluate_model(model: ModelUnderTest, eval_set: EvalSet) -> EvalResult:
+    """Generate and score all answers, and compute the metrics.
+
+    Raises:
+        UserError: no answer of this tokenizer can pass one of the probes.
+    """
+    probes = [probe.roundtrip_text(model.roundtrip_text) for probe in eval_set.probes]
     started = time.perf_counter()
-    task = ask_samples(model, "eval", questions.task)
-    general = ask_samples(model, "general", questions.general, divergence=True)
-    probes = ask_probes(model, asked_probes)
-    sampled = sampled_probes(model, [probe for probe in asked_probes if probe.wording == 0])
-    every = [*task, *general, *probes]
-    tokens, seconds = (sum(row[key] for row in every) for key in ("tokens", "seconds"))
-    found = {
-        "metrics_version": metrics.METRICS_VERSION,
-        "eval": metrics.of_samples(task) | metrics.of_lengths(task),
-        "general": metrics.of_samples(general),
-        "probes": metrics.of_probes(probes) | {"sampled": metrics.variety(sampled)},
-        "generation": {
-            "tokens_per_second": round(tokens / max(seconds, 1e-9), 2),
-            "seconds_an_answer": round(seconds / len(every), 4),
-            "seconds": round(time.perf_counter() - started, 2),
-            "peak_memory_gib": round(peak_memory_gib(), 3),
-            "model_gib": round(model.model.get_memory_footprint() / 2**30, 4),
-        },
+    rows = {
+        "eval": evaluate_samples(model, "eval", eval_set.task),
+        "general": evaluate_samples(model, "general", eval_set.general, with_divergence=True),
+        "probes": evaluate_probes(model, probes),
+        "sampled": sample_probe_answers(model, [probe for probe in probes if probe.wording == 0]),
     }
-    return Measured({"eval": task, "general": general, "probes": probes, "sampled": sampled}, found)
+    seconds = time.perf_counter() - started
+    all_metrics = {
+        "metrics_version": metrics.METRICS_VERSION,
+        "eval": metrics.summarize_samples(rows["eval"]) | metrics.summarize_by_length(rows["eval"]),
+        "general": metrics.summarize_samples(rows["general"]),
+        "probes": metrics.summarize_probes(rows["probes"]) | {"sampled": metrics.summarize_sampled(rows["sampled"])},
+        "generation": summarize_generation(model, [*rows["eval"], *rows["general"], *rows["probes"]], seconds),
+    }
+    return EvalResult(rows, all_metrics)
 
 
-def ask_samples(model: Model, kind: str, samples: Sequence[Sample], divergence: bool = False) -> list[dict]:
-    """One row for each sample; with its divergence from the base, where there is one."""
-    encoded = model.encode(samples)
-    losses = row_losses(model.model, encoded, model.knobs.batch_size)
-    moved = row_divergences(model.model, encoded, model.knobs.batch_size) if divergence else None
-    answers = model.answers(kind, [sample.messages for sample in samples], model.knobs.batch_size)
+def summarize_generation(model: ModelUnderTest, rows: Sequence[dict], seconds: float) -> dict:
+    """Return speed and memory of the evaluation.
+
+    Args:
+        model: after the evaluation.
+        rows: with greedy answers.
+        seconds: wall-clock time of the evaluation.
+    """
+    answer_tokens, answer_seconds = (sum(row[key] for row in rows) for key in ("tokens", "seconds"))
+    return {
+        "tokens_per_second": round(answer_tokens / max(answer_seconds, 1e-9), 2),
+        "seconds_an_answer": round(answer_seconds / len(rows), 4),
+        "seconds": round(seconds, 2),
+        "peak_memory_gib": round(peak_memory_gib(), 3),
+        "model_gib": round(model.model.get_memory_footprint() / 2**30, 4),
+    }
+
+
+# Samples -------------------------------------------------------------------------------------------
+
+
+def evaluate_samples(
+    model: ModelUnderTest, kind: str, samples: Sequence[Sample], with_divergence: bool = False
+) -> list[dict]:
+    """Return a row per sample with the answer, its scores and the mean token loss of the reference.
+
+    Args:
+        model: the model to evaluate.
+        kind: prefix of the answers' keys in the cache.
+        samples: the samples to answer.
+        with_divergence: add the KL divergence from the base, if the model has one.
+    """
+    encoded, batch_size = model.encode(samples), model.params.batch_size
+    losses = mean_row_losses(model.model, encoded, batch_size)
+    divergences = mean_row_divergences(model.model, encoded, batch_size) if with_divergence else None
+    answers = model.generate(kind, [sample.messages for sample in samples], batch_size)
     rows = []
-    for number, (sample, row, answer) in enumerate(zip(samples, encoded, answers, strict=True)):
-        judged = _row(sample.id, sample.messages, answer) | {"loss": round(losses[number], 6)}
-        judged |= {} if moved is None else {"divergence": round(moved[number], 6)}
-        near = len(row["prompt"]) >= NEAR * model.budgets.max_prompt_tokens
-        near |= len(row["answer"]) >= NEAR * model.budgets.max_answer_tokens
-        judged |= {"near_limit": near, "answer_tokens": len(row["answer"])}
-        reference = decode_answer(model.tokenizer, row["answer"][:-1])  # without <eop>
-        rows.append(judged | describe(answer.text, reference))
+    for index, (sample, ids, answer) in enumerate(zip(samples, encoded, answers, strict=True)):
+        row = _answer_row(sample.id, sample.messages, answer) | {"loss": round(losses[index], 6)}
+        if divergences is not None:
+            row["divergence"] = round(divergences[index], 6)
+        row |= {"near_limit": _is_near_limit(model, ids), "answer_tokens": len(ids["answer"])}
+        reference = decode_answer(model.tokenizer, ids["answer"][:-1])  # without <eop>
+        rows.append(row | describe_answer(answer.text, reference))
     return rows
 
 
-def _row(identity: str, messages: Sequence[Message], answer: Answer) -> dict:
+def _is_near_limit(model: ModelUnderTest, ids: dict) -> bool:
+    budgets = model.budgets
+    return (
+        len(ids["prompt"]) >= NEAR_LIMIT * budgets.max_prompt_tokens
+        or len(ids["answer"]) >= NEAR_LIMIT * budgets.max_answer_tokens
+    )
+
+
+def _answer_row(identifier: str, messages: Sequence[Message], answer: Answer) -> dict:
     return {
-        "id": identity,
+        "id": identifier,
         "messages": [vars(message) for message in messages[:-1]],
         "reference": messages[-1].content,
         "answer": answer.text,
@@ -117,29 +174,37 @@ def _row(identity: str, messages: Sequence[Message], answer: Answer) -> dict:
 # Probes --------------------------------------------------------------------------------------------
 
 
-def ask_probes(model: Model, probes: Sequence[Probe]) -> list[dict]:
-    """One row for each wording of each probe."""
-    # One at a time, so that each answer has a time of its own.
-    answers = model.answers("probe", [probe.messages for probe in probes], 1)
-    return [judge(model, probe, answer) for probe, answer in zip(probes, answers, strict=True)]
+def evaluate_probes(model: ModelUnderTest, probes: Sequence[Probe]) -> list[dict]:
+    """Return a row per wording of each probe with the greedy answer and its verdict."""
+    # Batches of one, so that the time of each answer is measured by itself.
+    answers = model.generate("probe", [probe.messages for probe in probes], 1)
+    return [judge_answer(model, probe, answer) for probe, answer in zip(probes, answers, strict=True)]
 
 
-def sampled_probes(model: Model, probes: Sequence[Probe]) -> list[dict]:
-    """One row for each seed and probe."""
+def sample_probe_answers(model: ModelUnderTest, probes: Sequence[Probe]) -> list[dict]:
+    """Return a row per seed and probe with a sampled answer and its verdict."""
     rows = []
-    for seed in range(model.knobs.samples):
-        answers = model.answers(f"seed {seed}", [probe.messages for probe in probes], 1, seed)
-        rows += [judge(model, probe, answer) | {"seed": seed} for probe, answer in zip(probes, answers, strict=True)]
+    for seed in range(model.params.samples):
+        answers = model.generate(f"seed {seed}", [probe.messages for probe in probes], 1, seed)
+        rows += [
+            judge_answer(model, probe, answer) | {"seed": seed} for probe, answer in zip(probes, answers, strict=True)
+        ]
     return rows
 
 
-def judge(model: Model, probe: Probe, answer: Answer) -> dict:
-    """A row with the verdict on an answer to a probe, whose expectation has gone through the model's tokenizer."""
-    met = probe.expectation.met(answer.text)
-    judged = _row(probe.id, probe.messages, answer) | {
+def judge_answer(model: ModelUnderTest, probe: Probe, answer: Answer) -> dict:
+    """Return a row with the verdict on an answer.
+
+    Args:
+        model: the model that gave the answer.
+        probe: with expectations after :meth:`Probe.roundtrip_text`.
+        answer: to the probe.
+    """
+    is_met = probe.expectation.is_met_by(answer.text)
+    row = _answer_row(probe.id, probe.messages, answer) | {
         "wording": probe.wording,
-        "met": met,
-        "verdict": MET if met else UNMET,
+        "met": is_met,
+        "verdict": MET if is_met else UNMET,
         "exact": matches_exactly(answer.text, model.roundtrip_text(probe.messages[-1].content)),
     }
-    return judged if probe.names is None else judged | {"identity": identity_of(answer.text, *probe.names)}
+    return row if probe.names is None else row | {"identity": classify_identity(answer.text, *probe.names)}

@@ -1,17 +1,17 @@
-"""Dialogue probes: questions, what an answer must be like, and how often it is.
+"""Dialogue probes: questions with expectations about the answer.
 
-A row of the probes' file has an ``id``, a conversation in any accepted format whose last answer is the one
-taught, and expectations:
+A row of the probe file has an ``id``, a conversation in any accepted format that ends with a reference answer, and
+expectations:
 
-- ``contains``, ``absent``: texts that must, or must not, stand in the answer;
-- ``equals``: the answer, punctuation and blanks aside; ``matches``: a regular expression that must be found, blanks
-  as they are;
-- ``number``: a number that must stand in the answer, in digits;
-- ``ask``: other ways to put the last question, each asked too;
-- ``identity``: ``{"new": [...], "old": [...]}``, names for the measure of drift.
+- ``contains``, ``absent``: texts that the answer must, or must not, contain;
+- ``equals``: the answer, apart from punctuation forms and whitespace;
+- ``matches``: a regular expression that must match somewhere in the answer; whitespace counts;
+- ``number``: a number that the answer must contain, in digits;
+- ``ask``: other wordings of the last question, each evaluated too;
+- ``identity``: ``{"new": [...], "old": [...]}``, names of the assistant after and before training.
 
-Texts are compared by :func:`models.prompt.normalize`, patterns and numbers in the NFKC form of the answer. Before a
-model is asked, expectations go through its tokenizer, as answers do. An empty answer meets nothing.
+Texts are compared by :func:`models.text_normalization.normalize_text`, patterns and numbers in the NFKC form of the
+answer. Expectations are encoded and decoded by the model's tokenizer first, as answers are. An empty answer fails.
 """
 
 import sys
@@ -24,22 +24,22 @@ from pathlib import Path
 import regex
 
 from models.errors import UserError
-from models.prompt import nfkc, normalize
-from models.sample import QUESTION_AND_ANSWER, Message, UnknownFormat, read_messages
+from models.sample import QUESTION_ANSWER_KEYS, Message, UnknownFormat, read_messages
 from models.storage import read_numbered_jsonl
+from models.text_normalization import normalize_nfkc, normalize_text
 
-FORMAT_KEYS = {key for keys in QUESTION_AND_ANSWER for key in keys} | {"history", "input", "messages"}
-LISTS, ONES = ("contains", "absent"), ("equals", "matches", "number")
+FORMAT_KEYS = {key for keys in QUESTION_ANSWER_KEYS for key in keys} | {"history", "input", "messages"}
+LIST_KEYS, SCALAR_KEYS = ("contains", "absent"), ("equals", "matches", "number")
 MET, UNMET = "回答符合预期", "生成错误"
-SECONDS_A_MATCH = 1.0  # a pattern may be as bad as it likes
-_UNIT_OF_PATTERN = regex.compile(r"\\(?:u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|x[0-9A-Fa-f]{2}|.)|.", regex.DOTALL)
-_MINUS = "\u2212"  # which NFKC leaves as it is
-_NUMBER = regex.compile(r"(?:(?<!\d)[-+])?\d+(?:,\d{3})*(?:\.\d+)?")  # behind a digit, a sign is none of the number's
+MATCH_TIMEOUT = 1.0  # seconds per pattern, against catastrophic backtracking
+_PATTERN_UNIT = regex.compile(r"\\(?:u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|x[0-9A-Fa-f]{2}|.)|.", regex.DOTALL)
+_MINUS = "\u2212"  # NFKC does not replace the minus sign
+_NUMBER = regex.compile(r"(?:(?<!\d)[-+])?\d+(?:,\d{3})*(?:\.\d+)?")  # "80-90" has no sign
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """What an answer must be like. Attributes as in the module's docstring; empty or None where nothing is asked."""
+    """Conditions on an answer, as in the module's docstring; empty or None for no condition."""
 
     contains: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
@@ -47,41 +47,42 @@ class Expectation:
     matches: str | None = None
     number: float | None = None
 
-    def met(self, answer: str) -> bool:
-        text = normalize(answer)
+    def is_met_by(self, answer: str) -> bool:
+        text = normalize_text(answer)
         return (
             text != ""
-            and all(normalize(piece) in text for piece in self.contains)
-            and not any(normalize(piece) in text for piece in self.absent)
-            and (self.equals is None or text == normalize(self.equals))
-            and (self.matches is None or _found(self.matches, answer))
-            and (self.number is None or self.number in numbers_in(answer))
+            and all(normalize_text(part) in text for part in self.contains)
+            and not any(normalize_text(part) in text for part in self.absent)
+            and (self.equals is None or text == normalize_text(self.equals))
+            and (self.matches is None or _matches(self.matches, answer))
+            and (self.number is None or self.number in find_numbers(answer))
         )
 
-    def roundtrip_text(self, read: Callable[[str], str]) -> "Expectation":
-        """The same expectation of answers that come out of a tokenizer.
+    def roundtrip_text(self, roundtrip: Callable[[str], str]) -> "Expectation":
+        """Return the expectation with its texts encoded and decoded.
 
         Args:
-            read: gives a text as an answer of its ids reads.
+            roundtrip: encodes and decodes a text, as answers are decoded.
         """
-        absent = [read(piece) for piece in self.absent]  # what no answer can spell is absent from all
+        absent = [roundtrip(part) for part in self.absent]
         return replace(
             self,
-            contains=tuple(map(read, self.contains)),
-            absent=tuple(piece for piece in absent if normalize(piece)),
-            equals=self.equals and read(self.equals),
+            contains=tuple(map(roundtrip, self.contains)),
+            absent=tuple(part for part in absent if normalize_text(part)),  # no answer can contain the others
+            equals=self.equals and roundtrip(self.equals),
         )
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One question, in one wording.
+    """One wording of a probe.
 
     Attributes:
-        id: of the probe; all its wordings share it.
-        wording: 0 for the probe's own, then those of ``ask``.
-        messages: the conversation, ending with the answer taught.
-        names: (new, old) names of the assistant, or None where the question is not about identity.
+        id: of the probe; shared by all its wordings.
+        wording: 0 for the probe's own question, then 1 … for those of ``ask``.
+        messages: the conversation, ending with the reference answer.
+        expectation: conditions on the answer.
+        names: (new, old) names of the assistant, or None if the question is not about identity.
     """
 
     id: str
@@ -94,23 +95,23 @@ class Probe:
     def turns(self) -> int:
         return sum(message.role == "user" for message in self.messages)
 
-    def roundtrip_text(self, read: Callable[[str], str]) -> "Probe":
-        """The same probe, what it expects in the form in which a model's answers come.
+    def roundtrip_text(self, roundtrip: Callable[[str], str]) -> "Probe":
+        """Return the probe with its expectation and names encoded and decoded.
 
         Args:
-            read: gives a text as an answer of its ids reads.
+            roundtrip: encodes and decodes a text, as answers are decoded.
 
         Raises:
-            UserError: not even an answer of the taught answer's ids would meet it.
+            UserError: even the reference answer, encoded and decoded, does not meet the expectation.
         """
-        expectation, taught = self.expectation.roundtrip_text(read), read(self.messages[-1].content)
+        expectation, reference = self.expectation.roundtrip_text(roundtrip), roundtrip(self.messages[-1].content)
         texts = [*expectation.contains, *([] if expectation.equals is None else [expectation.equals])]
-        if not all(map(normalize, texts)) or not expectation.met(taught):
+        if not all(map(normalize_text, texts)) or not expectation.is_met_by(reference):
             raise UserError(
-                f"Probe {self.id!r} can be met by no answer: the base's tokenizer makes {taught!r} of the answer "
-                "taught; let the probe expect what the tokenizer can spell."
+                f"Probe {self.id!r} cannot be met by any answer: the base's tokenizer turns its reference answer into "
+                f"{reference!r}. Change the expectation to characters that the tokenizer can represent."
             )
-        names = self.names and tuple(tuple(filter(normalize, map(read, names))) for names in self.names)
+        names = self.names and tuple(tuple(filter(normalize_text, map(roundtrip, names))) for names in self.names)
         return replace(self, expectation=expectation, names=names)
 
 
@@ -118,110 +119,111 @@ class Probe:
 
 
 def read_probes(path: Path) -> list[Probe]:
-    """Every wording of every probe.
+    """Return every wording of every probe in a JSON Lines file.
 
     Raises:
-        UserError: a probe has no id or one that another has, expects nothing, or is in no accepted format.
+        UserError: the file has no probes, or a probe has no id, another's id, no expectation, an expectation that its
+            reference answer does not meet, or an unknown format.
     """
     probes: list[Probe] = []
     for line, row in read_numbered_jsonl(path):
         try:
-            wordings = _wordings(row)
+            wordings = _read_wordings(row)
         except (UnknownFormat, regex.error) as error:
             raise UserError(f"{path}, line {line}: {error}.") from None
         if any(probe.id == row["id"] for probe in probes):
-            raise UserError(f"{path}, line {line}: another probe has the id {row['id']!r} too.")
+            raise UserError(f"{path}, line {line}: the id {row['id']!r} is not unique.")
         probes += wordings
     if not probes:
-        raise UserError(f"{path} holds no probes.")
+        raise UserError(f"{path} contains no probes.")
     return probes
 
 
-def _wordings(row: dict) -> list[Probe]:
+def _read_wordings(row: dict) -> list[Probe]:
     if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not row["id"].strip():
         raise UnknownFormat("a probe must be a JSON object with an 'id'")
-    if unknown := row.keys() - {"id", "ask", "identity", *LISTS, *ONES, *FORMAT_KEYS}:
-        raise UnknownFormat(f"a probe has no key {sorted(unknown)[0]!r}")
+    if unknown := row.keys() - {"id", "ask", "identity", *LIST_KEYS, *SCALAR_KEYS, *FORMAT_KEYS}:
+        raise UnknownFormat(f"{sorted(unknown)[0]!r} is not a key of a probe")
     messages = read_messages(row)
     if len(messages) < 2 or messages[-1].role != "assistant":
-        raise UnknownFormat("a probe needs a question and the answer taught")
-    first = Probe(row["id"], 0, messages, _expectation(row), _names(row.get("identity")))
-    if not first.expectation.met(messages[-1].content):
-        raise UnknownFormat("the answer that the probe itself gives does not meet its expectation")
-    if len({messages[-2].content, *_texts(row, "ask")}) <= len(_texts(row, "ask")):
-        raise UnknownFormat("'ask' has a wording twice")
-    return [first, *(_asked_as(first, number, text) for number, text in enumerate(_texts(row, "ask"), start=1))]
+        raise UnknownFormat("a probe needs a question and a reference answer")
+    probe = Probe(row["id"], 0, messages, _read_expectation(row), _read_names(row.get("identity")))
+    if not probe.expectation.is_met_by(messages[-1].content):
+        raise UnknownFormat("the probe's reference answer does not meet its expectation")
+    wordings = _read_texts(row, "ask")
+    if len({messages[-2].content, *wordings}) <= len(wordings):
+        raise UnknownFormat("'ask' repeats a wording")
+    return [probe, *(_reword(probe, number, question) for number, question in enumerate(wordings, start=1))]
 
 
-def _asked_as(probe: Probe, wording: int, question: str) -> Probe:
-    *before, asked, taught = probe.messages
-    return replace(probe, wording=wording, messages=(*before, replace(asked, content=question), taught))
+def _reword(probe: Probe, wording: int, question: str) -> Probe:
+    *history, last_question, reference = probe.messages
+    return replace(probe, wording=wording, messages=(*history, replace(last_question, content=question), reference))
 
 
-def _expectation(row: dict) -> Expectation:
-    """What a row expects; a probe that expects nothing would always be met."""
-    lists = {name: _texts(row, name) for name in LISTS}
-    ones = {name: row.get(name) for name in ONES}
-    if not any((*lists.values(), *(value is not None for value in ones.values()))):
-        raise UnknownFormat(f"a probe needs one of {', '.join((*LISTS, *ONES))}")
+def _read_expectation(row: dict) -> Expectation:
+    lists = {name: _read_texts(row, name) for name in LIST_KEYS}
+    scalars = {name: row.get(name) for name in SCALAR_KEYS}
+    if not any((*lists.values(), *(value is not None for value in scalars.values()))):
+        raise UnknownFormat(f"a probe needs at least one of {', '.join((*LIST_KEYS, *SCALAR_KEYS))}")
     for name in ("equals", "matches"):
-        if ones[name] is not None and not (isinstance(ones[name], str) and ones[name]):
-            raise UnknownFormat(f"{name!r} must be a text that is not empty")
-    number = ones["number"]
+        if scalars[name] is not None and not (isinstance(scalars[name], str) and scalars[name]):
+            raise UnknownFormat(f"{name!r} must be a string that is not empty")
+    number = scalars["number"]
     if number is not None and (isinstance(number, bool) or not isinstance(number, int | float) or not isfinite(number)):
         raise UnknownFormat("'number' must be a number")
-    if ones["matches"] is not None:
-        regex.compile(ones["matches"])
-    return Expectation(**lists, **ones)
+    if scalars["matches"] is not None:
+        regex.compile(scalars["matches"])  # raises regex.error
+    return Expectation(**lists, **scalars)
 
 
-def _texts(row: dict, name: str) -> tuple[str, ...]:
+def _read_texts(row: dict, name: str) -> tuple[str, ...]:
     texts = row.get(name, [])
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise UnknownFormat(f"{name!r} must be a list of texts that are not empty")
+        raise UnknownFormat(f"{name!r} must be a list of strings that are not empty")
     return tuple(texts)
 
 
-def _names(identity: object) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+def _read_names(identity: object) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
     if identity is None:
         return None
     if not isinstance(identity, dict) or identity.keys() != {"new", "old"}:
         raise UnknownFormat("'identity' needs the lists 'new' and 'old'")
     if not identity["new"] or not identity["old"]:
-        raise UnknownFormat("'identity' needs a new and an old name")
-    return _texts(identity, "new"), _texts(identity, "old")
+        raise UnknownFormat("'identity' needs at least one new and one old name")
+    return _read_texts(identity, "new"), _read_texts(identity, "old")
 
 
 # Judging -------------------------------------------------------------------------------------------
 
 
-def _found(pattern: str, answer: str) -> bool:
+def _matches(pattern: str, answer: str) -> bool:
     try:
-        return regex.search(pattern_in_nfkc(pattern), nfkc(answer), timeout=SECONDS_A_MATCH) is not None
+        return regex.search(normalize_pattern(pattern), normalize_nfkc(answer), timeout=MATCH_TIMEOUT) is not None
     except TimeoutError:
         return False
 
 
-def pattern_in_nfkc(pattern: str) -> str:
-    """The pattern that finds in the NFKC form of a text what ``pattern`` finds in the text.
+def normalize_pattern(pattern: str) -> str:
+    """Return a pattern that matches in the NFKC form of a text where ``pattern`` matches in the text.
 
-    Each character is replaced by its own form, escaped: ``（`` becomes ``\\(``, and opens no group.
+    Each character is replaced by its NFKC form, escaped: ``（`` becomes ``\\(``, which opens no group.
     """
     parts, in_class = [], False
-    for unit in _UNIT_OF_PATTERN.findall(pattern):
+    for unit in _PATTERN_UNIT.findall(pattern):
         in_class = unit == "[" or (in_class and unit != "]")
-        character = _character_of(unit)
-        form = character and nfkc(character)
-        if form is None or form == character:
+        character = _literal_character(unit)
+        normalized = character and normalize_nfkc(character)
+        if normalized is None or normalized == character:
             parts.append(unit)
         else:
-            escaped = regex.escape(form, special_only=True)
-            parts.append(escaped if in_class or len(form) == 1 else f"(?:{escaped})")
+            escaped = regex.escape(normalized, special_only=True)
+            parts.append(escaped if in_class or len(normalized) == 1 else f"(?:{escaped})")
     return unicodedata.normalize("NFC", "".join(parts))
 
 
-def _character_of(unit: str) -> str | None:
-    """The character that a unit of a pattern stands for, if it stands for one."""
+def _literal_character(unit: str) -> str | None:
+    """Return the character that a unit of a pattern denotes, or None for operators such as ``\\d``."""
     if unit[0] != "\\":
         return unit
     if len(unit) > 2:
@@ -229,19 +231,19 @@ def _character_of(unit: str) -> str | None:
     return None if unit.isascii() else unit[1:]
 
 
-def numbers_in(text: str) -> set[float]:
-    """Numbers that stand in a text, in any width of digit, with or without commas for thousands."""
-    return {float(number.replace(",", "")) for number in _NUMBER.findall(nfkc(text).replace(_MINUS, "-"))}
+def find_numbers(text: str) -> set[float]:
+    """Return the numbers in a text: digits of any width, with or without thousands separators."""
+    return {float(number.replace(",", "")) for number in _NUMBER.findall(normalize_nfkc(text).replace(_MINUS, "-"))}
 
 
-def identity_of(answer: str, new: Sequence[str], old: Sequence[str]) -> str:
-    """By whose name an answer goes: ``new``, ``old``, ``mixed`` or ``none``.
+def classify_identity(answer: str, new: Sequence[str], old: Sequence[str]) -> str:
+    """Return which names an answer contains: ``new``, ``old``, ``mixed`` or ``none``.
 
-    The new name may hold the old one (ChatGLM-6B-test, ChatGLM-6B): where it stands it is not the old one.
+    If a new name contains an old one (ChatGLM-6B-test, ChatGLM-6B), its occurrences do not count as the old name.
     """
-    text = normalize(answer)
-    with_new = any(normalize(name) in text for name in new)
-    for name in sorted(map(normalize, new), key=len, reverse=True):
+    text = normalize_text(answer)
+    has_new = any(normalize_text(name) in text for name in new)
+    for name in sorted(map(normalize_text, new), key=len, reverse=True):
         text = text.replace(name, "\0")
-    with_old = any(normalize(name) in text for name in old)
-    return {(True, True): "mixed", (True, False): "new", (False, True): "old"}.get((with_new, with_old), "none")
+    has_old = any(normalize_text(name) in text for name in old)
+    return {(True, True): "mixed", (True, False): "new", (False, True): "old"}.get((has_new, has_old), "none")

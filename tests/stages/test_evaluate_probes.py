@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from shared_data import write_rows
 
 from models.errors import UserError
-from stages.evaluate.probes import Expectation, identity_of, numbers_in, pattern_in_nfkc, read_probes
+from stages.evaluate.probes import Expectation, classify_identity, find_numbers, normalize_pattern, read_probes
 
 ROW = {"id": "a", "context": "你是谁？", "target": "我是小明。"}
 
@@ -37,29 +37,29 @@ ROW = {"id": "a", "context": "你是谁？", "target": "我是小明。"}
         ({"contains": ("小明",), "absent": ("清华",)}, "我是小明", "我是清华的小明"),
     ],
 )
-def test_what_an_answer_must_be_like(expected, good, bad):
-    assert Expectation(**expected).met(good)
-    assert not Expectation(**expected).met(bad)
-    assert not Expectation(**expected | {"contains": ("没有的",)}).met(good)
+def test_expectations(expected, good, bad):
+    assert Expectation(**expected).is_met_by(good)
+    assert not Expectation(**expected).is_met_by(bad)
+    assert not Expectation(**expected | {"contains": ("没有的",)}).is_met_by(good)
 
 
 @pytest.mark.parametrize("pattern", [r"^我是\p{Han}{2}", r"\d+\.\d", r"[^，。]+", "(?i)chat|[a-z]", r"\[\]", r"\\u"])
-def test_a_pattern_in_nfkc_stays_as_it_is(pattern):
-    assert pattern_in_nfkc(pattern) == pattern.replace("，", ",")
+def test_ascii_operators_of_patterns_are_unchanged(pattern):
+    assert normalize_pattern(pattern) == pattern.replace("，", ",")
 
 
-def test_expectations_of_what_the_tokenizer_drops():
-    """No answer holds a zero-width space: it cannot be asked for, and is absent from all."""
+def test_characters_that_the_tokenizer_drops_are_removed_from_expectations():
+    """No answer contains a zero-width space."""
 
-    def read(text: str) -> str:
+    def roundtrip(text: str) -> str:
         return text.replace("\u200b", "")
 
     expected = Expectation(contains=("小\u200b明",), absent=("\u200b", "红\u200b"), equals="我是小\u200b明")
-    assert not expected.met("我是小明")
-    read_expectation = expected.roundtrip_text(read)
-    assert read_expectation == Expectation(contains=("小明",), absent=("红",), equals="我是小明")
-    assert read_expectation.met("我是小明")
-    assert Expectation(number=3.0, matches="x").roundtrip_text(read) == Expectation(number=3.0, matches="x")
+    assert not expected.is_met_by("我是小明")
+    roundtripped = expected.roundtrip_text(roundtrip)
+    assert roundtripped == Expectation(contains=("小明",), absent=("红",), equals="我是小明")
+    assert roundtripped.is_met_by("我是小明")
+    assert Expectation(number=3.0, matches="x").roundtrip_text(roundtrip) == Expectation(number=3.0, matches="x")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_expectations_of_what_the_tokenizer_drops():
         ({"contains": ["小明"]}, True),
     ],
 )
-def test_a_probe_that_a_tokenizer_rules_out_is_refused(tmp_path, row, can_be_met):
+def test_probe_that_the_tokenizer_cannot_spell_is_refused(tmp_path, row, can_be_met):
     (probe,) = read_probes(
         write_rows(
             tmp_path / "p.jsonl", [ROW | {"target": "我是小\u200b明。"} | row] if not can_be_met else [ROW | row]
@@ -80,35 +80,35 @@ def test_a_probe_that_a_tokenizer_rules_out_is_refused(tmp_path, row, can_be_met
     if can_be_met:
         assert probe.roundtrip_text(lambda text: text.replace("\u200b", "")) == probe
     else:
-        with pytest.raises(UserError, match="Probe 'a' can be met by no answer"):
+        with pytest.raises(UserError, match="Probe 'a' cannot be met by any answer"):
             probe.roundtrip_text(lambda text: text.replace("\u200b", ""))
 
 
-def test_names_go_through_the_tokenizer_too(tmp_path):
+def test_names_pass_through_the_tokenizer(tmp_path):
     row = ROW | {"contains": ["小明"], "identity": {"new": ["小\u200b明"], "old": ["\u200b", "小红"]}}
     (probe,) = read_probes(write_rows(tmp_path / "p.jsonl", [row]))
     assert probe.roundtrip_text(lambda text: text.replace("\u200b", "")).names == (("小明",), ("小红",))
 
 
-def test_a_system_message_is_no_turn(tmp_path):
+def test_system_message_does_not_count_as_a_turn(tmp_path):
     messages = [{"role": "system", "content": "说中文。"}, {"role": "user", "content": "你是谁？"}]
     messages.append({"role": "assistant", "content": "我是小明。"})
     (probe,) = read_probes(write_rows(tmp_path / "p.jsonl", [{"id": "a", "messages": messages, "contains": ["小明"]}]))
     assert probe.turns == 1
 
 
-def test_a_pattern_that_would_run_for_ever_is_not_met():
-    assert not Expectation(matches=r"(a+)+$").met("a" * 60 + "b")
+def test_pattern_with_catastrophic_backtracking_times_out():
+    assert not Expectation(matches=r"(a+)+$").is_met_by("a" * 60 + "b")
 
 
 @given(st.integers(-(10**9), 10**9), st.text("元人的约 ，。", max_size=5), st.text("元人的约 ，。", max_size=5))
-def test_a_number_is_found_in_any_writing(number, before, after):
+def test_number_is_found_in_any_notation(number, before, after):
     wide = str(number).translate({ord(str(d)): chr(0xFF10 + d) for d in range(10)})
     for written in (str(number), f"{number:,}", f"{number}.0", wide):
-        assert float(number) in numbers_in(before + written + after)
+        assert float(number) in find_numbers(before + written + after)
 
 
-def test_other_wordings_are_probes_too(tmp_path):
+def test_each_wording_is_a_probe(tmp_path):
     row = ROW | {"contains": ["小明"], "ask": ["您是？", "你叫什么"], "history": [["你好", "你好！"]]}
     probes = read_probes(write_rows(tmp_path / "p.jsonl", [row]))
     assert [probe.messages[-2].content for probe in probes] == ["你是谁？", "您是？", "你叫什么"]
@@ -120,47 +120,47 @@ def test_other_wordings_are_probes_too(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, "needs one of contains, absent"),
+        ({}, "needs at least one of contains, absent"),
         ({"contains": "小明"}, "'contains' must be a list"),
         ({"contains": [" "]}, "'contains' must be a list"),
-        ({"contians": ["x"]}, "no key 'contians'"),
+        ({"contians": ["x"]}, "'contians' is not a key"),
         ({"number": True}, "'number' must be a number"),
-        ({"equals": ""}, "'equals' must be a text"),
+        ({"equals": ""}, "'equals' must be a string"),
         ({"matches": "("}, "missing"),
         ({"contains": ["x"], "identity": {"new": ["a"]}}, "needs the lists 'new' and 'old'"),
         ({"contains": ["x"], "id": 3}, "with an 'id'"),
         ({"contains": ["x"], "id": " "}, "with an 'id'"),
-        ({"contains": ["小红"]}, "does not meet its expectation"),
-        ({"contains": ["小明"], "ask": ["你是谁？"]}, "'ask' has a wording twice"),
+        ({"contains": ["小红"]}, "reference answer does not meet its expectation"),
+        ({"contains": ["小明"], "ask": ["你是谁？"]}, "'ask' repeats a wording"),
         ({"number": float("inf")}, "'number' must be a number"),
-        ({"contains": ["小明"], "identity": {"new": [], "old": ["a"]}}, "needs a new and an old name"),
+        ({"contains": ["小明"], "identity": {"new": [], "old": ["a"]}}, "needs at least one new and one old name"),
         ({"contains": ["x"], "target": None}, ""),
     ],
 )
-def test_an_odd_probe_is_one_sentence(tmp_path, change, message):
+def test_invalid_probe_raises_one_sentence_with_the_line(tmp_path, change, message):
     with pytest.raises(UserError, match=rf"line 1: .*{message}"):
         read_probes(write_rows(tmp_path / "p.jsonl", [ROW | change]))
 
 
 @pytest.mark.parametrize("row", [[1], 42, "x", None])
-def test_a_row_that_is_no_object_is_one_sentence(tmp_path, row):
+def test_row_that_is_not_an_object_is_refused(tmp_path, row):
     with pytest.raises(UserError, match="line 1: a probe must be a JSON object"):
         read_probes(write_rows(tmp_path / "p.jsonl", [row]))
 
 
-def test_an_empty_answer_meets_nothing():
-    assert not Expectation(absent=("清华",)).met(" \n")
+def test_empty_answer_fails():
+    assert not Expectation(absent=("清华",)).is_met_by(" \n")
 
 
 @pytest.mark.parametrize(
     ("text", "numbers"), [("80-90分", {80, 90}), ("12-5=7", {12, 5, 7}), ("从-3到+4", {-3, 4}), ("1,200-5", {1200, 5})]
 )
-def test_a_sign_between_numbers_is_none_of_theirs(text, numbers):
-    assert numbers_in(text) == numbers
+def test_minus_after_a_digit_is_not_a_sign(text, numbers):
+    assert find_numbers(text) == numbers
 
 
-def test_two_probes_of_one_id_are_refused(tmp_path):
-    with pytest.raises(UserError, match="line 2: another probe has the id 'a'"):
+def test_duplicate_id_is_refused(tmp_path):
+    with pytest.raises(UserError, match="line 2: the id 'a' is not unique"):
         read_probes(write_rows(tmp_path / "p.jsonl", [ROW | {"contains": ["小"]}, ROW | {"contains": ["明"]}]))
 
 
@@ -176,5 +176,5 @@ def test_two_probes_of_one_id_are_refused(tmp_path):
         ("我是ＣｈａｔＧＬＭ－６Ｂ－ｔｅｓｔ。", "new"),
     ],
 )
-def test_by_whose_name_an_answer_goes(answer, name):
-    assert identity_of(answer, ["ChatGLM-6B-test"], ["ChatGLM-6B", "清华"]) == name
+def test_identity_of_an_answer(answer, name):
+    assert classify_identity(answer, ["ChatGLM-6B-test"], ["ChatGLM-6B", "清华"]) == name
