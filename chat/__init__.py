@@ -1,1 +1,1 @@
-"""Talking to what was trained."""
+"""Chat with the base model or an adapter in the terminal."""

@@ -1,4 +1,4 @@
-"""``python -m chat``: talk to the champion, or to the base where there is none; ``--adapter lora``: to an adapter."""
+"""``python -m chat``: chat with the champion, else the base model; ``--adapter lora``: chat with an adapter."""
 
 import argparse
 import contextlib
@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 from chat import terminal
-from chat.partner import Partner
+from chat.chat_model import ChatModel
 from models.command_line import entry_point
 
 
-def positive(text: str) -> int:
+def positive_int(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
     return number
@@ -18,24 +18,26 @@ def positive(text: str) -> int:
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m chat", description="Talk to the base model or an adapter on it.")
-    parser.add_argument("--adapter", help="base, champion, or an adapter's key; the champion, if there is one")
+    parser = argparse.ArgumentParser(prog="python -m chat", description="Chat with the base model or an adapter on it.")
+    parser.add_argument(
+        "--adapter", help="base, champion, or an adapter's name; by default the champion if there is one"
+    )
     parser.add_argument("--weights", type=Path, default=Path("models/weights"))
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "float16", "bfloat16"),
         default="auto",
-        help="of the base's weights; auto is that of its checkpoint, or beside an adapter that of its training",
+        help="dtype of the base model's weights; auto: that of the checkpoint, or with an adapter that of its training",
     )
-    parser.add_argument("--max-new-tokens", type=positive, default=256)
-    parser.add_argument("--sample", action="store_true", help="sample instead of answering greedily")
+    parser.add_argument("--max-new-tokens", type=positive_int, default=256)
+    parser.add_argument("--sample", action="store_true", help="sample answers instead of greedy decoding")
     arguments = parser.parse_args()
-    sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8 shall not end the conversation
+    sys.stdin.reconfigure(errors="replace")  # input that is not UTF-8 must not end the chat
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  gives input() its line editing
+        import readline  # noqa: F401  line editing and history for input()
 
-    partner = Partner(arguments.weights, arguments.adapter, arguments.dtype, arguments.max_new_tokens, arguments.sample)
-    terminal.run(partner)
+    model = ChatModel(arguments.weights, arguments.adapter, arguments.dtype, arguments.max_new_tokens, arguments.sample)
+    terminal.run(model)
 
 
 if __name__ == "__main__":
