@@ -1,17 +1,17 @@
-"""What is trained: plain Python that knows neither DVC nor Prefect nor params.yaml."""
+"""Models and training: plain Python that imports neither DVC nor Prefect, and does not read params.yaml."""
 
 import logging
 import os
 import warnings
 
-# Tuneline is quiet. Set before transformers and its hub client are imported, which read them once.
+# transformers and huggingface_hub read these once, at import.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-# It warns at import that an optional kernel cannot be downloaded; nothing here needs it.
+# bitsandbytes warns at import that an optional kernel cannot be downloaded; no code here uses that kernel.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-# peft still uses names that transformers renamed; that is theirs to mend.
+# peft still passes arguments under names that transformers has deprecated.
 warnings.filterwarnings("ignore", category=FutureWarning, message=r".*gradient_checkpointing.* is deprecated")

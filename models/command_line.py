@@ -1,4 +1,4 @@
-"""The decorator of every command's ``main`` function: logging, error messages, exit codes, signals."""
+"""Decorator for the ``main`` function of every command: logging, error messages, exit codes, signals."""
 
 import functools
 import logging
@@ -18,7 +18,7 @@ ERROR_FILE = "TUNELINE_ERROR_FILE"  # environment variable: path of an empty fil
 
 
 class _MaskedLines(logging.Formatter):
-    """Log lines, and tracebacks below them, with their credentials masked."""
+    """Formatter that masks credentials in messages and tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return mask_credentials(super().format(record))
@@ -27,8 +27,8 @@ class _MaskedLines(logging.Formatter):
 def entry_point(main):
     """Decorate the ``main`` function of a command: configure logging and turn errors into a message and an exit code.
 
-    A :class:`UserError` and an OSError (a file without read permission, a full disk) print one sentence to standard
-    error. SIGTERM raises SystemExit, so that ``finally`` blocks and context managers run.
+    A :class:`UserError` or an OSError (no permission, disk full) prints one message to standard error. SIGTERM raises
+    SystemExit, so that ``finally`` blocks and context managers run.
     """
 
     @functools.wraps(main)
@@ -54,21 +54,21 @@ def entry_point(main):
             sys.exit(1)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            _report(f"{where}{error.strerror or error}; check the path, its rights and the disk.")
-            log.debug("where it happened:", exc_info=True)
+            _report(f"{where}{error.strerror or error}; check the path, its permissions and the disk.")
+            log.debug("Traceback of the OSError:", exc_info=True)
             sys.exit(1)
 
     return run
 
 
-def _report(sentence: str) -> None:
-    """Print an error message; the first of several processes also writes it to the error file of the caller."""
-    sentence = mask_credentials(sentence)
-    print(f"error: {sentence}", file=sys.stderr)
+def _report(message: str) -> None:
+    """Print an error message; the first of several processes also writes it to the caller's error file."""
+    message = mask_credentials(message)
+    print(f"error: {message}", file=sys.stderr)
     if path := os.environ.get(ERROR_FILE):
-        with suppress(OSError):  # the caller may have ended
+        with suppress(OSError):  # the caller may have ended and removed the file
             if Path(path).stat().st_size == 0:
-                Path(path).write_text(sentence, encoding="utf-8")
+                Path(path).write_text(message, encoding="utf-8")
 
 
 def _wait_for_rank_0(error: UserError) -> None:

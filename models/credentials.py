@@ -1,8 +1,9 @@
-"""Mask credentials in text that is shown: messages, logs, states, artifacts, webhooks, and what programs print.
+"""Mask credentials in messages, logs, run states, artifacts, webhooks and the output of programs.
 
-Run as a program (``python -I -S models/credentials.py SOURCE:TARGET …``) it copies open files and masks every line:
-DVC names a remote by its whole address. It imports the standard library alone, and outlives whatever started it for as
-long as something writes, so that a training whose flow has died does not lose its terminal.
+As a program (``python -I -S models/credentials.py SOURCE:TARGET …``) it copies open files and masks every line, because
+DVC prints the URL of a remote with its password. The program imports the standard library only. It runs until all
+writers have closed the source, even if the process that started it was killed, so that a training that survives its
+flow can still write its output.
 """
 
 import os
@@ -13,10 +14,10 @@ import threading
 from contextlib import suppress
 
 MASK = "***"
-LONGEST = 2**16  # bytes of a line that are held back while its end is awaited
+MAX_LINE_BYTES = 2**16  # a longer line is masked and written in parts
 
-# The user of an address is shown where it is no secret: https://token@host has nothing but a token there.
-_USER_IS_SHOWN = re.compile(r"(?:ssh|sftp|scp)\Z", re.IGNORECASE)
+# Schemes whose user name is no secret. For https it may be a token: https://token@host.
+_PUBLIC_USER_SCHEME = re.compile(r"(?:ssh|sftp|scp)\Z", re.IGNORECASE)
 _HOST = re.compile(r"(?:\[[^\]]*\]|[^:\[]*)(?::\d+)?")  # with or without a port
 _END_OF_HOST = re.compile(r"[/?#]")
 _SCP = re.compile(r"[\"'`(\[<]*+[\w.+-]++:")  # user:password@host:path, which has no scheme
@@ -40,9 +41,9 @@ _KEY = re.compile(
 
 
 def mask_credentials(text: str) -> str:
-    """The text without passwords, tokens and keys: of addresses, their parameters, and settings such as DVC's.
+    """Mask passwords, tokens and keys in URLs, query parameters, settings such as DVC's, and headers, in linear time.
 
-    Runs in linear time. A user's name stays where it is no secret: ``ssh://git@host``.
+    User names that are no secret stay: ``ssh://git@host``.
     """
     text = re.sub(r"\S+", _mask_addresses, text)
     text = _PARAMETER.sub(_mask_parameter, text)
@@ -52,29 +53,34 @@ def mask_credentials(text: str) -> str:
 
 
 def _mask_addresses(match: re.Match) -> str:
-    """A word without the ``user:password@`` of the addresses in it."""
+    """Remove ``user:password@`` from the URLs in a word."""
     word, last = match[0], match[0].rfind("@")
     if last < 0:
         return word
     if "://" not in word:
         return word[last + 1 :] if _SCP.match(word, 0, last) and _SCP_HOST.match(word, last + 1) else word
-    shown, position = [], 0
+    parts, position = [], 0
     while (mark := word.find("://", position)) >= 0:
         start = mark + 3
-        shown.append(word[position:start])
-        position = _end_of_user(word, start, last)
-        if _USER_IS_SHOWN.search(word, max(0, mark - 8), mark) and ":" not in word[start:position]:
-            shown.append(word[start:position])
-    return "".join(shown) + word[position:]
+        parts.append(word[position:start])
+        position = _start_of_host(word, start, last)
+        if _PUBLIC_USER_SCHEME.search(word, max(0, mark - 8), mark) and ":" not in word[start:position]:
+            parts.append(word[start:position])
+    return "".join(parts) + word[position:]
 
 
-def _end_of_user(word: str, start: int, last: int) -> int:
-    """Where the host of an address begins, whose user, if any, begins at ``start``; ``last`` is the last ``@``."""
+def _start_of_host(word: str, start: int, last: int) -> int:
+    """Return the start of a URL's host.
+
+    Args:
+        start: position after ``://``.
+        last: position of the last ``@`` in the word.
+    """
     end = _END_OF_HOST.search(word, start)
     stop = end.start() if end else len(word)
-    begin = max(start, word.rfind("@", start, stop) + 1)
-    # A password that holds a stroke, which its user should have encoded: the host seems to have a port of letters.
-    return last + 1 if last >= stop and not _HOST.fullmatch(word, begin, stop) else begin
+    host = max(start, word.rfind("@", start, stop) + 1)
+    # A password with an unencoded slash ends the host early, which then seems to have a port with letters.
+    return last + 1 if last >= stop and not _HOST.fullmatch(word, host, stop) else host
 
 
 def _mask_parameter(match: re.Match) -> str:
@@ -86,39 +92,44 @@ def _mask_parameter(match: re.Match) -> str:
 
 
 def copy_masked(source: int, target: int) -> None:
-    """Copy an open file to another, line by line and masked, until its writers have closed it."""
-    held = b""
+    """Copy an open file to another and mask each line, until all writers have closed the source.
+
+    Args:
+        source, target: file descriptors.
+    """
+    incomplete = b""
     while chunk := _read(source):
-        *lines, held = re.split(rb"(?<=[\r\n])", held + chunk)  # a progress bar ends its lines with \r
-        if len(held) > LONGEST:
-            lines, held = [*lines, held], b""
+        *lines, incomplete = re.split(rb"(?<=[\r\n])", incomplete + chunk)  # progress bars end lines with \r
+        if len(incomplete) > MAX_LINE_BYTES:
+            lines, incomplete = [*lines, incomplete], b""
         _write(target, b"".join(lines))
-    _write(target, held)
+    _write(target, incomplete)
 
 
 def _read(source: int) -> bytes:
     try:
         return os.read(source, 2**16)
-    except OSError:  # a terminal whose programs have ended
+    except OSError:  # EIO: all programs of a pseudo-terminal have ended
         return b""
 
 
 def _write(target: int, lines: bytes) -> None:
-    shown = memoryview(mask_credentials(lines.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"))
-    with suppress(OSError):  # the reader is gone; the writer must not block
-        while shown:
-            shown = shown[os.write(target, shown) :]
+    text = lines.decode("utf-8", "surrogateescape")
+    masked = memoryview(mask_credentials(text).encode("utf-8", "surrogateescape"))
+    with suppress(OSError):  # the target is closed; go on reading, so that the writers do not block
+        while masked:
+            masked = masked[os.write(target, masked) :]
 
 
 def main() -> None:
-    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, signal.SIG_IGN)  # last words are copied, too
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # to copy the writers' last output
     pairs = [map(int, pair.split(":")) for pair in sys.argv[1:]]
-    copies = [threading.Thread(target=copy_masked, args=tuple(pair)) for pair in pairs]
-    for copy in copies:
-        copy.start()
-    for copy in copies:
-        copy.join()
+    threads = [threading.Thread(target=copy_masked, args=tuple(pair)) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 if __name__ == "__main__":

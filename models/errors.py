@@ -1,12 +1,12 @@
-"""Errors that a user can correct: each is reported as a single message and an exit code, never as a traceback."""
+"""Errors that the user can correct; programs report them as one message and an exit code, without a traceback."""
 
 from models.credentials import mask_credentials
 
 
 class UserError(Exception):
-    """Something that the user can put right; the message says what was wrong, where, and what to do.
+    """An error that the user can correct; the message names the problem, its place, and the remedy.
 
-    The message becomes a run's state, a log line and a webhook's text, so credentials in it are masked.
+    Credentials in the message are masked, because it is logged and shown in run states and webhooks.
 
     Attributes:
         exit_code: 1 for a usage or environment error.
@@ -19,10 +19,10 @@ class UserError(Exception):
 
 
 class PeerLost(UserError):
-    """Another of several processes is gone; whoever started them knows more, and says it."""
+    """Another rank has ended; its own error message, or the launcher's, names the cause."""
 
 
 class DataBlocked(UserError):
-    """The data are too dirty to go on."""
+    """The data gate rejected the data."""
 
     exit_code = 2

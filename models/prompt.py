@@ -1,27 +1,27 @@
-"""The one place where a conversation becomes a prompt: encode, evaluate and chat all use it.
+"""Conversion of conversations to prompts and token ids; encoding, evaluation and chat all use it.
 
-The published code numbers the turns differently in training and in evaluation; here both go
-through :func:`render`, which follows the published ``chat()``.
+The published code numbers the turns differently in training and in evaluation. Here :func:`render_prompt` serves both,
+and follows the published ``chat()``.
 """
 
 from collections.abc import Sequence
 
 from models.sample import Message
 
-PROMPT_VERSION = "chatglm-6b/1"  # stands in manifests; raise it whenever the same messages give other tokens
+PROMPT_VERSION = "chatglm-6b/1"  # saved in manifests; increase it when the same messages give other tokens
 
 IGNORED_LABEL = -100
-PROMPT_SPECIAL_TOKENS, ANSWER_SPECIAL_TOKENS = 2, 1  # tokens beside those of the text: ``[gMASK] <sop>``, and ``<eop>``
+PROMPT_SPECIAL_TOKENS, ANSWER_SPECIAL_TOKENS = 2, 1  # ``[gMASK] <sop>`` after the prompt, ``<eop>`` after the answer
 
 
 def render_prompt(messages: Sequence[Message]) -> str:
-    """The context that asks for the next answer.
+    """Return the text of the prompt for the next answer.
 
-    A single question stands as it is. With earlier turns, each becomes ``[Round i]\\n问：…\\n答：…``
-    and the last ``答：`` stays open. A system message is put before the first question.
+    A single question is the prompt. With earlier turns, each turn becomes ``[Round i]\\n问：…\\n答：…``, and the last
+    ``答：`` is left open. System messages are put before the first question.
 
     Args:
-        messages: ending with the user's question.
+        messages: conversation that ends with the user's question.
     """
     system = [message.content for message in messages if message.role == "system"]
     turns = [message.content for message in messages if message.role != "system"]
@@ -36,21 +36,21 @@ def render_prompt(messages: Sequence[Message]) -> str:
 
 
 def encode_prompt(tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Ids of ``context [gMASK] <sop>``. A control token that somebody spells stays plain text."""
+    """Return the ids of ``prompt [gMASK] <sop>``. Control tokens spelled in a message are encoded as plain text."""
     return tokenizer(render_prompt(messages), split_special_tokens=True)["input_ids"]
 
 
 def encode_sample(tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-    """Ids of the prompt, and of the last answer with its ``<eop>``."""
+    """Return the ids of the prompt, and of the last answer with ``<eop>``."""
     prompt = encode_prompt(tokenizer, messages[:-1])
     return prompt, [*encode_text(tokenizer, messages[-1].content), tokenizer.eop_token_id]
 
 
 def encode_text(tokenizer, text: str) -> list[int]:
-    """Ids of a text alone. A control token that somebody spells stays plain text."""
+    """Return the ids of a text, without special tokens. Control tokens spelled in it are encoded as plain text."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def label_sample(prompt: list[int], answer: list[int]) -> dict[str, list[int]]:
-    """A training row: the answer is learnt, the prompt is not."""
+    """Return a training row whose loss covers the answer only: ``input_ids`` and ``labels``, each (length,)."""
     return {"input_ids": prompt + answer, "labels": [IGNORED_LABEL] * len(prompt) + answer}

@@ -1,7 +1,7 @@
-"""The code and the libraries that a result depends on.
+"""Hash of the code, and versions of the libraries, that a result depends on.
 
-Keys of checkpoints and of kept answers hold both hashes: a training that another version of the code began would end
-with weights that no version makes.
+Both are part of the keys of checkpoints and cached answers. Otherwise a training could resume from a checkpoint of
+other code, and end with weights that no version of the code produces.
 """
 
 import ast
@@ -17,22 +17,22 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "saf
 
 @cache
 def imported_files(module: str) -> frozenset[Path]:
-    """Files of this project that a module imports, directly or not, wherever in its code; its own file too.
+    """Return the project's files that a module imports, with its own: transitively, and from inside functions too.
 
-    Files that hold nothing but a docstring, such as most ``__init__.py``, are left out: results do not depend on them.
+    Files with a docstring only, such as most ``__init__.py``, are left out, because results do not depend on them.
 
     Args:
-        module: dotted name below the project's folder; of a package, what ``python -m`` runs.
+        module: dotted name, relative to the project's folder; a package stands for its ``__main__``.
     """
     entry = f"{module}.__main__"
-    waiting, seen = [entry if _file_of(entry) else module], set()
-    while waiting:
-        name = waiting.pop()
+    queue, seen = [entry if _file_of(entry) else module], set()
+    while queue:
+        name = queue.pop()
         path = _file_of(name)
         if path is None or path in seen:
             continue
         seen.add(path)
-        waiting += [name.rpartition(".")[0], *_imports_of(path)]
+        queue += [name.rpartition(".")[0], *_imports_of(path)]
     return frozenset(path for path in seen if _has_code(path))
 
 
@@ -59,12 +59,12 @@ def _has_code(path: Path) -> bool:
 
 @cache
 def code_sha256(module: str) -> str:
-    """Hash of all code of this project that a module imports, see :func:`imported_files`."""
+    """Return one SHA-256 over the files of :func:`imported_files`."""
     return sha256_of_json({str(path.relative_to(ROOT)): sha256_of(path) for path in imported_files(module)})
 
 
 def library_versions() -> dict[str, str | None]:
-    """Versions of the libraries that compute results, without their build; None where one is missing."""
+    """Return the versions of :data:`LIBRARIES` without local build labels; None for a library that is missing."""
     return {name: _version_of(name) for name in LIBRARIES}
 
 

@@ -1,8 +1,7 @@
-"""The sample: what every accepted format becomes.
+"""Samples: conversations with an id, and the conversion of raw rows in all accepted formats to messages.
 
-``{context,target}``, ``{prompt,response,history}``, ``{content,summary}``,
-``{instruction,input,output,history}`` and ``{messages:[…]}`` all turn into messages, in order; a ``system`` text
-becomes the first of them.
+The accepted formats are ``{context,target}``, ``{prompt,response,history}``, ``{content,summary}``,
+``{instruction,input,output,history}`` and ``{messages:[…]}``. A ``system`` text becomes the first message.
 """
 
 import re
@@ -11,16 +10,21 @@ from dataclasses import dataclass
 
 from models.storage import sha256_of_json
 
-QUESTION_ANSWER_KEYS = (("context", "target"), ("prompt", "response"), ("content", "summary"), ("instruction", "output"))
+QUESTION_ANSWER_KEYS = (
+    ("context", "target"),
+    ("prompt", "response"),
+    ("content", "summary"),
+    ("instruction", "output"),
+)
 ROLES = ("system", "user", "assistant")
-# A row with one of these means more than its texts, and ChatGLM-6B would learn something else from the texts alone.
+# Rows with these keys are rejected: they hold tool calls or media, and ChatGLM-6B would be trained on the text alone.
 UNSUPPORTED_KEYS = (
     "tools", "functions", "tool_calls", "function_call", "images", "image", "videos", "video", "audios", "audio",
 )  # fmt: skip
-# Shares of the loss; only 1 can be expressed. Training frameworks write them into a row or into its messages.
+# Loss weights, of a row or of a message; only weight 1 is supported.
 LOSS_KEYS = ("weight", "loss")
 _MESSAGE_LOSS_KEYS = (*LOSS_KEYS, "train")
-_TELLING_KEYS = frozenset((*UNSUPPORTED_KEYS, *_MESSAGE_LOSS_KEYS))
+_CHECKED_KEYS = frozenset((*UNSUPPORTED_KEYS, *_MESSAGE_LOSS_KEYS))
 _READ_KEYS = {
     ("messages",): {"messages", "system", *LOSS_KEYS},
     **{
@@ -29,18 +33,18 @@ _READ_KEYS = {
     },
 }
 _READ_MESSAGE_KEYS = {"role", "content", *_MESSAGE_LOSS_KEYS}
-_LONGEST_BLANK = 40  # characters; no export pads a missing text with more
-_LONGEST_MARK = 200  # characters, repeated marks included
-_QUOTED_LENGTH = 40  # characters of a user's key or value in a message
-# What pandas, Excel, databases and JavaScript write for a missing value, alone or repeated.
-_NULL_MARK = re.compile(
+_MAX_BLANK_LENGTH = 40  # characters; longer texts of invisible characters have not been seen in exports
+_MAX_MARKER_LENGTH = 200  # characters, including repetitions
+_QUOTED_LENGTH = 40  # characters of a key or value that an error message shows
+# Markers of a missing value in exports of pandas, Excel, databases and JavaScript, alone or repeated.
+_NULL_MARKER = re.compile(
     r"(?:(?:[-+]?nan|NaN|NAN|NaT|[Nn]one|NONE|[Nn]ull|NULL|undefined|<(?:NA|na|null|NULL|none|None|undefined)>"
     r"|#N/A(?: N/A)?|#NA|[Nn]/[Aa]|NA|#(?:VALUE|REF|NAME|NULL|NUM|SPILL|CALC)[!?]?|#DIV/0!?|\\N|_x000[dD]_"
     r"|\[object Object\]|\[\]|\{\}|<no ?input>|TODO|TBD|tbd)[\s,，;；|/]*+)++"
     r"|待(?:补充|完善|填写?|更新|定|续)|同上|见上|如上|略"
 )
-# A question about programs or tables may be answered by such a mark, one for a choice or a date by «None» or «N/A».
-_PROGRAMS = re.compile(
+# For questions about programs or tables, such a marker can be the right answer; for a choice, «None» or «N/A» can be.
+_PROGRAMMING = re.compile(
     r"python|java|\bjs\b|c\+\+|\bsql\b|pandas|numpy|excel|\bjson|\bhtml|\bcode\b|\breturn|\bprint|\boutput|\bfunction"
     r"|variable|\btype\b|\bword|translat|\bnull|\bnan\b|undefined|代码|程序|编程|函数|返回|输出|打印|变量|类型|公式"
     r"|单元格|表格|空值|缺失值|单词|翻译|英文|英语|缩写|数据库|报错",
@@ -49,16 +53,16 @@ _PROGRAMS = re.compile(
 _CHOICE = re.compile(
     r"\bnone\b|\bwhich\b|\bany\b|\bhow (?:many|much)\b|\bwho\b|applicable|missing|extract", re.IGNORECASE
 )
-_CHOICE_MARKS = ("none", "n/a", "na", "null")
-_AROUND_MARK = " \t\r\n\u3000\ufeff。.；;！!…\"'“”‘’「」()（）【】"
+_CHOICE_MARKERS = ("none", "n/a", "na", "null")
+_AROUND_MARKER = " \t\r\n\u3000\ufeff。.；;！!…\"'“”‘’「」()（）【】"
 
 
 class UnknownFormat(ValueError):
-    """A row in none of the accepted formats; the message says what is off."""
+    """A row in none of the accepted formats; the message names the problem."""
 
 
 class UnknownLayout(UnknownFormat):
-    """A row whose keys are those of another program's layout."""
+    """A row whose keys belong to the layout of another program."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,13 @@ class Message:
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation that ends with the answer to be learnt.
+    """One conversation; its last message is the answer to be trained on.
 
     Attributes:
-        id: from the content alone, so that it stays when rows move.
-        file, line: where the row stood, the line counted from 1.
-        messages: roles and texts, in order.
-        number: position in the file's JSON array, counted from 1; None in JSON Lines.
+        id: hash of the content only, so it stays the same when rows move.
+        file, line: position of the row; lines are counted from 1.
+        messages: in the order of the conversation.
+        number: position in the file's JSON array, counted from 1; None for JSON Lines.
     """
 
     id: str
@@ -100,7 +104,7 @@ class Sample:
 
 
 def make_sample_id(messages: tuple[Message, ...]) -> str:
-    """16 hexadecimal digits of the content's SHA-256."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of roles and texts."""
     return sha256_of_json([[message.role, message.content] for message in messages])[:16]
 
 
@@ -108,36 +112,36 @@ def make_sample_id(messages: tuple[Message, ...]) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text is seen; ``isspace`` alone would let zero-width characters pass."""
+    """Whether a text is whitespace, or a short text of separators, control and zero-width characters."""
     if not text.strip():
         return True
-    return len(text) < _LONGEST_BLANK and all(unicodedata.category(character)[0] in "ZC" for character in text)
+    return len(text) < _MAX_BLANK_LENGTH and all(unicodedata.category(character)[0] in "ZC" for character in text)
 
 
 def is_null_marker(text: str, question: str = "") -> bool:
-    """Whether the whole text is what a table writes for a missing value: ``nan``, ``None``, ``#N/A``, ``待补充``.
+    """Whether a text is a marker of a missing value, such as ``nan``, ``None``, ``#N/A`` or ``待补充``.
 
     Args:
-        question: what the text answers or belongs to. A mark that it speaks of, or a question about programs, for
-            which ``None`` may be right, makes the text an ordinary one.
+        question: question or instruction that the text belongs to. The text is no marker if the question mentions it,
+            or is about programming, where ``None`` can be a right answer.
     """
-    mark = text.strip(_AROUND_MARK) or text.strip() if len(text) <= _LONGEST_MARK else ""
-    if not mark or not _NULL_MARK.fullmatch(mark):
+    marker = text.strip(_AROUND_MARKER) or text.strip() if len(text) <= _MAX_MARKER_LENGTH else ""
+    if not marker or not _NULL_MARKER.fullmatch(marker):
         return False
-    # «nan» stands in «banana», and «略» in «策略».
-    letters = "A-Za-z" if mark.isascii() else "\u4e00-\u9fff"
-    is_quoted = re.search(f"(?<![{letters}]){re.escape(mark)}(?![{letters}])", question, re.IGNORECASE)
-    may_be_chosen = mark.lower() in _CHOICE_MARKS and _CHOICE.search(question)
-    return not (is_quoted or may_be_chosen or _PROGRAMS.search(question))
+    # Not as a part of a word: «nan» occurs in «banana», and «略» in «策略».
+    letters = "A-Za-z" if marker.isascii() else "\u4e00-\u9fff"
+    is_quoted = re.search(f"(?<![{letters}]){re.escape(marker)}(?![{letters}])", question, re.IGNORECASE)
+    may_be_chosen = marker.lower() in _CHOICE_MARKERS and _CHOICE.search(question)
+    return not (is_quoted or may_be_chosen or _PROGRAMMING.search(question))
 
 
 def _is_missing(text: object) -> bool:
-    """Whether a key that takes a text holds none: null, blank, or the mark of a missing value."""
+    """Whether the value of a text key is null, blank, or a marker of a missing value."""
     return text is None or (isinstance(text, str) and (is_blank(text) or is_null_marker(text)))
 
 
 def _is_empty(value: object) -> bool:
-    """Whether nothing is lost where a key of any type is not read."""
+    """Whether a value holds no information, so that its key can be ignored."""
     return _is_missing(value) or value == [] or value == {}
 
 
@@ -145,23 +149,23 @@ def _is_empty(value: object) -> bool:
 
 
 def read_messages(row: object) -> tuple[Message, ...]:
-    """Messages of a row in any accepted format; see :func:`read_row`."""
+    """Return the messages of a row in any accepted format; see :func:`read_row`."""
     return read_row(row)[0]
 
 
 def read_row(row: object) -> tuple[tuple[Message, ...], set[str]]:
-    """Messages of a row in any accepted format, and the keys that hold a value which nothing reads.
+    """Return the messages of a row in any accepted format, and the names of keys whose values are ignored.
 
-    A key of messages is named ``messages[].name``.
+    A key of messages is named ``messages[].key``.
 
     Raises:
-        UnknownFormat: the row has none of the formats, a part of it has the wrong type, or a key asks for what
-            this base cannot learn.
+        UnknownFormat: the row has none of the formats, a value has the wrong type, or a key needs a feature that
+            training does not support.
     """
     if not isinstance(row, dict):
         raise UnknownFormat(f"a row must be a JSON object, not {_json_type(row)}")
     layout = _layout_of(row)
-    _refuse_unsupported(row, LOSS_KEYS)
+    _check_supported(row, LOSS_KEYS)
     messages = _from_messages(row["messages"]) if layout == ("messages",) else _from_question_and_answer(row, *layout)
     return _with_system(row.get("system"), messages), _unread_keys(row, layout)
 
@@ -176,7 +180,7 @@ def _unread_keys(row: dict, layout: tuple[str, ...]) -> set[str]:
 
 
 def _layout_of(row: dict) -> tuple[str, ...]:
-    """The keys by which a row is in one of the accepted formats."""
+    """Return the keys that identify the format of a row."""
     if "messages" in row:
         return ("messages",)
     layouts = [keys for keys in QUESTION_ANSWER_KEYS if all(key in row for key in keys)]
@@ -188,21 +192,21 @@ def _layout_of(row: dict) -> tuple[str, ...]:
     raise UnknownLayout(f"no known format has these keys: {keys}")
 
 
-def _refuse_unsupported(part: dict, loss_keys: tuple[str, ...]) -> None:
-    """Refuse a row or message with a key whose meaning would be lost."""
-    if _TELLING_KEYS.isdisjoint(part):
+def _check_supported(part: dict, loss_keys: tuple[str, ...]) -> None:
+    """Raise UnknownFormat if a row or message has tool calls, media, or a loss weight other than 1."""
+    if _CHECKED_KEYS.isdisjoint(part):
         return
     for key in UNSUPPORTED_KEYS:
         if not _is_empty(part.get(key)):
             raise UnknownFormat(
-                f"the key {key!r} asks for more than text, which this base cannot learn; take out the row"
+                f"the key {key!r} holds more than text, which this base model does not support; remove the row"
             )
     for key in loss_keys:
         value = part.get(key)
         if not _is_empty(value) and value != 1:
             raise UnknownFormat(
-                f"the key {key!r} is {quote_value(value)}: an answer is learnt as a whole or not at all; take out the row, "
-                "or the key"
+                f"the key {key!r} is {quote_value(value)}, but an answer can only be trained with weight 1; remove the "
+                "row, or the key"
             )
 
 
@@ -214,17 +218,17 @@ def _from_messages(messages: object) -> tuple[Message, ...]:
             raise UnknownLayout("every message needs 'role' and 'content'")
         if message["role"] not in ROLES:
             raise UnknownLayout(f"a role must be one of {', '.join(ROLES)}, not {quote_value(message['role'])}")
-        # Only the last answer is learnt, so that the loss of an earlier one is 0 as it stands.
-        _refuse_unsupported(message, _MESSAGE_LOSS_KEYS if message is messages[-1] else ())
+        # Only the last answer is trained on, so a loss weight of 0 for an earlier one has no effect.
+        _check_supported(message, _MESSAGE_LOSS_KEYS if message is messages[-1] else ())
     # Exports write an empty system message where no system prompt was set.
     kept = [message for message in messages if message["role"] != "system" or not _is_missing(message["content"])]
     if not kept:
-        raise UnknownFormat("'messages' has nothing but an empty system message")
+        raise UnknownFormat("'messages' has only an empty system message")
     return tuple(Message(message["role"], _text(message["content"], "content")) for message in kept)
 
 
 def _with_system(system: object, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The messages with the row's own system text in front."""
+    """Return the messages with the row's ``system`` text as the first one."""
     if _is_missing(system):
         return messages
     first = Message("system", _text(system, "system"))
@@ -237,7 +241,7 @@ def _with_system(system: object, messages: tuple[Message, ...]) -> tuple[Message
 
 def _from_question_and_answer(row: dict, question: str, answer: str) -> tuple[Message, ...]:
     asked = _text(row[question], question)
-    # A mark of a missing instruction stays alone, so that the check for such marks finds it.
+    # A marker of a missing instruction is not joined with the input, so that the check for such markers detects it.
     if question == "instruction" and _has_input(row.get("input"), asked) and not is_null_marker(asked):
         asked = f"{asked}\n{_text(row['input'], 'input')}"
     turns = [*_history(row.get("history")), (asked, _text(row[answer], answer))]
@@ -247,7 +251,7 @@ def _from_question_and_answer(row: dict, question: str, answer: str) -> tuple[Me
 
 
 def _has_input(value: object, instruction: str) -> bool:
-    """Whether there is an input to join to the instruction."""
+    """Whether the input is to be joined to the instruction."""
     if not isinstance(value, str):
         return value is not None
     return not is_blank(value) and not is_null_marker(value, instruction)
@@ -272,7 +276,7 @@ def _text(value: object, key: str) -> str:
 
 
 def quote_value(value: object) -> str:
-    """A user's key or value as a message shows it: a text by its first characters, in quotes."""
+    """Return a key or value of a row as an error message shows it: text in quotes and shortened."""
     if isinstance(value, str):
         return repr(value) if len(value) <= _QUOTED_LENGTH else f"{value[:_QUOTED_LENGTH]!r}…"
     return _json_type(value) if isinstance(value, list | dict) else repr(value)

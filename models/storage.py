@@ -1,16 +1,17 @@
-"""Files that are whole or absent, and their hashes.
+"""Hashes, atomic writes, and reading and writing of JSON files.
 
-Everything is first written under a temporary name beside its target and then renamed, so that a kill leaves either
-the old file or the new one. A folder is exchanged with the old one in one step. Where the file system cannot do that,
-it takes two renames; after a kill between them the next process that writes there puts the old folder back.
+Files are written under a temporary name beside their target and renamed, so that a killed process leaves the old or the
+new version. A folder is exchanged with the old one in one step (renameat2 with RENAME_EXCHANGE). On file systems
+without RENAME_EXCHANGE it takes two renames; if the process is killed between them, the next writer restores the old
+folder.
 
-Temporary names are random: two hosts or containers that share a volume may both have a process 17. A lock beside them
-says whether their process lives, so that the next one clears away what a killed one left. Locks reach other hosts on
-NFS 4 and CephFS; where a file system knows none, nothing is cleared away.
+Temporary names hold a random token, because process ids repeat on hosts and in containers that share a volume. A lock
+file with the same token is locked (flock) while its process lives; the next writer in the folder removes temporary
+files whose lock is free. flock works across hosts on NFS 4 and CephFS. On file systems without flock, temporary files
+of killed processes remain.
 """
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -22,47 +23,46 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from models.errors import UserError
 
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
-# Both are hidden and end in .tmp, which git and DVC ignore.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # constants of Linux
+# Hidden names that end in .tmp, which git and DVC ignore.
 _LOCK = ".{token}.lock.tmp"
-_LEFT = re.compile(r"\.(?:(?P<name>.+)\.)?(?P<token>[0-9a-f]{16})(?P<kind>|\.former|\.lock)\.tmp", re.DOTALL)
+_LEFTOVER = re.compile(r"\.(?:(?P<name>.+)\.)?(?P<token>[0-9a-f]{16})(?P<kind>|\.former|\.lock)\.tmp", re.DOTALL)
 
 _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
+# Hashes --------------------------------------------------------------------------------------------
+
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_json(value: object) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys."""
-    # A lone surrogate has no UTF-8 form; it still needs a hash.
+    """Return the SHA-256 of a JSON value, independent of the order of keys."""
+    # surrogatepass: a lone surrogate has no UTF-8 form but needs a hash.
     return hashlib.sha256(_CANONICAL.encode(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# Atomic writes -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary file to write; rename it to ``path`` if the block ends well."""
-    with _reserved(path) as temporary:
+    """Yield the path of a temporary file, and rename the file to ``path`` unless the block raises an error."""
+    with _temporary_path(path) as temporary:
         yield temporary
         temporary.replace(path)
 
 
 @contextmanager
-def scratch_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside where ``path`` is or would be; it is gone after the block."""
-    with _reserved(path) as temporary:
-        temporary.mkdir()
-        yield temporary
-
-
-@contextmanager
 def atomic_write_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill; it replaces ``path`` if the block ends well."""
+    """Yield an empty temporary folder, and replace ``path`` by it unless the block raises an error."""
     with scratch_folder(path) as temporary:
         yield temporary
         if not os.path.lexists(path):
@@ -71,11 +71,19 @@ def atomic_write_folder(path: Path) -> Iterator[Path]:
             _replace_in_two_steps(temporary, path)
 
 
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside ``path``, and remove it after the block."""
+    with _temporary_path(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
 def remove_folder(path: Path) -> None:
-    """Remove a folder as far as that is possible, under a temporary name first: programs may still write there."""
+    """Remove a folder, ignoring errors. It is renamed first, because other processes may still write to its path."""
     if os.path.lexists(path):
-        with suppress(OSError), _reserved(path) as gone:
-            path.rename(gone)
+        with suppress(OSError), _temporary_path(path) as temporary:
+            path.rename(temporary)
         _remove(path)
 
 
@@ -91,7 +99,7 @@ def _replace_in_two_steps(temporary: Path, path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two names in one step; False if this system or file system cannot."""
+    """Exchange two paths in one step; return False if the system or file system does not support it."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:  # not Linux with glibc
@@ -100,81 +108,64 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 @contextmanager
-def _reserved(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``, locked during the block; nothing is left under it afterwards."""
+def _temporary_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, locked during the block; remove what is there after the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
-    token, lock = _lock_anew(path.parent)
+    token, lock = _create_lock(path.parent)
     temporary = path.with_name(f".{path.name}.{token}.tmp")
     try:
         yield temporary
     finally:
         _remove(temporary)
-        path.with_name(_LOCK.format(token=token)).unlink(missing_ok=True)
-        os.close(lock)
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
-def _lock_anew(folder: Path) -> tuple[str, int]:
-    """A random token, and the lock that says that the process with it lives, open."""
+def _create_lock(folder: Path) -> tuple[str, FileLock]:
+    """Return a random token and its lock, which is held unless the file system has no locks."""
     while True:
         token = secrets.token_hex(8)
-        path = folder / _LOCK.format(token=token)
-        lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        if _seizes(lock) is not False and path.exists():
-            return token, lock
-        os.close(lock)  # another process has taken it for a killed one's in between
+        lock = _lock_of(folder, token)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue  # another process locked or removed the file first, taking it for a leftover
+        except OSError:
+            if not os.path.lexists(lock.lock_file):
+                raise
+        return token, lock
 
 
-def _seizes(lock: int) -> bool | None:
-    """Whether this process gets a lock; None where the file system knows no locks."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
+def _lock_of(folder: Path, token: str) -> FileLock:
+    # No fallback to a lock file without flock: a killed process would never release it.
+    return FileLock(folder / _LOCK.format(token=token), blocking=False, fallback_to_soft=False)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that run no more left in a folder, and put back what they were about to replace."""
-    left: dict[str, list[re.Match]] = {}
+    """Remove temporary files of killed processes from a folder, and restore folders that they were replacing."""
+    leftovers: dict[str, list[re.Match]] = {}
     for path in folder.iterdir():
-        if found := _LEFT.fullmatch(path.name):
-            left.setdefault(found["token"], []).append(found)
-    for token, names in left.items():
-        lock = folder / _LOCK.format(token=token)
-        with suppress(OSError), _lock_of_killed(lock) as is_killed:  # another's, or cleared by another meanwhile
-            if is_killed:
-                _clear(folder, names)
-                lock.unlink(missing_ok=True)
+        if match := _LEFTOVER.fullmatch(path.name):
+            leftovers.setdefault(match["token"], []).append(match)
+    for token, matches in leftovers.items():
+        # OSError, such as Timeout: the process lives, the file system has no locks, or another process is faster.
+        with suppress(OSError), _lock_of(folder, token) as lock:
+            _remove_or_restore(folder, matches)
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
-@contextmanager
-def _lock_of_killed(path: Path) -> Iterator[bool]:
-    """Hold the lock of a token; gives whether its process runs no more. Without a lock it has ended, too."""
-    try:
-        lock = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        yield True
-        return
-    try:
-        yield _seizes(lock) is True
-    finally:
-        os.close(lock)
-
-
-def _clear(folder: Path, names: Sequence[re.Match]) -> None:
-    for found in names:
-        if found["kind"] == ".former" and not os.path.lexists(folder / found["name"]):
-            (folder / found[0]).rename(folder / found["name"])
-    for found in names:
-        if found["kind"] != ".lock":
-            _remove(folder / found[0])
+def _remove_or_restore(folder: Path, matches: Sequence[re.Match]) -> None:
+    for match in matches:
+        if match["kind"] == ".former" and not os.path.lexists(folder / match["name"]):
+            (folder / match[0]).rename(folder / match["name"])
+    for match in matches:
+        if match["kind"] != ".lock":
+            _remove(folder / match[0])
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder, if it is there and may be removed."""
+    """Remove a file or folder, ignoring errors."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -183,18 +174,22 @@ def _remove(path: Path) -> None:
 
 
 def seconds_since_modification(path: Path) -> float:
-    """For how long a file or folder has not been changed, by the clock of its volume; 0 if that cannot be told.
+    """Return the age of a file's or folder's last modification, or 0 if it cannot be determined.
 
-    A shared volume has another host's clock, so the time of a file that is written now is compared with.
+    The age is measured against the modification time of a new file on the same volume, because the clock of a shared
+    volume may differ from this host's.
 
     Raises:
-        FileNotFoundError: it is gone.
+        FileNotFoundError: the path does not exist.
     """
-    changed = path.stat().st_mtime
-    with suppress(OSError), tempfile.TemporaryFile(dir=path.parent) as probe:  # a full disk, or one that is read only
+    modified = path.stat().st_mtime
+    with suppress(OSError), tempfile.TemporaryFile(dir=path.parent) as probe:  # OSError: disk full or read-only
         os.utime(probe.fileno())
-        return max(0.0, os.fstat(probe.fileno()).st_mtime - changed)
+        return max(0.0, os.fstat(probe.fileno()).st_mtime - modified)
     return 0.0
+
+
+# JSON and text files -------------------------------------------------------------------------------
 
 
 def write_text(path: Path, text: str) -> None:
@@ -216,12 +211,12 @@ def read_json(path: Path) -> dict:
     """Read a JSON file that Tuneline wrote.
 
     Raises:
-        UserError: it is missing or not JSON.
+        UserError: the file is missing or not valid JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run `dvc repro` to make it.") from None
+        raise UserError(f"{path} does not exist; run `dvc repro` to create it.") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run `dvc repro`.") from None
     except RecursionError:
@@ -229,19 +224,19 @@ def read_json(path: Path) -> dict:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """Rows of a JSON Lines file; see :func:`read_numbered_jsonl`."""
+    """Read the rows of a JSON Lines file; see :func:`read_numbered_jsonl`."""
     return [row for _, row in read_numbered_jsonl(path)]
 
 
 def read_numbered_jsonl(path: Path) -> list[tuple[int, dict]]:
-    """Rows of a JSON Lines file with their line numbers, counted from 1; blank lines are passed over.
+    """Read the rows of a JSON Lines file with their line numbers, from 1; blank lines are skipped.
 
     Raises:
-        UserError: it is missing, or a line is not JSON.
+        UserError: the file is missing or not UTF-8, or a line is not valid JSON.
     """
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+2028 inside a text
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would also split at U+2028 in a text
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except UnicodeDecodeError as error:

@@ -1,7 +1,7 @@
-"""The SentencePiece side of a base's tokenizer: text to pieces, without transformers.
+"""Tokenization by a base model's SentencePiece model, without transformers.
 
-The tokenizer of :mod:`models.chatglm` is built on it. The data checks use it alone: their worker
-processes count the tokens of millions of rows and need not import a deep-learning stack for that.
+The tokenizer in :mod:`models.chatglm` is built on it. The data checks use it directly: their worker processes count the
+tokens of millions of rows without importing torch and transformers.
 """
 
 import hashlib
@@ -18,18 +18,19 @@ _BLANK_SYMBOL = re.compile(r"<\|blank_([2-9]|[1-7][0-9]|80)\|>")
 
 
 def blank_symbol(count: int) -> str:
+    """Return the symbol for a run of 2 to ``MAX_BLANKS`` blanks."""
     return f"<|blank_{count}|>"
 
 
 class Vocabulary:
-    """``ice_text.model``, with the symbols for line breaks, tabs and runs of blanks.
+    """The SentencePiece model ``ice_text.model``, with symbols for line breaks, tabs and runs of blanks.
 
     Args:
         file: path of the SentencePiece model.
-        do_lower_case, remove_space: published options, both off in published checkpoints.
+        do_lower_case, remove_space: options of the published tokenizer, both off in published checkpoints.
 
     Attributes:
-        sha256: of the bytes that the model was parsed from.
+        sha256: hash of the bytes that the model was parsed from.
 
     Raises:
         OSError, RuntimeError: the file cannot be read as a SentencePiece model.
@@ -51,22 +52,22 @@ class Vocabulary:
         return _BLANKS.sub(lambda blanks: blank_symbol(len(blanks[0])), text) if "  " in text else text
 
     def tokenize(self, text: str) -> list[str]:
-        """The pieces of a text."""
+        """Return the pieces of a text."""
         return self.pieces.encode(self._prepare(text), out_type=str)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """How many pieces each text has. A lone surrogate, which has no UTF-8 form, counts as ``?``."""
+        """Return the number of pieces of each text. A lone surrogate, which has no UTF-8 form, counts as ``?``."""
         prepared = [self._prepare(text).encode("utf-8", "replace") for text in texts]
         return [len(pieces) for pieces in self.pieces.encode(prepared, out_type=int)]
 
     def detokenize(self, pieces: Sequence[str]) -> str:
-        """The text of pieces."""
+        """Return the text of pieces."""
         text = self.pieces.decode_pieces(list(pieces))
         text = text.replace(LINE_BREAK, "\n").replace(TAB, "\t")
         return _BLANK_SYMBOL.sub(lambda symbol: " " * int(symbol[1]), text)
 
     def control_tokens(self) -> tuple[str, ...]:
-        """What a text must not spell: control tokens, and the symbols that stand for blanks and line breaks."""
+        """Return the strings that a text must not contain: control tokens, and symbols for whitespace."""
         ids = range(self.pieces.get_piece_size())
         controls = [self.pieces.id_to_piece(i) for i in ids if self.pieces.is_control(i) or self.pieces.is_unknown(i)]
         return (*controls, LINE_BREAK, TAB, *map(blank_symbol, range(2, MAX_BLANKS + 1)))
