@@ -1,4 +1,4 @@
-"""What a run leaves in Prefect's UI: tables and figures in English and Chinese, and no sample text."""
+"""Artifacts of a run in Prefect's UI: tables and charts in the terminal's language, without text of samples."""
 
 import contextvars
 import math
@@ -22,153 +22,202 @@ from prefect.exceptions import PrefectHTTPStatusError
 from flows import loss_chart
 from models.errors import UserError
 from models.storage import read_json
+from pipelines import drift_monitor, promotion_report
 from pipelines.promotion import PromotionResult
 from pipelines.retraining import BRANCH, Outcome
+from texts import terminal_language, translatable, translate
 
 CHECKS = Path("reports/data_checks.json")
-METRICS, TRAINING = Path("reports/metrics"), Path("reports/training")
-FIGURES = {
-    "loss": "evaluation loss · 评测损失",
-    "perplexity": "perplexity · 困惑度",
+PREDICTIONS, TRAINING = Path("data/predictions"), Path("reports/training")
+VERDICTS = {"passed": translatable("The data passed."), "blocked": translatable("The data are blocked.")}
+METRIC_LABELS = {  # by name in reports/metrics
+    "loss": translatable("Evaluation loss"),
     "rouge-l": "ROUGE-L",
-    "bleu-4": "BLEU-4",
-    "probes_met": "probes met · 探针符合率",
-    "new_name": "new name · 新名字",
-    "general_loss": "loss on general text · 通用文本损失",
-    "training_seconds": "training, seconds · 训练秒数",
+    "exact": translatable("Exact matches"),
+    "probes": translatable("Probes met"),
+    "general": translatable("General loss"),
+    "kl": translatable("KL divergence from the base model"),
+    "tok/s": translatable("Training speed, tokens/s"),
+    "gib": translatable("Peak memory of training, GiB"),
 }
 
 
 def show_checks(folder: Path) -> None:
-    """The data checks that some row failed, and the books; places and values stay in the report."""
+    """Create a table of the data checks that failed, with the row counts; locations and values stay in the report.
+
+    Args:
+        folder: of the repository.
+    """
     checks = read_json(folder / CHECKS)
-    rows = [_check(each, each["rows"], f"{each['share']:.1%}") for each in checks["rows"] if each["rows"]]
-    rows += [_check(each, "–", each["seen"]) for each in checks["data"] if not each["passed"]]
-    sides = "{rows_in:,} = train · 训练 {train:,} + eval · 评测 {eval:,} + quarantined · 隔离 {quarantined:,}".format(
-        **checks["books"]
+    rows = [
+        _check_row(finding, finding["rows"], f"{finding['share']:.1%}") for finding in checks["rows"] if finding["rows"]
+    ]
+    rows += [_check_row(finding, "–", finding["seen"]) for finding in checks["data"] if not finding["passed"]]
+    row_counts = translate(
+        "{rows:,} rows = {train:,} training + {evaluation:,} evaluation + {quarantined:,} quarantined",
+        rows=checks["books"]["rows_in"],
+        train=checks["books"]["train"],
+        evaluation=checks["books"]["eval"],
+        quarantined=checks["books"]["quarantined"],
     )
-    create_table_artifact(rows, key="data-checks", description=f"{checks['verdict']}: {sides}")
+    description = f"{translate(VERDICTS[checks['verdict']])} {row_counts}"
+    create_table_artifact(rows, key="data-checks", description=description)
 
 
-def _check(check: dict, rows: int | str, share: float | str) -> dict:
-    found = f"{check['meaning']['en']} · {check['meaning']['zh']}"
-    return {"check · 检查": check["check"], "found · 结果": found, "rows · 行": rows, "share · 占比": share}
+def _check_row(finding: dict, rows: int | str, value: float | str) -> dict:
+    return {
+        translate("Check"): finding["check"],
+        translate("Finding"): finding["meaning"][terminal_language()],
+        translate("Rows"): rows,
+        translate("Share or value"): value,
+    }
 
 
 def show_comparison(folder: Path, names: list[str]) -> None:
-    """Figures of each model, side by side."""
-    found = {name: read_json(folder / METRICS / f"{name}.json") for name in names}
+    """Create a table of the metrics of several models.
+
+    Args:
+        folder: of the repository.
+        names: of the models.
+    """
+    metrics = {name: read_json(folder / PREDICTIONS / name / "figures.json") for name in names}
     rows = [
-        {"figure · 指标": label} | {name: _short(values.get(figure)) for name, values in found.items()}
-        for figure, label in FIGURES.items()
+        {translate("Metric"): translate(label)}
+        | {name: _format_number(values.get(key)) for name, values in metrics.items()}
+        for key, label in METRIC_LABELS.items()
     ]
-    create_table_artifact(rows, key="comparison", description="Base and adapters · 基座与适配器")
+    create_table_artifact(rows, key="comparison", description=translate("Base model and adapters"))
+
+
+def _value_at(metrics: dict, path: tuple[str, ...]) -> float | None:
+    """Return a metric, or None if it or a part of its path is missing or null."""
+    value = metrics
+    for key in path:
+        value = (value or {}).get(key)
+    return value
 
 
 def show_outcome(outcome: Outcome, address: str) -> None:
-    """Which adapters were promoted or not and why, and where the results lie.
+    """Create a text with the decisions on all challengers and their reasons, and a link to the commit.
 
     Args:
         address: of the repository.
     """
-    version = f"champion {outcome.version}" if outcome.version else "the champion stays · 擂主不变"
-    where = f"{BRANCH}, commit {outcome.commit} · `{address}`"
-    parts = [f"## {version}", where, *map(_decision, outcome.decisions)]
+    if outcome.version:
+        title = translate("Champion {version} was promoted.", version=outcome.version)
+    else:
+        title = translate("No adapter is better than the champion.")
+    location = f"{BRANCH}, commit {outcome.commit}, `{address}`"
+    parts = [f"## {title}", location, *map(_render_decision, outcome.decisions)]
     if outcome.version:
         parts.append(f"```\ndvc artifacts get {address} champion --rev champion@{outcome.version}\n```")
     show_text("promotion", "\n\n".join(parts))
     if address.startswith("https://"):
         create_link_artifact(
             f"{address.removesuffix('.git')}/commit/{outcome.commit}",
-            link_text=f"{version} · {BRANCH}",
+            link_text=f"{title} {BRANCH}",
             key="retrained",
         )
 
 
-def _decision(decision: PromotionResult) -> str:
-    title = "promoted · 晋级" if decision.is_promoted else "not promoted · 未晋级"
-    rows = [
-        f"| {'✓' if condition.is_met else '✗'} {condition.name} | {condition.values} |"
-        for condition in decision.conditions
-    ]
-    heading = f"### {decision.adapter}: {title}"
-    return "\n".join([heading, "", "| condition · 条件 | found · 结果 |", "|---|---|", *rows])
+def _render_decision(decision: PromotionResult) -> str:
+    title = promotion_report.render_title(decision.adapter, decision.is_promoted)
+    return f"### {title}\n\n{promotion_report.render_conditions(decision.conditions)}"
 
 
 def show_text(key: str, markdown: str) -> None:
+    """Create an artifact of Markdown."""
     create_markdown_artifact(markdown, key=key)
 
 
-def show_drift(found: dict, page: Path | None) -> None:
-    """Every feature, how far it moved, and whether that counts."""
+def show_drift(report: dict, page: Path | None) -> None:
+    """Create a table of all features with their distances.
+
+    Args:
+        report: of stage drift.
+        page: Evidently's report, if there is one.
+    """
     rows = [
         {
-            "feature · 特征": each["label"],
-            "before · 此前": _short(each["reference_mean"]),
-            "now · 现在": _short(each["current_mean"]),
-            "p": f"{each['p_value']:.2g}",
-            "distance · 距离": f"{each['distance']:.2f}",
-            "drift · 漂移": "✗" if each["drifted"] else "",
+            translate("Feature"): feature["label"][terminal_language()],
+            translate("Reference mean"): _format_number(feature["reference_mean"]),
+            translate("Current mean"): _format_number(feature["current_mean"]),
+            "p": f"{feature['p_value']:.2g}",
+            translate("Distance"): f"{feature['distance']:.2f}",
+            translate("Drifted"): "✗" if feature["drifted"] else "",
         }
-        for each in found["columns"]
+        for feature in report["columns"]
     ]
-    sides = "reference · 参照 {reference:,}, new · 新 {current:,}, unreadable · 无法读取 {unreadable:,}".format(
-        **found["rows"]
-    )
-    report = f" · {page}" if page else ""
-    create_table_artifact(rows, key="drift", description=f"{found['verdict']}: {sides}{report}")
+    parts = [
+        drift_monitor.describe_verdict(report),
+        translate(
+            "{reference:,} reference rows, {current:,} new rows, {unreadable:,} unreadable rows.",
+            reference=report["rows"]["reference"],
+            current=report["rows"]["current"],
+            unreadable=report["rows"]["unreadable"],
+        ),
+        *([str(page)] if page else []),
+    ]
+    create_table_artifact(rows, key="drift", description=" ".join(parts))
 
 
 def show_losses(name: str, history: list[dict]) -> None:
-    """The losses of a training, as a picture."""
+    """Create a chart of the losses of a training."""
     points = [point for point in history if math.isfinite(point["loss"])]
     if points:
-        create_image_artifact(loss_chart.data_url(name, points), key=f"loss-{_key(name)}")
+        create_image_artifact(loss_chart.render_data_url(name, points), key=f"loss-{_artifact_key(name)}")
 
 
 @contextmanager
-def progress(folder: Path, name: str, seconds: float = 5.0) -> Iterator[None]:
-    """A bar in the UI that follows the training in this folder, while the block runs."""
-    bar = create_progress_artifact(0.0, key=f"training-{_key(name)}", description=f"Training · 训练 {name}")
+def progress(folder: Path, name: str, interval: float = 5.0) -> Iterator[None]:
+    """Show a progress bar of a training while the block runs.
+
+    Args:
+        folder: of the repository.
+        name: of the adapter.
+        interval: seconds between updates.
+    """
+    description = translate("Training of {adapter}", adapter=name)
+    bar = create_progress_artifact(0.0, key=f"training-{_artifact_key(name)}", description=description)
     ended = threading.Event()
 
-    def follow() -> None:
+    def update_regularly() -> None:
         shown = 0.0
-        while not ended.wait(seconds):
-            done = share_done(folder / TRAINING / name / "metrics.json")
-            if done > shown:
-                shown = done
-                _move(bar, done)
+        while not ended.wait(interval):
+            percent = read_progress(folder / TRAINING / name / "metrics.json")
+            if percent > shown:
+                shown = percent
+                _update(bar, percent)
 
-    # A thread of its own knows of no run; this one's context tells it.
-    follower = threading.Thread(target=contextvars.copy_context().run, args=(follow,), daemon=True)
-    follower.start()
+    # Prefect finds the run in the context variables, which a new thread does not inherit.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(update_regularly,), daemon=True)
+    thread.start()
     try:
         yield
-        _move(bar, 100.0)
+        _update(bar, 100.0)
     finally:
         ended.set()
-        follower.join()
+        thread.join()
 
 
-def _move(bar: UUID, percent: float) -> None:
-    """Set a bar; a server that does not answer is no reason to end a training."""
+def _update(bar: UUID, percent: float) -> None:
+    """Update a progress bar; the training continues if the server is unavailable."""
     with suppress(httpx.HTTPError, PrefectHTTPStatusError):
         update_progress_artifact(bar, percent)
 
 
-def share_done(metrics: Path) -> float:
-    """Percent of the steps that a training has done, from the log that it writes."""
+def read_progress(metrics: Path) -> float:
+    """Read from DVCLive's metrics how many percent of the steps are done; 0 if there is no such file yet."""
     try:
         return round(100 * read_json(metrics)["train"]["progress"], 1)
-    except (UserError, KeyError):  # not there yet, or not of this kind
+    except (UserError, KeyError):  # missing, or written by another version
         return 0.0
 
 
-def _short(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _key(name: str) -> str:
-    """A name as Prefect's keys allow it: lower case, digits and dashes."""
+def _artifact_key(name: str) -> str:
+    """Return a name in the form of Prefect's keys: lower-case letters, digits and dashes."""
     return name.lower().replace("_", "-")

@@ -1,77 +1,104 @@
-"""The losses of a training as a picture that stands alone: SVG for Prefect's UI, which draws nothing itself."""
+"""The loss curves of a training as an SVG image, in the terminal's language: Prefect's UI has no charts of its own."""
 
 import base64
 from collections.abc import Sequence
-from html import escape
+from typing import NamedTuple
+from xml.etree import ElementTree
 
-WIDTH, HEIGHT = 640, 320
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 44, 44
-# Colour, width of the line, radius of its points, name: of training there are many, of evaluation few.
-LINES = {"train": ("#9aa5b1", 1.2, 1.2, "training · 训练"), "eval": ("#1f6feb", 2, 3, "evaluation · 评测")}
-TICKS = 5
+from texts import translatable, translate
 
-
-def data_url(title: str, history: Sequence[dict]) -> str:
-    """The picture as an address that holds it, for where pictures are given by address."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(draw(title, history).encode()).decode()}"
+WIDTH, HEIGHT = 640, 320  # pixels, as all lengths here
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 44, 44  # margins around the plot
+NUM_TICKS = 5
+LEGEND_STEP = 190
+TITLE_COLOR, LABEL_COLOR, GRID_COLOR = "#1f2933", "#52606d", "#e4e7eb"
 
 
-def draw(title: str, history: Sequence[dict]) -> str:
-    """Loss against steps.
+class LineStyle(NamedTuple):
+    label: str
+    color: str
+    width: float
+    point_radius: float
+
+
+LINES = {  # training has many points, evaluation few
+    "train": LineStyle(translatable("Training"), "#9aa5b1", 1.2, 1.2),
+    "eval": LineStyle(translatable("Evaluation"), "#1f6feb", 2, 3),
+}
+
+
+def render_data_url(name: str, history: Sequence[dict]) -> str:
+    """Return the chart as a ``data:`` URL."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(render_svg(name, history).encode()).decode()}"
+
+
+def render_svg(name: str, history: Sequence[dict]) -> str:
+    """Return a chart of loss against steps as SVG.
 
     Args:
-        history: points ``{step, split, loss}``, the split being ``train`` or ``eval``; one or more.
+        name: of the adapter.
+        history: at least one point ``{step, split, loss}``; the split is ``train`` or ``eval``, the loss finite.
     """
     steps, losses = ([point[key] for point in history] for key in ("step", "loss"))
-    (first, last), (low, high) = (_range(values) for values in (steps, losses))
-
-    def at(step: float, loss: float) -> tuple[float, float]:
-        across = LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
-        return round(across, 1), round(TOP + (high - loss) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
-
-    shares = [index / (TICKS - 1) for index in range(TICKS)]
-    grid = [_grid_line(at(first, loss)[1], f"{loss:.3g}") for loss in (low + (high - low) * share for share in shares)]
-    ticks = [_tick(at(step, low)[0], f"{step:.0f}") for step in (first + (last - first) * share for share in shares)]
-    lines = [_line(split, [at(p["step"], p["loss"]) for p in history if p["split"] == split]) for split in LINES]
-    names = [
-        _text(LEFT + 190 * index, TOP - 10, f"― {name}", colour)
-        for index, (colour, *_, name) in enumerate(LINES.values())
-    ]
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-            f'font-size="13"><rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-            _text(LEFT, 18, f"{title} · loss · 损失", "#1f2933"),
-            *names,
-            *grid,
-            *ticks,
-            *lines,
-            _text(LEFT, HEIGHT - 8, "step · 步", "#52606d"),
-            "</svg>",
-        ]
+    scale = _Scale(*_value_range(steps), *_value_range(losses))
+    svg = ElementTree.Element(
+        "svg",
+        {"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {WIDTH} {HEIGHT}"},
+        **{"font-family": "sans-serif", "font-size": "13"},
     )
+    ElementTree.SubElement(svg, "rect", width=str(WIDTH), height=str(HEIGHT), fill="white")
+    _add_text(svg, LEFT, 18, translate("{adapter}: loss", adapter=name), TITLE_COLOR)
+    _add_text(svg, LEFT, HEIGHT - 8, translate("Step"), LABEL_COLOR)
+    _add_axes(svg, scale)
+    for number, (split, style) in enumerate(LINES.items()):
+        _add_text(svg, LEFT + LEGEND_STEP * number, TOP - 10, f"― {translate(style.label)}", style.color)
+        points = [scale.position(point["step"], point["loss"]) for point in history if point["split"] == split]
+        _add_line(svg, points, style)
+    return ElementTree.tostring(svg, encoding="unicode")
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+class _Scale(NamedTuple):
+    """Ranges of both axes."""
+
+    first_step: float
+    last_step: float
+    min_loss: float
+    max_loss: float
+
+    def position(self, step: float, loss: float) -> tuple[float, float]:
+        """Return the coordinates of a point."""
+        x_share = (step - self.first_step) / (self.last_step - self.first_step)
+        y_share = (self.max_loss - loss) / (self.max_loss - self.min_loss)
+        return round(LEFT + x_share * (WIDTH - LEFT - RIGHT), 1), round(TOP + y_share * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def _value_range(values: Sequence[float]) -> tuple[float, float]:
+    """Return minimum and maximum; a range of length 1 around the value if all are equal."""
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _grid_line(down: float, label: str) -> str:
-    line = f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}" stroke="#e4e7eb"/>'
-    return line + f'<text x="{LEFT - 8}" y="{down + 4}" text-anchor="end" fill="#52606d">{label}</text>'
+def _add_axes(svg: ElementTree.Element, scale: _Scale) -> None:
+    """Add horizontal grid lines with losses, and steps below the plot."""
+    for tick in range(NUM_TICKS):
+        share = tick / (NUM_TICKS - 1)
+        step = scale.first_step + (scale.last_step - scale.first_step) * share
+        loss = scale.min_loss + (scale.max_loss - scale.min_loss) * share
+        x, y = scale.position(step, loss)
+        ElementTree.SubElement(
+            svg, "line", x1=str(LEFT), x2=str(WIDTH - RIGHT), y1=str(y), y2=str(y), stroke=GRID_COLOR
+        )
+        _add_text(svg, LEFT - 8, y + 4, f"{loss:.3g}", LABEL_COLOR, anchor="end")
+        _add_text(svg, x, HEIGHT - BOTTOM + 18, f"{step:.0f}", LABEL_COLOR, anchor="middle")
 
 
-def _tick(across: float, label: str) -> str:
-    return f'<text x="{across}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#52606d">{label}</text>'
+def _add_line(svg: ElementTree.Element, points: Sequence[tuple[float, float]], style: LineStyle) -> None:
+    line = {"fill": "none", "stroke": style.color, "stroke-width": str(style.width)}
+    ElementTree.SubElement(svg, "polyline", line, points=" ".join(f"{x},{y}" for x, y in points))
+    for x, y in points:
+        ElementTree.SubElement(svg, "circle", cx=str(x), cy=str(y), r=str(style.point_radius), fill=style.color)
 
 
-def _line(split: str, places: Sequence[tuple[float, float]]) -> str:
-    colour, width, radius, _ = LINES[split]
-    points = " ".join(f"{x},{y}" for x, y in places)
-    line = f'<polyline fill="none" stroke="{colour}" stroke-width="{width}" points="{points}"/>'
-    return line + "".join(f'<circle cx="{x}" cy="{y}" r="{radius}" fill="{colour}"/>' for x, y in places)
-
-
-def _text(across: float, down: float, words: str, colour: str) -> str:
-    return f'<text x="{across}" y="{down}" fill="{colour}">{escape(words)}</text>'
+def _add_text(svg: ElementTree.Element, x: float, y: float, text: str, color: str, anchor: str = "start") -> None:
+    element = ElementTree.SubElement(svg, "text", {"text-anchor": anchor}, x=str(x), y=str(y), fill=color)
+    element.text = text

@@ -318,8 +318,8 @@ def main() -> None:
         print(translate("Champion {version} is live again.", version=roll_back()))
         return
     result = promote(arguments.adapter)
-    print(promotion_report.title(result.adapter, result.is_promoted))
-    print(promotion_report.condition_table(result.conditions))
+    print(promotion_report.render_title(result.adapter, result.is_promoted))
+    print(promotion_report.render_conditions(result.conditions))
     if not result.is_promoted:
         sys.exit(NOT_PROMOTED)
     is_pushed = registry.push_champion()

@@ -73,13 +73,13 @@ class Condition:
         return "–" if value is None else format(value, _NUMBER_FORMATS[self.name].get(name, ""))
 
 
-def title(challenger: str, is_promoted: bool, language: str | None = None) -> str:
+def render_title(challenger: str, is_promoted: bool, language: str | None = None) -> str:
     """Return the decision in one sentence."""
     message = translatable("{name}: promoted") if is_promoted else translatable("{name}: not promoted")
     return translate(message, language, name=challenger)
 
 
-def condition_table(conditions: Sequence[Condition], language: str | None = None) -> str:
+def render_conditions(conditions: Sequence[Condition], language: str | None = None) -> str:
     """Return a Markdown table of all conditions."""
     header = f"| {translate('Condition', language)} | {translate('Measured', language)} |"
     rows = [
@@ -100,9 +100,9 @@ def render_report(decision: Mapping) -> str:
     sections = [
         "\n\n".join(
             [
-                f"# {title(decision['challenger'], decision['promote'], language)}",
+                f"# {render_title(decision['challenger'], decision['promote'], language)}",
                 translate("Challenger: {challenger}. Champion: {champion}.", language, **names),
-                condition_table(conditions, language),
+                render_conditions(conditions, language),
             ]
         )
         for language in LANGUAGES

@@ -1,4 +1,4 @@
-"""The picture of a training's losses."""
+"""The chart of a training's losses."""
 
 import base64
 from xml.etree import ElementTree
@@ -14,26 +14,34 @@ def point(step: int, split: str, loss: float) -> dict:
     return {"step": step, "split": split, "loss": loss}
 
 
-def places(picture: str) -> list[list[tuple[float, float]]]:
-    lines = ElementTree.fromstring(picture).findall(f"{SVG}polyline")
+def lines_of(svg: str) -> list[list[tuple[float, float]]]:
+    """Return the coordinates of the training line and of the evaluation line."""
+    lines = ElementTree.fromstring(svg).findall(f"{SVG}polyline")
     return [[tuple(map(float, pair.split(","))) for pair in line.get("points").split()] for line in lines]
 
 
-def test_a_loss_that_falls_is_drawn_downwards_and_within_the_picture():
+def test_falling_loss_falls_within_the_plot():
     history = [point(1, "train", 4.0), point(5, "train", 2.0), point(5, "eval", 2.5), point(9, "eval", 1.5)]
-    train, evaluation = places(loss_chart.draw("lora", history))
+    train, evaluation = lines_of(loss_chart.render_svg("lora", history))
     assert train[0][0] < train[1][0] == evaluation[0][0] < evaluation[1][0]
-    assert train[0][1] < evaluation[0][1] < evaluation[1][1]  # down the page is a greater y
+    assert train[0][1] < evaluation[0][1] < evaluation[1][1]  # y grows downwards
     assert train[0][1] == loss_chart.TOP
     assert evaluation[1] == (loss_chart.WIDTH - loss_chart.RIGHT, loss_chart.HEIGHT - loss_chart.BOTTOM)
 
 
 @pytest.mark.parametrize("history", [[point(3, "train", 1.0)], [point(1, "eval", 2.0), point(2, "eval", 2.0)]])
-def test_one_point_or_a_flat_line_can_be_drawn(history):
-    for line in places(loss_chart.draw("x", history)):
+def test_single_point_and_constant_loss_are_within_the_plot(history):
+    for line in lines_of(loss_chart.render_svg("x", history)):
         assert all(0 < x < loss_chart.WIDTH and 0 < y < loss_chart.HEIGHT for x, y in line)
 
 
-def test_a_name_is_text_and_no_markup():
-    picture = loss_chart.data_url("<script>", [point(1, "train", 1.0)])
-    assert "<script>" not in base64.b64decode(picture.partition(",")[2]).decode()
+def test_name_is_escaped():
+    url = loss_chart.render_data_url("<script>", [point(1, "train", 1.0)])
+    svg = base64.b64decode(url.partition(",")[2]).decode()
+    assert "<script>" not in svg
+    assert "&lt;script&gt;: loss" in svg
+
+
+def test_labels_are_in_the_language_of_the_terminal(monkeypatch):
+    monkeypatch.setenv("TUNELINE_LANG", "zh")
+    assert "lora：损失" in loss_chart.render_svg("lora", [point(1, "train", 1.0)])

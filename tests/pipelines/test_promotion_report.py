@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from pipelines.promotion_report import Condition, condition_table, render_report
+from pipelines.promotion_report import Condition, render_conditions, render_report
 from stages.promote.promotion_rules import Evidence, Guards, decide
 
 FIGURES = {
@@ -48,6 +48,6 @@ def test_too_few_rows_are_named(rows, is_enough):
 def test_table_is_in_the_language_of_the_terminal(monkeypatch):
     conditions = [Condition("probes", True, {"before": 0.5, "after": 0.6, "allowed": 0.1})]
     monkeypatch.setenv("TUNELINE_LANG", "zh")
-    assert "| ✓ 探针通过率 | 50% → 60%，最多允许下降 10% |" in condition_table(conditions)
+    assert "| ✓ 探针通过率 | 50% → 60%，最多允许下降 10% |" in render_conditions(conditions)
     monkeypatch.setenv("TUNELINE_LANG", "en")
-    assert "| ✓ Probes met | 50% → 60%; fall of at most 10% allowed |" in condition_table(conditions)
+    assert "| ✓ Probes met | 50% → 60%; fall of at most 10% allowed |" in render_conditions(conditions)
