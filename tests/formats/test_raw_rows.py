@@ -1,4 +1,4 @@
-"""Raw files: what is no JSON in UTF-8 is refused with a way out, and no byte costs more than another."""
+"""Raw reader: files that are not JSON in UTF-8 are refused with a conversion command; time and memory are linear."""
 
 import gzip
 import json
@@ -22,18 +22,19 @@ def read(path) -> list:
     return [row for name, file in find_files(path).items() for row in read_rows(file, name)]
 
 
-def refusal(path) -> str:
-    with pytest.raises(UserError) as caught:
+def read_error(path) -> str:
+    """Return the message, of one line, with which a file is refused."""
+    with pytest.raises(UserError) as error:
         read(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
-# Files of other kinds ------------------------------------------------------------------------------
+# Foreign files -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "hint"),
     [
         ("rows.csv", "csv.DictReader"),
         ("rows.TSV", "delimiter"),
@@ -45,25 +46,26 @@ def refusal(path) -> str:
         ("rows", "rename it"),
     ],
 )
-def test_a_file_of_another_name_is_refused_with_a_way_out(tmp_path, name, said):
+def test_file_with_another_suffix_is_refused_with_a_hint(tmp_path, name, hint):
     (tmp_path / name).write_text(TEXT, encoding="utf-8")
-    assert said in refusal(tmp_path / name)
-    assert "is no .jsonl or .json file" in refusal(tmp_path / name)
+    message = read_error(tmp_path / name)
+    assert hint in message
+    assert "is not a .jsonl or .json file" in message
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
 @pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
-def test_the_line_that_converts_a_table_does_so(tmp_path, encoding, suffix, delimiter):
+def test_command_of_the_message_converts_a_table(tmp_path, encoding, suffix, delimiter):
     text = f"prompt{delimiter}response\r\n你叫什么名字？{delimiter}我叫小智，很高兴认识您。\r\n"
     (tmp_path / f"a table{suffix}").write_bytes(text.encode(encoding))
-    command = refusal(tmp_path / f"a table{suffix}").partition("convert it: ")[2].removesuffix(".")
+    command = read_error(tmp_path / f"a table{suffix}").partition("convert it: ")[2].removesuffix(".")
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
     (row,) = read(tmp_path / "a table.jsonl")
     assert json.loads(row.content) == {"prompt": "你叫什么名字？", "response": "我叫小智，很高兴认识您。"}
 
 
 @pytest.mark.parametrize(
-    ("head", "said"),
+    ("head", "message"),
     [
         (b"PK\x03\x04\x14\x00", "zip"),
         (b"PAR1\x15\x04", "Parquet"),
@@ -78,18 +80,18 @@ def test_the_line_that_converts_a_table_does_so(tmp_path, encoding, suffix, deli
         (b"prompt\tresponse\nhi\thello\n", "delimiter"),
     ],
 )
-def test_what_has_the_wrong_name_is_told_by_how_it_begins(tmp_path, head, said):
+def test_file_type_is_detected_by_its_first_bytes(tmp_path, head, message):
     (tmp_path / "rows.jsonl").write_bytes(head)
-    assert said in refusal(tmp_path / "rows.jsonl")
+    assert message in read_error(tmp_path / "rows.jsonl")
 
 
-def test_lines_of_text_among_rows_are_no_table(tmp_path):
+def test_lines_of_text_before_rows_are_not_a_table(tmp_path):
     (tmp_path / "rows.jsonl").write_text("hello, world\nyes, no\n" + TEXT, encoding="utf-8")
     assert len(read(tmp_path / "rows.jsonl")) == 22
 
 
 @pytest.mark.parametrize(
-    ("encoding", "told"),
+    ("encoding", "detected"),
     [
         ("gb18030", "gb18030"),
         ("gbk", "gb18030"),
@@ -101,16 +103,16 @@ def test_lines_of_text_among_rows_are_no_table(tmp_path):
     ],
 )
 @pytest.mark.parametrize("is_packed", [False, True])
-def test_another_encoding_is_named_and_its_line_converts_it(tmp_path, encoding, told, is_packed):
+def test_encoding_is_detected_and_the_command_converts_the_file(tmp_path, encoding, detected, is_packed):
     text = TEXT.replace("种", "種") if encoding == "big5" else TEXT
     text = text.translate(str.maketrans("温杯后", "溫杯後")) if encoding == "big5" else text
     name = "rows.jsonl.gz" if is_packed else "rows.jsonl"
     content = text.encode(encoding, "ignore")
     (tmp_path / name).write_bytes(gzip.compress(content) if is_packed else content)
-    sentence = refusal(tmp_path / name)
-    assert f"iconv -f {told}" in sentence
+    message = read_error(tmp_path / name)
+    assert f"iconv -f {detected}" in message
     if shutil.which("iconv"):
-        command = sentence.partition("save it as UTF-8: ")[2].removesuffix(".")
+        command = message.partition("save it as UTF-8: ")[2].removesuffix(".")
         subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
         assert len(read(tmp_path / "utf8-rows.jsonl")) == 20
 
@@ -123,7 +125,7 @@ def test_another_encoding_is_named_and_its_line_converts_it(tmp_path, encoding, 
         b"{}",
     ],
 )
-def test_a_file_with_a_broken_row_is_read_row_by_row(tmp_path, line):
+def test_file_with_one_broken_row_is_not_refused(tmp_path, line):
     (tmp_path / "rows.jsonl").write_bytes(TEXT.encode() + line + b"\n")
     assert len(read(tmp_path / "rows.jsonl")) == 21
 
@@ -131,12 +133,12 @@ def test_a_file_with_a_broken_row_is_read_row_by_row(tmp_path, line):
 @pytest.mark.parametrize(
     "line", ['{"prompt": "é à è", "response": "déjà vu"}\n', '{"prompt": "“Hi”A", "response": "…"}\n']
 )
-def test_other_encodings_of_latin_letters_are_no_chinese(tmp_path, line):
+def test_latin_encodings_are_not_detected_as_chinese(tmp_path, line):
     (tmp_path / "rows.jsonl").write_bytes((line * 9).encode("cp1252").replace(b'\x85"', b'\x85A"'))
     assert len(read(tmp_path / "rows.jsonl")) == 9
 
 
-def test_many_files_that_are_left_out_are_counted(tmp_path, caplog):
+def test_warning_lists_ten_skipped_files_and_counts_the_others(tmp_path, caplog):
     write_rows(tmp_path / "a.jsonl", ROWS)
     for number in range(15):
         (tmp_path / f"{number:02}.csv").write_text("x")
@@ -147,11 +149,11 @@ def test_many_files_that_are_left_out_are_counted(tmp_path, caplog):
 # Arrays --------------------------------------------------------------------------------------------
 
 
-def test_rows_of_an_array_are_told_apart_by_their_number(tmp_path):
+def test_location_of_a_row_in_an_array_is_its_number(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(ROWS[:3]), encoding="utf-8")
     write_rows(tmp_path / "rows.jsonl", ROWS[:2])
-    places = [row.place for row in read(tmp_path)]
-    assert places == ["rows.json#1", "rows.json#2", "rows.json#3", "rows.jsonl:1", "rows.jsonl:2"]
+    locations = [row.location for row in read(tmp_path)]
+    assert locations == ["rows.json#1", "rows.json#2", "rows.json#3", "rows.jsonl:1", "rows.jsonl:2"]
 
 
 # Time and memory -----------------------------------------------------------------------------------
@@ -177,7 +179,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("kind", LONG)
-def test_four_times_the_bytes_take_four_times_as_long(tmp_path, kind):
+def test_time_is_linear_in_bytes(tmp_path, kind):
     size = 150_000 if kind in ("nesting", "commas") else 1_500_000
     times = []
     for factor in (1, 4):
@@ -190,7 +192,7 @@ def test_four_times_the_bytes_take_four_times_as_long(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["a string of escapes", "one line", "carriage returns"])
 def test_memory_is_a_few_times_the_longest_row(tmp_path, kind):
-    """In a process of its own: a regular expression's states are no objects of Python, and peaks never fall."""
+    """In its own process, because ``tracemalloc`` does not count the states of regular expressions."""
     path = tmp_path / f"rows.json{'' if kind == 'a string of escapes' else 'l'}"
     path.write_bytes(LONG[kind](6_000_000))
     program = (
@@ -203,21 +205,21 @@ def test_memory_is_a_few_times_the_longest_row(tmp_path, kind):
     assert int(done.stdout) < 60 * 1024  # KiB; 200,000 before
 
 
-def test_a_small_archive_that_unpacks_without_end_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw_rows, "SMALL_UNPACKED", 2**18)
+def test_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(raw_rows, "MIN_UNPACKED", 2**18)
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b"\n" * 8 * 2**20))
-    assert "200 times its size" in refusal(tmp_path / "bomb.jsonl.gz")
+    assert "200 times its size" in read_error(tmp_path / "bomb.jsonl.gz")
     text = "".join(f'{{"prompt": "{number * 7919}", "response": "答"}}\n' for number in range(20_000))
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     assert len(read(tmp_path / "rows.jsonl.gz")) == 20_000
 
 
-def test_millions_of_blank_lines_are_passed_over_at_once(tmp_path):
+def test_millions_of_blank_lines_are_skipped_in_one_step(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(b"\n" * 6_000_000 + b"{}")
     assert seconds(tmp_path / "rows.jsonl") < 1  # 0.03; line by line 3
 
 
-def test_reading_shows_its_progress_in_bytes_of_the_file(tmp_path, monkeypatch):
+def test_progress_bar_counts_bytes_of_the_file(tmp_path, monkeypatch):
     bars = []
     original = raw_rows.tqdm.wrapattr
     monkeypatch.setattr(

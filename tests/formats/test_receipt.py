@@ -1,3 +1,5 @@
+"""The receipt: every change of the data after the check is detected."""
+
 import json
 
 import pytest
@@ -30,21 +32,21 @@ def verify(encoded, checked) -> None:
     receipt.refuse_unrelated(receipt.read(encoded).verify(), receipt.read(checked).verify())
 
 
-def test_untouched_data_verify(folders):
+def test_unchanged_data_are_verified(folders):
     checked, encoded = folders
     verify(encoded, checked)
     for split in receipt.SPLITS:
         assert list(receipt.read(checked).rows(split)) == [{"split": split, "folder": "checked"}]
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("split", receipt.SPLITS)
-def test_one_changed_byte_is_found(folders, which, split):
-    flip_one_byte(folders[which] / f"{split}.jsonl")
+def test_one_changed_byte_is_detected(folders, index, split):
+    flip_one_byte(folders[index] / f"{split}.jsonl")
     with pytest.raises(DataBlocked, match=rf"{split}\.jsonl"):
         verify(folders[1], folders[0])
     with pytest.raises(DataBlocked, match=rf"{split}\.jsonl"):
-        receipt.read(folders[which]).rows(split)
+        receipt.read(folders[index]).rows(split)
 
 
 @pytest.mark.parametrize("split", receipt.SPLITS)
@@ -55,20 +57,20 @@ def test_rows_swapped_after_the_check_are_refused(folders, split):
         checked.rows(split)
 
 
-def test_rows_swapped_while_they_are_parsed_change_nothing(folders):
+def test_rows_swapped_while_they_are_parsed_are_not_read(folders):
     rows = receipt.read(folders[0]).rows("train")
     write_rows(folders[0] / "train.jsonl", [{"split": "train", "folder": "unchecked"}])
     assert list(rows) == [{"split": "train", "folder": "checked"}]
 
 
-def test_a_receipt_swapped_after_it_was_read_is_not_the_one_that_counts(folders):
+def test_receipt_swapped_after_it_was_read_is_not_used(folders):
     checked = receipt.read(folders[0])
-    former = checked.sha256
+    sha256 = checked.sha256
     write_rows(folders[0] / "train.jsonl", [{"folder": "unchecked"}])
     receipt.write(folders[0], books={})
     with pytest.raises(DataBlocked, match="bytes differ"):
         checked.verify()
-    assert receipt.read(folders[0]).sha256 != former
+    assert receipt.read(folders[0]).sha256 != sha256
 
 
 DAMAGED = [
@@ -78,7 +80,7 @@ DAMAGED = [
     b"\xff\xfe",
     b"[" * 100_000,
     b'{"files": ' + b'{"a":' * 50_000,
-    b" " * (receipt.LARGEST + 1),
+    b" " * (receipt.MAX_BYTES + 1),
     b'{"files": {}}',
     b'{"files": {"train.jsonl": "' + b"0" * 64 + b'"}}',
     b'{"files": {"../a.jsonl": "' + b"0" * 64 + b'", "train.jsonl": "' + b"0" * 64 + b'"}}',
@@ -88,7 +90,7 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
-def test_a_damaged_receipt_is_one_sentence(folders, content):
+def test_damaged_receipt_is_one_message(folders, content):
     (folders[0] / receipt.RECEIPT).write_bytes(content)
     with pytest.raises(DataBlocked, match="run `dvc repro -f validate encode`"):
         receipt.read(folders[0])
@@ -96,7 +98,7 @@ def test_a_damaged_receipt_is_one_sentence(folders, content):
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.integers(0, 400), length=st.integers(0, 40), other=st.binary(max_size=40))
-def test_a_mutated_receipt_is_read_as_it_is_or_refused(folders, start, length, other):
+def test_mutated_receipt_is_read_or_refused(folders, start, length, other):
     path = folders[0] / receipt.RECEIPT
     whole = path.read_bytes()
     try:
@@ -108,13 +110,13 @@ def test_a_mutated_receipt_is_read_as_it_is_or_refused(folders, start, length, o
         path.write_bytes(whole)
 
 
-def test_a_file_put_there_by_hand_is_found(folders):
+def test_added_file_is_detected(folders):
     write_rows(folders[0] / "extra.jsonl", [{}])
     with pytest.raises(DataBlocked, match=r"extra\.jsonl"):
         receipt.read(folders[0])
 
 
-def test_a_removed_file_or_receipt_is_found(folders):
+def test_removed_file_or_receipt_is_detected(folders):
     (folders[0] / "eval.jsonl").unlink()
     with pytest.raises(DataBlocked, match=r"eval\.jsonl"):
         receipt.read(folders[0])
@@ -123,7 +125,7 @@ def test_a_removed_file_or_receipt_is_found(folders):
         receipt.read(folders[1])
 
 
-def test_tokens_of_other_data_are_found(folders):
+def test_token_ids_of_other_data_are_refused(folders):
     checked, encoded = folders
     path = checked / receipt.RECEIPT
     path.write_text(json.dumps(json.loads(path.read_text()) | {"books": {"rows_in": 1}}))

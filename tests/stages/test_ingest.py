@@ -1,3 +1,5 @@
+"""Stage ingest: copies, their record, and the sources that it refuses."""
+
 import pytest
 from shared_data import write_rows
 
@@ -20,7 +22,7 @@ def test_files_are_copied_byte_for_byte_with_a_record(tmp_path):
     assert not (tmp_path / "raw/notes.txt").exists()
 
 
-def test_what_is_left_out_is_told(tmp_path, caplog):
+def test_skipped_files_are_logged(tmp_path, caplog):
     write_rows(tmp_path / "in/A.JSONL", [ROW])
     (tmp_path / "in/b.csv").write_text("x")
     (tmp_path / "elsewhere").mkdir()
@@ -29,29 +31,29 @@ def test_what_is_left_out_is_told(tmp_path, caplog):
     assert "b.csv, linked" in caplog.text
 
 
-def test_a_single_file(tmp_path):
+def test_source_may_be_a_single_file(tmp_path):
     path = write_rows(tmp_path / "mine.jsonl", [ROW])
     assert [record["source"] for record in copy_raw_files(path, tmp_path / "raw")] == [str(path)]
 
 
-def test_what_was_there_before_does_not_stay(tmp_path):
+def test_old_copies_are_removed(tmp_path):
     write_rows(tmp_path / "raw/old.jsonl", [ROW])
     copy_raw_files(write_rows(tmp_path / "new.jsonl", [ROW]), tmp_path / "raw")
     assert [path.name for path in (tmp_path / "raw").iterdir()] == ["new.jsonl"]
 
 
-def test_missing_empty_and_foreign_sources_leave_nothing_behind(tmp_path):
+def test_refused_sources_leave_no_copies(tmp_path):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/a.jsonl").write_bytes(b"\xef\xbb\xbf \n")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/a.jsonl").symlink_to(write_rows(tmp_path / "secret.jsonl", [ROW]))
-    for source, said in [
+    for source, message in [
         ("gone", "does not exist"),
-        ("nothing", "holds no"),
+        ("nothing", "has no file"),
         ("empty", "no rows in"),
         ("linked", "link"),
     ]:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             copy_raw_files(tmp_path / source, tmp_path / "raw")
     assert not (tmp_path / "raw").exists()

@@ -1,4 +1,4 @@
-"""What no well-meaning tool would write: the outcome is a verdict for every row, or one clear sentence."""
+"""Malformed input: the gate decides on every row, or reports a single error message."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from gate import GOOD, Outcome
+from gate import GOOD, GateRun
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shared_data import ROOT, write_rows
@@ -31,7 +31,7 @@ ODD_ROWS = st.one_of(
     NESTED.map(lambda value: json.dumps(value).encode()),
     # A known format with anything in its fields.
     st.tuples(NESTED, NESTED, NESTED).map(
-        lambda three: json.dumps(dict(zip(("prompt", "response", "history"), three, strict=True))).encode()
+        lambda values: json.dumps(dict(zip(("prompt", "response", "history"), values, strict=True))).encode()
     ),
     NESTED.map(lambda value: json.dumps({"messages": [{"role": "user", "content": value}]}).encode()),
     st.integers(1, 3000).map(lambda depth: b"[" * depth),
@@ -43,21 +43,21 @@ ENDS = st.sampled_from([b"\n", b"\r\n", b"\r", b"\n\n", b"\r\n\n"])
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(ODD_ROWS, ENDS), max_size=8), st.integers(0, 2))
-def test_the_books_close_over_any_bytes(base_folder, tmp_path, lines, members):
+def test_row_counts_add_up_for_any_bytes(base_folder, tmp_path, lines, members):
     content = b"".join(part for line in lines for part in line)
     packed = members or content[:2] == b"\x1f\x8b"
-    # Members of an archive may be empty, and may end in the middle of a row.
+    # Members of a gzip archive may be empty, and may end in the middle of a row.
     archive = b"".join(map(gzip.compress, (content[:9], b"", content[9:], b"")))
     (tmp_path / "raw").mkdir(exist_ok=True)
     (tmp_path / "raw/a.jsonl").write_bytes(archive if packed else content)
     try:
-        outcome = Outcome(tmp_path / "raw", base_folder, tmp_path / "kept")
+        run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out")
     except UserError as error:
         assert str(error).count("\n") == 0
         return
-    assert sum(outcome.written.values()) == len(outcome.examined.lines)
-    assert outcome.written["quarantine"] == len(outcome.rows["quarantine"])
-    for row in outcome.rows["quarantine"]:
+    assert sum(run.written.values()) == len(run.table.lines)
+    assert run.written["quarantine"] == len(run.rows["quarantine"])
+    for row in run.rows["quarantine"]:
         if "content" in row:
             raw = row["content"].encode()
             assert content[row["offset"] : row["offset"] + len(raw)] == raw
@@ -65,20 +65,20 @@ def test_the_books_close_over_any_bytes(base_folder, tmp_path, lines, members):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        (b'[{"a": 1}, {"b": "', "never closed"),
+        (b'[{"a": 1}, {"b": "', "not closed"),
         (b'{\n "a": 1\n}', "several lines"),
         (gzip.compress(b"{}\n" * 99, mtime=0)[:-9], "gzip"),
     ],
 )
-def test_a_file_that_cannot_be_cut_into_rows_is_one_sentence(tmp_path, content, said):
+def test_file_that_cannot_be_split_into_rows_is_one_message(tmp_path, content, message):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         list(read_rows(tmp_path / "a.json", "a.json"))
 
 
-def test_line_endings_may_mix_and_every_row_keeps_its_line(tmp_path):
+def test_mixed_line_endings_keep_line_numbers(tmp_path):
     ends = (b"\n", b"\r\n", b"\r", b"\n\n", b"\r\r", b"")
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b"".join(GOOD_LINE + end for end in ends))
     rows = list(read_rows(tmp_path / "a.jsonl", "a.jsonl"))
@@ -87,16 +87,16 @@ def test_line_endings_may_mix_and_every_row_keeps_its_line(tmp_path):
     assert rows[0].offset == 3
 
 
-def test_a_carriage_return_inside_a_row_is_a_blank(tmp_path):
+def test_carriage_return_within_a_row_is_white_space(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"context": "x",\r"target": "y"}\n' + GOOD_LINE + b"\n")
     assert [row.line for row in read_rows(tmp_path / "a.jsonl", "a.jsonl")] == [1, 2]
 
 
-def test_hundreds_of_files_in_folders_each_row_with_its_own(base_folder, tmp_path):
+def test_rows_of_hundreds_of_files_have_their_own_file(base_folder, tmp_path):
     for number in range(300):
         write_rows(tmp_path / f"raw/{number % 7}/第{number}.jsonl", [{"context": f"问题 {number}", "target": ""}])
-    outcome = Outcome(tmp_path / "raw", base_folder, tmp_path / "kept")
-    assert sorted(row["file"] for row in outcome.rows["quarantine"]) == sorted(
+    run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out")
+    assert sorted(row["file"] for row in run.rows["quarantine"]) == sorted(
         f"{number % 7}/第{number}.jsonl" for number in range(300)
     )
 
@@ -106,27 +106,27 @@ def test_links_are_followed_within_the_folder_and_refused_out_of_it(tmp_path):
     (tmp_path / "raw/link.jsonl").symlink_to(inside)
     (tmp_path / "raw/up").symlink_to(tmp_path / "raw", target_is_directory=True)
     assert set(find_files(tmp_path / "raw")) == {"a.jsonl", "link.jsonl"}
-    for name, target, said in [
-        ("out", write_rows(tmp_path / "outside.jsonl", [GOOD]), "leads out of"),
-        ("loop", tmp_path / "raw/loop.jsonl", "leads nowhere"),
-        ("nowhere", tmp_path / "raw/none", "leads nowhere"),
+    for name, target, message in [
+        ("out", write_rows(tmp_path / "outside.jsonl", [GOOD]), "link out of"),
+        ("loop", tmp_path / "raw/loop.jsonl", "broken link"),
+        ("nowhere", tmp_path / "raw/none", "broken link"),
     ]:
         link = tmp_path / f"raw/{name}.jsonl"
         link.symlink_to(target)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             find_files(tmp_path / "raw")
         link.unlink()
 
 
-def test_one_long_row_among_others_is_set_aside_for_its_size(base_folder, tmp_path):
+def test_row_over_the_size_limit_is_quarantined(base_folder, tmp_path):
     write_rows(tmp_path / "raw/a.jsonl", [GOOD, {"context": "问", "target": "长" * 17_000_000}, GOOD])
-    outcome = Outcome(tmp_path / "raw", base_folder, tmp_path / "kept")
-    assert outcome.failed(2) == {"parseable"}
-    assert sum(outcome.written.values()) == 3
-    assert outcome.rows["quarantine"][0]["failed"][0]["seen"].startswith("5100")
+    run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out")
+    assert run.failed(2) == {"parseable"}
+    assert sum(run.written.values()) == 3
+    assert run.rows["quarantine"][0]["failed"][0]["seen"].startswith("5100")
 
 
-# As programs -----------------------------------------------------------------------------------------
+# Programs ------------------------------------------------------------------------------------------
 
 
 def command(raw, out) -> list[str]:
@@ -148,7 +148,7 @@ def test_memory_stays_bounded_over_lines_of_50_mb(tmp_path):
 
 @pytest.fixture(scope="module")
 def many_rows(tmp_path_factory):
-    """Enough rows for several pieces, which worker processes share."""
+    """Enough rows for several chunks, so that worker processes start."""
     raw = tmp_path_factory.mktemp("many")
     rows = [
         {"context": f"第 {number} 个问题是什么？", "target": f"答案是 {number * 7919}。"} for number in range(160_000)
@@ -158,7 +158,11 @@ def many_rows(tmp_path_factory):
 
 
 def start(raw, out) -> tuple[subprocess.Popen, int, list[int]]:
-    """The program in a group of its own once it is at work, and the process ids of stage validate and its workers."""
+    """Start the command in its own process group.
+
+    Returns:
+        The process, once workers run; the process ids of stage validate and of its workers.
+    """
     process = subprocess.Popen(
         command(raw, out), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -170,17 +174,17 @@ def start(raw, out) -> tuple[subprocess.Popen, int, list[int]]:
         if list(out.glob(".examined.*.tmp/*")) and len(workers) > 1:
             return process, validate[0], workers
         time.sleep(0.05)
-    raise AssertionError("no worker began")
+    raise AssertionError("no worker started")
 
 
-def _runs(process: psutil.Process, what: str) -> bool:
+def _runs(process: psutil.Process, name: str) -> bool:
     try:
-        return what in " ".join(process.cmdline())
+        return name in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return False
 
 
-def gone(pids: list[int]) -> bool:
+def have_ended(pids: list[int]) -> bool:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
@@ -190,27 +194,26 @@ def gone(pids: list[int]) -> bool:
 
 
 @pytest.mark.integration
-def test_a_killed_worker_is_one_sentence_and_leaves_nothing(many_rows, tmp_path):
+def test_killed_worker_is_one_message_and_leaves_no_files(many_rows, tmp_path):
     process, _, workers = start(many_rows, tmp_path / "out")
     os.kill(workers[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "worker process of validate was killed" in errors
     assert "Traceback" not in errors
-    assert gone(workers)
+    assert have_ended(workers)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".tuneline-check"]
 
 
 @pytest.mark.integration
-def test_killed_altogether_the_next_run_finds_no_rubbish(many_rows, tmp_path):
-    """SIGKILL to the program alone: its workers end by themselves, and the next run clears up behind it."""
+def test_run_after_sigkill_removes_the_leftovers(many_rows, tmp_path):
+    """After SIGKILL of stage validate alone, its workers end, and the next run removes its spool."""
     process, validate, workers = start(many_rows, tmp_path / "out")
     os.kill(validate, signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode not in (0, 2)
-    assert gone(workers)
-    left = list((tmp_path / "out").glob(".examined.*.tmp"))
-    assert len(left) == 1
+    assert have_ended(workers)
+    assert len(list((tmp_path / "out").glob(".examined.*.tmp"))) == 1
     write_rows(tmp_path / "few/a.jsonl", [GOOD | {"context": f"问题 {number}"} for number in range(40)])
     done = subprocess.run(command(tmp_path / "few", tmp_path / "out"), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode in (0, 2), done.stderr

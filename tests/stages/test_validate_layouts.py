@@ -1,4 +1,4 @@
-"""Layouts, keys and missing values as exports bring them: read, refused with a way out, or counted; never dropped."""
+"""Layouts, keys and missing values of exports: read, refused with a conversion command, or counted; never dropped."""
 
 import json
 import shutil
@@ -7,14 +7,14 @@ import sys
 import time
 
 import pytest
-from gate import GOOD, Outcome
+from gate import GOOD, GateRun
 from shared_data import ROOT, conversation, write_rows
 
 from models.sample import UnknownFormat, read_messages
-from stages.validate.escapes import escape
-from stages.validate.layouts import command_of, recognize, sentence
-from stages.validate.notices import layout_notes, notes_of
-from stages.validate.row_features import null_mark, parse
+from stages.validate.escapes import find_escape
+from stages.validate.layouts import conversion_command, describe_conversion, recognize_layout
+from stages.validate.notices import collect_notices, layout_notices
+from stages.validate.row_features import find_null_marker, parse_row
 
 SHAREGPT = {"conversations": [{"from": "human", "value": "茶怎么泡？"}, {"from": "gpt", "value": "先温杯。"}]}
 TWO_TEXTS = ["茶怎么泡？", "先温杯。"]
@@ -40,30 +40,31 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("row", "name", "texts"), FOREIGN)
-def test_another_layout_is_named_and_its_line_converts_it(tmp_path, row, name, texts):
+def test_layout_is_recognized_and_its_command_converts_the_file(tmp_path, row, name, texts):
     with pytest.raises(UnknownFormat):
         read_messages(row)
-    layout = recognize(row)
+    layout = recognize_layout(row)
     assert name in layout.name
     assert layout.is_known
     if not shutil.which("jq"):
         pytest.skip("needs jq")
     for file, content in (("it's.json", json.dumps([row, row])), ("rows.jsonl", json.dumps(row) + "\n")):
         (tmp_path / file).write_text(content, encoding="utf-8")
-        subprocess.run(["bash", "-c", command_of(file, layout)], cwd=tmp_path, check=True)
+        subprocess.run(["bash", "-c", conversion_command(file, layout)], cwd=tmp_path, check=True)
         converted = (tmp_path / f"{file.partition('.')[0]}.converted.jsonl").read_text(encoding="utf-8").splitlines()
         assert len(converted) == (2 if file == "it's.json" else 1)
         messages = read_messages(json.loads(converted[0]))
         assert [message.content for message in messages] == texts or len(messages) == texts
 
 
-def test_what_cannot_be_converted_has_no_line():
-    assert command_of("a.jsonl", recognize({"text": "一段文字"})) is None
-    assert "QUESTION" in command_of("a.jsonl", recognize({"甲": "问", "乙": "答"}))
-    assert command_of("a.jsonl.gz", recognize(SHAREGPT)).startswith("gzip -dc a.jsonl.gz | jq")
+def test_layout_without_conversion_has_no_command():
+    assert conversion_command("a.jsonl", recognize_layout({"text": "一段文字"})) is None
+    assert "QUESTION" in conversion_command("a.jsonl", recognize_layout({"甲": "问", "乙": "答"}))
+    assert conversion_command("a.jsonl.gz", recognize_layout(SHAREGPT)).startswith("gzip -dc a.jsonl.gz | jq")
     for row in ({"messages": [{"role": "robot", "content": "问"}]}, [1], {}):
-        assert recognize(row) is None
-    assert all("messages: [{role, content}" in text for text in sentence("a.jsonl", 3, recognize(SHAREGPT)).values())
+        assert recognize_layout(row) is None
+    sentences = describe_conversion("a.jsonl", 3, recognize_layout(SHAREGPT))
+    assert all("messages: [{role, content}" in sentence for sentence in sentences.values())
 
 
 @pytest.mark.parametrize(
@@ -78,10 +79,10 @@ def test_what_cannot_be_converted_has_no_line():
         ("nan", "Which tea is the best?"),
     ],
 )
-def test_a_mark_of_a_missing_value_is_no_text(answer, question):
-    assert null_mark(conversation(question, answer)) == answer
-    assert null_mark(conversation(answer, "先温杯。")) == answer
-    assert null_mark(conversation("早", "好", question, answer)) == answer
+def test_marker_of_a_missing_value_is_found(answer, question):
+    assert find_null_marker(conversation(question, answer)) == answer
+    assert find_null_marker(conversation(answer, "先温杯。")) == answer
+    assert find_null_marker(conversation("早", "好", question, answer)) == answer
 
 
 @pytest.mark.parametrize(
@@ -97,8 +98,8 @@ def test_a_mark_of_a_missing_value_is_no_text(answer, question):
         ("无", "有错别字吗？"),
     ],
 )
-def test_a_mark_that_is_the_answer_passes(answer, question):
-    assert null_mark(conversation(question, answer)) is None
+def test_marker_that_answers_the_question_passes(answer, question):
+    assert find_null_marker(conversation(question, answer)) is None
 
 
 @pytest.mark.parametrize(
@@ -115,8 +116,8 @@ def test_a_mark_that_is_the_answer_passes(answer, question):
         ("写一段代码。", "第一行。\\n第二行。\\n第三行。\\n第四行。"),
     ],
 )
-def test_text_that_was_encoded_twice_is_found(texts):
-    assert escape(conversation(*texts))
+def test_text_encoded_twice_is_found(texts):
+    assert find_escape(conversation(*texts))
 
 
 @pytest.mark.parametrize(
@@ -124,19 +125,19 @@ def test_text_that_was_encoded_twice_is_found(texts):
     [
         ("换行怎么写？", "用\\n表示换行。"),
         ("梯度是什么？", "记作：\\nabla f，其中 \\nu 是常数。"),
-        ("放在哪里？", "在 C:\\new\\notes 里。"),
+        ("放在哪里？", "在 C:\\new\\notices 里。"),
         ("怎么打印两行？", "```\nprint('一。\\n二')\n```"),
         ("_x000D_ 是什么意思？", "_x000D_ 是回车。"),
         ("\\u4f60 是哪个字？", "是“你”的 Unicode 转义 \\u4f60\\u597d\\u5417。"),
         ("求解", "$x \\neq y。\\n$"),
     ],
 )
-def test_escapes_that_are_meant_pass(texts):
-    assert escape(conversation(*texts)) is None
+def test_intended_escapes_pass(texts):
+    assert find_escape(conversation(*texts)) is None
 
 
-def test_a_row_of_many_keys_or_turns_takes_linear_time():
-    """A repeated key among 100,000 took minutes."""
+def test_time_is_linear_in_the_number_of_keys_and_turns():
+    """A duplicate among 100,000 keys took minutes."""
     keys = ", ".join(f'"{number}": 1' for number in range(100_000))
     rows = [
         f'{{{keys}, "99999": 1}}',
@@ -145,14 +146,14 @@ def test_a_row_of_many_keys_or_turns_takes_linear_time():
         json.dumps({"prompt": "问", "response": "答", "history": [["python", "nan"]] * 30_000}),
     ]
     started = time.process_time()
-    faults = [parse(row.encode(), 10**8) for row in rows]
-    assert null_mark(faults[3][0]) is None
+    faults = [parse_row(row.encode(), 10**8) for row in rows]
+    assert find_null_marker(faults[3][0]) is None
     assert time.process_time() - started < 10
-    assert "'99999' stands there twice" in faults[0][0].seen
+    assert "duplicate key '99999'" in faults[0][0].message
     assert len(faults[1][1]) == 100_000
 
 
-def test_the_gate_tells_of_layouts_keys_and_foreign_tokens(base_folder, tmp_path):
+def test_notices_of_layouts_unread_keys_and_spelled_english(base_folder, tmp_path):
     rows = [{**GOOD, "context": f"问题 {number}", "score": 1, "id": number, "tag": None} for number in range(30)]
     rows += [{"messages": [{"role": "user", "content": "问", "name": "甲"}, {"role": "assistant", "content": "答"}]}]
     rows += [{"question": "问", "answer": "答"}, {"甲": "问"}]
@@ -161,27 +162,27 @@ def test_the_gate_tells_of_layouts_keys_and_foreign_tokens(base_folder, tmp_path
     write_rows(tmp_path / "raw/a.jsonl", rows)
     (tmp_path / "raw/b.json").write_text(json.dumps([SHAREGPT, SHAREGPT, {"甲": "问"}, {"甲": "答"}] * 2), "utf-8")
     (tmp_path / "raw/c.jsonl").write_text('{"乙": "问"}\n' * 3, encoding="utf-8")
-    outcome = Outcome(tmp_path / "raw", base_folder, tmp_path / "kept")
-    examined = outcome.examined
-    assert examined.unread == {"score": 30, "id": 30, "messages[].name": 1}
-    notes = notes_of(examined)
-    assert [note["en"].partition(":")[0] for note in layout_notes(examined)] == [
+    run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out")
+    table = run.table
+    assert table.unread_keys == {"score": 30, "id": 30, "messages[].name": 1}
+    notices = collect_notices(table)
+    assert [notice["en"].partition(":")[0] for notice in layout_notices(table)] == [
         "b.json",
         "b.json",
         "c.jsonl",
         "a.jsonl",
     ]
-    assert "4 rows have a layout that is not read: ShareGPT" in notes[0]["en"]
-    assert "1 English rows are over the token budget" in notes[-2]["en"]
-    assert notes[-1]["en"] == "unread keys: score (30 rows), messages[].name (1 rows)"
-    assert notes[-1]["zh"] == "未读取的键：score（30 行），messages[].name（1 行）"
-    (first,) = (row for row in outcome.rows["quarantine"] if row["file"] == "b.json" and row["number"] == 1)
+    assert "4 rows have an unsupported layout: ShareGPT" in notices[0]["en"]
+    assert "1 English rows exceed the token budget" in notices[-2]["en"]
+    assert notices[-1]["en"] == "Unread keys: score (30 rows), messages[].name (1 rows)"
+    assert notices[-1]["zh"] == "未读取的键：score（30 行），messages[].name（1 行）"
+    (first,) = (row for row in run.rows["quarantine"] if row["file"] == "b.json" and row["number"] == 1)
     assert "it looks like ShareGPT" in first["failed"][0]["seen"]
-    assert examined.place(len(rows)) == "b.json#1"
-    assert examined.place(0) == "a.jsonl:1"
+    assert table.locate(len(rows)) == "b.json#1"
+    assert table.locate(0) == "a.jsonl:1"
 
 
-def test_a_blocked_export_says_once_how_to_convert_it(tmp_path):
+def test_message_of_a_blocked_export_has_the_conversion_command_once(tmp_path):
     write_rows(tmp_path / "rows.jsonl", [SHAREGPT | {"system": f"{number}"} for number in range(30)])
     command = [sys.executable, "-m", "pipelines.check", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

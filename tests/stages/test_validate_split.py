@@ -1,36 +1,36 @@
-"""No dialogue stands on both sides of the split, however its rows are written down."""
+"""The split: all rows of a dialogue are in one split, in any order and layout of the rows."""
 
 import random
 
 import numpy as np
 import pytest
-from gate import Outcome
+from gate import GateRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_data import conversation, write_rows
 
 from models.sample import Message, make_sample_id
-from stages.validate.dedup import keys_of
-from stages.validate.split import Split, split
+from stages.validate.dedup import compute_keys
+from stages.validate.split import Split, split_rows
 
 GREETING = ("你好", "您好，请问有什么可以帮您？")
-APART = [conversation(f"别的问题 {number}", "答") for number in range(40)]  # of which some fall to either side
+UNRELATED = [conversation(f"别的问题 {number}", "答") for number in range(40)]  # some of them are in each split
 SHORT = st.sampled_from(["1件", "好的", "3号楼", "在吗", "不用了", "耳机", "你好"])
 
 
-def divide(rows: list[tuple[Message, ...]], share: float = 0.3, pairs=()) -> Split:
-    return split(keys_of(rows), np.arange(len(rows)), list(pairs), share)
+def split(rows: list[tuple[Message, ...]], share: float = 0.3, pairs=()) -> Split:
+    return split_rows(compute_keys(rows), np.arange(len(rows)), list(pairs), share)
 
 
 def growing(turns: list[tuple[str, str]], first: int = 1, system: str | None = None) -> list[tuple[Message, ...]]:
-    """One row for each turn from the ``first`` one on, with all turns before it as its history."""
+    """Return a row for each turn from ``first`` on, with all earlier turns as its history."""
     front = (Message("system", system),) if system else ()
     return [(*front, *conversation(*sum(turns[:count], ()))) for count in range(first, len(turns) + 1)]
 
 
 @st.composite
 def dialogues(draw) -> list[tuple[int, tuple[Message, ...]]]:
-    """Rows of several dialogues with short turns, each with the number of its dialogue, in any order, none twice."""
+    """Draw distinct rows of several dialogues with short turns, in any order, each with the number of its dialogue."""
     greeting = draw(st.sampled_from([[], [GREETING], [GREETING, ("在吗", "在的。")]]))
     rows = []
     for number in range(draw(st.integers(2, 40))):
@@ -45,27 +45,29 @@ def dialogues(draw) -> list[tuple[int, tuple[Message, ...]]]:
 
 @settings(max_examples=60, deadline=None)
 @given(dialogues())
-def test_all_rows_of_a_dialogue_are_on_one_side_and_stay_there(rows):
-    rows = [*((-1 - number, row) for number, row in enumerate(APART)), *rows]
-    outcome = divide([row for _, row in rows])
-    sides = {}
+def test_all_rows_of_a_dialogue_are_in_one_split_and_stay_there(rows):
+    rows = [*((-1 - number, row) for number, row in enumerate(UNRELATED)), *rows]
+    outcome = split([row for _, row in rows])
+    splits = {}
     for position, (number, _) in enumerate(rows):
-        if position not in outcome.torn:
-            sides.setdefault(number, set()).add(bool(outcome.evaluated[position]))
-    assert all(len(side) == 1 for side in sides.values())
+        if position not in outcome.conflicts:
+            splits.setdefault(number, set()).add(bool(outcome.is_eval[position]))
+    assert all(len(splits_of_dialogue) == 1 for splits_of_dialogue in splits.values())
 
-    old = (len(rows) + len(APART)) // 2
-    before = divide([row for _, row in rows[:old]])
-    kept = [position for position in range(old) if position not in before.torn and position not in outcome.torn]
-    assert (before.evaluated[kept] == outcome.evaluated[kept]).all()
+    old = (len(rows) + len(UNRELATED)) // 2
+    before = split([row for _, row in rows[:old]])
+    kept = [
+        position for position in range(old) if position not in before.conflicts and position not in outcome.conflicts
+    ]
+    assert (before.is_eval[kept] == outcome.is_eval[kept]).all()
 
 
 @pytest.mark.parametrize(
     "greeting",
     [[GREETING], [GREETING, ("在吗", "在的。")], [("你好", None)], [("你好，我想咨询一下你们的产品", None)]],
 )
-def test_dialogues_that_open_with_one_greeting_are_divided(greeting):
-    """None as an answer stands for another one in every dialogue."""
+def test_dialogues_with_the_same_greeting_are_in_both_splits(greeting):
+    """None stands for an answer that differs in every dialogue."""
     rows = []
     for number in range(600):
         opening = [(question, answer or f"您好，{number} 号客服为您服务。") for question, answer in greeting]
@@ -74,93 +76,93 @@ def test_dialogues_that_open_with_one_greeting_are_divided(greeting):
         )
     rows = list(dict.fromkeys(rows))
     for ordered in (rows, rows[::-1]):
-        outcome = divide(ordered)
-        going = [position for position in range(len(rows)) if position not in outcome.torn]
-        # The greeting itself is set aside, where it is a row that belongs to both sides.
-        assert len(rows) - len(going) <= len(greeting)
-        assert 0.2 < outcome.evaluated[going].mean() < 0.45  # of 0.3, with 100 of the 600 together at most
+        outcome = split(ordered)
+        assigned = [position for position in range(len(rows)) if position not in outcome.conflicts]
+        # The greeting itself, as a row that belongs to both splits, is a conflict.
+        assert len(rows) - len(assigned) <= len(greeting)
+        assert 0.2 < outcome.is_eval[assigned].mean() < 0.45  # expected 0.3; at most 100 of the 600 are kept together
 
 
-def test_a_greeting_of_both_sides_is_set_aside_and_names_a_row_of_the_other_side():
+def test_greeting_of_both_splits_conflicts_with_a_row_of_the_other_split():
     rows = [conversation(*GREETING)]
     rows += [conversation(*GREETING, f"第 {number} 个", f"答 {number}") for number in range(60)]
-    outcome = divide(rows)
-    (other,) = outcome.torn.values()
-    assert list(outcome.torn) == [0]
-    assert outcome.evaluated[other] != outcome.evaluated[0]
-    # Few rows that go on from it stay with it.
-    assert divide(rows[:5]).torn == {}
+    outcome = split(rows)
+    (other,) = outcome.conflicts.values()
+    assert list(outcome.conflicts) == [0]
+    assert outcome.is_eval[other] != outcome.is_eval[0]
+    # A few rows that continue the greeting stay with it.
+    assert split(rows[:5]).conflicts == {}
 
 
-def test_one_question_and_its_answers_are_on_one_side():
+def test_all_answers_to_one_question_are_in_one_split():
     rows = [conversation("请介绍一下你自己，好吗？", f"我是第 {number} 个。") for number in range(50)]
-    evaluated = divide([*rows, *APART]).evaluated
-    assert len(set(evaluated[:50].tolist())) == 1
-    assert len(set(evaluated[50:].tolist())) == 2
+    is_eval = split([*rows, *UNRELATED]).is_eval
+    assert len(set(is_eval[:50].tolist())) == 1
+    assert len(set(is_eval[50:].tolist())) == 2
 
 
-def test_many_questions_about_one_document_are_on_one_side():
+def test_all_questions_about_one_document_are_in_one_split():
     document = ("请阅读这份材料：" + "一二三四五六七八九十" * 10, "好的，我读完了。")
     rows = [conversation(*document, f"第 {number} 段说什么？", f"说的是 {number}。") for number in range(60)]
-    assert len(set(divide([*rows, *APART]).evaluated[:60].tolist())) == 1
+    assert len(set(split([*rows, *UNRELATED]).is_eval[:60].tolist())) == 1
 
 
-def test_rows_whose_history_was_cut_follow_the_row_before():
-    """Each row has the turn before its question alone."""
+def test_rows_with_truncated_history_join_the_previous_row():
+    """Every row has one earlier turn."""
     for number in range(30):
         turns = [(f"问 {number} {turn}", f"答 {number} {turn}") for turn in range(6)]
         rows = [conversation(*turns[0]), *(conversation(*turns[turn], *turns[turn + 1]) for turn in range(5))]
-        assert len(set(divide([*rows, *APART]).evaluated[:6].tolist())) == 1
+        assert len(set(split([*rows, *UNRELATED]).is_eval[:6].tolist())) == 1
 
 
-def test_a_row_between_a_dialogue_and_its_copy_on_the_other_side_is_set_aside():
-    evaluated = divide(APART).evaluated
-    trained, kept = int(np.argmin(evaluated)), int(np.argmax(evaluated))
-    rows = [*APART, (*APART[trained], *conversation("还有呢？", "没有了。"))]
-    assert divide(rows, pairs=[(40, trained, 0.9)]).torn == {}
-    assert divide(rows, pairs=[(40, kept, 0.9)]).torn == {40: kept}
+def test_row_that_belongs_to_both_splits_is_a_conflict():
+    is_eval = split(UNRELATED).is_eval
+    trained, kept = int(np.argmin(is_eval)), int(np.argmax(is_eval))
+    rows = [*UNRELATED, (*UNRELATED[trained], *conversation("还有呢？", "没有了。"))]
+    assert split(rows, pairs=[(40, trained, 0.9)]).conflicts == {}
+    assert split(rows, pairs=[(40, kept, 0.9)]).conflicts == {40: kept}
 
 
-def test_what_is_set_aside_decides_nothing_for_the_rows_behind_it():
-    evaluated = divide(APART).evaluated
-    sides = sorted((int(np.argmin(evaluated)), int(np.argmax(evaluated))))
+def test_conflicting_row_does_not_affect_later_rows():
+    is_eval = split(UNRELATED).is_eval
+    first, second = sorted((int(np.argmin(is_eval)), int(np.argmax(is_eval))))  # rows of different splits
     alone = [conversation(f"谁 {number}？", "我。") for number in range(30)]
-    # A row that would go elsewhere by itself than to the side of the first row that it resembles.
-    row = next(row for row in alone if divide([*APART, row]).evaluated[40] != evaluated[sides[0]])
-    other = next(other for other in alone if divide([*APART, other]).evaluated[40] == evaluated[sides[0]])
-    rows = [*APART, row, (*row, *conversation("真的？", "真的。")), other]
-    pairs = [*((40, side, 0.9) for side in sides), (42, 40, 0.9)]
-    outcome = divide(rows, pairs=pairs)
-    assert outcome.torn == {40: sides[1]}
-    assert outcome.evaluated[41] != evaluated[sides[0]]
-    assert outcome.evaluated[42] == evaluated[sides[0]]
+    # By its hash, the row would be in another split than its first near-duplicate.
+    row = next(row for row in alone if split([*UNRELATED, row]).is_eval[40] != is_eval[first])
+    other = next(other for other in alone if split([*UNRELATED, other]).is_eval[40] == is_eval[first])
+    rows = [*UNRELATED, row, (*row, *conversation("真的？", "真的。")), other]
+    pairs = [*((40, earlier, 0.9) for earlier in (first, second)), (42, 40, 0.9)]
+    outcome = split(rows, pairs=pairs)
+    assert outcome.conflicts == {40: second}
+    assert outcome.is_eval[41] != is_eval[first]
+    assert outcome.is_eval[42] == is_eval[first]
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_old_rows_stay_put_when_new_ones_follow(data):
+def test_appended_rows_do_not_move_old_rows(data):
     count = data.draw(st.integers(40, 80))
     rows = [conversation(f"问题 {number}", "答") for number in range(count)]
     edge = st.tuples(st.integers(1, count - 1), st.integers(0, count - 2)).filter(lambda pair: pair[0] > pair[1])
     pairs = sorted({(*pair, 0.9) for pair in data.draw(st.lists(edge, max_size=20))})
     old = count - data.draw(st.integers(1, 9))
-    before = divide(rows[:old], pairs=[pair for pair in pairs if pair[0] < old])
-    after = divide(rows, pairs=pairs)
-    assert (before.evaluated == after.evaluated[:old]).all()
+    before = split(rows[:old], pairs=[pair for pair in pairs if pair[0] < old])
+    after = split(rows, pairs=pairs)
+    assert (before.is_eval == after.is_eval[:old]).all()
     for later, earlier, _ in pairs:
-        if later not in after.torn and earlier not in after.torn:
-            assert after.evaluated[later] == after.evaluated[earlier]
+        if later not in after.conflicts and earlier not in after.conflicts:
+            assert after.is_eval[later] == after.is_eval[earlier]
 
 
-def test_few_rows_of_one_side_let_a_small_part_change_over():
+def test_few_rows_of_one_split_move_a_small_part_to_the_other():
     rows = [*growing([(f"问 {turn}", f"答 {turn}") for turn in range(9)]), conversation("别的问题", "答")]
     for share in (1e-9, 1 - 1e-9):
-        evaluated = divide(rows, share).evaluated
-        assert evaluated[-1] != evaluated[0]
-        assert len(set(evaluated[:-1].tolist())) == 1
+        is_eval = split(rows, share).is_eval
+        assert is_eval[-1] != is_eval[0]
+        assert len(set(is_eval[:-1].tolist())) == 1
 
 
-def test_dialogues_of_several_files_and_in_any_order_go_through_the_gate_whole(base_folder, tmp_path):
+def test_gate_keeps_dialogues_of_several_files_in_one_split(base_folder, tmp_path):
     draw = random.Random(4)
     rows = []
     for number in range(60):
@@ -173,31 +175,31 @@ def test_dialogues_of_several_files_and_in_any_order_go_through_the_gate_whole(b
     draw.shuffle(rows)
     write_rows(tmp_path / "raw/a.jsonl", rows[::2])
     write_rows(tmp_path / "raw/b.jsonl", rows[1::2])
-    outcome = Outcome(tmp_path / "raw", base_folder, tmp_path / "kept")
-    sides = {}
-    for side in ("train", "eval"):
-        for row in outcome.rows[side]:
+    run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out")
+    splits = {}
+    for name in ("train", "eval"):
+        for row in run.rows[name]:
             source = row["source"]
             number = rows[2 * (source["line"] - 1) + (source["file"] == "b.jsonl")]["conv"]
-            sides.setdefault(number, set()).add(side)
-    assert {len(side) for side in sides.values()} == {1}
-    assert outcome.written["eval"] > 4
+            splits.setdefault(number, set()).add(name)
+    assert {len(names) for names in splits.values()} == {1}
+    assert run.written["eval"] > 4
 
 
-def test_a_system_message_alike_in_all_rows_makes_no_near_duplicates(base_folder, tmp_path):
+def test_shared_system_message_makes_no_near_duplicates(base_folder, tmp_path):
     system = "您是一位耐心的客服，回答要简短、礼貌、准确，不谈与商品无关的事，也不许诺做不到的事。" * 3
     rows = [
         {"system": system, "prompt": f"第{chr(0x4E00 + 7 * n)}件多少钱？", "response": f"{n} 元。"} for n in range(60)
     ]
     write_rows(tmp_path / "raw/a.jsonl", rows)
-    outcome = Outcome(tmp_path / "raw", base_folder, tmp_path / "kept")
-    near = next(finding for finding in outcome.decision.findings if finding.check == "no_near_duplicate")
+    run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out")
+    near = next(finding for finding in run.decision.findings if finding.check == "no_near_duplicate")
     assert len(near.rows) < 30
-    assert outcome.rows["train"][0]["messages"][0] == {"role": "system", "content": system}
+    assert run.rows["train"][0]["messages"][0] == {"role": "system", "content": system}
 
 
-def test_rows_that_differ_in_their_system_text_alone_are_no_question_with_two_answers(base_folder, tmp_path):
+def test_rows_with_different_system_messages_have_no_conflicting_answers(base_folder, tmp_path):
     rows = [{"system": f"您是{name}。", "prompt": "你是谁？", "response": f"我是{name}。"} for name in "甲乙丙"]
     write_rows(tmp_path / "raw/a.jsonl", [*rows, {**rows[0], "response": "不告诉您。"}])
-    outcome = Outcome(tmp_path / "raw", base_folder, tmp_path / "kept")
-    assert [line for line in range(1, 5) if "one_answer" in outcome.failed(line)] == [4]
+    run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out")
+    assert [line for line in range(1, 5) if "one_answer" in run.failed(line)] == [4]
