@@ -81,12 +81,12 @@ def render_title(challenger: str, is_promoted: bool, language: str | None = None
 
 def render_conditions(conditions: Sequence[Condition], language: str | None = None) -> str:
     """Return a Markdown table of all conditions."""
-    header = f"| {translate('Condition', language)} | {translate('Measured', language)} |"
+    header = (translate("Condition", language), translate("Measured", language))
     rows = [
         f"| {'✓' if condition.is_met else '✗'} {condition.label(language)} | {condition.evidence(language)} |"
         for condition in conditions
     ]
-    return "\n".join([header, "|---|---|", *rows])
+    return "\n".join(["| {} | {} |".format(*header), "|---|---|", *rows])
 
 
 def render_report(decision: Mapping) -> str:
