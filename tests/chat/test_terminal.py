@@ -6,10 +6,11 @@ import pytest
 from chat import terminal
 from models.errors import UserError
 from models.generation import Answer
-from models.sample import Message
+from models.sample import Message, read_messages
+from texts import translate
 
 
-class Stream:
+class FakeStream:
     """An answer in two pieces."""
 
     def __init__(self, text, interrupted=False):
@@ -23,11 +24,11 @@ class Stream:
         yield self.text[2:]
 
 
-class Echo:
-    """Answers with how many messages it saw, and with a mark where it shall answer differently."""
+class FakeModel:
+    """Answers with the number of messages in the prompt; records the prompts."""
 
     def __init__(self, fits):
-        self.asked, self.fits, self.name = [], fits, "tiny"
+        self.prompts, self.fits, self.name = [], fits, "tiny"
 
     def names(self):
         return ["base", "lora"]
@@ -37,18 +38,25 @@ class Echo:
             raise UserError(f"There is no adapter {name!r}.")
         self.name = f"tiny + {name}"
 
-    def answer(self, messages, differently=False):
-        self.asked.append(messages)
+    def stream_answer(self, messages, force_sampling=False):
+        self.prompts.append(messages)
         interrupted = messages[-1].content == "太长"
-        return Stream(f"我看到了{len(messages)}条{'，另说' * differently}。", interrupted)
+        return FakeStream(f"我看到了{len(messages)}条{'，另说' * force_sampling}。", interrupted)
+
+
+@pytest.fixture(autouse=True, params=["en", "zh"])
+def language(request, monkeypatch):
+    """The language of the terminal."""
+    monkeypatch.setenv("TUNELINE_LANG", request.param)
+    return request.param
 
 
 @pytest.fixture
 def talk(monkeypatch, capsys):
-    """Type lines into the chat; gives what it printed and what the model was asked."""
+    """Type lines into the chat; returns the output and the prompts that the model received."""
 
     def run(*lines, fits=lambda messages: True):
-        partner, typed = Echo(fits), iter(lines)
+        model, typed = FakeModel(fits), iter(lines)
 
         def read(prompt=""):
             print(prompt, end="")
@@ -58,116 +66,158 @@ def talk(monkeypatch, capsys):
             return line
 
         monkeypatch.setattr(builtins, "input", read)
-        terminal.run(partner)
-        return capsys.readouterr().out, partner.asked
+        terminal.run(model)
+        return capsys.readouterr().out, model.prompts
 
     return run
 
 
-def test_single_turn_forgets(talk):
-    printed, asked = talk("1", "你好", "再说", "stop")
-    assert [len(messages) for messages in asked] == [1, 1]
-    assert "<|Human|>: 你好" in printed
-    assert "<|ChatGLM-6B|>: 我看到了1条。" in printed
-    assert "用时 0.50 秒，5 个词元，10.0 词元/秒" in printed
-    assert printed.endswith("再见！\n")
+def text(message: str, **values) -> str:
+    return translate(message, **values)
 
 
-def test_multi_turn_remembers_until_clear(talk):
-    printed, asked = talk("2", "你好", "再说", "clear", "重来", "stop")
-    assert [len(messages) for messages in asked] == [1, 3, 1]
-    assert asked[1] == [Message("user", "你好"), Message("assistant", "我看到了1条。"), Message("user", "再说")]
-    assert terminal.CLEARED in printed
+def test_a_prompt_in_single_turn_mode_has_no_earlier_turns(talk):
+    output, prompts = talk("1", "你好", "再说", "stop")
+    assert [len(messages) for messages in prompts] == [1, 1]
+    assert "<|Human|>: 你好" in output
+    assert "<|ChatGLM-6B|>: 我看到了1条。" in output
+    assert text(terminal.STATISTICS, seconds=0.5, tokens=5, rate=10.0) in output
+    assert output.endswith(text(terminal.GOODBYE) + "\n")
 
 
-def test_a_long_conversation_loses_its_oldest_turns_never_the_question(talk):
-    printed, asked = talk("2", "一", "二", "三", "stop", fits=lambda messages: len(messages) <= 3)
-    assert [message.content for message in asked[2] if message.role == "user"] == ["二", "三"]
-    assert "最早的 1 轮" in printed
-    printed, asked = talk("2", "一", "stop", fits=lambda messages: False)
-    assert not asked
-    assert terminal.TOO_LONG in printed
+def test_a_prompt_in_multi_turn_mode_has_the_turns_since_clear(talk):
+    output, prompts = talk("2", "你好", "再说", "clear", "重来", "stop")
+    assert [len(messages) for messages in prompts] == [1, 3, 1]
+    assert prompts[1] == [Message("user", "你好"), Message("assistant", "我看到了1条。"), Message("user", "再说")]
+    assert text(terminal.CLEARED) in output
+
+
+def test_the_oldest_turns_are_dropped_if_the_prompt_is_too_long(talk):
+    output, prompts = talk("2", "一", "二", "三", "stop", fits=lambda messages: len(messages) <= 3)
+    assert [message.content for message in prompts[2] if message.role == "user"] == ["二", "三"]
+    assert text(terminal.TURNS_DROPPED, turns=1) in output
+
+
+def test_a_question_that_is_too_long_is_not_answered(talk):
+    output, prompts = talk("2", "一", "stop", fits=lambda messages: False)
+    assert not prompts
+    assert text(terminal.TOO_LONG) in output
 
 
 @pytest.mark.parametrize(
-    "leave", [["1", EOFError], ["1", KeyboardInterrupt], [EOFError], ["stop"], ["2", "问", EOFError]]
+    "lines", [["1", EOFError], ["1", KeyboardInterrupt], [EOFError], ["stop"], ["2", "问", EOFError]]
 )
-def test_it_leaves_politely(talk, leave):
-    assert talk(*leave)[0].endswith("再见！\n")
+def test_every_way_to_exit_ends_with_goodbye(talk, lines):
+    assert talk(*lines)[0].endswith(text(terminal.GOODBYE) + "\n")
 
 
-def test_ctrl_c_ends_an_answer_and_not_the_conversation(talk):
-    printed, asked = talk("2", "你好", "太长", "再说", "stop")
-    assert terminal.STOPPED in printed
-    assert [len(messages) for messages in asked] == [1, 3, 3]  # the turn that was stopped is no part of it
+def test_ctrl_c_during_an_answer_drops_that_turn_only(talk):
+    output, prompts = talk("2", "你好", "太长", "再说", "stop")
+    assert text(terminal.STOPPED) in output
+    assert [len(messages) for messages in prompts] == [1, 3, 3]
 
 
-def test_it_asks_again_for_the_mode_and_passes_over_empty_lines(talk):
-    printed, asked = talk("3", "多轮对话", "", "你好", "stop")
-    assert printed.count("请选择对话模式") == 2
-    assert len(asked) == 1
+def test_the_mode_is_asked_again_and_empty_lines_are_ignored(talk):
+    output, prompts = talk("3", "多轮对话", "", "你好", "stop")
+    assert output.count(text(terminal.MODE_QUESTION)) == 2
+    assert text(terminal.NOT_A_MODE) in output
+    assert len(prompts) == 1
 
 
-def test_undo_takes_back_a_turn_and_then_there_is_none(talk):
-    printed, asked = talk("2", "一", "二", "/undo", "三", "/undo", "/undo", "/undo", "stop")
-    assert [message.content for message in asked[2]] == ["一", "我看到了1条。", "三"]
-    assert "已撤回：二" in printed
-    assert terminal.NOTHING in printed
+def test_undo_removes_the_last_turn(talk):
+    output, prompts = talk("2", "一", "二", "/undo", "三", "/undo", "/undo", "/undo", "stop")
+    assert [message.content for message in prompts[2]] == ["一", "我看到了1条。", "三"]
+    assert text(terminal.UNDONE, question="二") in output
+    assert text(terminal.NO_TURNS) in output
 
 
 @pytest.mark.parametrize("mode", ["1", "2"])
-def test_retry_asks_the_last_question_again_for_another_answer(talk, mode):
-    printed, asked = talk(mode, "一", "二", "/retry", "三", "stop")
-    assert asked[2] == asked[1]
-    assert "另说" in printed
+def test_retry_samples_another_answer_to_the_last_question(talk, mode):
+    output, prompts = talk(mode, "一", "二", "/retry", "三", "stop")
+    assert prompts[2] == prompts[1]
+    assert "另说" in output
     if mode == "2":
-        assert [message.content for message in asked[3]][3] == "我看到了3条，另说。"
+        assert [message.content for message in prompts[3]][3] == "我看到了3条，另说。"
 
 
-def test_another_adapter_answers_and_an_unknown_one_changes_nothing(talk):
-    printed, asked = talk("2", "一", "/adapter lora", "二", "/adapter other", "/adapter", "stop")
-    assert printed.count("现在由 tiny + lora 回答") == 3
-    assert "There is no adapter 'other'" in printed
-    assert len(asked[1]) == 3
+def test_retry_without_a_new_answer_keeps_the_old_one(talk):
+    """The question fits when it is asked first, but not when it is asked again."""
+    lengths = []
+
+    def fits(messages):
+        lengths.append(len(messages))
+        return lengths.count(1) <= 1
+
+    output, prompts = talk("2", "一", "/retry", "/undo", "/undo", "stop", fits=fits)
+    assert text(terminal.TOO_LONG) in output
+    assert len(prompts) == 1
+    assert text(terminal.UNDONE, question="一") in output
+    assert text(terminal.NO_TURNS) in output
 
 
-def test_what_is_saved_is_a_row_that_ingest_reads(talk, tmp_path):
-    from models.sample import read_messages
+def test_adapter_switches_the_model_and_keeps_it_if_the_name_is_unknown(talk):
+    output, prompts = talk("2", "一", "/adapter lora", "二", "/adapter other", "/adapter", "stop")
+    assert output.count(text(terminal.CURRENT_MODEL, name="tiny + lora")) == 3
+    assert "There is no adapter 'other'" in output
+    assert len(prompts[1]) == 3
 
-    file = tmp_path / "said.jsonl"
+
+def test_a_saved_conversation_is_an_accepted_row(talk, tmp_path):
+    file = tmp_path / "saved.jsonl"
     talk("2", "一", "二", f"/save {file}", "stop")
     talk("1", "一", "二", f"/save {file}", "stop")
     rows = [read_messages(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [len(row) for row in rows] == [4, 2, 2]
     assert rows[0][-1] == Message("assistant", "我看到了3条。")
-    printed, _ = talk("1", "/save", "一", f"/save {tmp_path}/no/where.jsonl", "stop")
-    assert terminal.NOTHING in printed
-    assert "No such file or directory" in printed
 
 
-def test_an_unknown_command_is_answered_with_the_commands(talk):
-    printed, asked = talk("1", "/what", "stop")
-    assert "/undo" in printed
-    assert "base, lora" in printed
-    assert not asked
+def test_errors_of_save_are_printed(talk, tmp_path):
+    output, prompts = talk("1", "/save", "一", f"/save {tmp_path}/no/where.jsonl", "/save a\0b", "二", "stop")
+    assert text(terminal.NO_TURNS) in output
+    assert "No such file or directory" in output
+    assert "embedded null" in output
+    assert len(prompts) == 2
 
 
-def test_a_retry_without_an_answer_keeps_the_one_that_was(talk):
-    """The second time that the question alone is asked, it does not fit any more."""
-    asked_alone = []
-
-    def fits(messages):
-        asked_alone.append(len(messages))
-        return asked_alone.count(1) <= 1
-
-    printed, asked = talk("2", "一", "/retry", "/undo", "/undo", "stop", fits=fits)
-    assert terminal.TOO_LONG in printed
-    assert len(asked) == 1
-    assert "已撤回：一" in printed
-    assert terminal.NOTHING in printed
+@pytest.mark.parametrize("command", ["/help", "/unknown"])
+def test_help_and_unknown_commands_list_all_commands(talk, command):
+    output, prompts = talk("1", command, "stop")
+    for usage in terminal.HELP:
+        assert usage in output
+    assert "base, lora" in output
+    assert not prompts
 
 
-def test_a_path_that_cannot_be_is_told(talk):
-    printed, asked = talk("1", "一", "/save a\0b", "二", "stop")
-    assert "embedded null" in printed
-    assert len(asked) == 2
+OTHER = {"en": "zh", "zh": "en"}
+
+
+def test_lang_switches_to_the_other_language_and_back(talk, language):
+    output, prompts = talk("1", "/lang", "/undo", "/language", "/undo", "stop")
+    no_turns = [translate(terminal.NO_TURNS, name) for name in (OTHER[language], language)]
+    assert output.index(no_turns[0]) < output.index(no_turns[1])
+    assert output.endswith(text(terminal.GOODBYE) + "\n")
+    assert not prompts
+
+
+@pytest.mark.parametrize("target", ["en", "zh"])
+def test_lang_with_a_name_switches_to_that_language(talk, target):
+    output, _ = talk("1", f"/lang {target}", f"/lang {target}", "stop")
+    assert output.count(translate(terminal.LANGUAGE_CHANGED, target)) == 2
+    assert output.endswith(translate(terminal.GOODBYE, target) + "\n")
+
+
+def test_an_unknown_language_changes_nothing(talk):
+    output, _ = talk("1", "/lang fr", "stop")
+    assert text(terminal.UNKNOWN_LANGUAGE) in output
+    assert output.endswith(text(terminal.GOODBYE) + "\n")
+
+
+def test_the_language_can_be_switched_at_the_question_for_the_mode(talk, language):
+    output, prompts = talk("/lang", "2", "你好", "stop")
+    assert translate(terminal.MODE_QUESTION, OTHER[language]) in output
+    assert output.endswith(translate(terminal.GOODBYE, OTHER[language]) + "\n")
+    assert len(prompts) == 1
+
+
+def test_a_switch_keeps_the_conversation(talk):
+    assert [len(messages) for messages in talk("2", "一", "/lang", "二", "stop")[1]] == [1, 3]
