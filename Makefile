@@ -44,4 +44,4 @@ lock:  ## update requirements.lock from the version ranges in pyproject.toml
 
 clean:  ## remove generated files, but keep .venv
 	rm -rf data/raw data/sources.json data/checked data/quarantine data/verdict data/params.json data/accepted.json data/accepted_general.json data/encoded data/general data/predictions/*/
-	rm -rf models/weights/*/ models/checkpoints reports/validation reports/training/*/ reports/general/validation reports/general/*.json reports/metrics reports/*.json reports/comparison.* reports/summary.txt
+	rm -rf models/weights/*/ models/checkpoints reports/validation reports/training/*/ reports/general/validation reports/general/*.json reports/metrics reports/*.json reports/comparison.* reports/summary.*

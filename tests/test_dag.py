@@ -111,7 +111,7 @@ def test_a_stage_depends_on_the_sections_of_the_parameters_that_its_code_reads(n
     folders = [ROOT.joinpath(*module.split(".")) for module in modules_of(name)]
     files = [file for folder in folders for file in (folder.rglob("*.py") if folder.is_dir() else [f"{folder}.py"])]
     code = "\n".join(Path(file).read_text(encoding="utf-8") for file in files)
-    read = set(re.findall(rf"(?:knobs|settings|load\(\))\.({SECTIONS})_?\b(?!\()", code))
+    read = set(re.findall(rf"(?:params|knobs|settings|load\(\))\.({SECTIONS})_?\b(?!\()", code))
     assert read
     assert read <= declared
 
