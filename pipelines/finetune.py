@@ -13,13 +13,14 @@ from models.command_line import entry_point
 from models.errors import DataBlocked, UserError
 from models.storage import read_json
 from pipelines import dvc
-from texts import translate
+from texts import terminal_language, translate
 
-SUMMARY, CHECKS = Path("reports/summary.txt"), Path("reports/data_checks.json")
+SUMMARIES = {"en": Path("reports/summary.txt"), "zh": Path("reports/summary.zh.txt")}
+PAGE, CHECKS = Path("reports/comparison.html"), Path("reports/data_checks.json")
 
 
 def finetune(targets: Sequence[str] = ()) -> str:
-    """Reproduce the DAG, or the given stages, and return the summary of the comparison.
+    """Reproduce the DAG, or the given stages, and return the summary of the comparison in the terminal's language.
 
     Raises:
         DataBlocked: the data checks block the data.
@@ -32,9 +33,10 @@ def finetune(targets: Sequence[str] = ()) -> str:
     except UserError:
         raise_if_blocked(checks_before)
         raise
-    if not SUMMARY.is_file():
-        raise UserError(f"{SUMMARY} does not exist; run `dvc repro compare`.")
-    return SUMMARY.read_text(encoding="utf-8")
+    summary = SUMMARIES[terminal_language()]
+    if not summary.is_file():
+        raise UserError(f"{summary} does not exist; run `dvc repro compare`.")
+    return summary.read_text(encoding="utf-8")
 
 
 def checks_state(folder: Path = Path()) -> tuple[int, int] | None:
@@ -67,7 +69,7 @@ def raise_if_blocked(before: tuple[int, int] | None, folder: Path = Path()) -> N
 @entry_point
 def main() -> None:
     print(finetune(sys.argv[1:]))
-    print(translate("The whole comparison: {page}", page=SUMMARY.with_name("comparison.html")))
+    print(translate("The whole comparison: {page}", page=PAGE))
     print(translate("Chat with the LoRA adapter: {command}", command="python -m chat --adapter lora"))
 
 
