@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo server test test-pipeline lint lock clean help
+.PHONY: demo server test test-pipeline lint docs lock clean help
 
 demo: .venv/installed  ## run the demo: raw JSONL to compared adapters, in minutes on two CPU cores
 	$(BIN)/python -m pipelines.finetune
@@ -21,6 +21,10 @@ lint: .venv/installed  ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: .venv/docs-installed  ## build the documentation into docs/build/site, with strict link checks
+	$(BIN)/python -m docs.generate --stage docs/build
+	cd docs/build && for language in en zh; do ../../$(BIN)/zensical build --strict -f zensical.$$language.yml || exit 1; done
+
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -33,6 +37,10 @@ help:  ## list the targets
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+.venv/docs-installed: .venv/installed docs/requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -r docs/requirements.lock -c requirements.lock
 	@touch $@
 
 lock:  ## update requirements.lock from the version ranges in pyproject.toml
