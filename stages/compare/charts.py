@@ -1,6 +1,6 @@
 """Vega-Lite specifications of the comparison page's charts.
 
-Texts are objects ``{"en": …, "zh": …}``; the page's script puts the shown language in their place.
+Texts are objects ``{"en": …, "zh": …}``, which the script of the page replaces by the text in the shown language.
 """
 
 from collections.abc import Sequence

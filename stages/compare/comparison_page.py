@@ -18,7 +18,7 @@ from stages.compare.paired_differences import LossChange, largest_loss_changes, 
 from stages.compare.text_quality import TextQualityResult, group_by_threshold
 from texts import in_all_languages, translatable
 
-_CONTENT_PLACEHOLDER = "{plot_divs}"  # DVC's name for the place of the plots in the same page
+_CONTENT_PLACEHOLDER = "{plot_divs}"  # DVC replaces it by its plots in the same frame
 _TEMPLATE = "comparison_page.html"
 
 

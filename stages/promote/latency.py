@@ -3,7 +3,7 @@
 Both answer the same rows in one process, in alternating rounds: timings from different moments may differ by the load
 of the machine. Load only ever makes a round slower, so the rounds repeat until the fastest round of each model is
 confirmed by a second one that is about as fast, and the minimum over rounds counts for each row. Only one model is in
-memory at a time. All answers have the same number of tokens, so that a model that gives longer answers is not slower.
+memory at a time. All answers have the same number of tokens, so that longer answers do not count as slower.
 """
 
 import argparse
