@@ -1,6 +1,7 @@
 """The documentation: generated blocks are current, both languages are in step, and its claims on checks are true."""
 
 import importlib.util
+import json
 import re
 
 import numpy as np
@@ -85,6 +86,13 @@ def test_commands_and_variables_in_the_documentation_exist():
 def test_the_readme_is_short():
     for name in ("README.md", "README.zh.md"):
         assert len(text_of(name).splitlines()) <= 120
+
+
+def test_the_readme_shows_measured_speeds():
+    cases = json.loads(text_of("benchmarks/results/training.json"))["cases"]
+    for name in ("README.md", "README.zh.md"):
+        for case in ("lora", "usual_loop"):
+            assert f"{cases[case]['tokens_per_second']:,}" in text_of(name)
 
 
 # Checks --------------------------------------------------------------------------------------------
