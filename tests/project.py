@@ -1,65 +1,63 @@
-"""A copy of this project, to be used as a user does."""
+"""Copies of this project in which tests work as a user does."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 from shared_data import ROOT
 
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-LEFT_OUT = shutil.ignore_patterns(
+EXCLUDED = shutil.ignore_patterns(
     ".git", ".venv", "tmp", "cache", "__pycache__", "weights", "predictions", "validation"
 )
+GENERATED_FOLDERS = (
+    "data/raw",
+    "data/checked",
+    "data/quarantine",
+    "data/encoded",
+    "reports/metrics",
+    "reports/training",
+)
+GENERATED_FILES = ("dvc.lock", "data/verdict", "data/sources.json", "reports/ingest.json", "reports/tokens.json")
 
 
 class Project:
-    """A copy of this project under git, with DVC and all stages as a user runs them."""
+    """A git repository with DVC and all stages, in a folder of its own."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
-        for made in (
-            "data/raw",
-            "data/checked",
-            "data/quarantine",
-            "data/encoded",
-            "reports/metrics",
-            "reports/training",
-        ):
-            shutil.rmtree(folder / made, ignore_errors=True)
-        for made in ("dvc.lock", "data/verdict", "data/sources.json"):
-            (folder / made).unlink(missing_ok=True)
-        self.edit_params(lambda params: params["base"]["tiny"].update(steps=60))
-        self.edit_params(lambda params: params["evaluate"].update(max_new_tokens=32, samples=1))
-        # A base of 60 steps repeats itself in half of its text, and an adapter of one epoch learns little else.
-        self.edit_params(lambda params: params["promote"]["guards"].update(repetition=1.0))
-        for adapter in ("lora", "ptuning_v2"):
-            self.edit_params(lambda params, adapter=adapter: params["adapters"][adapter].update(epochs=1))
-        self.run("git", "init", "-q")
-        self.commit("start")
+
+    def copy_to(self, folder: Path) -> "Project":
+        """Copy the repository with its history and DVC cache."""
+        shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("tmp"))
+        return Project(folder)
 
     def run(self, *command: str, typed: str | None = None) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "PATH": PATH, "HF_HUB_OFFLINE": "1"}
+        """Run a command in the project, with ``typed`` on its standard input."""
+        environment = {**os.environ, "PATH": PATH, "HF_HUB_OFFLINE": "1", "TUNELINE_LANG": "en"}
         return subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, input=typed, check=False
         )
 
     def commit(self, message: str) -> None:
+        """Commit all changes."""
         author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
         self.run("git", "add", "-A")
         assert self.run("git", *author, "commit", "-qm", message).returncode == 0
 
-    def repro(self) -> tuple[int, set[str], str]:
-        """Exit code, the stages that ran, and all output."""
-        done = self.run("dvc", "repro")
-        text = done.stdout + done.stderr
-        return done.returncode, {line.split("'")[1] for line in text.splitlines() if "Running stage" in line}, text
+    def repro(self, *targets: str) -> tuple[int, set[str], str]:
+        """Run ``dvc repro``; return the exit code, the stages that ran, and all output."""
+        done = self.run("dvc", "repro", *targets)
+        output = done.stdout + done.stderr
+        return done.returncode, {line.split("'")[1] for line in output.splitlines() if "Running stage" in line}, output
 
-    def edit_params(self, change) -> None:
+    def edit_params(self, change: Callable[[dict], object]) -> None:
+        """Apply a function to the content of params.yaml; all adapters are evaluated."""
         path = self.folder / "params.yaml"
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         change(content)
@@ -67,4 +65,28 @@ class Project:
         path.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")
 
     def metrics(self, name: str) -> dict:
+        """Read a file of reports/metrics."""
         return json.loads((self.folder / f"reports/metrics/{name}.json").read_text())
+
+
+def create_project(folder: Path) -> Project:
+    """Copy this project without generated files; the base model is small and trained for seconds."""
+    shutil.copytree(ROOT, folder, ignore=EXCLUDED)
+    for generated in GENERATED_FOLDERS:
+        shutil.rmtree(folder / generated, ignore_errors=True)
+    for generated in GENERATED_FILES:
+        (folder / generated).unlink(missing_ok=True)
+    project = Project(folder)
+    project.edit_params(_make_small)
+    project.run("git", "init", "-q")
+    project.commit("start")
+    return project
+
+
+def _make_small(params: dict) -> None:
+    params["base"]["tiny"].update(steps=60)
+    params["evaluate"].update(max_new_tokens=32, samples=1)
+    # A base of 60 steps repeats itself in half of its text, and an adapter of one epoch hardly improves that.
+    params["promote"]["guards"].update(repetition=1.0)
+    for adapter in params["adapters"].values():
+        adapter.update(epochs=1)

@@ -1,47 +1,61 @@
-"""A whole site for tests: a Prefect server, its keeper and agents, as programs of their own over a small project."""
+"""A whole site for integration tests: server, keeper and agents as separate processes, over a small project."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import psutil
-from project import PATH, Project
-from shared_data import ROOT, write_rows
+from project import PATH, Project, create_project
+from shared_data import ROOT
 
 LOGIN = "tests:the password of a test's site"
-LONG = 1200.0  # seconds that anything may take here, beside other tests on a slow machine
+TIMEOUT = 1200.0  # seconds for anything that runs beside other tests on a slow machine
 TRAINING = "stages.train"
+FINAL_STATES = ("Completed", "Failed", "Cancelled")
+DEMO_ROWS = {"dialogues": 20, "identity": 40, "skills": 60, "dirty": 8}  # rows of each file that are kept
+
+Value = TypeVar("Value")
 
 
 class Site:
-    """Server, keeper, and agents over a project of their own, as separate programs."""
+    """Server, keeper and agents over a project, as separate processes.
 
-    def __init__(self, folder: Path, **environment: str):
-        """``environment``: for all programs; ``self.own`` may have more for one of them."""
-        self.folder, self.running = folder, {}
-        self.own: dict[str, dict[str, str]] = {}
-        self.project = Project(folder / "project")
-        make_small(self.project)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    Args:
+        folder: for logs, databases and clones.
+        project: the repository that runs clone.
+        environment: variables for all programs.
+
+    Attributes:
+        programs: arguments of Python, by program name.
+        program_environment: additional variables, by program name.
+        running: the processes, by program name.
+    """
+
+    def __init__(self, folder: Path, project: Project, **environment: str):
+        self.folder, self.project = folder, project
+        self.running: dict[str, subprocess.Popen] = {}
+        self.program_environment: dict[str, dict[str, str]] = {}
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            port = unused.getsockname()[1]
         self.api = f"http://127.0.0.1:{port}/api"
-        self.client = httpx.Client(timeout=30)  # one for all: making each takes longer than what it asks for
+        self.client = httpx.Client(timeout=30)  # shared: creating a client takes longer than a request
         self.environment = {
             **os.environ,
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": self.api,
             **dict.fromkeys(("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"), LOGIN),
             "TUNELINE_HOME": str(folder / "home"),
-            "TUNELINE_REPOSITORY": str(self.project.folder),
+            "TUNELINE_REPOSITORY": str(project.folder),
+            "TUNELINE_LANG": "en",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "PATH": PATH,
@@ -55,106 +69,11 @@ class Site:
             "gpu": ("flows.agent", "--gpus", "none"),
         }
 
-    def start(self, *names: str) -> None:
-        for name in names:
-            with (self.folder / f"{name}.log").open("a") as log:
-                self.running[name] = subprocess.Popen(
-                    [sys.executable, "-m", *self.programs[name]],
-                    cwd=ROOT,
-                    env=self.environment | self.own.get(name, {}),
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-
-    def deploy(self) -> None:
-        done = subprocess.run([sys.executable, "-m", "flows.deployments"], cwd=ROOT, env=self.environment, check=False)
-        assert done.returncode == 0
-
-    def power_loss(self, *names: str) -> None:
-        """Kill programs with -9 and everything that they started, whatever session it is in, all at once."""
-        roots = [psutil.Process(pid) for name in names if psutil.pid_exists(pid := self.running.pop(name).pid)]
-        every = [*roots, *(child for root in roots for child in root.children(recursive=True))]
-        for process in every:
-            process.kill()
-        psutil.wait_procs(every, timeout=10)
-
-    def stop(self, *names: str) -> None:
-        for name in names or tuple(self.running):
-            process = self.running.pop(name)
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-
-    def restart_with(self, environment: dict[str, str]) -> None:
-        """All programs anew, with this besides in their environment."""
-        self.stop()
-        self.own = dict.fromkeys(self.programs, environment)
-        self.start(*self.programs)
-
-    def ask(self, method: str, path: str, body: dict | None = None):
-        auth = tuple(self.environment["PREFECT_API_AUTH_STRING"].split(":"))
-        until = time.monotonic() + 60
-        while True:
-            try:
-                answer = self.client.request(method, f"{self.api}{path}", json=body, auth=auth)
-            except httpx.TransportError:  # the server restarts
-                answer = None
-            # 503: SQLite was busy. Prefect's own client asks again in both cases, too.
-            if time.monotonic() > until or (answer is not None and answer.status_code != 503):
-                break
-            time.sleep(1)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
-
-    def run(self, deployment: str, **parameters) -> str:
-        """Start a run; gives its id."""
-        found = self.ask("GET", f"/deployments/name/{deployment}/{deployment}")
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-        return self.ask("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
-
-    def state(self, run: str) -> str:
-        return self.ask("GET", f"/flow_runs/{run}")["state"]["name"]
-
-    def ended(self, run: str) -> str:
-        until(lambda: self.state(run) in ("Completed", "Failed", "Cancelled"), f"run {run} to end", LONG)
-        return self.state(run)
-
-    def children(self, run: str) -> list[dict]:
-        return self.ask("POST", "/flow_runs/filter", {"flow_runs": {"tags": {"all_": [f"of {run}"]}}})
-
-    def artifacts(self) -> set[str]:
-        return {each["key"] for each in self.ask("POST", "/artifacts/filter", {})}
-
-    def processes(self, module: str) -> list[psutil.Process]:
-        """Those of this site that are ``python -m module``; DVC's shell, which may stand above one, is none."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if module in process.cmdline() and process.environ().get("TUNELINE_TEST_SITE") == str(self.folder):
-                    found.append(process)
-            except (psutil.Error, OSError):
-                continue
-        return found
-
-    def training(self) -> psutil.Process:
-        """The training, once it has a checkpoint to go on from; other clones may have some, too."""
-
-        def under_way() -> psutil.Process | None:
-            for process in self.processes(TRAINING):
-                with suppress(psutil.Error, OSError):
-                    if list(Path(process.cwd()).glob("models/checkpoints/lora.*/checkpoint-*/progress.json")):
-                        return process
-            return None
-
-        return until(under_way, "a training with a checkpoint", LONG)
-
-    def set_epochs(self, epochs: int) -> None:
-        self.project.edit_params(lambda params: params["adapters"]["lora"].update(epochs=epochs))
-        self.project.commit(f"{epochs} epochs")
+    # Programs ----------------------------------------------------------------------------------------
 
     @contextmanager
     def open(self) -> Iterator["Site"]:
-        """Server, keeper and agents with all deployments; pytest prints what they logged if a test fails."""
+        """Run server, keeper and agents with all deployments; pytest shows their logs if a test fails."""
         try:
             self.start(*self.programs)
             self.deploy()
@@ -162,34 +81,179 @@ class Site:
         finally:
             for log in self.folder.glob("*.log"):
                 print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}")
-            self.power_loss(*self.running)
+            self.kill(*self.running)
+
+    def start(self, *names: str) -> None:
+        """Start programs, whose output is appended to ``NAME.log``."""
+        for name in names:
+            with (self.folder / f"{name}.log").open("a") as log:
+                self.running[name] = subprocess.Popen(
+                    [sys.executable, "-m", *self.programs[name]],
+                    cwd=ROOT,
+                    env=self.environment | self.program_environment.get(name, {}),
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+
+    def deploy(self) -> None:
+        """Create the deployments, as at every start of a site."""
+        done = subprocess.run([sys.executable, "-m", "flows.deployments"], cwd=ROOT, env=self.environment, check=False)
+        assert done.returncode == 0
+
+    def stop(self, *names: str) -> None:
+        """Send SIGTERM to programs (by default all) and wait until they end."""
+        for name in names or tuple(self.running):
+            process = self.running.pop(name)
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+    def kill(self, *names: str) -> None:
+        """Send SIGKILL to programs and all their descendants, as in a power failure."""
+        roots = [psutil.Process(pid) for name in names if psutil.pid_exists(pid := self.running.pop(name).pid)]
+        processes = [*roots, *(child for root in roots for child in root.children(recursive=True))]
+        for process in processes:
+            process.kill()
+        psutil.wait_procs(processes, timeout=10)
+
+    def restart_with(self, environment: dict[str, str]) -> None:
+        """Restart all programs with additional variables."""
+        self.stop()
+        self.program_environment = dict.fromkeys(self.programs, environment)
+        self.start(*self.programs)
+
+    def log(self, name: str) -> str:
+        """Return the output of a program so far."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def processes(self, module: str) -> list[psutil.Process]:
+        """Return the processes ``python -m module`` of this site; not the shells that DVC starts them with."""
+        processes = []
+        for process in psutil.process_iter():
+            try:
+                if module in process.cmdline() and process.environ().get("TUNELINE_TEST_SITE") == str(self.folder):
+                    processes.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return processes
+
+    def wait_for_training(self) -> psutil.Process:
+        """Wait for a training that has saved a checkpoint, and return its process."""
+
+        def find_training() -> psutil.Process | None:
+            for process in self.processes(TRAINING):
+                with suppress(psutil.Error, OSError):  # the clone of another run may have checkpoints, too
+                    if list(Path(process.cwd()).glob("models/checkpoints/lora.*/checkpoint-*/progress.json")):
+                        return process
+            return None
+
+        return wait_until(find_training, "a training with a checkpoint", TIMEOUT)
+
+    # Runs --------------------------------------------------------------------------------------------
+
+    def request(self, method: str, path: str, body: dict | None = None):
+        """Send a request to the server's API and return the JSON of the response; retry like Prefect's own client."""
+        auth = tuple(self.environment["PREFECT_API_AUTH_STRING"].split(":"))
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                response = self.client.request(method, f"{self.api}{path}", json=body, auth=auth)
+            except httpx.TransportError:  # the server restarts
+                response = None
+            # 503: the SQLite database was locked.
+            if time.monotonic() > deadline or (response is not None and response.status_code != 503):
+                break
+            time.sleep(1)
+        response.raise_for_status()
+        return response.json() if response.content else None
+
+    def run(self, deployment: str, **parameters) -> str:
+        """Start a run of a deployment and return its id."""
+        deployment_id = self.request("GET", f"/deployments/name/{deployment}/{deployment}")["id"]
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return self.request("POST", f"/deployments/{deployment_id}/create_flow_run", body)["id"]
+
+    def cancel(self, run: str) -> None:
+        """Cancel a run as the UI does."""
+        self.request("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+
+    def state(self, run: str) -> str:
+        """Return the name of a run's state."""
+        return self.request("GET", f"/flow_runs/{run}")["state"]["name"]
+
+    def final_state(self, run: str) -> str:
+        """Wait until a run has ended and return the name of its state."""
+        return wait_until(
+            lambda: state if (state := self.state(run)) in FINAL_STATES else None, f"run {run} to end", TIMEOUT
+        )
+
+    def children(self, run: str) -> list[dict]:
+        """Return the runs that a run has started."""
+        return self.request("POST", "/flow_runs/filter", {"flow_runs": {"tags": {"all_": [f"of {run}"]}}})
+
+    def lora_run(self, run: str) -> dict:
+        """Return the child of a run that trains LoRA."""
+        return next(child for child in self.children(run) if "lora" in child["name"])
+
+    def artifacts(self) -> set[str]:
+        """Return the keys of all artifacts."""
+        return {artifact["key"] for artifact in self.request("POST", "/artifacts/filter", {})}
+
+    def assert_no_run_is_active(self) -> None:
+        """Assert that every run has ended or is scheduled."""
+        states = {run["state"]["type"] for run in self.request("POST", "/flow_runs/filter", {})}
+        assert states <= {"COMPLETED", "FAILED", "CANCELLED", "SCHEDULED"}
+
+    # Repository --------------------------------------------------------------------------------------
 
     def git(self, *arguments: str) -> str:
+        """Run git in the project and return its output."""
         return self.project.run("git", *arguments).stdout.strip()
 
+    def commit_params(self, change: Callable[[dict], object], message: str) -> None:
+        """Change params.yaml and commit it."""
+        self.project.edit_params(change)
+        self.project.commit(message)
 
-def make_small(project: Project) -> None:
-    """One adapter, few probes, short answers: the orchestration is what is tested."""
+    def set_epochs(self, epochs: int) -> None:
+        """Change and commit the length of LoRA's training."""
+        self.commit_params(lambda params: params["adapters"]["lora"].update(epochs=epochs), f"{epochs} epochs")
 
-    def shrink(params: dict) -> None:
-        params["adapters"] = {"lora": params["adapters"]["lora"]}
-        params["base"]["tiny"].update(steps=30)
-        params["evaluate"].update(max_new_tokens=8, samples=0)
 
-    project.edit_params(shrink)
-    probes = project.folder / "data/demo/probes.jsonl"
-    write_rows(probes, [json.loads(line) for line in probes.read_text(encoding="utf-8").splitlines()[:3]])
-    general = project.folder / "data/demo/general/conversations.jsonl"
-    write_rows(general, [json.loads(line) for line in general.read_text(encoding="utf-8").splitlines()[:60]])
+def create_small_project(folder: Path) -> Project:
+    """Create a project whose stages take seconds: a tiny base, one adapter, few rows, short answers."""
+    project = create_project(folder)
+    project.edit_params(_shrink)
+    keep_rows(project.folder / "data/demo/probes.jsonl", 3)
+    keep_rows(project.folder / "data/demo/general/conversations.jsonl", 40)
+    for name, count in DEMO_ROWS.items():
+        keep_rows(project.folder / f"data/demo/raw/{name}.jsonl", count)
     project.run("git", "config", "user.name", "test")
     project.run("git", "config", "user.email", "test@localhost")
     project.commit("small")
+    return project
 
 
-def until(condition, what: str, seconds: float = 120.0):
-    """Wait until something holds; gives it."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"waited in vain for {what}"
+def _shrink(params: dict) -> None:
+    params["base"]["tiny"].update(steps=30, hidden_size=64, layers=2, heads=2, vocab_size=4500)
+    params["adapters"] = {"lora": params["adapters"]["lora"] | {"epochs": 3}}
+    params["evaluate"].update(max_new_tokens=8, samples=0)
+
+
+def keep_rows(path: Path, count: int) -> None:
+    """Shorten a JSONL file to ``count`` lines, evenly spread."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:: max(1, len(lines) // count)][:count]), encoding="utf-8")
+
+
+def wait_until(condition: Callable[[], Value], what: str, seconds: float = 120.0) -> Value:
+    """Poll a condition every second until it is true, and return its value.
+
+    Raises:
+        AssertionError: it is not true within ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"timed out after {seconds:.0f} s waiting for {what}"
         time.sleep(1)
-    return found
+    return value

@@ -1,4 +1,4 @@
-"""Agents on GPUs that are there: a whole site on the host's own, by what NVIDIA's driver sees of its processes."""
+"""A whole site on the real GPUs of this host, observed through NVIDIA's driver."""
 
 import os
 import time
@@ -7,7 +7,7 @@ from contextlib import suppress
 import psutil
 import pynvml
 import pytest
-from sites import LONG, TRAINING, Site, until
+from sites import FINAL_STATES, TIMEOUT, TRAINING, Site, wait_until
 
 from flows import gpus
 
@@ -16,7 +16,6 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(not NAMED, reason="needs NVIDIA GPUs, named as in TUNELINE_TEST_GPU=0,1"),
 ]
-ENDED = ("Completed", "Failed", "Cancelled")
 
 
 @pytest.fixture(scope="module")
@@ -25,103 +24,102 @@ def owned() -> list[gpus.Gpu]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory, owned):
-    """An agent for each GPU."""
-    made = Site(tmp_path_factory.mktemp("site"), CUDA_VISIBLE_DEVICES="")
-    del made.programs["gpu"]
-    made.programs |= {f"gpu-{gpu.name}": ("flows.agent", "--gpus", gpu.name) for gpu in owned}
-    with made.open():
-        yield made
+def site(tmp_path_factory, prepared_project, owned):
+    """A site with an agent for each GPU."""
+    folder = tmp_path_factory.mktemp("site")
+    site = Site(folder, prepared_project.copy_to(folder / "project"), CUDA_VISIBLE_DEVICES="")
+    del site.programs["gpu"]
+    site.programs |= {f"gpu-{gpu.name}": ("flows.agent", "--gpus", gpu.name) for gpu in owned}
+    with site.open():
+        yield site
 
 
-def at_work(gpu: gpus.Gpu) -> dict[int, str]:
-    """The processes that the driver sees on a GPU, each with the flow run that it works for."""
+def runs_on(gpu: gpus.Gpu) -> dict[int, str]:
+    """Return the flow runs that use a GPU, by process id, as the driver reports them."""
     pynvml.nvmlInit()
-    found = {}
+    runs = {}
     for process in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)):
         with suppress(psutil.NoSuchProcess):
-            found[process.pid] = psutil.Process(process.pid).environ().get("PREFECT__FLOW_RUN_ID", "nobody's")
+            runs[process.pid] = psutil.Process(process.pid).environ().get("PREFECT__FLOW_RUN_ID", "no flow run")
     pynvml.nvmlShutdown()
-    return found
+    return runs
 
 
-def watched(site: Site, run: str, owned: list[gpus.Gpu]) -> list[list[set[str]]]:
-    """Wait for a run to complete; gives which runs were on each GPU, look by look."""
-    looks, end = [], time.monotonic() + LONG
-    while site.state(run) not in ENDED:
-        assert time.monotonic() < end, f"waited in vain for run {run}"
-        looks.append([set(at_work(gpu).values()) for gpu in owned])
+def observe(site: Site, run: str, owned: list[gpus.Gpu]) -> list[list[set[str]]]:
+    """Wait until a run completes; return for each observation the flow runs on each GPU."""
+    observations, deadline = [], time.monotonic() + TIMEOUT
+    while site.state(run) not in FINAL_STATES:
+        assert time.monotonic() < deadline, f"timed out waiting for run {run}"
+        observations.append([set(runs_on(gpu).values()) for gpu in owned])
         time.sleep(0.3)
     assert site.state(run) == "Completed"
-    return looks
+    return observations
 
 
-def train_for(site: Site, epochs: int, devices: int = 1, adapters: tuple[str, ...] = ("lora",)) -> None:
+def set_training(site: Site, epochs: int, devices: int = 1, adapters: tuple[str, ...] = ("lora",)) -> None:
     def change(params: dict) -> None:
         lora = params["adapters"]["lora"] | {"epochs": epochs}
-        # Another rate each: what is the same is trained once.
+        # Different learning rates: the run cache would return the result of an identical adapter.
         params["adapters"] = {
-            name: lora | {"learning_rate": 0.004 + place / 1e3} for place, name in enumerate(adapters)
+            name: lora | {"learning_rate": 0.004 + index / 1e3} for index, name in enumerate(adapters)
         }
         params["train"]["devices"] = devices
 
-    site.project.edit_params(change)
-    site.project.commit(f"{epochs} epochs of {adapters} on {devices}")
+    site.commit_params(change, f"{epochs} epochs of {adapters} on {devices}")
 
 
-def test_runs_share_no_gpu_and_use_each_that_is_there(site, owned):
-    """As many adapters as GPUs are trained at once, and the base is evaluated when one of them is free."""
-    train_for(site, 20, adapters=("lora", *(f"other{place}" for place in range(1, len(owned)))))
+def test_concurrent_runs_use_all_gpus_and_share_none(site, owned):
+    """Train as many adapters as GPUs at once."""
+    set_training(site, 100, adapters=("lora", *(f"other{index}" for index in range(1, len(owned)))))
     run = site.run("finetune-adapters", cause="each its own")
-    looks = watched(site, run, owned)
-    assert all(len(runs) <= 1 for look in looks for runs in look)
-    assert any(all(look) for look in looks), "the GPUs were never all at work"
-    seen = {each for look in looks for runs in look for each in runs}
-    assert seen == {child["id"] for child in site.children(run)}  # evaluation and measurements, too
+    observations = observe(site, run, owned)
+    assert all(len(runs) <= 1 for observation in observations for runs in observation)
+    assert any(all(observation) for observation in observations), "the GPUs were never used at the same time"
+    seen = {run_id for observation in observations for runs in observation for run_id in runs}
+    assert seen == {child["id"] for child in site.children(run)}  # including evaluation and measurements
 
 
-def test_a_cancelled_training_leaves_its_gpu_within_30_seconds(site, owned):
-    train_for(site, 300)
+def test_cancelled_training_frees_its_gpu_within_30_seconds(site, owned):
+    set_training(site, 3000)
     run = site.run("finetune-adapters", cause="cancelled")
-    site.training()
-    assert any(map(at_work, owned))
-    began = time.monotonic()
-    site.ask("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
-    until(lambda: not any(map(at_work, owned)), "the GPUs to be free", 30)
-    print(f"free after {time.monotonic() - began:.0f} s")
-    until(lambda: site.state(run) == "Cancelled", "the run to be cancelled", LONG)
+    site.wait_for_training()
+    assert any(map(runs_on, owned))
+    cancelled_at = time.monotonic()
+    site.cancel(run)
+    wait_until(lambda: not any(map(runs_on, owned)), "the GPUs to be free", 30)
+    print(f"free after {time.monotonic() - cancelled_at:.0f} s")
+    wait_until(lambda: site.state(run) == "Cancelled", "the run to be cancelled", TIMEOUT)
 
 
-def test_what_a_killed_agent_left_on_its_gpu_ends_before_the_next_agent_goes_on(site, owned):
-    """The agent alone is killed with -9; its worker, the flow and the training live on without it."""
-    train_for(site, 60)
+def test_processes_of_a_killed_agent_end_before_the_next_agent_starts_work(site, owned):
+    """SIGKILL ends the agent alone; its worker, the flow and the training survive it."""
+    set_training(site, 300)
     run = site.run("finetune-adapters", cause="agent killed")
-    first = site.training()
-    (gpu,) = (gpu for gpu in owned if first.pid in at_work(gpu))
+    first = site.wait_for_training()
+    (gpu,) = (gpu for gpu in owned if first.pid in runs_on(gpu))
     agent = f"gpu-{gpu.name}"
     site.running[agent].kill()
     site.running.pop(agent).wait()
     assert first.is_running()
     site.start(agent)
-    looks = watched(site, run, owned)
+    observations = observe(site, run, owned)
     assert not first.is_running()
-    assert all(len(runs) <= 1 for look in looks for runs in look)
-    lora = next(child for child in site.children(run) if "lora" in child["name"])
-    assert lora["run_count"] == 2
-    assert "going on from" in "".join((site.folder / f"{name}.log").read_text() for name in site.running)
+    assert all(len(runs) <= 1 for observation in observations for runs in observation)
+    assert site.lora_run(run)["run_count"] == 2
+    assert "resuming from" in "".join(map(site.log, site.running))
 
 
-def test_a_run_that_needs_two_gpus_goes_to_the_agent_that_owns_two(site, owned):
+def test_run_on_two_gpus_goes_to_an_agent_with_two_gpus(site, owned):
     if len(owned) < 2:
         pytest.skip("needs two GPUs")
     site.stop(*(f"gpu-{gpu.name}" for gpu in owned))
     site.programs["both"] = ("flows.agent", "--gpus", ",".join(gpu.name for gpu in owned[:2]))
-    train_for(site, 30, devices=2)
+    set_training(site, 150, devices=2)
     run = site.run("finetune-adapters", cause="two at once")
-    until(lambda: site.children(run), "its parts to wait for an agent", LONG)
+    wait_until(lambda: site.children(run), "its child runs to be scheduled", TIMEOUT)
     site.start("both")
-    looks = watched(site, run, owned[:2])
-    assert all(len(runs) <= 1 for look in looks for runs in look)
-    lora = next(child["id"] for child in site.children(run) if "lora" in child["name"])
-    assert any(look == [{lora}, {lora}] for look in looks)
+    observations = observe(site, run, owned[:2])
+    assert all(len(runs) <= 1 for observation in observations for runs in observation)
+    lora = site.lora_run(run)["id"]
+    assert any(observation == [{lora}, {lora}] for observation in observations)
     assert not site.processes(TRAINING)

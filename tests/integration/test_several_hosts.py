@@ -1,4 +1,4 @@
-"""Several hosts: nothing is shared but a git repository, a DVC remote and the server, which has a real PostgreSQL."""
+"""Several hosts that share only a git repository, a DVC remote, and a server with PostgreSQL."""
 
 import os
 import shutil
@@ -6,28 +6,30 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
-from sites import LONG, Site, until
+from sites import TIMEOUT, Site, create_small_project, wait_until
 
 pytestmark = pytest.mark.integration
 
 
 class Postgres:
-    """A PostgreSQL of this test's own, from Debian's package; root lets user ``postgres`` run it, as it must."""
+    """A temporary PostgreSQL server, from Debian's package. It refuses to run as root, who runs it as ``postgres``."""
 
     def __init__(self):
         if not shutil.which("initdb") or not shutil.which("pg_ctl"):
             pytest.skip("needs PostgreSQL's initdb and pg_ctl on PATH (Debian's postgresql)")
         self.folder = Path(tempfile.mkdtemp())
-        self.user = ("runuser", "-u", "postgres", "--") if os.geteuid() == 0 else ()
-        if self.user:
+        self.as_user = ("runuser", "-u", "postgres", "--") if os.geteuid() == 0 else ()
+        if self.as_user:
             shutil.chown(self.folder, "postgres", "postgres")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            self.port = unused.getsockname()[1]
         self.call("initdb", "--pgdata", f"{self.folder}/data", "--auth", "trust", "--username", "tuneline")
         self.start()
 
@@ -36,7 +38,7 @@ class Postgres:
         return f"postgresql+asyncpg://tuneline@127.0.0.1:{self.port}/postgres"
 
     def call(self, *command: str) -> None:
-        subprocess.run([*self.user, *command], check=True, stdout=subprocess.DEVNULL, cwd=self.folder)
+        subprocess.run([*self.as_user, *command], check=True, stdout=subprocess.DEVNULL, cwd=self.folder)
 
     def start(self) -> None:
         options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1"
@@ -49,89 +51,90 @@ class Postgres:
 
 @pytest.fixture(scope="module")
 def database():
-    made = Postgres()
-    yield made
-    made.stop()
-    shutil.rmtree(made.folder, ignore_errors=True)
+    server = Postgres()
+    yield server
+    server.stop()
+    shutil.rmtree(server.folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, database):
-    """Server and keeper, a CPU agent and a GPU agent with homes of their own; the repository is bare."""
-    secret, folder = "team:a password", tmp_path_factory.mktemp("hosts")
-    made = Site(
+    """Server and keeper, and a CPU and a GPU agent with a TUNELINE_HOME each, which clone a bare repository."""
+    login, folder = "team:a password", tmp_path_factory.mktemp("hosts")
+    site = Site(
         folder,
+        create_small_project(folder / "project"),
         PREFECT_API_DATABASE_CONNECTION_URL=database.url,
-        PREFECT_SERVER_API_AUTH_STRING=secret,
-        PREFECT_API_AUTH_STRING=secret,
+        PREFECT_SERVER_API_AUTH_STRING=login,
+        PREFECT_API_AUTH_STRING=login,
         TUNELINE_REPOSITORY=f"file://{folder}/origin.git",
     )
-    made.project.run("dvc", "remote", "add", "--default", "store", str(folder / "store"))
-    made.set_epochs(3)
-    made.project.run("git", "clone", "--quiet", "--bare", ".", str(folder / "origin.git"))
-    made.own = {name: {"TUNELINE_HOME": str(folder / f"home-{name}")} for name in ("cpu", "gpu")}
-    with made.open():
-        yield made
+    site.project.run("dvc", "remote", "add", "--default", "store", str(folder / "store"))
+    site.set_epochs(30)
+    site.project.run("git", "clone", "--quiet", "--bare", ".", str(folder / "origin.git"))
+    site.program_environment = {name: {"TUNELINE_HOME": str(folder / f"home-{name}")} for name in ("cpu", "gpu")}
+    with site.open():
+        yield site
 
 
-def test_hosts_that_share_a_remote_and_a_server_whose_database_is_gone_for_a_minute(site, database, tmp_path):
-    import httpx
-
+def test_run_survives_a_minute_without_the_servers_database(site, database, tmp_path):
+    """The champion is the adapter that the GPU host has trained, and a further host can pull both."""
     assert httpx.post(f"{site.api}/flow_runs/filter", json={}).status_code == 401
     run = site.run("finetune-adapters", cause="hosts")
-    site.training()
+    site.wait_for_training()
     database.stop()
     time.sleep(60)
     database.start()
-    assert site.ended(run) == "Completed"
-    # Who could not tell the server in all that time that it has done its work does the rest of it once more.
+    assert site.final_state(run) == "Completed"
+    # A run that could not report its end to the server repeats its last step once.
     assert all(child["run_count"] <= 2 for child in site.children(run))
-    shared = {site.folder / "home-cpu/cache", site.folder / "home-gpu/cache"}
-    assert all(path.is_dir() for path in shared)
+    assert all((site.folder / home / "cache").is_dir() for home in ("home-cpu", "home-gpu"))
     elsewhere, origin = tmp_path / "elsewhere", site.folder / "origin.git"
     site.project.run("git", "clone", "--quiet", "-b", "tuneline/retrained", str(origin), str(elsewhere))
     for target in ("train@lora", "models/champion.dvc"):
         done = subprocess.run(["dvc", "pull", "--quiet", target], cwd=elsewhere, env=site.environment, check=False)
         assert done.returncode == 0, target
-    weights = [
+    adapter, champion = (
         elsewhere / folder / "adapter_model.safetensors" for folder in ("models/weights/lora", "models/champion")
-    ]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    )
+    assert adapter.read_bytes() == champion.read_bytes()
 
 
-def test_another_host_goes_on_from_the_checkpoint_of_one_that_lost_power_and_waits_for_the_remote_at_its_end(site):
-    site.set_epochs(6)
+def test_another_host_resumes_the_training_of_a_host_that_lost_power(site):
+    """The remote is unavailable at the end of the training; the second host retries."""
+    site.set_epochs(100)
     site.project.run("git", "push", "--quiet", str(site.folder / "origin.git"), "HEAD")
     run = site.run("finetune-adapters", cause="moved")
-    site.training()
-    travelled = lambda: list(site.folder.glob("store/tuneline/checkpoints/*/lora.*/*/progress.json"))  # noqa: E731
-    until(travelled, "its checkpoint to be copied", 120)
-    site.power_loss("gpu")
+    site.wait_for_training()
+
+    def uploaded_checkpoints() -> list[Path]:
+        return list(site.folder.glob("store/tuneline/checkpoints/*/lora.*/*/progress.json"))
+
+    wait_until(uploaded_checkpoints, "a checkpoint in the remote")
+    site.kill("gpu")
     site.programs["other"] = site.programs["gpu"]
-    site.own["other"] = {"TUNELINE_HOME": str(site.folder / "home-other")}
+    site.program_environment["other"] = {"TUNELINE_HOME": str(site.folder / "home-other")}
     site.start("other")
-    said = lambda words: words in (site.folder / "other.log").read_text()  # noqa: E731
-    until(lambda: said("going on from"), "the other host to train", LONG)
-    assert said("was taken over from another host")
-    with unplugged(site.folder / "store"):
-        until(lambda: said("Trying again in"), "the remote to be missed", LONG)
-    assert site.ended(run) == "Completed"
-    lora = next(child for child in site.children(run) if "lora" in child["name"])
-    assert lora["run_count"] == 2
-    assert not travelled()
+    wait_until(lambda: "resuming from" in site.log("other"), "the other host to train", TIMEOUT)
+    assert "from another host" in site.log("other")
+    with unavailable(site.folder / "store"):
+        wait_until(lambda: "Retry in" in site.log("other"), "the other host to retry", TIMEOUT)
+    assert site.final_state(run) == "Completed"
+    assert site.lora_run(run)["run_count"] == 2
+    assert not uploaded_checkpoints()
 
 
 @contextmanager
-def unplugged(store: Path):
-    """A remote that is away while the block runs."""
-    away = store.with_name("unplugged")
-    store.rename(away)
-    store.write_text("")  # so that DVC cannot make the folder anew
+def unavailable(remote: Path) -> Iterator[None]:
+    """Move a remote away while the block runs."""
+    moved = remote.with_name("unavailable")
+    remote.rename(moved)
+    remote.write_text("")  # a file, so that DVC cannot create the folder
     yield
-    store.unlink()
-    away.rename(store)
+    remote.unlink()
+    moved.rename(remote)
 
 
-def test_no_log_names_the_password(site):
+def test_no_log_contains_the_password(site):
     for log in site.folder.glob("*.log"):
         assert "a password" not in log.read_text(errors="replace"), log.name

@@ -1,11 +1,11 @@
-"""Who can make a site run something, against a real server with an agent: its own pages and programs alone."""
+"""Access control of a real server with an agent: which requests and which runs are refused."""
 
 import json
 from uuid import uuid4
 
 import httpx
 import pytest
-from sites import LOGIN, Site, until
+from sites import LOGIN, Site, create_small_project, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
@@ -15,46 +15,47 @@ from flows.run_metadata import HEARTBEAT_LABEL
 
 pytestmark = pytest.mark.integration
 
-OURS = "flows.prepare_data.prepare_data"
-WRONG = "tests:wrong"
+ENTRYPOINT = "flows.prepare_data.prepare_data"
+WRONG_LOGIN = "tests:wrong"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A server and an agent for pool ``cpu``, without the project's deployments."""
-    made = Site(tmp_path_factory.mktemp("site"))
+    folder = tmp_path_factory.mktemp("site")
+    site = Site(folder, create_small_project(folder / "project"))
     try:
-        made.start("server", "cpu")
-        until(lambda: "started!" in (made.folder / "cpu.log").read_text(), "the agent")
-        yield made
+        site.start("server", "cpu")
+        wait_until(lambda: "started!" in site.log("cpu"), "the agent")
+        yield site
     finally:
-        print((made.folder / "cpu.log").read_text(errors="replace")[-4000:])
-        made.power_loss(*made.running)
+        print(site.log("cpu")[-4000:])
+        site.kill(*site.running)
 
 
 @pytest.fixture(scope="module")
 def flow(site) -> str:
-    return site.ask("POST", "/flows/", {"name": "attacked"})["id"]
+    return site.request("POST", "/flows/", {"name": "attacked"})["id"]
 
 
-def deploy(site, flow: str, **more) -> str:
-    """Make a deployment by the API; gives its id."""
+def create_deployment(site, flow: str, **fields) -> str:
+    """Create a deployment by the API and return its id."""
     body = {
         "name": f"attack {uuid4()}",
         "flow_id": flow,
         "work_pool_name": "cpu",
-        "entrypoint": OURS,
+        "entrypoint": ENTRYPOINT,
         "pull_steps": [],
-    } | more
-    return site.ask("POST", "/deployments/", body)["id"]
+    } | fields
+    return site.request("POST", "/deployments/", body)["id"]
 
 
-def outcome(site, deployment: str, **more) -> str:
-    """Start a run and wait for its end; gives the message of its last state."""
-    body = {"state": {"type": "SCHEDULED"}, "parameters": {"revision": "no-such-revision"}} | more
-    run = site.ask("POST", f"/deployments/{deployment}/create_flow_run", body)["id"]
-    assert site.ended(run) == "Failed"
-    return site.ask("GET", f"/flow_runs/{run}")["state"]["message"]
+def failure_message(site, deployment: str, **fields) -> str:
+    """Start a run, which must fail, and return the message of its last state."""
+    body = {"state": {"type": "SCHEDULED"}, "parameters": {"revision": "no-such-revision"}} | fields
+    run = site.request("POST", f"/deployments/{deployment}/create_flow_run", body)["id"]
+    assert site.final_state(run) == "Failed"
+    return site.request("GET", f"/flow_runs/{run}")["state"]["message"]
 
 
 def port(site) -> int:
@@ -74,30 +75,30 @@ def port(site) -> int:
         ({"Host": "127.0.0.1:1"}, 400),
     ],
 )
-def test_a_page_of_another_site_starts_no_run_even_with_the_password(site, flow, headers, status):
-    """A POST of plain text needs no preflight: CORS alone would run it, and hide the answer."""
-    deployment = deploy(site, flow)
+def test_cross_site_request_starts_no_run_even_with_the_password(site, flow, headers, status):
+    """A POST of plain text needs no preflight: CORS would only hide the response."""
+    deployment = create_deployment(site, flow)
     headers = {name: value.replace("{port}", str(port(site))) for name, value in headers.items()}
-    answer = httpx.post(
+    response = httpx.post(
         f"{site.api}/deployments/{deployment}/create_flow_run",
         content=json.dumps({"state": {"type": "SCHEDULED"}}),
         headers={"Content-Type": "text/plain"} | headers,
         auth=tuple(LOGIN.split(":")),
     )
-    assert answer.status_code == status
-    assert "access-control-allow-origin" not in answer.headers
-    assert site.ask("POST", "/flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}}) == []
+    assert response.status_code == status
+    assert "access-control-allow-origin" not in response.headers
+    assert site.request("POST", "/flow_runs/filter", {"deployments": {"id": {"any_": [deployment]}}}) == []
 
 
-def test_without_the_password_nothing_is_read_or_written(site):
-    for login in (None, WRONG, ":", "tests:"):
+def test_requests_without_the_password_are_rejected(site):
+    for login in (None, WRONG_LOGIN, ":", "tests:"):
         auth = tuple(login.split(":")) if login else None
         for method, path in (("POST", "/flow_runs/filter"), ("GET", "/admin/version"), ("POST", "/flows/")):
             assert httpx.request(method, f"{site.api}{path}", json={}, auth=auth).status_code == 401
     assert httpx.get(f"{site.api}/health").status_code == 200
 
 
-def test_the_sites_own_pages_are_served_and_may_ask(site):
+def test_own_pages_are_served_and_may_send_requests(site):
     root = site.api.removesuffix("/api")
     navigation = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
     page = httpx.get(root, headers={"Accept": "text/html"} | navigation, follow_redirects=True)
@@ -107,40 +108,41 @@ def test_the_sites_own_pages_are_served_and_may_ask(site):
     assert httpx.get(root, headers=navigation | {"Sec-Fetch-Dest": "iframe"}).status_code == 403
     assert httpx.get(root, headers={"Host": "evil.example"}).status_code == 400
     assert httpx.get(f"{root}/ui-settings").json()["auth"] == "BASIC"
-    for name in ("127.0.0.1", "localhost", "[::1]"):  # the UI may be opened by one name and ask by another
+    for name in ("127.0.0.1", "localhost", "[::1]"):  # the UI may be opened by one name and send requests to another
         origin = f"http://{name}:{port(site)}"
-        answer = httpx.post(
+        response = httpx.post(
             f"{site.api}/flow_runs/filter", json={}, headers={"Origin": origin}, auth=tuple(LOGIN.split(":"))
         )
-        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, origin)
+        assert (response.status_code, response.headers["access-control-allow-origin"]) == (200, origin)
 
 
 @pytest.mark.parametrize("path", ["/events/in", "/events/out", "/logs/out", "/task_runs/subscriptions/scheduled"])
-def test_a_websocket_is_opened_for_the_sites_own_pages_with_the_password_alone(site, path):
+def test_websocket_requires_own_origin_and_password(site, path):
     own = f"http://localhost:{port(site)}"
     assert greet(site, path, LOGIN, origin=own) == greet(site, path, LOGIN) == "auth_success"
     with pytest.raises(ConnectionClosed):
-        greet(site, path, WRONG)
-    for refused in ({"origin": "http://evil.example"}, {"additional_headers": {"Sec-Fetch-Site": "cross-site"}}):
+        greet(site, path, WRONG_LOGIN)
+    for foreign in ({"origin": "http://evil.example"}, {"additional_headers": {"Sec-Fetch-Site": "cross-site"}}):
         with pytest.raises(InvalidStatus, match="403"):
-            greet(site, path, LOGIN, **refused)
+            greet(site, path, LOGIN, **foreign)
 
 
-def greet(site, path: str, login: str, **more) -> str:
+def greet(site, path: str, login: str, **options) -> str:
+    """Open a websocket, authenticate, and return the type of the server's reply."""
     address = f"{site.api.replace('http', 'ws', 1)}{path}"
-    with connect(address, subprotocols=[Subprotocol("prefect")], proxy=None, **more) as socket:
+    with connect(address, subprotocols=[Subprotocol("prefect")], proxy=None, **options) as socket:
         socket.send(json.dumps({"type": "auth", "token": login}))
         return json.loads(socket.recv(10))["type"]
 
 
-def test_an_agent_runs_what_the_project_has_deployed_and_nothing_else(site, flow, tmp_path):
-    mark = tmp_path / "executed"
-    touch = f"touch {mark}"
+def test_agent_runs_only_the_projects_deployments(site, flow, tmp_path):
+    marker = tmp_path / "executed"
+    touch = f"touch {marker}"
     (tmp_path / "evil.py").write_text(
-        f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n\n\ndef main():\n    pass\n"
+        f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n\n\ndef main():\n    pass\n"
     )
     shell = [{"prefect.deployments.steps.run_shell_script": {"script": touch}}]
-    for change, named in (
+    for change, quoted in (
         ({"job_variables": {"command": touch}}, "'command'"),
         ({"job_variables": {"env": {"PYTHONPATH": str(tmp_path)}}}, "'env'"),
         ({"job_variables": {"env.PREFECT__FLOW_ENTRYPOINT": "evil.main"}}, "'env.PREFECT__FLOW_ENTRYPOINT'"),
@@ -150,35 +152,38 @@ def test_an_agent_runs_what_the_project_has_deployed_and_nothing_else(site, flow
         ({"pull_steps": shell}, "pull steps"),
         ({"path": str(tmp_path)}, "path"),
     ):
-        said = outcome(site, deploy(site, flow, **change))
-        assert said.startswith("Refused: deployment 'attack "), said
-        assert named in said
+        message = failure_message(site, create_deployment(site, flow, **change))
+        assert message.startswith("Refused: deployment 'attack "), message
+        assert quoted in message
     for variables in ({"command": touch}, {"env": {"LD_PRELOAD": "/tmp/evil.so"}}):
-        said = outcome(site, deploy(site, flow), job_variables=variables)
-        assert said.startswith(f"Refused: the run sets job variable {next(iter(variables))!r}")
-    assert not mark.exists()
-    # What is the project's own runs, and its flow says what is wrong; a run on GPUs says how many.
-    said = outcome(site, deploy(site, flow), job_variables={"gpus": 2})
-    assert "no-such-revision" in said
-    assert not said.startswith("Refused")
-    # It has told the keeper how often it gives a sign of life, by the setting that its agent gave it.
-    (run,) = (run for run in site.ask("POST", "/flow_runs/filter", {}) if run["state"]["message"] == said)
+        message = failure_message(site, create_deployment(site, flow), job_variables=variables)
+        assert message.startswith(f"Refused: the run sets job variable {next(iter(variables))!r}")
+    assert not marker.exists()
+    # The project's own flow runs, and fails with its own message. The number of GPUs is an allowed variable.
+    message = failure_message(site, create_deployment(site, flow), job_variables={"gpus": 2})
+    assert "no-such-revision" in message
+    assert not message.startswith("Refused")
+    # The run has labelled itself with its heartbeat interval, for the keeper.
+    (run,) = (run for run in site.request("POST", "/flow_runs/filter", {}) if run["state"]["message"] == message)
     assert run["labels"][HEARTBEAT_LABEL] == int(SETTINGS["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
 
 
-def test_a_pool_whose_template_was_changed_serves_nothing(site, flow, tmp_path):
-    pool = site.ask("GET", "/work_pools/cpu")["base_job_template"]
+def test_pool_with_a_changed_template_runs_nothing(site, flow, tmp_path):
+    pool = site.request("GET", "/work_pools/cpu")["base_job_template"]
     changed = json.loads(json.dumps(pool))
     changed["variables"]["properties"]["command"]["default"] = f"touch {tmp_path}/executed"
-    site.ask("PATCH", "/work_pools/cpu", {"base_job_template": changed})
+    site.request("PATCH", "/work_pools/cpu", {"base_job_template": changed})
     try:
-        # The agent takes a new template with its heartbeat, within 30 s.
-        until(lambda: "sets 'command'" in outcome(site, deploy(site, flow)), "the template to be read", 120)
+        # The agent reads a new template with its heartbeat, every 30 s.
+        wait_until(
+            lambda: "sets 'command'" in failure_message(site, create_deployment(site, flow)),
+            "the agent to read the template",
+        )
     finally:
-        site.ask("PATCH", "/work_pools/cpu", {"base_job_template": pool})
+        site.request("PATCH", "/work_pools/cpu", {"base_job_template": pool})
     assert not (tmp_path / "executed").exists()
 
 
-def test_no_log_names_the_password(site):
+def test_no_log_contains_the_password(site):
     for log in site.folder.glob("*.log"):
         assert LOGIN.partition(":")[2] not in log.read_text(errors="replace"), log.name

@@ -1,0 +1,33 @@
+"""Fixtures that the integration tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from project import Project
+from sites import create_small_project
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory) -> Path:
+    """A folder that all workers of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder
+
+
+@pytest.fixture(scope="session")
+def prepared_project(session_folder) -> Project:
+    """A small project with data, base model and the base's evaluation in its cache and in dvc.lock; for copying only.
+
+    The first worker that needs it creates it.
+    """
+    folder = session_folder / "prepared_project"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            draft = create_small_project(session_folder / "draft_project")
+            code, _, output = draft.repro("evaluate@base")
+            assert code == 0, output
+            draft.commit("prepared")
+            draft.folder.rename(folder)
+    return Project(folder)
