@@ -101,16 +101,17 @@ class ChatModel:
         return adapter_files.load_adapter(self._folder(name), self.base, dtype=dtype)
 
     def stream_answer(self, messages: Sequence[Message], force_sampling: bool = False):
-        """Return a :class:`models.generation.Stream` of the answer.
+        """Return a :class:`models.generation.AnswerStream` of the answer.
 
         Args:
             messages: conversation that ends with the question.
             force_sampling: sample this answer even if the chat decodes greedily.
         """
-        from models.generation import Stream, greedy, sampled
+        from models.generation import AnswerStream, greedy_config, sampling_config
 
-        generation = (sampled if self.sample or force_sampling else greedy)(self.model, self.max_new_tokens)
-        return Stream(self.model, self.tokenizer, messages, generation, self.decoder)
+        build_config = sampling_config if self.sample or force_sampling else greedy_config
+        generation = build_config(self.model, self.max_new_tokens)
+        return AnswerStream(self.model, self.tokenizer, messages, generation, self.decoder)
 
     def max_prompt_tokens(self) -> int:
         """Return the longest prompt that leaves room for an answer."""

@@ -1,16 +1,17 @@
-"""Checkpoints by which a killed training goes on: whole or not there, and keyed by what the training depends on.
+"""Checkpoints of a training on disk: complete or absent, and keyed by everything that the training depends on.
 
-They lie outside DVC's outs, which DVC deletes before a stage runs. A checkpoint is transformers Trainer's own
-folder: adapter, optimizer, scheduler and random states. It counts once ``progress.json`` stands in it,
-which is written last, after everything else has reached the disk, and while all files have the sizes named there.
+They lie outside DVC's outs, which DVC deletes before a stage runs. A checkpoint is the folder that transformers'
+Trainer writes: weights, optimizer, scheduler and random states. It is complete once it has ``progress.json``, which is
+written last, after all other files have reached the disk, and while all files have the sizes recorded there.
 """
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from models.errors import UserError
 from models.storage import read_json, write_json
@@ -19,10 +20,10 @@ PROGRESS = "progress.json"
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder for the checkpoints of a training; those of the same name with another key are removed.
+    """Create the checkpoint folder of a training, and remove those of the same adapter with another key.
 
     Args:
-        folder: its name is that of the adapter, a dot, and a hash of everything that the training depends on.
+        folder: named ``<adapter>.<key>``, where the key is a hash of everything that the training depends on.
     """
     for other in folder.parent.glob(f"{folder.name.split('.')[0]}.*"):
         if other != folder and other.is_dir():
@@ -30,57 +31,64 @@ def prepare_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-@contextmanager
-def exclusive_lock(parent: Path, name: str, doing: str = "training") -> Iterator[None]:
-    """Hold an adapter for this process; the system lets go of it when the process ends.
+# Lock ----------------------------------------------------------------------------------------------
 
-    DVC's own lock does not do: killing DVC alone leaves the training running.
+
+@contextmanager
+def exclusive_lock(parent: Path, name: str) -> Iterator[None]:
+    """Lock an adapter for this process; the system releases the lock when the process ends.
+
+    DVC's own lock does not suffice: after a kill of DVC alone, the training goes on. While the lock is held, its file
+    holds the process id, by which :func:`was_killed` recognizes a holder that did not release it.
 
     Raises:
-        UserError: another process is doing this with it.
+        UserError: another process trains the adapter.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    with _lock_of(parent, name).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"Another process is {doing} {name!r} here; wait for it, or end it.") from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        try:
-            yield
-        finally:
-            lock.truncate(0)
+    path = _lock_path(parent, name)
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"Another process on this host trains {name!r}. Wait until it ends, or stop it.") from None
+    try:
+        path.write_text(str(os.getpid()))
+        yield
+    finally:
+        os.truncate(path, 0)
+        lock.release()
 
 
 def was_killed(parent: Path, name: str) -> bool:
-    """Whether whoever held this last ended without a chance to say so, as kill -9 or a lack of memory end it."""
-    lock = _lock_of(parent, name)
+    """Return whether the last holder of the lock was killed by SIGKILL or the OOM killer."""
+    lock = _lock_path(parent, name)
     return lock.is_file() and lock.stat().st_size > 0
 
 
-def _lock_of(parent: Path, name: str) -> Path:
+def _lock_path(parent: Path, name: str) -> Path:
     return parent / f".{name}.lock"
 
 
+# Reading -------------------------------------------------------------------------------------------
+
+
 def latest_complete(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; what was not, or was cut off later, is removed."""
-    found = complete_checkpoints(folder)
+    """Return the latest complete checkpoint of a training, and remove incomplete and damaged ones."""
+    complete = complete_checkpoints(folder)
     for path in folder.glob("checkpoint-*"):
-        if path not in found:
+        if path not in complete:
             shutil.rmtree(path)
-    return found[-1] if found else None
+    return complete[-1] if complete else None
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a training that were written to their ends, the newest last."""
-    named = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    return sorted(filter(is_complete, named), key=lambda path: step_from_name(path.name))
+    """Return the complete checkpoints of a training, in the order of their steps."""
+    candidates = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(filter(is_complete, candidates), key=lambda path: step_from_name(path.name))
 
 
 def step_from_name(name: str) -> int:
-    """The step of a checkpoint by its folder's name."""
+    """Return the step of a checkpoint from its folder's name, ``checkpoint-<step>``."""
     return int(name.split("-")[1])
 
 
@@ -88,15 +96,30 @@ def is_complete(checkpoint: Path) -> bool:
     try:
         sizes = read_progress(checkpoint)["sizes"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, UserError, KeyError, TypeError, AttributeError, ValueError):  # it may be damaged in any way
+    except (OSError, UserError, KeyError, TypeError, AttributeError, ValueError):  # progress.json may be damaged anyhow
         return False
 
 
+def read_progress(checkpoint: Path) -> dict:
+    return read_json(checkpoint / PROGRESS)
+
+
+def list_files(checkpoint: Path) -> list[Path]:
+    """Return all files of a complete checkpoint, those beside it included, and ``progress.json`` last."""
+    beside = [checkpoint.parent / name[3:] for name in read_progress(checkpoint)["sizes"] if name.startswith("../")]
+    inside = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != PROGRESS)
+    return [*beside, *inside, checkpoint / PROGRESS]
+
+
+# Writing -------------------------------------------------------------------------------------------
+
+
 def mark_complete(checkpoint: Path, progress: dict, beside: Path | None = None) -> None:
-    """Mark a checkpoint as whole, once its files are on the disk.
+    """Flush the files of a checkpoint to disk, then write ``progress.json``.
 
     Args:
-        beside: a file beside the checkpoint without which it is of no use, such as the best weights so far.
+        progress: JSON that a resumed training reads.
+        beside: file beside the checkpoint that it needs, such as the best weights so far.
     """
     for path in (*checkpoint.iterdir(), checkpoint):
         fsync_path(path)
@@ -106,19 +129,8 @@ def mark_complete(checkpoint: Path, progress: dict, beside: Path | None = None) 
     write_json(checkpoint / PROGRESS, progress | {"sizes": sizes})
 
 
-def list_files(checkpoint: Path) -> list[Path]:
-    """What belongs to a whole checkpoint, what lies beside it too; what marks it as whole comes last."""
-    beside = [checkpoint.parent / name[3:] for name in read_progress(checkpoint)["sizes"] if name.startswith("../")]
-    inside = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != PROGRESS)
-    return [*beside, *inside, checkpoint / PROGRESS]
-
-
 def fsync_path(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Block until a file or folder has reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
-
-
-def read_progress(checkpoint: Path) -> dict:
-    return read_json(checkpoint / PROGRESS)

@@ -1,8 +1,9 @@
-"""Decoding with as little as possible beside the weights that each token must read.
+"""Decoding with a preallocated KV cache and a CUDA graph.
 
-At batch 1 on a fast GPU, ``generate()`` spends most of its time on starting some thousand kernels a token. Here
-keys and values lie in buffers of a fixed length, so that every step of one token is the same work on the same
-memory, recorded once as a CUDA graph and replayed. On the CPU the same steps run one by one.
+At batch size 1 on a fast GPU, ``generate()`` spends most of its time launching about a thousand kernels per token. Here
+keys and values lie in buffers of fixed length, so every step does the same work on the same memory; it is captured once
+as a CUDA graph and replayed. On the CPU the same steps run without a graph. Shapes: B rows, H heads, D channels per
+head.
 """
 
 import torch
@@ -11,71 +12,83 @@ from transformers.cache_utils import Cache
 
 from models.precision import has_8bit_layers
 
-GROWTH = 512  # tokens by which buffers grow
+GROWTH = 512  # tokens; capacities are multiples of this
 
 
-class FixedCache(Cache):
-    """Keys and values, (B, H, capacity, D) a layer; each step writes to the place on the device that it stands at."""
+class PreallocatedCache(Cache):
+    """Keys and values in buffers of (B, H, capacity, D) per layer.
+
+    Attributes:
+        position: (1,) index that the next step writes to, on the device, as a CUDA graph cannot read it from the host.
+    """
 
     def __init__(self, filled: Cache, capacity: int):
         super().__init__(layers=[])
         self.keys, self.values = (
-            [each.new_zeros(*each.shape[:2], capacity, each.shape[3]) for each in side] for side in _contents(filled)
+            [states.new_zeros(*states.shape[:2], capacity, states.shape[3]) for states in layers]
+            for layers in _keys_and_values(filled)
         )
-        self.place = torch.zeros(1, dtype=torch.long, device=self.keys[0].device)
+        self.position = torch.zeros(1, dtype=torch.long, device=self.keys[0].device)
 
-    def take(self, filled: Cache) -> None:
-        """Begin behind the contents of another cache."""
-        for mine, theirs in zip((self.keys, self.values), _contents(filled), strict=True):
-            for buffer, content in zip(mine, theirs, strict=True):
+    def copy_from(self, filled: Cache) -> None:
+        """Copy the contents of another cache, and continue behind them."""
+        for buffers, contents in zip((self.keys, self.values), _keys_and_values(filled), strict=True):
+            for buffer, content in zip(buffers, contents, strict=True):
                 buffer[:, :, : content.shape[2]] = content
-        self.place.fill_(filled.get_seq_length())
+        self.position.fill_(filled.get_seq_length())
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        return keys.index_copy_(2, self.place, key_states), values.index_copy_(2, self.place, value_states)
+        return keys.index_copy_(2, self.position, key_states), values.index_copy_(2, self.position, value_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.keys[0].shape[2]
 
 
-def _contents(cache: Cache) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def _keys_and_values(cache: Cache) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
 
 
-class _Step:
-    """One token for each row, again and again, on the same memory.
+class _DecodingStep:
+    """Decoding of one token per row, always on the same memory, so that it can be a CUDA graph.
 
     Attributes:
-        ids: (B, 1) the tokens to feed; positions: (B, 2, 1) theirs; visible: (B, 1, 1, capacity) what they see.
+        ids: (B, 1), tokens to process.
+        positions: (B, 2, 1), their positions and block positions.
+        mask: (B, 1, 1, capacity), keys that they attend to.
     """
 
     def __init__(self, model, filled: Cache, capacity: int):
         rows, device = filled.layers[0].keys.shape[0], model.device
         self.model, self.capacity = model, capacity
         self.graph: torch.cuda.CUDAGraph | None = None
-        # bitsandbytes' products in 8 bits look at their input, which a graph cannot.
-        self.recordable = device.type == "cuda" and not has_8bit_layers(model)
-        self.cache = FixedCache(filled, capacity)
+        self.can_capture = device.type == "cuda" and not has_8bit_layers(model)
+        self.cache = PreallocatedCache(filled, capacity)
         self.ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.positions = torch.zeros(rows, 2, 1, dtype=torch.long, device=device)
-        self.visible = torch.zeros(rows, 1, 1, capacity, dtype=torch.bool, device=device)
+        self.mask = torch.zeros(rows, 1, 1, capacity, dtype=torch.bool, device=device)
 
-    def suits(self, rows: int, length: int) -> bool:
+    def fits(self, rows: int, length: int) -> bool:
         return rows == len(self.ids) and length <= self.capacity
 
-    def begin(self, filled: Cache, positions: torch.Tensor, visible: torch.Tensor) -> None:
-        """Stand behind a prompt: its cache, the (B, 2) positions of its last tokens, and which places are seen."""
-        self.cache.take(filled)
-        self.positions.copy_(positions[:, :, None])
-        self.visible.zero_()
-        self.visible[:, 0, 0, : visible.shape[1]] = visible
+    def start(self, filled: Cache, positions: torch.Tensor, mask: torch.Tensor) -> None:
+        """Continue behind a prompt.
 
-    def feed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits (B, vocab_size) behind one more token a row."""
+        Args:
+            filled: the prompt's cache, of length P.
+            positions: (B, 2), of the prompt's last tokens.
+            mask: (B, P), cached keys to attend to.
+        """
+        self.cache.copy_from(filled)
+        self.positions.copy_(positions[:, :, None])
+        self.mask.zero_()
+        self.mask[:, 0, 0, : mask.shape[1]] = mask
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """Process one more token per row, (B,), and return the logits behind it, (B, vocab_size)."""
         self.ids.copy_(ids[:, None])
-        if self.graph is None and self.recordable:
-            self._record()
+        if self.graph is None and self.can_capture:
+            self._capture()
         if self.graph is None:
             self._run()
         else:
@@ -83,41 +96,42 @@ class _Step:
         return self.logits
 
     def _run(self) -> None:
-        self.positions[:, 1] += 1  # an answer's position stands still; its block position counts
-        self.visible.index_fill_(3, self.cache.place, True)
+        self.positions[:, 1] += 1  # in an answer the position stays and the block position counts
+        self.mask.index_fill_(3, self.cache.position, True)
         outputs = self.model(
             input_ids=self.ids,
-            attention_mask=self.visible,
+            attention_mask=self.mask,
             position_ids_2d=self.positions,
             past_key_values=self.cache,
             use_cache=True,
         )
         self.logits = outputs.logits[:, -1]
-        self.cache.place += 1
+        self.cache.position += 1
 
-    def _record(self) -> None:
-        state = (self.positions, self.visible, self.cache.place)
-        before = [each.clone() for each in state]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            self._run()  # once unrecorded, for what is set up at first use
-        torch.cuda.current_stream().wait_stream(aside)
-        for each, value in zip(state, before, strict=True):
-            each.copy_(value)
+    def _capture(self) -> None:
+        state = (self.positions, self.mask, self.cache.position)
+        saved = [tensor.clone() for tensor in state]
+        warmup_stream = torch.cuda.Stream()
+        warmup_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warmup_stream):
+            self._run()  # initializes libraries, which must not happen during capture
+        torch.cuda.current_stream().wait_stream(warmup_stream)
+        for tensor, values in zip(state, saved, strict=True):
+            tensor.copy_(values)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self._run()
 
 
 class Decoder:
-    """``model.generate(…, custom_generate=decoder)``: greedy or sampled, the tokens that ``generate()`` alone gives.
+    """Decoding loop for ``model.generate(…, custom_generate=decoder)``, greedy or sampled.
 
-    What it records belongs to the model with its adapter of the moment: after a switch, take a new one.
+    Its tokens are those of ``generate()`` alone. The CUDA graph belongs to the model with its current adapter: after
+    switching adapters, create a new decoder.
     """
 
     def __init__(self):
-        self.step: _Step | None = None
+        self.step: _DecodingStep | None = None
 
     def __call__(
         self,
@@ -130,46 +144,46 @@ class Decoder:
         synced_gpus: bool = False,
         **inputs,
     ) -> torch.Tensor:
-        """See transformers' ``custom_generate``; gives (B, prompt and answer) ids."""
+        """Return the ids of prompt and answer, (B, length); arguments as of transformers' ``custom_generate``."""
         prepared = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **inputs)
         outputs = model(**{"logits_to_keep": 1} | prepared)
-        scores, filled = outputs.logits[:, -1], outputs.past_key_values
-        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        started = False
+        logits, filled = outputs.logits[:, -1], outputs.past_key_values
+        finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        is_first = True
         while True:
-            chosen = self._choose(logits_processor(input_ids, scores.float()), generation_config.do_sample)
-            chosen = torch.where(done, generation_config.pad_token_id, chosen)
-            input_ids = torch.cat((input_ids, chosen[:, None]), dim=1)
+            next_ids = self._choose(logits_processor(input_ids, logits.float()), generation_config.do_sample)
+            next_ids = torch.where(finished, generation_config.pad_token_id, next_ids)
+            input_ids = torch.cat((input_ids, next_ids[:, None]), dim=1)
             if streamer is not None:
-                streamer.put(chosen.cpu())
-            done = done | stopping_criteria(input_ids, None)
-            if done.all():
+                streamer.put(next_ids.cpu())
+            finished = finished | stopping_criteria(input_ids, None)
+            if finished.all():
                 break
-            if not started:
-                self._begin(model, prepared, filled, stopping_criteria.max_length - input_ids.shape[1])
-                started = True
-            scores = self.step.feed(chosen)
+            if is_first:
+                self._start(model, prepared, filled, stopping_criteria.max_length - input_ids.shape[1])
+                is_first = False
+            logits = self.step(next_ids)
         if streamer is not None:
             streamer.end()
         return input_ids
 
     @staticmethod
-    def _choose(scores: torch.Tensor, do_sample: bool) -> torch.Tensor:
+    def _choose(logits: torch.Tensor, do_sample: bool) -> torch.Tensor:
         if do_sample:
-            return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
-        return scores.argmax(dim=-1)
+            return torch.multinomial(logits.softmax(dim=-1), num_samples=1).squeeze(1)
+        return logits.argmax(dim=-1)
 
-    def _begin(self, model, prepared: dict, filled: Cache, to_come: int) -> None:
+    def _start(self, model, prepared: dict, filled: Cache, remaining: int) -> None:
         rows, length = filled.layers[0].keys.shape[0], filled.get_seq_length()
-        if self.step is None or not self.step.suits(rows, length + to_come + 1):
-            self.step = None  # its memory may be what the next one needs
-            self.step = _Step(model, filled, -(-(length + to_come + 1) // GROWTH) * GROWTH)
-        visible = _visible(prepared.get("attention_mask"), rows, length, model.device)
-        self.step.begin(filled, prepared["position_ids_2d"][:, :, -1], visible)
+        if self.step is None or not self.step.fits(rows, length + remaining + 1):
+            self.step = None  # frees memory that the next one may need
+            self.step = _DecodingStep(model, filled, -(-(length + remaining + 1) // GROWTH) * GROWTH)
+        mask = _cache_mask(prepared.get("attention_mask"), rows, length, model.device)
+        self.step.start(filled, prepared["position_ids_2d"][:, :, -1], mask)
 
 
-def _visible(mask: torch.Tensor | None, rows: int, length: int, device) -> torch.Tensor:
-    """(B, length): which places of a filled cache tokens behind it see; a prefix is seen."""
+def _cache_mask(mask: torch.Tensor | None, rows: int, length: int, device) -> torch.Tensor:
+    """Return the keys of a filled cache that later tokens attend to, (B, length): all but padding, with any prefix."""
     if mask is None:
         return torch.ones(rows, length, dtype=torch.bool, device=device)
     return torch.nn.functional.pad(mask.bool(), (length - mask.shape[1], 0), value=True)

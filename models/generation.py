@@ -1,4 +1,4 @@
-"""Answers of a model, whole or as they come: what evaluate and chat share."""
+"""Generation of answers, in batches or streamed; used by evaluation and chat."""
 
 import threading
 import time
@@ -10,20 +10,21 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, TextIteratorStreamer
 
 from models.decoding import Decoder
-from models.prompt import clean_answer, encode_prompt, encode_text
+from models.prompt import encode_prompt, encode_text
 from models.sample import Message
+from models.text_normalization import restore_chinese_punctuation
 
-_UNDECIDED = ",!:;?"  # the next character may still make these Chinese punctuation
+_AMBIGUOUS_PUNCTUATION = ",!:;?"  # restore_chinese_punctuation makes these Chinese if the next character is
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer.
+    """A generated answer.
 
     Attributes:
-        text: cleaned.
-        tokens: generated, ``<eop>`` not counted.
-        seconds: of its batch, divided by the batch's answers.
+        text: decoded and cleaned.
+        tokens: number of generated tokens, without ``<eop>``.
+        seconds: wall-clock time of its batch, divided by the number of answers in the batch.
     """
 
     text: str
@@ -32,7 +33,7 @@ class Answer:
 
 
 def greedy_config(model, max_new_tokens: int) -> GenerationConfig:
-    """Greedy decoding until ``<eop>``."""
+    """Return the configuration of greedy decoding until ``<eop>``."""
     config = model.config
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -44,10 +45,13 @@ def greedy_config(model, max_new_tokens: int) -> GenerationConfig:
 
 
 def sampling_config(model, max_new_tokens: int, temperature: float = 0.95, top_p: float = 0.7) -> GenerationConfig:
-    """Sampling with the defaults of the published ``chat()``."""
+    """Return the configuration of sampling, with the defaults of the published ``chat()``."""
     config = greedy_config(model, max_new_tokens)
     config.update(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
     return config
+
+
+# Batches -------------------------------------------------------------------------------------------
 
 
 def generate_answers(
@@ -60,70 +64,76 @@ def generate_answers(
     seed: int | None = None,
     force_full_length: bool = False,
 ) -> Iterator[tuple[int, Answer]]:
-    """Answers in left-padded batches of similar length: greedy, or sampled where there is a seed.
+    """Generate answers in left-padded batches of similar length.
 
     Args:
-        conversations: each ending with the question to answer.
-        seed: every batch begins with it, so that what is asked before changes no answer.
-        decoder: for the model as it is now; by default transformers' own loop.
-        force_full_length: every answer has ``max_new_tokens``, wherever the model would end it: for its speed.
+        conversations: each ends with a question.
+        decoder: of the model with its current adapter; by default transformers' own loop.
+        seed: of sampling, set before every batch, so that answers do not depend on earlier batches; None for greedy
+            decoding.
+        force_full_length: generate ``max_new_tokens`` for every answer, to measure speed.
 
     Yields:
         Index of the conversation and its answer, batch by batch.
     """
     prompts = [encode_prompt(tokenizer, messages) for messages in conversations]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [prompts[index] for index in chosen]}, return_tensors="pt")
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    for start in range(0, len(by_length), batch_size):
+        indices = by_length[start : start + batch_size]
+        batch = tokenizer.pad({"input_ids": [prompts[index] for index in indices]}, return_tensors="pt")
         batch = batch.to(model.device)
         started = time.perf_counter()
         with torch.inference_mode():
             if seed is not None:
                 torch.manual_seed(seed)
-            generation = (greedy_config if seed is None else sampling_config)(model, max_new_tokens)
-            generation.min_new_tokens = max_new_tokens if force_full_length else None
-            how = {"generation_config": generation, "custom_generate": decoder}
-            generated = model.generate(**batch, **how)
-        seconds = (time.perf_counter() - started) / len(chosen)
-        for index, row in zip(chosen, generated[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            yield index, _answer(model, tokenizer, row, seconds)
+            config = (greedy_config if seed is None else sampling_config)(model, max_new_tokens)
+            config.min_new_tokens = max_new_tokens if force_full_length else None
+            output = model.generate(**batch, generation_config=config, custom_generate=decoder)
+        seconds = (time.perf_counter() - started) / len(indices)
+        for index, ids in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+            yield index, build_answer(model, tokenizer, ids, seconds)
 
 
-def _answer(model, tokenizer, ids: list[int], seconds: float) -> Answer:
+def build_answer(model, tokenizer, ids: list[int], seconds: float) -> Answer:
+    """Return the answer of generated ids, which are cut at ``<eop>``."""
     end = model.config.eos_token_id
     ids = ids[: ids.index(end)] if end in ids else ids
     return Answer(decode_answer(tokenizer, ids), len(ids), seconds)
 
 
 def decode_answer(tokenizer, ids: list[int]) -> str:
-    """The cleaned text of an answer's ids, without ``<eop>``."""
-    return clean_answer(tokenizer.decode(ids, skip_special_tokens=True))
+    """Return the cleaned text of an answer's ids, without ``<eop>``."""
+    return restore_chinese_punctuation(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def roundtrip_text(tokenizer, text: str) -> str:
-    """Decode a text's own ids as an answer is decoded: the tokenizer normalizes it and drops unknown characters."""
+    """Encode a text and decode it like an answer: the tokenizer normalizes it and drops unknown characters."""
     return decode_answer(tokenizer, encode_text(tokenizer, text))
 
 
-class _Stop(StoppingCriteria):
-    """Ends an answer that nobody reads on."""
+# Streaming -----------------------------------------------------------------------------------------
+
+
+class _StopRequest(StoppingCriteria):
+    """Stops generation once ``event`` is set."""
 
     def __init__(self):
-        self.wanted = threading.Event()
+        self.event = threading.Event()
 
     def __call__(self, input_ids, scores, **kwargs) -> torch.Tensor:
-        return torch.full((len(input_ids),), self.wanted.is_set(), device=input_ids.device)
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
 class AnswerStream:
-    """An answer as it comes: iterate for the pieces; afterwards ``answer`` is the whole. Whoever leaves in the middle
-    stops it.
+    """Iterator over the text pieces of an answer while it is generated. Closing the iterator stops generation.
 
     Args:
-        messages: ending with the question to answer.
+        messages: conversation that ends with a question.
         generation: :func:`greedy_config` or :func:`sampling_config`.
-        decoder: for the model as it is now; by default transformers' own loop.
+        decoder: of the model with its current adapter; by default transformers' own loop.
+
+    Attributes:
+        answer: the whole answer, after the iteration.
     """
 
     def __init__(
@@ -138,40 +148,46 @@ class AnswerStream:
         self.generation, self.decoder = generation, decoder
         self.prompt = torch.tensor([encode_prompt(tokenizer, messages)], device=model.device)
         self.answer: Answer | None = None
-        self.stop = _Stop()
+        self.stop = _StopRequest()
 
     def __iter__(self) -> Iterator[str]:
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         outcome: dict = {}
         started = time.perf_counter()
-        worker = threading.Thread(target=self._generate, args=(streamer, outcome), daemon=True)
-        worker.start()
-        received, shown = "", 0
+        thread = threading.Thread(target=self._generate, args=(streamer, outcome), daemon=True)
+        thread.start()
+        received, yielded = "", 0
         try:
             for piece in streamer:
                 received += piece
-                text = clean_answer(received)
-                stable = len(text) - (text[-1:] in _UNDECIDED and text != "")
-                if stable > shown:
-                    yield text[shown:stable]
-                    shown = stable
+                text = restore_chinese_punctuation(received)
+                stable = len(text) - (text[-1:] in _AMBIGUOUS_PUNCTUATION and text != "")
+                if stable > yielded:
+                    yield text[yielded:stable]
+                    yielded = stable
         finally:
-            self.stop.wanted.set()
-            worker.join()
+            self.stop.event.set()
+            thread.join()
         if "error" in outcome:
             raise outcome["error"]
         ids = outcome["ids"][0, self.prompt.shape[1] :].tolist()
-        self.answer = _answer(self.model, self.tokenizer, ids, time.perf_counter() - started)
-        if self.answer.text[shown:]:
-            yield self.answer.text[shown:]
+        self.answer = build_answer(self.model, self.tokenizer, ids, time.perf_counter() - started)
+        if self.answer.text[yielded:]:
+            yield self.answer.text[yielded:]
 
     def _generate(self, streamer: TextIteratorStreamer, outcome: dict) -> None:
+        """Generate in a thread; puts ``ids`` or ``error`` into ``outcome``."""
         try:
-            # generate() hands no streamer on to a decoder.
-            decoder = self.decoder and partial(self.decoder, streamer=streamer)
-            how = {"generation_config": self.generation, "custom_generate": decoder, "stopping_criteria": [self.stop]}
             with torch.inference_mode():
-                outcome["ids"] = self.model.generate(input_ids=self.prompt, streamer=streamer, **how)
-        except Exception as error:  # handed to the reader, who would otherwise wait for ever
+                outcome["ids"] = self.model.generate(
+                    input_ids=self.prompt,
+                    streamer=streamer,
+                    generation_config=self.generation,
+                    # generate() does not pass its streamer to a custom loop.
+                    custom_generate=self.decoder and partial(self.decoder, streamer=streamer),
+                    stopping_criteria=[self.stop],
+                )
+        except Exception as error:  # raised in the reading thread, which would otherwise wait forever
             outcome["error"] = error
-            streamer.on_finalized_text("", stream_end=True)  # end() would decode what may be the reason
+            # Not end(), which decodes pending ids: decoding may be what failed.
+            streamer.on_finalized_text("", stream_end=True)

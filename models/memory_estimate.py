@@ -1,15 +1,15 @@
-"""How much memory a training will take, told before anything loads.
+"""Estimate of a training's peak memory, made before anything loads.
 
-Counted from what the forward pass keeps for the backward pass, with B rows of L places, h channels, i inner
-channels, in elements a place and layer:
+The estimate counts what the forward pass keeps for the backward pass. With B rows of L tokens, hidden size h and inner
+size i, a layer keeps these elements per token:
 
-- the inputs of both layer norms, 2h, the output of attention, h, and the MLP before its GELU, i;
+- inputs of both layer norms, 2h; output of attention, h; MLP before GELU, i;
 - query, key and value, 3h; without compiled blocks 5h, as the value is a view that keeps all three alive;
-- what LoRA multiplies: the input of each of its layers, unless it is kept anyway, and again after a dropout;
-- the inputs of 8-bit layers, which bitsandbytes keeps.
+- LoRA: the input of each adapted layer, unless it is kept anyway, and once more after dropout;
+- 8-bit layers: their inputs, which bitsandbytes keeps.
 
-With checkpointing it is h a layer, and all that for one layer at a time. Compared with measurements in
-``benchmarks/results/training.json``.
+With gradient checkpointing a layer keeps h, and everything above is kept for one layer at a time.
+``benchmarks/results/training.json`` compares the estimate with measurements; tests allow 15 %.
 """
 
 from collections.abc import Iterator
@@ -20,22 +20,25 @@ from models.chatglm.loss import CHUNK
 
 GIB = 2**30
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-ADAM = 16  # bytes a trained parameter: float32 weight, gradient and both moments
-WORKSPACE = GIB / 4  # of cuBLAS and Triton, and the allocator's rounding
-INTERPRETER = 0.45 * GIB  # Python with torch, transformers and peft, where memory is the machine's own
+ADAM = 16  # bytes per trained parameter: float32 weight, gradient and both moments
+WORKSPACE = GIB / 4  # of cuBLAS and Triton, and rounding of the allocator
+INTERPRETER = 0.45 * GIB  # Python with torch, transformers and peft, if the device is the CPU
 
 
 @dataclass(frozen=True)
-class Training:
-    """What decides its memory.
+class TrainingSpec:
+    """Properties of a training that determine its memory.
 
     Attributes:
-        method, attachment: as for :func:`models.adapters.attach`.
-        dtype: of the base; ``quantization``: bits of its linear layers, or None; ``fp8``: frozen layers in fp8.
-        rows, length: places of a step on a device; ``labelled``: how many of them have a label, at most.
-        packed: rows of several samples; on a GPU their blocks are compiled, and attention needs no mask of L × L.
-        shards: devices over which weights and optimizer are spread.
-        gpu: whether it is not the machine's own memory.
+        method, attachment: see :func:`models.adapters.attach_adapter`.
+        dtype: of the base.
+        rows, length: rows per step on a device, and tokens per row.
+        labelled: maximum number of labelled tokens per step.
+        quantization: bits of the base's linear layers, or None.
+        fp8: frozen layers in fp8.
+        packed: rows of several samples. On a GPU their blocks are compiled, and attention needs no L × L mask.
+        gpu: False if the device is the CPU, whose memory the interpreter shares.
+        shards: devices over which weights and optimizer state are spread.
     """
 
     config: ChatGLMConfig
@@ -53,14 +56,24 @@ class Training:
     shards: int = 1
 
     @property
-    def compiled(self) -> bool:
+    def is_compiled(self) -> bool:
         return self.packed and self.gpu and self.quantization != 8
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rows * self.length
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Bytes on each device: the base's weights, what is trained with its optimizer, what the forward pass
-    keeps, and the largest working space beside all that."""
+class MemoryEstimate:
+    """Peak memory of a device in bytes.
+
+    Attributes:
+        weights: of the base.
+        trained: trained weights with gradients and optimizer state.
+        activations: kept by the forward pass for the backward pass.
+        working: largest temporary memory beside all that.
+    """
 
     weights: float
     trained: float
@@ -77,65 +90,71 @@ class Plan:
         return f"{self.total / GIB:.1f} GiB ({', '.join(f'{name} {size / GIB:.1f}' for name, size in parts)})"
 
 
-def plan(training: Training) -> Plan:
-    """Peak memory of a training by its parts."""
-    config, size = training.config, BYTES[training.dtype]
-    linear = sum(rows * columns for rows, columns in _linear_layers(config).values())
+def estimate(spec: TrainingSpec) -> MemoryEstimate:
+    """Return the estimated peak memory of a training."""
+    config, size = spec.config, BYTES[spec.dtype]
+    linear = sum(outputs * inputs for outputs, inputs in _linear_shapes(config).values())
     vocabulary = 2 * config.vocab_size * config.hidden_size
-    full = training.method == "full"
-    count = config.num_layers * linear + vocabulary if full else _trained(training)
-    weights = config.num_layers * linear * _bytes_of_linear(training) + vocabulary * size
+    full = spec.method == "full"
+    num_trained = config.num_layers * linear + vocabulary if full else _num_adapter_parameters(spec)
+    weights = config.num_layers * linear * _bytes_per_linear_weight(spec) + vocabulary * size
     if full:
-        # float32 is among the trained; autocast keeps a copy in half precision beside it, sharding none.
-        weights = count * size if size < 4 and training.shards == 1 else 0
-    kept, one_layer = _kept(training), _kept_of_a_layer(training)
-    gathered = (2 * linear + vocabulary) * size if training.shards > 1 else 0  # two blocks, and what is in none
-    return Plan(
-        weights=weights / training.shards + gathered + (0 if training.gpu else INTERPRETER),
-        trained=count * ADAM / training.shards,
-        activations=kept + one_layer if training.checkpointing else kept,
-        working=max(_loss(training), _backward(training)) + WORKSPACE,
+        # float32 weights count as trained. Autocast keeps a half-precision copy of them; FSDP does not.
+        weights = num_trained * size if size < 4 and spec.shards == 1 else 0
+    gathered = (2 * linear + vocabulary) * size if spec.shards > 1 else 0  # two blocks, and embedding with head
+    activations = _activations(spec) + (_layer_activations(spec) if spec.checkpointing else 0)
+    return MemoryEstimate(
+        weights=weights / spec.shards + gathered + (0 if spec.gpu else INTERPRETER),
+        trained=num_trained * ADAM / spec.shards,
+        activations=activations,
+        working=max(_loss_memory(spec), _backward_memory(spec)) + WORKSPACE,
     )
 
 
-def alternatives(training: Training) -> Iterator[tuple[str, str, Training]]:
-    """Other ways to train nearly the same, by kind, in the order in which one would try them."""
-    if not training.checkpointing:
-        yield "checkpointing", "gradient_checkpointing: true", replace(training, checkpointing=True)
-    divisors = [parts for parts in range(2, training.rows + 1) if training.rows % parts == 0]
-    for checkpointing in sorted({training.checkpointing, True}):
+def list_alternatives(spec: TrainingSpec) -> Iterator[tuple[str, str, TrainingSpec]]:
+    """Yield settings that train nearly the same with less memory, the least intrusive first.
+
+    Yields:
+        Kind of the change (``checkpointing``, ``batch`` or ``quantization``), settings, and the training with them.
+    """
+    if not spec.checkpointing:
+        yield "checkpointing", "gradient_checkpointing: true", replace(spec, checkpointing=True)
+    divisors = [parts for parts in range(2, spec.rows + 1) if spec.rows % parts == 0]
+    for checkpointing in sorted({spec.checkpointing, True}):
         for parts in divisors:
-            rows, labelled = training.rows // parts, training.labelled // parts
-            how = f"batch_size: {rows} with {parts} times the gradient_accumulation"
-            if checkpointing and not training.checkpointing:
-                how += " and gradient_checkpointing: true"
-            yield "batch", how, replace(training, rows=rows, labelled=labelled, checkpointing=checkpointing)
-    if training.method != "full" and training.quantization is None and not training.fp8:
-        quantized = replace(training, quantization=4)
+            rows, labelled = spec.rows // parts, spec.labelled // parts
+            settings = f"batch_size: {rows} with {parts} times the gradient_accumulation"
+            if checkpointing and not spec.checkpointing:
+                settings += " and gradient_checkpointing: true"
+            yield "batch", settings, replace(spec, rows=rows, labelled=labelled, checkpointing=checkpointing)
+    if spec.method != "full" and spec.quantization is None and not spec.fp8:
+        quantized = replace(spec, quantization=4)
         yield "quantization", "quantization: 4", quantized
         yield "quantization", "quantization: 4 and gradient_checkpointing: true", replace(quantized, checkpointing=True)
-        single = replace(quantized, checkpointing=True, rows=1, labelled=-(-training.labelled // training.rows))
-        yield "quantization", "quantization: 4, gradient_checkpointing: true and batch_size: 1", single
+        one_row = replace(quantized, checkpointing=True, rows=1, labelled=-(-spec.labelled // spec.rows))
+        yield "quantization", "quantization: 4, gradient_checkpointing: true and batch_size: 1", one_row
 
 
-def refusal(training: Training, room: float) -> str | None:
-    """None if a training fits into ``room`` bytes, else a sentence with numbers and two ways that would fit."""
-    wanted = plan(training)
-    if wanted.total <= room:
+def explain_misfit(spec: TrainingSpec, free_bytes: float) -> str | None:
+    """Return None if a training fits into ``free_bytes``, else a message with numbers and up to two ways that fit."""
+    needed = estimate(spec)
+    if needed.total <= free_bytes:
         return None
-    fits: dict[str, str] = {}
-    for kind, how, other in alternatives(training):
-        if (needed := plan(other).total) <= room:
-            fits.setdefault(kind, f"{how} ({needed / GIB:.1f} GiB)")
-    advice = f"What fits: {'; or '.join([*fits.values()][:2])}." if fits else "No setting fits; take a larger device."
-    return f"It would take {wanted}, and {room / GIB:.1f} GiB are free. {advice}"
+    fitting: dict[str, str] = {}  # by kind, the first that fits
+    for kind, settings, alternative in list_alternatives(spec):
+        if (total := estimate(alternative).total) <= free_bytes:
+            fitting.setdefault(kind, f"{settings} ({total / GIB:.1f} GiB)")
+    advice = "No setting fits; use a device with more memory."
+    if fitting:
+        advice = f"These settings fit: {'; or '.join([*fitting.values()][:2])}."
+    return f"It needs {needed}, and {free_bytes / GIB:.1f} GiB are free. {advice}"
 
 
-# The parts -----------------------------------------------------------------------------------------
+# Parts ---------------------------------------------------------------------------------------------
 
 
-def _linear_layers(config: ChatGLMConfig) -> dict[str, tuple[int, int]]:
-    """Outputs and inputs of a block's linear layers."""
+def _linear_shapes(config: ChatGLMConfig) -> dict[str, tuple[int, int]]:
+    """Return outputs and inputs of a block's linear layers."""
     hidden, inner = config.hidden_size, config.inner_hidden_size
     return {
         "query_key_value": (3 * hidden, hidden),
@@ -145,68 +164,61 @@ def _linear_layers(config: ChatGLMConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def _bytes_of_linear(training: Training) -> float:
-    """Bytes a weight: NF4 has a float32 scale for 64 values, fp8 is kept for two directions."""
-    if training.fp8:
+def _bytes_per_linear_weight(spec: TrainingSpec) -> float:
+    """NF4 has a float32 scale per 64 weights; fp8 weights are stored twice, scaled by rows and by columns."""
+    if spec.fp8:
         return 2
-    return {None: BYTES[training.dtype], 8: 1, 4: 0.5 + 4 / 64}[training.quantization]
+    return {None: BYTES[spec.dtype], 8: 1, 4: 0.5 + 4 / 64}[spec.quantization]
 
 
-def _trained(training: Training) -> int:
-    config, how = training.config, training.attachment
-    if training.method == "lora":
-        sides = [sum(_linear_layers(config)[name]) for name in how["target_modules"]]
-        return config.num_layers * how["rank"] * sum(sides)
+def _num_adapter_parameters(spec: TrainingSpec) -> int:
+    config, attachment = spec.config, spec.attachment
+    if spec.method == "lora":
+        shapes = _linear_shapes(config)
+        return config.num_layers * attachment["rank"] * sum(sum(shapes[name]) for name in attachment["target_modules"])
     keys_and_values = 2 * config.num_layers * config.hidden_size
-    prefix = how["prefix_tokens"]
-    if not how.get("projection"):
-        return prefix * keys_and_values
-    return prefix * config.hidden_size + config.hidden_size**2 + config.hidden_size * keys_and_values
+    prefix_tokens = attachment["prefix_tokens"]
+    if not attachment.get("projection"):
+        return prefix_tokens * keys_and_values
+    return prefix_tokens * config.hidden_size + config.hidden_size**2 + config.hidden_size * keys_and_values
 
 
-def _places(training: Training) -> int:
-    return training.rows * training.length
+def _activations(spec: TrainingSpec) -> float:
+    config, size = spec.config, BYTES[spec.dtype]
+    mask = 0 if spec.is_compiled else spec.rows * spec.length**2 * (1 + size)
+    layer = spec.num_tokens * config.hidden_size * size if spec.checkpointing else _layer_activations(spec)
+    return config.num_layers * layer + mask
 
 
-def _kept(training: Training) -> float:
-    config, places = training.config, _places(training)
-    mask = 0 if training.compiled else training.rows * training.length**2 * (1 + BYTES[training.dtype])
-    of_layers = config.num_layers * _kept_of_a_layer(training)
-    if training.checkpointing:
-        of_layers = config.num_layers * places * config.hidden_size * BYTES[training.dtype]
-    return of_layers + mask
-
-
-def _kept_of_a_layer(training: Training) -> float:
-    hidden, inner, size = training.config.hidden_size, training.config.inner_hidden_size, BYTES[training.dtype]
-    elements = 3 * hidden + inner + (3 if training.compiled else 5) * hidden
-    inputs = {"query_key_value": hidden, "dense": hidden, "dense_h_to_4h": hidden, "dense_4h_to_h": inner}
-    mask_bytes = 0
-    if training.method == "lora":
-        targets = training.attachment["target_modules"]
-        kept_anyway = {"dense"} if training.compiled else set()
+def _layer_activations(spec: TrainingSpec) -> float:
+    hidden, inner, size = spec.config.hidden_size, spec.config.inner_hidden_size, BYTES[spec.dtype]
+    elements = 3 * hidden + inner + (3 if spec.is_compiled else 5) * hidden
+    inputs = {name: shape[1] for name, shape in _linear_shapes(spec.config).items()}
+    dropout_mask_bytes = 0
+    if spec.method == "lora":
+        targets = spec.attachment["target_modules"]
+        kept_anyway = {"dense"} if spec.is_compiled else set()
         elements += sum(inputs[name] for name in targets if name not in kept_anyway)
-        if training.attachment.get("dropout"):
-            mask_bytes = sum(inputs[name] for name in targets)
-    if training.method == "full" or training.quantization == 8:
+        if spec.attachment.get("dropout"):
+            dropout_mask_bytes = sum(inputs[name] for name in targets)
+    if spec.method == "full" or spec.quantization == 8:
         elements += sum(inputs.values())
-    return _places(training) * (elements * size + mask_bytes)
+    return spec.num_tokens * (elements * size + dropout_mask_bytes)
 
 
-def _loss(training: Training) -> float:
-    """At the loss: a chunk's logits and their derivative, and hidden states of all places and of the labelled."""
-    config, size = training.config, BYTES[training.dtype]
-    vocabulary = config.vocab_size
-    states = 2 * (_places(training) + training.labelled) * config.hidden_size * size
-    if training.method == "full":
-        return training.labelled * vocabulary * (size + 3 * 4) + states
-    chunk = min(CHUNK, training.labelled)
-    return chunk * vocabulary * (2 * size if training.gpu else size + 3 * 4) + states
+def _loss_memory(spec: TrainingSpec) -> float:
+    """Logits of a chunk with their gradient, and hidden states of all tokens and of the labelled ones."""
+    config, size = spec.config, BYTES[spec.dtype]
+    states = 2 * (spec.num_tokens + spec.labelled) * config.hidden_size * size
+    if spec.method == "full":
+        return spec.labelled * config.vocab_size * (size + 3 * 4) + states
+    chunk = min(CHUNK, spec.labelled)
+    return chunk * config.vocab_size * (2 * size if spec.gpu else size + 3 * 4) + states
 
 
-def _backward(training: Training) -> float:
-    """In a block's backward pass: gradients around its MLP, and the layer that is unpacked from its few bits."""
-    config, size = training.config, BYTES[training.dtype]
-    widest = config.hidden_size * config.inner_hidden_size * size
-    gradients = _places(training) * (2 * config.inner_hidden_size + 2 * config.hidden_size) * size
-    return gradients + (widest if training.quantization else 0)
+def _backward_memory(spec: TrainingSpec) -> float:
+    """Gradients around a block's MLP, and the dequantized weight of its widest layer."""
+    config, size = spec.config, BYTES[spec.dtype]
+    widest_weight = config.hidden_size * config.inner_hidden_size * size
+    gradients = spec.num_tokens * (2 * config.inner_hidden_size + 2 * config.hidden_size) * size
+    return gradients + (widest_weight if spec.quantization else 0)

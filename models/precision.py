@@ -1,4 +1,4 @@
-"""Number formats of training: adapters in float32 beside a base in half precision, and frozen layers in fp8."""
+"""Number formats of training: float32 adapters on a base in half precision, and frozen layers in fp8."""
 
 import logging
 
@@ -9,34 +9,36 @@ from torch import nn
 from models.errors import UserError
 
 log = logging.getLogger("tuneline.precision")
-_LARGEST = 448.0  # of float8_e4m3fn
+_FP8_MAX = 448.0  # of float8_e4m3fn
 
 
 class Float32Weight(nn.Linear):
-    """A linear layer with a float32 weight that computes in the type of its input.
+    """A linear layer without bias that has a float32 weight and computes in the dtype of its input.
 
-    What is trained needs float32, for updates much smaller than the weight to count. peft would therefore
-    turn the input, of the base's width, into float32 for every LoRA layer; here the weight, of LoRA's rank, is
-    turned instead. Gradients are float32 again.
+    Trained weights need float32, because updates are much smaller than the weights. peft would therefore cast the
+    input, as wide as the base, to float32 for every LoRA layer; this class casts the weight, as wide as the rank,
+    instead. Gradients are float32 again.
 
-    Half-precision products want sides that are multiples of 8, so a lower rank is filled up with zeros:
-    ``lora_A`` gives more columns, and ``lora_B`` takes them.
+    Half-precision matrix products need sizes that are multiples of 8, so a lower rank is padded with zeros: ``lora_A``
+    returns more columns, and ``lora_B`` takes them.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return F.linear(states, self.padded_weight(states))
 
     def padded_weight(self, states: torch.Tensor) -> torch.Tensor:
-        """The weight, filled up and turned into the type of the states, as it multiplies them."""
+        """Return the weight padded to the width of ``states`` (…, in), and cast to their dtype."""
         rows = 0 if states.dtype == torch.float32 else -self.out_features % 8
         columns = states.shape[-1] - self.in_features
-        filled = F.pad(self.weight, (0, columns, 0, rows)) if rows or columns else self.weight
-        return filled.to(states.dtype)
+        padded = F.pad(self.weight, (0, columns, 0, rows)) if rows or columns else self.weight
+        return padded.to(states.dtype)
 
 
 def has_8bit_layers(model: nn.Module) -> bool:
-    """Whether some layers are bitsandbytes' in 8 bits, which look at what comes in and so stay out of what is fixed
-    beforehand, compiled or recorded."""
+    """Return whether a model has LLM.int8() layers of bitsandbytes.
+
+    They inspect activations at run time, so they cannot be compiled or captured in a CUDA graph.
+    """
     return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
 
 
@@ -44,20 +46,20 @@ def has_8bit_layers(model: nn.Module) -> bool:
 
 
 def scale_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix in fp8 (e4m3) with a scale a row, such that the largest value of a row is the largest of fp8.
+    """Quantize a matrix to fp8 (e4m3) with one scale per row, which maps the row's maximum to the maximum of fp8.
 
     Args:
         values: (rows, columns).
 
     Returns:
-        float8_e4m3fn (rows, columns) and float32 (rows, 1), whose product is ``values``.
+        float8_e4m3fn (rows, columns) and float32 (rows, 1), whose product approximates ``values``.
     """
-    scale = values.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / _LARGEST
+    scale = values.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / _FP8_MAX
     return (values.float() / scale).to(torch.float8_e4m3fn), scale
 
 
-class _Product(torch.autograd.Function):
-    """``states @ weight.T + bias`` with everything but the result in fp8; the weight has no gradient."""
+class _Fp8Linear(torch.autograd.Function):
+    """``states @ weight.T + bias`` with inputs in fp8; the weight has no gradient."""
 
     @staticmethod
     def forward(ctx, states, weight, weight_scale, transposed, transposed_scale, bias):
@@ -79,17 +81,17 @@ def _multiply(states, weight, weight_scale, bias):
 
 
 class FrozenFloat8Linear(nn.Module):
-    """A frozen linear layer in fp8, for the forward pass and for the gradient of its input.
+    """A frozen linear layer in fp8, for the forward pass and the gradient of its input.
 
-    The weight is kept twice, scaled by its rows and by its columns, since each product sums over another of
-    them; both together take the memory of one in half precision.
+    The weight is stored twice, scaled by its rows and by its columns, since the two products sum over different
+    dimensions. Both copies take the memory of one in half precision.
     """
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         weight = layer.weight.detach()
-        # Not called weight: peft takes the type of that for an adapter's.
+        # Not named "weight": peft would create adapter weights in its dtype.
         for name, matrix in (("rows", weight), ("columns", weight.t().contiguous())):
             scaled, scale = scale_rows(matrix)
             self.register_buffer(name, scaled)
@@ -97,30 +99,30 @@ class FrozenFloat8Linear(nn.Module):
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return _Product.apply(states, self.rows, self.rows_scale, self.columns, self.columns_scale, self.bias)
+        return _Fp8Linear.apply(states, self.rows, self.rows_scale, self.columns, self.columns_scale, self.bias)
 
 
 def convert_frozen_layers_to_fp8(module: nn.Module) -> int:
-    """Replace the frozen linear layers below a module by :class:`FrozenFloat8Linear`; gives how many.
+    """Replace the frozen linear layers in a module by :class:`FrozenFloat8Linear`, and return their number.
 
-    Layers whose sides are no multiples of 16, which fp8 products need, stay as they are; all do where the GPU
-    has no fp8, with a line in the log.
+    Layers whose sizes are not multiples of 16, as fp8 products need, are kept. Without an fp8 GPU all layers are kept,
+    with a log message.
 
     Raises:
-        UserError: the layers are in float32, which products in fp8 with a bias do not give.
+        UserError: the layers are float32; torch has no fp8 product with bias and float32 output.
     """
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
-        log.info("train.precision: no GPU with fp8 here (compute capability 8.9 or more); training goes on without it")
+        log.info("train.precision: no GPU with fp8 (compute capability 8.9 or higher); training continues without fp8")
         return 0
-    replaced, frozen = 0, set(_frozen_layers(module))
+    num_replaced, frozen = 0, set(_frozen_layers(module))
     if any(layer.weight.dtype == torch.float32 for layer in frozen):
-        raise UserError("train.precision fp8 needs a base in 16 bits; set base.dtype to bfloat16, or precision: base.")
+        raise UserError("train.precision: fp8 needs a base in 16 bits. Set base.dtype: bfloat16, or precision: base.")
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if child in frozen and child.in_features % 16 == child.out_features % 16 == 0:
                 setattr(parent, name, FrozenFloat8Linear(child))
-                replaced += 1
-    return replaced
+                num_replaced += 1
+    return num_replaced
 
 
 def _frozen_layers(module: nn.Module) -> list[nn.Linear]:

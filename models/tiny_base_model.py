@@ -1,7 +1,7 @@
-"""The embedded base model: a real ChatGLM of some millions of parameters, made here.
+"""Tokenizer, corpus and configuration of the tiny base model, a ChatGLM of some millions of parameters.
 
-It has the classes, files and code path of ChatGLM-6B and is a toy in size alone. Everything is
-seeded, so on one machine the same corpus gives the same bytes.
+It has the classes, files and code paths of ChatGLM-6B; only its size differs. Everything is seeded, so the same corpus
+gives the same bytes on one machine.
 """
 
 import io
@@ -17,17 +17,17 @@ from models.sample import Message, UnknownFormat, read_messages
 from models.storage import read_numbered_jsonl
 from models.vocabulary import LINE_BREAK, MAX_BLANKS, TAB, blank_symbol
 
-# The published vocabulary's special pieces, by kind: control pieces are never found in text.
+# Special pieces of the published vocabulary. Control pieces never match text.
 CONTROL_PIECES = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"]
 TEXT_PIECES = [LINE_BREAK, TAB, *map(blank_symbol, range(2, MAX_BLANKS + 1))]
 PUNCTUATION = "。、“”‘’《》（）【】…—·￥"
 
 
 def everyday_characters() -> str:
-    """The 3,755 most common Chinese characters (first level of GB 2312) and printable ASCII.
+    """Return the 3,755 most common Chinese characters (level 1 of GB 2312), punctuation and printable ASCII.
 
-    They get pieces of their own although the corpus has few of them: a user's text would
-    otherwise fall apart into bytes, three to a character.
+    Each gets a piece, although the corpus has few of them; otherwise a user's text would become bytes, three per
+    character.
     """
     ascii_characters = "".join(map(chr, range(0x21, 0x7F)))
     rows = (bytes([row, column]) for row in range(0xB0, 0xD8) for column in range(0xA1, 0xFF))
@@ -35,10 +35,10 @@ def everyday_characters() -> str:
 
 
 def read_corpus(path: Path) -> list[tuple[Message, ...]]:
-    """Messages of every row of the base corpus.
+    """Return the messages of every row of the base corpus.
 
     Raises:
-        UserError: the file is missing or empty, or a row is in none of the accepted formats.
+        UserError: the file is missing or empty, or a row has none of the accepted formats.
     """
     conversations = []
     for line, row in read_numbered_jsonl(path):
@@ -47,7 +47,7 @@ def read_corpus(path: Path) -> list[tuple[Message, ...]]:
         except UnknownFormat as error:
             raise UserError(f"{path}, line {line}: {error}.") from None
     if not conversations:
-        raise UserError(f"{path} is empty; the tiny base needs conversations to learn from.")
+        raise UserError(f"{path} is empty. Add conversations for the tiny base model.")
     return conversations
 
 
@@ -55,16 +55,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Chat
     """Train a SentencePiece model with the published settings and save it into ``folder``.
 
     Args:
-        vocab_size: number of pieces, all special ones and the everyday characters included.
+        texts: to learn pieces from.
+        vocab_size: number of pieces, including special pieces and everyday characters.
 
     Raises:
-        UserError: the vocabulary is too small for those.
+        UserError: the vocabulary is too small for special pieces and everyday characters.
     """
     model = io.BytesIO()
-    needed = 4 + len(CONTROL_PIECES) + len(TEXT_PIECES) + 256 + len(set(everyday_characters()))
-    if vocab_size < needed:
+    required = 4 + len(CONTROL_PIECES) + len(TEXT_PIECES) + 256 + len(set(everyday_characters()))
+    if vocab_size < required:
         raise UserError(
-            f"base.tiny.vocab_size is {vocab_size}; special tokens and everyday characters alone take {needed}."
+            f"base.tiny.vocab_size is {vocab_size}, but special tokens and everyday characters take {required}. "
+            "Raise it in params.yaml."
         )
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -80,7 +82,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Chat
         control_symbols=CONTROL_PIECES,
         user_defined_symbols=TEXT_PIECES,
         hard_vocab_limit=False,
-        num_threads=1,  # more threads would sum in another order
+        num_threads=1,  # with more threads the order of summation varies
         minloglevel=2,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,8 +92,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Chat
     return tokenizer
 
 
-def configure(tokenizer: ChatGLMTokenizer, hidden_size: int, layers: int, heads: int) -> ChatGLMConfig:
-    """A small ChatGLM over the tokenizer's vocabulary, rounded up to a multiple of 64."""
+def build_config(tokenizer: ChatGLMTokenizer, hidden_size: int, layers: int, heads: int) -> ChatGLMConfig:
+    """Return the configuration of a small ChatGLM, with the vocabulary rounded up to a multiple of 64."""
     return ChatGLMConfig(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=hidden_size,

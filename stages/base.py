@@ -1,9 +1,8 @@
-"""Stage base: find and verify the base model, or make the tiny one.
+"""Stage base: find and verify the base model, or train the tiny one.
 
-For a hub id or a folder it writes ``base.json``, a record of where the files are and what they
-hash to, without copying them. For ``tiny`` it trains a small ChatGLM on the base corpus, with the
-tokenizer that stage ``tokenizer`` made, and puts the record beside it. Fails if files are missing,
-cut off, or do not belong together.
+For a hub id or a folder, writes ``base.json`` with the location and hashes of the files, which are not copied. For
+``tiny``, trains a small ChatGLM on the base corpus, with the tokenizer of stage ``tokenizer``, and writes its files and
+``base.json``. Fails if files are missing, truncated, or do not belong together.
 """
 
 import argparse
@@ -12,16 +11,16 @@ import shutil
 from pathlib import Path
 
 from formats import params_schema
-from models import base_model
+from models import base_model, base_verification, model_loading
 from models.command_line import entry_point
 from models.errors import UserError
-from models.prompt import encode_sample, label
-from models.storage import sha256_of, writing_folder
+from models.prompt import encode_sample, label_sample
+from models.storage import atomic_write_folder, sha256_of
 
 log = logging.getLogger("tuneline.base")
 
 
-def make_tiny(corpus: Path, tokenizer_folder: Path, knobs: params_schema.Tiny, folder: Path) -> None:
+def train_tiny_base(corpus: Path, tokenizer_folder: Path, params: params_schema.Tiny, folder: Path) -> None:
     """Train the tiny base on the corpus and save it in the official file layout."""
     import torch
 
@@ -29,46 +28,49 @@ def make_tiny(corpus: Path, tokenizer_folder: Path, knobs: params_schema.Tiny, f
     from models.chatglm import ChatGLMForConditionalGeneration
 
     shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
-    tokenizer = base_model.load_tokenizer(folder)
-    rows = [label(*encode_sample(tokenizer, messages)) for messages in tiny_base_model.read_corpus(corpus)]
-    torch.manual_seed(knobs.seed)
+    tokenizer = model_loading.load_tokenizer(folder)
+    rows = [label_sample(*encode_sample(tokenizer, messages)) for messages in tiny_base_model.read_corpus(corpus)]
+    torch.manual_seed(params.seed)
     model = ChatGLMForConditionalGeneration(
-        tiny_base_model.configure(tokenizer, knobs.hidden_size, knobs.layers, knobs.heads)
+        tiny_base_model.build_config(tokenizer, params.hidden_size, params.layers, params.heads)
     )
     log.info("base: training a ChatGLM of %.1f million parameters", model.num_parameters() / 1e6)
-    settings = training.TrainConfig(
-        knobs.batch_size,
-        knobs.learning_rate,
-        max_steps=knobs.steps,
+    config = training.TrainConfig(
+        params.batch_size,
+        params.learning_rate,
+        max_steps=params.steps,
         schedule="cosine",
         warmup=0.1,
         logs=50,
-        seed=knobs.seed,
+        seed=params.seed,
     )
-    fitted = training.fit(model, rows, [], settings)
-    log.info("base: loss %.3f after %.0f s", fitted.loss("train"), fitted.seconds)
+    result = training.fit(model, rows, [], config)
+    log.info("base: loss %.3f after %.0f s", result.loss("train"), result.seconds)
     model.save_pretrained(folder)
 
 
 @entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", type=Path, required=True, help="what the tiny base learns")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="what stage tokenizer found or made")
+    parser.add_argument("--corpus", type=Path, required=True, help="conversations to train the tiny base on")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="output of stage tokenizer")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    chosen = params_schema.load().base
+    params = params_schema.load().base
 
-    with writing_folder(arguments.out) as folder:
-        if chosen.model == "tiny":
-            make_tiny(arguments.corpus, arguments.tokenizer, chosen.tiny, folder)
-            found = base_model.verify(folder, name="tiny")
+    with atomic_write_folder(arguments.out) as folder:
+        if params.model == "tiny":
+            train_tiny_base(arguments.corpus, arguments.tokenizer, params.tiny, folder)
+            base = base_verification.verify_base(folder, name="tiny")
         else:
-            found = base_model.find(chosen.model, chosen.revision)
-        if found.tokenizer_sha256 != sha256_of(arguments.tokenizer / base_model.TOKENIZER):
-            raise UserError(f"{found.folder} changed since the data were checked; run `dvc repro -f tokenizer`.")
-        base_model.write_record(found, folder)
-    log.info("base: %s, identity %s", found.name, found.identity[:12])
+            base = base_verification.find_base(params.model, params.revision)
+        if base.tokenizer_sha256 != sha256_of(arguments.tokenizer / base_model.TOKENIZER):
+            raise UserError(
+                f"The tokenizer in {base.folder} is not the one that the data were checked with. "
+                "Run `dvc repro -f tokenizer`."
+            )
+        base_model.write_record(base, folder)
+    log.info("base: %s, identity %s", base.name, base.identity[:12])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def base_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("weights") / "base"
     tokenizer = tiny_base_model.train_tokenizer(TEXTS * 3, 4500, folder)
     torch.manual_seed(0)
-    config = tiny_base_model.configure(tokenizer, hidden_size=32, layers=2, heads=2)
+    config = tiny_base_model.build_config(tokenizer, hidden_size=32, layers=2, heads=2)
     config.initializer_range = 0.3  # so that attention weighs in: it is faint beside the scaled residuals
     model = ChatGLMForConditionalGeneration(config)
     model.save_pretrained(folder)

@@ -1,7 +1,6 @@
 """ChatGLM-6B for transformers 5. Importing this package registers it with the Auto classes.
 
-Afterwards ``from_pretrained`` on an official checkpoint needs no ``trust_remote_code`` and never
-runs code that came with the checkpoint.
+``from_pretrained`` then loads official checkpoints without ``trust_remote_code``, and never runs code of a checkpoint.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -16,16 +15,16 @@ for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM):
     auto_class.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
 
 
-class _ByNameAlone(ChatGLMConfig):
-    """Registers the tokenizer by its name, which both published and saved checkpoints give.
+class _PlaceholderConfig(ChatGLMConfig):
+    """Registers the tokenizer by its class name, which published and saved checkpoints contain.
 
-    Were it registered for ChatGLMConfig itself, AutoTokenizer would prefer the code in a checkpoint
-    to ours wherever an old script says that it trusts remote code.
+    If it was registered for ChatGLMConfig itself, AutoTokenizer would prefer the code in a checkpoint wherever a script
+    passes ``trust_remote_code=True``.
     """
 
-    model_type = "chatglm-by-name-alone"
+    model_type = "chatglm-placeholder"
 
 
-AutoTokenizer.register(_ByNameAlone, tokenizer_class=ChatGLMTokenizer, exist_ok=True)
+AutoTokenizer.register(_PlaceholderConfig, tokenizer_class=ChatGLMTokenizer, exist_ok=True)
 
 __all__ = ["ChatGLMConfig", "ChatGLMForConditionalGeneration", "ChatGLMModel", "ChatGLMTokenizer"]

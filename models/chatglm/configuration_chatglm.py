@@ -1,4 +1,4 @@
-"""Configuration of ChatGLM-6B, taking the keys of the published config.json as they are."""
+"""Configuration of ChatGLM-6B, with the keys of the published config.json."""
 
 from collections.abc import Container
 
@@ -6,53 +6,55 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 TEXT_VOCAB_SIZE = 130_528
-IMAGE_TOKENS = 20_000  # the first generation of checkpoints put these before the text tokens
+IMAGE_TOKENS = 20_000  # precede the text tokens in the first generation of checkpoints
 
-# Keys that only the successors' config.json has; they share model_type "chatglm".
+# Keys that only the config.json of successors has; model_type is "chatglm" for them too.
 _SUCCESSOR_KEYS = ("padded_vocab_size", "ffn_hidden_size", "multi_query_attention", "kv_channels")
 
 
 def image_tokens_of(vocab_size: int) -> int:
-    """How many image tokens stand before the text tokens: 20,000 in the 150,528-entry vocabulary."""
+    """Return the number of image tokens before the text tokens: 20,000 in a vocabulary of 150,528, else 0."""
     return IMAGE_TOKENS if vocab_size == TEXT_VOCAB_SIZE + IMAGE_TOKENS else 0
 
 
 def refuse_successor(keys: Container[str]) -> None:
-    """Raises ValueError: the keys of a config.json are those of ChatGLM2-6B or a later model."""
-    if found := [key for key in _SUCCESSOR_KEYS if key in keys]:
+    """Check the keys of a config.json.
+
+    Raises:
+        ValueError: they are those of ChatGLM2-6B or a later model.
+    """
+    if successor_keys := [key for key in _SUCCESSOR_KEYS if key in keys]:
         raise ValueError(
-            f"This config.json describes a successor of ChatGLM-6B (it has {', '.join(found)}), "
-            "not ChatGLM-6B itself; load a checkpoint in the ChatGLM-6B layout."
+            f"This config.json describes a successor of ChatGLM-6B (it has {', '.join(successor_keys)}). "
+            "Use a checkpoint in the layout of ChatGLM-6B."
         )
 
 
 @strict
 class ChatGLMConfig(PreTrainedConfig):
-    """What a ChatGLM-6B checkpoint is.
+    """Configuration of a ChatGLM-6B checkpoint.
 
     Args:
         vocab_size: rows of the embedding; 130,528, or 150,528 in checkpoints with image tokens.
         hidden_size: width of the residual stream.
         num_layers: number of blocks.
-        num_attention_heads: heads of each block; each has ``hidden_size // num_attention_heads``
-            channels, of which the first half rotates by position and the second by block position.
+        num_attention_heads: attention heads per block, of ``hidden_size // num_attention_heads`` channels. The first
+            half of a head's channels is rotated by position, the second by block position.
         inner_hidden_size: width of the feed-forward layer.
         layernorm_epsilon: added to the variance in every layer norm.
-        max_sequence_length: tokens that the checkpoint was trained with.
-        bos_token_id: ``<sop>``, where the answer starts; the context ends right before it.
-        eos_token_id: ``<eop>``, where the answer ends.
-        gmask_token_id, mask_token_id: ``[gMASK]`` and ``[MASK]``; the answer keeps the position
-            of the first of them. The four ids default to those of the vocabulary's generation.
+        max_sequence_length: maximum length in training, in tokens.
+        bos_token_id: ``<sop>``, the start of the answer; the context ends right before it.
+        eos_token_id: ``<eop>``, the end of the answer.
+        gmask_token_id, mask_token_id: ``[gMASK]`` and ``[MASK]``; the answer keeps the position of the first of them.
+            The ids default to those of the vocabulary's generation.
         position_encoding_2d: must be true, as in every published checkpoint.
-        pre_seq_len, prefix_projection: keys of published P-Tuning v2 checkpoints. They are kept;
-            the prefix itself belongs to peft.
-        quantization_bit: must be 0: checkpoints that were quantized by the published kernels
-            cannot be read.
-        tokenizer_class: by which AutoTokenizer finds ours.
+        pre_seq_len, prefix_projection: keys of published P-Tuning v2 checkpoints. They are kept; peft implements the
+            prefix.
+        quantization_bit: must be 0: checkpoints quantized by the published kernels are not supported.
+        tokenizer_class: name by which AutoTokenizer finds ours.
 
     Raises:
-        ValueError: the keys describe another architecture (ChatGLM2, ChatGLM3, GLM-4) or one
-            of the two variants named above.
+        ValueError: the keys describe another architecture (ChatGLM2, ChatGLM3, GLM-4), or an unsupported value above.
     """
 
     model_type = "chatglm"
@@ -90,19 +92,19 @@ class ChatGLMConfig(PreTrainedConfig):
             raise ValueError("position_encoding_2d is false; only two-dimensional positions are supported.")
         if self.quantization_bit:
             raise ValueError(
-                f"The checkpoint was quantized to {self.quantization_bit} bits by the published kernels; "
-                "load the 16-bit checkpoint and quantize it with bitsandbytes instead."
+                f"The checkpoint was quantized to {self.quantization_bit} bits by the published kernels, which is not "
+                "supported. Load the 16-bit checkpoint and quantize it with bitsandbytes."
             )
         if self.num_attention_heads < 1 or self.hidden_size % (4 * self.num_attention_heads):
             raise ValueError(
-                f"hidden_size {self.hidden_size} cannot be shared among {self.num_attention_heads} attention heads "
-                "of 4, 8, 12, … channels each."
+                f"hidden_size {self.hidden_size} is not a multiple of 4 * num_attention_heads, "
+                f"which is {self.num_attention_heads}."
             )
-        self._fill_in_token_ids()
-        kwargs.pop("auto_map", None)  # names code that came with a checkpoint, which never runs here
+        self._set_default_token_ids()
+        kwargs.pop("auto_map", None)  # names code in the checkpoint, which never runs here
         super().__post_init__(**kwargs)
 
-    def _fill_in_token_ids(self) -> None:
+    def _set_default_token_ids(self) -> None:
         offset = image_tokens_of(self.vocab_size)
         published = {"mask": 130_000, "gmask": 130_001, "bos": 130_004, "eos": 130_005, "pad": 3}
         for name, token_id in published.items():

@@ -1,9 +1,11 @@
-"""Cross-entropy through a frozen language-model head, without logits for all tokens at once.
+"""Cross-entropy through a frozen language-model head, without materializing the logits of all tokens.
 
-ChatGLM-6B's vocabulary of 130,528 makes the float32 logits of 4,096 tokens and their gradient 4.3 GB. As
-the head is frozen, the gradient of its input is all that the backward pass needs, and the forward pass
-can compute it chunk by chunk (as Liger Kernel does, Hsu et al., arXiv:2410.10989). Torch has this as
-``linear_cross_entropy`` from 2.13 on; Tuneline runs on 2.11 too.
+With ChatGLM-6B's vocabulary of 130,528, the float32 logits of 4,096 tokens and their gradient take 4.3 GB. The head is
+frozen, so the backward pass needs only the gradient of its input, and the forward pass can compute that gradient chunk
+by chunk (as Liger Kernel does, Hsu et al., arXiv:2410.10989).
+
+torch has this as ``torch.nn.functional.linear_cross_entropy`` since 2.13. Tuneline supports torch 2.11, which lacks it;
+when 2.13 becomes the minimum, compare both in ``benchmarks/training_speed.py`` and remove this file.
 """
 
 from functools import lru_cache
@@ -14,41 +16,49 @@ CHUNK = 1024  # tokens: 267 MB of logits in half precision
 
 
 class FrozenHeadLoss(torch.autograd.Function):
-    """The sum of cross-entropies over tokens, in float32."""
+    """Sum of cross-entropies over tokens, in float32."""
 
     @staticmethod
     def forward(ctx, hidden_states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Args: hidden_states (N, hidden_size); weight (vocab_size, hidden_size), frozen; targets (N,)."""
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden_states) if wanted else None
+        """Return the loss, a float32 scalar.
+
+        Args:
+            hidden_states: (N, hidden_size).
+            weight: (vocab_size, hidden_size), frozen.
+            targets: (N,) token ids.
+        """
+        needs_gradient = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden_states) if needs_gradient else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
         for start in range(0, len(targets), CHUNK):
             chunk = slice(start, start + CHUNK)
             logits = hidden_states[chunk] @ weight.T
-            loss, slope = _entropy_of(logits.is_cuda)(logits, targets[chunk], wanted)
+            loss, logits_gradient = _cross_entropy(logits.is_cuda)(logits, targets[chunk], needs_gradient)
             total += loss
-            if wanted:
-                torch.matmul(slope, weight, out=gradient[chunk])
+            if needs_gradient:
+                torch.matmul(logits_gradient, weight, out=gradient[chunk])
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx, upstream: torch.Tensor):
+    def backward(ctx, loss_gradient: torch.Tensor):
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None
+        return gradient * loss_gradient.to(gradient.dtype), None, None
 
 
 @lru_cache
-def _entropy_of(compiled: bool):
-    return torch.compile(_entropy, dynamic=True) if compiled else _entropy
+def _cross_entropy(compiled: bool):
+    return torch.compile(_compute_cross_entropy, dynamic=True) if compiled else _compute_cross_entropy
 
 
-def _entropy(logits: torch.Tensor, targets: torch.Tensor, wanted: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The sum of cross-entropies, and its derivative by the logits if wanted; in float32 inside."""
+def _compute_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, needs_gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the sum of cross-entropies in float32, and its gradient by the logits in their dtype, or None."""
     scores = logits.float()
     normalizer = scores.logsumexp(dim=-1)
     loss = (normalizer - scores.gather(-1, targets[:, None]).squeeze(-1)).sum()
-    if not wanted:
+    if not needs_gradient:
         return loss, None
-    at_target = torch.arange(scores.shape[-1], device=scores.device) == targets[:, None]
-    return loss, ((scores - normalizer[:, None]).exp() - at_target.float()).to(logits.dtype)
+    is_target = torch.arange(scores.shape[-1], device=scores.device) == targets[:, None]
+    return loss, ((scores - normalizer[:, None]).exp() - is_target.float()).to(logits.dtype)

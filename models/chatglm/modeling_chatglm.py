@@ -1,8 +1,8 @@
 """ChatGLM-6B, in the order in which it runs.
 
-Written afresh from the published architecture: a prefix language model whose context sees itself
-both ways while the answer is causal, with two rows of rotary positions and residuals that come
-out of the layer norms. Shapes: B rows, L tokens, H heads, D channels a head, P cached tokens.
+Implemented from the published architecture: a prefix language model, whose context attends to itself in both directions
+while the answer is causal, with two rotary positions per token, and residuals that start from the normalized input.
+Shapes: B rows, L tokens, H heads, D channels per head, P cached tokens.
 """
 
 import math
@@ -20,10 +20,10 @@ from transformers.utils import can_return_tuple
 from models.chatglm.configuration_chatglm import ChatGLMConfig
 from models.chatglm.loss import FrozenHeadLoss
 from models.chatglm.masks import derive_position_ids, prefix_lm_block_mask, prefix_lm_mask
+from models.prompt import IGNORED_LABEL
 
-IGNORED_LABEL = -100
-# sqrt(2 * num_layers) for ChatGLM-6B's 28 layers. The published blocks never learn of another
-# num_layers, so this is the scale in models of any depth.
+# sqrt(2 * num_layers) for ChatGLM-6B's 28 layers. The published blocks ignore the configured num_layers, so this is the
+# scale in models of any depth.
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 
 
@@ -37,20 +37,20 @@ def _compiled_flex_attention():
 
 @lru_cache
 def _inverse_frequencies(dim: int, device: torch.device) -> torch.Tensor:
-    # The published buffer is rounded to half precision; rounded on the CPU, it is so everywhere.
+    # The published buffer is rounded to half precision. Rounding on the CPU gives the same values on all devices.
     frequencies = 1.0 / 10_000 ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     return frequencies.half().float().to(device)
 
 
 def rotary_embedding(position_ids: torch.Tensor, dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines, (B, 1, L, 2, dim) each: for position and for block position."""
+    """Return cosines and sines, (B, 1, L, 2, dim) each, for the position and the block position in (B, 2, L)."""
     angles = position_ids.transpose(1, 2)[:, None, :, :, None] * _inverse_frequencies(dim, position_ids.device)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the halves of each head, (B, H, L, D): the first by position, the second by block position."""
+    """Rotate each head's first half by position and its second half by block position, (B, H, L, D)."""
     halves = states.unflatten(-1, (2, -1))
     low, high = halves.chunk(2, dim=-1)
     return (halves * cos + torch.cat((-high, low), dim=-1) * sin).flatten(-2)
@@ -59,15 +59,17 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 def split_and_rotate(
     mixed: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, fused: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rotated query and key, and the value, (B, H, L, D) each, from their joint projection (B, L, H, 3D).
+    """Return rotated query, rotated key, and value, (B, H, L, D) each.
 
     Args:
-        fused: use the Triton kernels, if heads of D channels suit them.
+        mixed: joint projection (B, L, H, 3D).
+        cos, sin: see :func:`rotary_embedding`.
+        fused: use the Triton kernels, if they support D channels per head.
     """
     if fused:
         from models.chatglm import rotary_triton
     if fused and rotary_triton.is_supported(mixed.shape[-1] // 3):
-        angles = (each.squeeze(1).chunk(2, dim=-1)[0].flatten(-2) for each in (cos, sin))
+        angles = (values.squeeze(1).chunk(2, dim=-1)[0].flatten(-2) for values in (cos, sin))
         return rotary_triton.split_and_rotate(mixed, *angles)
     query, key, value = mixed.transpose(1, 2).chunk(3, dim=-1)
     return rotate(query, cos, sin), rotate(key, cos, sin), value
@@ -77,7 +79,7 @@ def split_and_rotate(
 
 
 class _GatherTokens(torch.autograd.Function):
-    """Rows of a matrix, none of them twice: their gradients are put back instead of added up, which is faster."""
+    """Distinct rows of a matrix. Its gradient copies rows instead of accumulating them, which is faster."""
 
     @staticmethod
     def forward(ctx, states, token_indices):
@@ -92,13 +94,21 @@ class _GatherTokens(torch.autograd.Function):
 
 
 def gather_tokens(states: torch.Tensor, token_indices: torch.Tensor | None) -> torch.Tensor:
-    """The states of (N,) token_indices among the B · L tokens, (1, N, width), of (B, L, width); all of them without token_indices."""
+    """Return the states of some tokens, (1, N, width); all states without indices.
+
+    Args:
+        states: (B, L, width).
+        token_indices: (N,) distinct indices into the B · L tokens, or None.
+    """
     return states if token_indices is None else _GatherTokens.apply(states.flatten(0, 1), token_indices)[None]
 
 
 class ChatGLMAttention(nn.Module):
-    """Self-attention. The published code divides queries by ``layer + 1`` and multiplies the
-    scores back in float32; that cancels, and SDPA accumulates in float32 anyway."""
+    """Self-attention.
+
+    The published code divides queries by ``layer + 1`` and multiplies the scores by it in float32. This cancels, and
+    SDPA accumulates in float32 anyway.
+    """
 
     def __init__(self, config: ChatGLMConfig, layer_index: int):
         super().__init__()
@@ -115,7 +125,7 @@ class ChatGLMAttention(nn.Module):
         elif past is not None:
             key, value = torch.cat((past[0], key), dim=-2), torch.cat((past[1], value), dim=-2)
         if isinstance(mask, BlockMask):
-            options = {"BLOCKS_ARE_CONTIGUOUS": past is None}  # those of keys that a block of queries sees
+            options = {"BLOCKS_ARE_CONTIGUOUS": past is None}  # see prefix_lm_block_mask
             attended = _compiled_flex_attention()(query, key, value, block_mask=mask, kernel_options=options)
         else:
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -123,7 +133,7 @@ class ChatGLMAttention(nn.Module):
 
 
 class ChatGLMMLP(nn.Module):
-    """Feed-forward layer with the tanh form of GELU."""
+    """Feed-forward layer with the tanh approximation of GELU."""
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__()
@@ -135,11 +145,7 @@ class ChatGLMMLP(nn.Module):
 
 
 class ChatGLMBlock(nn.Module):
-    """One layer. Its residuals start from the normalized input, scaled up.
-
-    ``past`` is a cache, which the layer adds its keys and values to; or keys and values, (B, H, P, D) each,
-    which it leaves as they are; or None. With ``token_indices`` it gives the states of these alone, see :func:`gather_tokens`.
-    """
+    """One transformer layer, whose residuals start from the scaled normalized input."""
 
     def __init__(self, config: ChatGLMConfig, layer_index: int):
         super().__init__()
@@ -150,11 +156,21 @@ class ChatGLMBlock(nn.Module):
         self.mlp = ChatGLMMLP(config)
 
     def forward(self, hidden_states, rotary, mask, past=None, token_indices=None):
-        attended = self.input_layernorm(hidden_states)
-        update = self.attention(attended, rotary, mask, past, token_indices)
-        hidden_states = gather_tokens(attended, token_indices) * RESIDUAL_SCALE + update
-        transformed = self.post_attention_layernorm(hidden_states)
-        return transformed * RESIDUAL_SCALE + self.mlp(transformed)
+        """Return hidden states, (B, L, hidden_size), or (1, N, hidden_size) with ``token_indices``.
+
+        Args:
+            hidden_states: (B, L, hidden_size).
+            rotary: cosines and sines, see :func:`rotary_embedding`.
+            mask: for SDPA, (B, 1, L, P + L), or a BlockMask for FlexAttention; None attends to everything.
+            past: a cache, which is extended by this layer's keys and values; or keys and values, (B, H, P, D) each,
+                which stay unchanged; or None.
+            token_indices: see :func:`gather_tokens`.
+        """
+        normalized = self.input_layernorm(hidden_states)
+        attended = self.attention(normalized, rotary, mask, past, token_indices)
+        hidden_states = gather_tokens(normalized, token_indices) * RESIDUAL_SCALE + attended
+        normalized = self.post_attention_layernorm(hidden_states)
+        return normalized * RESIDUAL_SCALE + self.mlp(normalized)
 
 
 # Models ------------------------------------------------------------------------------------------
@@ -167,12 +183,12 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["ChatGLMBlock"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
-    # Published checkpoints carry the rotary buffer, and P-Tuning checkpoints the prefix, which is peft's here.
+    # Published checkpoints contain the rotary buffer, P-Tuning checkpoints also the prefix encoder, which peft loads.
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$", r"prefix_encoder\."]
 
 
 def _fixed_past(cache: Cache, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer's keys and values, which stay: a checkpointed block runs twice and must find the same both times."""
+    """Return a layer's keys and values. A checkpointed block runs twice, so it must not extend the cache."""
     return cache.layers[layer].keys, cache.layers[layer].values
 
 
@@ -180,8 +196,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     """Embedding, blocks and the final layer norm.
 
     Attributes:
-        flex_attention: whether rows of several samples go through FlexAttention, which must then be
-            compiled, instead of SDPA with a mask of (B, 1, L, P + L).
+        flex_attention: use FlexAttention for packed rows instead of SDPA with a (B, 1, L, P + L) mask; the blocks must
+            then be compiled.
     """
 
     def __init__(self, config: ChatGLMConfig):
@@ -215,14 +231,18 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         """See :meth:`ChatGLMForConditionalGeneration.forward`.
 
         Returns:
-            ``last_hidden_state`` (B, L, hidden_size), or (1, N, hidden_size) with N ``token_indices``: what is in the last
-            layer behind its attention then works for these alone.
+            ``last_hidden_state``, (B, L, hidden_size), or (1, N, hidden_size) with N ``token_indices``; the last layer
+            then computes everything after its attention for these tokens only.
+
+        Raises:
+            ValueError: ``input_ids`` and ``inputs_embeds`` are both given or both missing, or ``inputs_embeds`` come
+                without ``position_ids``.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+            raise ValueError("Pass either input_ids or inputs_embeds.")
         if position_ids is None:
             if input_ids is None:
-                raise ValueError("inputs_embeds do not show where the context ends: give position_ids (B, 2, L) too.")
+                raise ValueError("inputs_embeds do not show where the context ends; pass position_ids (B, 2, L) too.")
             position_ids = derive_position_ids(input_ids, self.config, attention_mask)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
@@ -239,7 +259,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         rotary = rotary_embedding(position_ids, head_dim // 2, hidden_states.dtype)
 
-        if token_indices is not None:  # of which every batch has another number: blocks are compiled for any
+        if token_indices is not None:  # N differs per batch: mark it dynamic to avoid recompilation
             torch._dynamo.maybe_mark_dynamic(token_indices, 0)
         all_hidden_states = [hidden_states]
         for index, layer in enumerate(self.layers):
@@ -258,15 +278,15 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
 
 def find_label_indices(labels: torch.Tensor) -> torch.Tensor:
-    """Places, among the B · L tokens of (B, L) labels, whose successor in the row has a label."""
+    """Return the tokens whose successor in the row has a label, as (N,) indices into the B · L tokens of ``labels``."""
     return F.pad(labels[:, 1:] != IGNORED_LABEL, (0, 1)).flatten().nonzero().squeeze(-1)
 
 
 class ChatGLMOutput(CausalLMOutputWithPast):
     """``loss``, ``logits``, ``past_key_values``, ``hidden_states``.
 
-    A call with labels computes logits at label_indices positions alone. The full (B, L, vocab_size)
-    ``logits`` are then computed when somebody first reads them.
+    With labels, the loss needs the logits of labelled tokens only. The full ``logits``, (B, L, vocab_size), are
+    computed when the attribute is first read.
     """
 
     @property
@@ -285,7 +305,7 @@ class ChatGLMOutput(CausalLMOutputWithPast):
 
 
 class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
-    """ChatGLM with its language-model head, under the weights' published names."""
+    """ChatGLM with its language-model head; parameters have their published names."""
 
     def __init__(self, config: ChatGLMConfig):
         super().__init__(config)
@@ -317,31 +337,30 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         label_indices: torch.Tensor | None = None,
         **kwargs,
     ) -> ChatGLMOutput:
-        """Run the model.
+        """Return the loss, the logits, or both.
 
         Args:
             input_ids: (B, L): context, ``[gMASK]``, ``<sop>``, answer.
-            attention_mask: (B, P + L), zero at padding, which may stand on either side; derived
-                mask and positions need nothing else. A (B, 1, L, P + L) mask for SDPA is taken as is.
-            position_ids: (B, 2, L) position and block position; derived from ``input_ids`` if
-                left out. peft adds the prefix's length to them, although a ChatGLM prefix takes
-                up no position: leave them out with a prefix.
-            past_key_values: transformers' cache; a prefix of P-Tuning v2 arrives here, filled.
-            inputs_embeds: (B, L, hidden_size) instead of ``input_ids``, with ``position_ids``.
-            labels: (B, L), -100 where nothing is to be learnt; shifted by one here.
-            logits_to_keep: compute logits for this many last tokens; 0 for all.
-            num_items_in_batch: label_indices tokens over which the loss is averaged, where a batch is
-                spread over several calls; by default those of this call.
-            position_ids_2d: position_ids under a name that peft leaves alone; generation uses it.
-            segment_ids: (B, L) the sample that each token belongs to, where a row holds several; they do not
-                see one another. Needs position_ids; the attention_mask then goes unread.
-            label_indices: (N,) token_indices among the B · L tokens whose successor has a label, for callers who know them
-                and want nothing of the others. The device need not be waited for to find them, and the last layer
-                works for no others. With labels there are then no logits; without, those of these token_indices.
+            attention_mask: (B, P + L), 0 at padding on either side, from which mask and positions are derived; or a
+                mask for SDPA, (B, 1, L, P + L).
+            position_ids: (B, 2, L), position and block position; by default derived from ``input_ids``. With a prefix,
+                leave them out: peft adds the prefix's length to them, but a ChatGLM prefix takes up no position.
+            past_key_values: cache of transformers; a prefix of P-Tuning v2 arrives here as a filled cache.
+            inputs_embeds: (B, L, hidden_size) instead of ``input_ids``; needs ``position_ids``.
+            labels: (B, L), -100 at ignored tokens; shifted by one here.
+            logits_to_keep: number of last tokens to compute logits for; 0 for all.
+            num_items_in_batch: labelled tokens that the loss is averaged over, if a batch is spread over several calls;
+                by default those of this call.
+            position_ids_2d: ``position_ids`` under a name that peft does not modify; used for generation and packing.
+            segment_ids: (B, L), the number of each token's sample in its row, if samples are packed. Needs position
+                ids; ``attention_mask`` is then ignored.
+            label_indices: (N,), the result of :func:`find_label_indices`. Passing it avoids waiting for the device, and
+                the last layer computes these tokens only. With ``labels`` there are then no logits, without them those
+                of these tokens.
 
         Returns:
-            ``loss`` in float32, the mean over label_indices tokens; ``logits`` (B, L, vocab_size), or (1, N, vocab_size)
-            of the ``label_indices`` token_indices.
+            ``loss``, float32, the mean over labelled tokens; ``logits``, (B, L, vocab_size), or (1, N, vocab_size) with
+            ``label_indices``.
         """
         outputs = self.transformer(
             input_ids=input_ids,
@@ -361,8 +380,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             logits = self.lm_head(hidden_states[:, -logits_to_keep:])
         else:
             token_indices = find_label_indices(labels) if label_indices is None else label_indices
-            picked = gather_tokens(hidden_states, token_indices) if label_indices is None else hidden_states
-            loss = self._loss(picked[0], labels.flatten()[token_indices + 1], num_items_in_batch)
+            labelled_states = gather_tokens(hidden_states, token_indices) if label_indices is None else hidden_states
+            loss = self._loss(labelled_states[0], labels.flatten()[token_indices + 1], num_items_in_batch)
         result = ChatGLMOutput(
             loss=loss,
             logits=logits,
@@ -381,7 +400,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         return total / (max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch)
 
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
-        # The positions of an answer depend on the whole row, of which a step sees the last token.
+        # Positions in the answer depend on the whole row, but a step's input_ids are the last token.
         inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
         inputs.pop("position_ids", None)
         step = inputs["input_ids"].shape[-1]

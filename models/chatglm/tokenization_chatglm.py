@@ -15,22 +15,22 @@ _IMAGE_TOKEN = re.compile(r"<image_(\d+)>")
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
-    """Text to ids and back, as the published tokenizer does it.
+    """Text to token ids and back, identical to the published tokenizer.
 
-    A single text becomes ``text [gMASK] <sop>``, a pair ``text [gMASK] <sop> answer <eop>``.
-    Batches are padded on the left. Text that spells one of ``<sop>``, ``</s>``, ``[MASK]``,
-    ``<pad>``, ``<unk>`` becomes that control token, so data must be checked for it.
+    A single text becomes ``text [gMASK] <sop>``, a pair ``text [gMASK] <sop> answer <eop>``. Batches are padded on the
+    left. Text that contains ``<sop>``, ``</s>``, ``[MASK]``, ``<pad>`` or ``<unk>`` becomes that control token, so data
+    must be checked for it.
 
     Args:
         vocab_file: path of ``ice_text.model``.
         do_lower_case, remove_space: published options, both off in published checkpoints.
-        num_image_tokens: ids before the first text token. A checkpoint that does not say is
-            taken by the ``vocab_size`` of the config.json beside it: 20,000 for 150,528, else 0.
+        num_image_tokens: ids before the first text token. By default derived from ``vocab_size`` in the config.json
+            beside the vocabulary: 20,000 for 150,528, else 0.
 
     Attributes:
-        gmask_token_id, sop_token_id, eop_token_id, end_token_id: ids of ``[gMASK]``, ``<sop>``,
-            ``<eop>`` and ``</s>``. ``eos_token_id`` is whichever of the last two the checkpoint's
-            tokenizer_config.json names, so generation stops by the model's configuration instead.
+        gmask_token_id, sop_token_id, eop_token_id, end_token_id: ids of ``[gMASK]``, ``<sop>``, ``<eop>`` and ``</s>``.
+            ``eos_token_id`` is one of the last two, depending on the checkpoint's tokenizer_config.json, so generation
+            uses ``eos_token_id`` of the model's configuration instead.
     """
 
     vocab_files_names = {"vocab_file": VOCAB_FILE}
@@ -54,7 +54,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         self.vocab_file = str(vocab_file)
         self.vocabulary = Vocabulary(self.vocab_file, do_lower_case, remove_space)
         if num_image_tokens is None:
-            num_image_tokens = _image_tokens_beside(self.vocab_file)
+            num_image_tokens = _infer_num_image_tokens(self.vocab_file)
         self.num_image_tokens = num_image_tokens
         self.gmask_token_id = self._convert_token_to_id("[gMASK]")
         self.sop_token_id = self._convert_token_to_id("<sop>")
@@ -67,11 +67,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             "pad_token": pad_token,
             "unk_token": unk_token,
         }
-        # transformers 4.27 stripped the text on both sides of a special token; transformers 5 only if told to.
+        # transformers 4.27 stripped blanks on both sides of a special token; transformers 5 needs lstrip and rstrip.
         for name, token in special.items():
             special[name] = AddedToken(str(token), lstrip=True, rstrip=True, special=True, normalized=False)
-        # Published configurations name gmask_token, eop_token and end_token too. transformers 5 would find
-        # them in text, as the published tokenizer did not: "[gMASK]" and "<eop>" are plain text to it.
+        # Published configurations also have gmask_token, eop_token and end_token. transformers 5 would match them in
+        # text, where the published tokenizer treats "[gMASK]" and "<eop>" as plain text.
         kwargs = {key: value for key, value in kwargs.items() if not key.endswith("_token")}
         kwargs.pop("model_specific_special_tokens", None)
         super().__init__(
@@ -92,7 +92,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return {self._convert_id_to_token(index): index for index in range(self.vocab_size)}
 
     def _tokenize(self, text, **kwargs):
-        return self.vocabulary.split(text)
+        return self.vocabulary.tokenize(text)
 
     def _convert_token_to_id(self, token):
         if image := _IMAGE_TOKEN.fullmatch(token):
@@ -102,25 +102,25 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def _convert_id_to_token(self, index):
         if index < self.num_image_tokens:
             return f"<image_{index}>"
-        if index >= self.vocab_size:  # the model's vocabulary is padded; the published tokenizer raises
+        if index >= self.vocab_size:  # ids of the model's padded vocabulary; the published tokenizer raises
             return str(self.unk_token)
         return self.vocabulary.pieces.id_to_piece(index - self.num_image_tokens)
 
     def convert_tokens_to_string(self, tokens):
         pieces = [token for token in tokens if not _IMAGE_TOKEN.fullmatch(token)]
-        return self.vocabulary.join(pieces)
+        return self.vocabulary.detokenize(pieces)
 
     def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):
-        """``context [gMASK] <sop>``, and ``answer <eop>`` behind it where there is an answer.
+        """Return ``context [gMASK] <sop>``, followed by ``answer <eop>`` if there is an answer.
 
-        A context that already holds a mask token keeps it, and ends with ``</s>`` if the mask is
-        not its last token (published behaviour).
+        A context that already contains a mask token keeps it, and ends with ``</s>`` if the mask is not its last token
+        (published behaviour).
         """
-        masks = {self.mask_token_id, self.gmask_token_id}
+        mask_ids = {self.mask_token_id, self.gmask_token_id}
         context = list(token_ids_0)
-        if not masks.intersection(context):
+        if not mask_ids.intersection(context):
             context.append(self.gmask_token_id)
-        if context[-1] not in masks:
+        if context[-1] not in mask_ids:
             context.append(self.end_token_id)
         context.append(self.sop_token_id)
         if token_ids_1 is None:
@@ -136,7 +136,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return (str(target),)
 
 
-def _image_tokens_beside(vocab_file: str) -> int:
+def _infer_num_image_tokens(vocab_file: str) -> int:
     config = Path(vocab_file).with_name("config.json")
     if not config.is_file():
         return 0

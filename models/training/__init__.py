@@ -1,25 +1,39 @@
-"""Fitting a model to encoded rows with transformers' Trainer.
+"""Training with transformers' Trainer on encoded rows.
 
-Used for the tiny base model, where every weight is trained, and for adapters, where the base is
-frozen. The loop is transformers' own; what stands here feeds it, listens to it, and lets it be killed.
+Trains all weights of the tiny base model, and adapters on a frozen base. Modules in the order of a training:
+
+========================  ==================================================================================
+``train_config``          hyperparameters, and transformers' ``TrainingArguments`` made from them
+``batches``               rows to batches: order of an epoch, padding, packing
+``compiling``             ``torch.compile`` of the blocks for packed rows on a GPU
+``sharding``              FSDP: weights, gradients and optimizer spread over the devices
+``loss_scaling``          GradScaler for float16 gradients
+``trainer``               ``AdapterTrainer``: token counts, evaluation loss, checkpoints of trained weights only
+``callbacks``             loss history, divergence guard, best weights, early stopping
+``checkpointing``         complete checkpoints, resuming, SIGTERM
+``devices``               ranks, all-reduce, aborting together, utilization and energy
+``fit``                   a whole training, from rows to fitted weights
+========================  ==================================================================================
 """
 
 from models.training.batches import PaddingCollator
-from models.training.callbacks import Diverged, Stopped
+from models.training.callbacks import Diverged
+from models.training.checkpointing import Stopped
 from models.training.compiling import compile_blocks
 from models.training.devices import peak_memory_gib
-from models.training.fit import TrainResult, TrainConfig, fit
+from models.training.fit import TrainResult, fit
+from models.training.train_config import TrainConfig
 from models.training.trainer import load_trainable_state_dict, trainable_state_dict
 
 __all__ = [
     "Diverged",
-    "TrainResult",
     "PaddingCollator",
-    "TrainConfig",
     "Stopped",
+    "TrainConfig",
+    "TrainResult",
     "compile_blocks",
     "fit",
-    "peak_memory_gib",
     "load_trainable_state_dict",
+    "peak_memory_gib",
     "trainable_state_dict",
 ]

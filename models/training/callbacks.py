@@ -1,300 +1,280 @@
-"""What is told while a model trains, and what ends the training."""
+"""Callbacks of a training: loss history, divergence guard, best weights, early stopping, progress bar."""
 
-import contextlib
 import logging
 import math
-import signal
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from torch.amp import GradScaler
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from models import checkpoints
 from models.errors import UserError
 from models.training import devices, sharding
-from models.training.trainer import AdapterTrainer, keep, restore, trained
+from models.training.trainer import (
+    StepStatistics,
+    explain_write_errors,
+    load_trainable,
+    save_trainable,
+    trainable_parameters,
+)
 
 log = logging.getLogger("tuneline.training")
 
-
-POINT = ("step", "seconds", "split", "loss")
-
-
-class Diverged(UserError):
-    """The loss is no number any more, or worse than knowing nothing would make it."""
+HISTORY_KEYS = ("step", "seconds", "split", "loss")
 
 
-class Stopped(UserError):
-    """SIGTERM ended the training after a checkpoint; the exit code is that of a program that SIGTERM ended."""
-
-    exit_code = 128 + signal.SIGTERM
-
-
-class Bar(ProgressCallback):
-    """Trainer's progress bar without its dump of raw figures."""
+class ProgressBar(ProgressCallback):
+    """Trainer's progress bar, without its printout of every log entry."""
 
     def on_log(self, *args, **kwargs):
         pass
 
 
-class History(TrainerCallback):
-    """Keeps every loss and hands it on, with the figures of the moment.
+# Loss history --------------------------------------------------------------------------------------
+
+
+class LossHistory(TrainerCallback):
+    """Records every logged loss, writes the log line, and passes the record on.
+
+    Args:
+        on_record: called on rank 0 with each record, after a resume also with those of the earlier process.
 
     Attributes:
-        points: ``{step, seconds, split, loss}``, split being ``train`` or ``eval``.
-        on_point: called with each of them, those of training with ``learning_rate``, ``gradient_norm``,
-            ``tokens_per_second``, ``padding`` (share of places), ``memory_gib`` (peak),
-            ``progress`` (share of the steps) and ``utilization`` (from 0 to 1, where it is known) besides.
+        records: ``{step, seconds, split, loss}``, where split is ``train`` or ``eval``. Records of training also have
+            ``learning_rate``, ``gradient_norm``, ``tokens_per_second``, ``padding`` (fraction of slots),
+            ``memory_gib`` (peak), ``progress`` (fraction of all steps) and ``utilization`` (from 0 to 1, if known).
     """
 
-    def __init__(self, trainer: AdapterTrainer, on_point: Callable[[dict], None] | None):
-        self.trainer, self.on_point = trainer, on_point
-        self.points: list[dict] = []
-        self.told: list[dict] = []  # the same with those figures
-        self.clock, self.meter = devices.Clock(), devices.Meter()
-        self._before = (0, 0, 0.0)
+    def __init__(self, statistics: StepStatistics, on_record: Callable[[dict], None] | None):
+        self.statistics, self.on_record = statistics, on_record
+        self.records: list[dict] = []
+        self.clock, self.meter = devices.TrainingClock(), devices.DeviceMeter()
+        self._previous = (0, 0, 0.0)  # tokens, slots and seconds at the previous training record
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.clock.begin(self._before[2])
-
-    def go_on(self, progress: dict) -> None:
-        """Take over what an earlier process told."""
-        self.told = list(progress["told"])
-        self.points = [{key: point[key] for key in POINT} for point in self.told]
-        self._before = (progress["tokens"], progress["places"], progress["seconds"])
-        self.clock.begin(progress["seconds"])
-        for point in self.told if self.on_point is not None else ():
-            self.on_point(point)
+        self.clock.start(self._previous[2])
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "eval_loss" in (logs or {}):
-            self._tell("eval", state, logs["eval_loss"], {})
+            self._add("eval", state, logs["eval_loss"], {})
         elif "loss" in (logs or {}):
-            self._tell("train", state, logs["loss"], self._of_the_moment(state, logs))
+            self._add("train", state, logs["loss"], self._measure(state, logs))
 
-    def _tell(self, split: str, state, loss: float, more: dict) -> None:
-        point = {"step": state.global_step, "seconds": self.clock.seconds(), "split": split, "loss": loss}
-        full = point | {name: value for name, value in more.items() if value is not None}
-        self.points.append(point)
-        self.told.append(full)
+    def _add(self, split: str, state, loss: float, measurements: dict) -> None:
+        record = {"step": state.global_step, "seconds": self.clock.seconds(), "split": split, "loss": loss}
+        record |= {name: value for name, value in measurements.items() if value is not None}
+        self.records.append(record)
         if not state.is_world_process_zero:
             return
-        if more:
-            log.info(_line(state, loss, more, point["seconds"]))
-        if self.on_point is not None:
-            self.on_point(full)
+        if split == "train":
+            log.info(_format_log_line(state, record))
+        if self.on_record is not None:
+            self.on_record(record)
 
-    def _of_the_moment(self, state, logs: dict) -> dict:
-        tokens, places = self.trainer.fed()
+    def _measure(self, state, logs: dict) -> dict:
+        num_tokens, num_slots = self.statistics.totals()
         seconds = self.clock.seconds()
-        before, self._before = self._before, (tokens, places, seconds)
-        lately = tokens - before[0]
+        previous, self._previous = self._previous, (num_tokens, num_slots, seconds)
+        new_tokens = num_tokens - previous[0]
         return {
             "learning_rate": logs["learning_rate"],
             "gradient_norm": logs.get("grad_norm"),
-            "tokens_per_second": round(lately / max(seconds - before[2], 1e-9), 1),
-            "padding": round(1 - lately / max(places - before[1], 1), 4),
+            "tokens_per_second": round(new_tokens / max(seconds - previous[2], 1e-9), 1),
+            "padding": round(1 - new_tokens / max(num_slots - previous[1], 1), 4),
             "memory_gib": round(devices.peak_memory_gib(), 3),
             "progress": round(state.global_step / state.max_steps, 4),
             "utilization": self.meter.utilization(),
         }
 
-    def losses(self, split: str) -> list[float]:
-        return [point["loss"] for point in self.points if point["split"] == split]
+    def losses(self) -> list[dict]:
+        """Return step, seconds, split and loss of every record."""
+        return [{key: record[key] for key in HISTORY_KEYS} for record in self.records]
 
-    def best(self) -> dict | None:
-        """The evaluation with the lowest loss, the first of several."""
-        evaluations = [point for point in self.points if point["split"] == "eval"]
-        return min(evaluations, key=lambda point: point["loss"], default=None)
+    def eval_losses(self) -> list[float]:
+        return [record["loss"] for record in self.records if record["split"] == "eval"]
 
-    def evaluations_since_the_best(self) -> int:
-        losses = self.losses("eval")
-        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+    def best_evaluation(self) -> dict | None:
+        """Return the record with the lowest evaluation loss, the first of equal ones; None before an evaluation."""
+        evaluations = [record for record in self.records if record["split"] == "eval"]
+        return min(evaluations, key=lambda record: record["loss"], default=None)
+
+    def state_dict(self) -> dict:
+        num_tokens, num_slots = self.statistics.totals()
+        previous = [num_tokens, num_slots, self.clock.seconds()]
+        return {"records": self.records, "previous": previous}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.records, self._previous = list(state["records"]), tuple(state["previous"])
+        self.clock.start(self._previous[2])
+        for record in self.records if self.on_record is not None else ():
+            self.on_record(record)
 
 
-def _line(state, loss: float, more: dict, seconds: float) -> str:
-    left = seconds / state.global_step * (state.max_steps - state.global_step)
-    busy = "" if more["utilization"] is None else f" {more['utilization']:.0%} busy"
-    norm = "" if more["gradient_norm"] is None else f"  gradient {more['gradient_norm']:.3g}"
+def _format_log_line(state, record: dict) -> str:
+    remaining = round(record["seconds"] / state.global_step * (state.max_steps - state.global_step))
+    norm = f"  gradient norm {record['gradient_norm']:.3g}" if "gradient_norm" in record else ""
+    utilization = f"  {record['utilization']:.0%} utilization" if "utilization" in record else ""
     return (
         f"step {state.global_step}/{state.max_steps} ({100 * state.global_step // state.max_steps}%)"
-        f"  epoch {state.epoch:.1f}  loss {loss:.4f}{norm}  rate {more['learning_rate']:.2g}"
-        f"  {more['tokens_per_second']:.0f} tokens/s  padding {more['padding']:.0%}"
-        f"  {more['memory_gib']:.1f} GiB{busy}  {round(left) // 60}:{round(left) % 60:02d} left"
+        f"  epoch {state.epoch:.1f}  loss {record['loss']:.4f}{norm}  learning rate {record['learning_rate']:.2g}"
+        f"  {record['tokens_per_second']:.0f} tokens/s  padding {record['padding']:.0%}"
+        f"  {record['memory_gib']:.1f} GiB{utilization}  {remaining // 60}:{remaining % 60:02d} left"
     )
 
 
-class Watch(TrainerCallback):
-    """Ends a training that diverged, with the step, the rows of that step and what to try.
+# Divergence ----------------------------------------------------------------------------------------
 
-    A loss has exploded when for ``IN_A_ROW`` steps it lies above the lowest so far by more than
-    ``ln(vocabulary)``, which is what an even guess among all tokens costs. One step may have met a hard row.
-    Loss scaling skips an update whose gradients overflow and halves the scale; a scale that has sunk to
-    ``LOWEST_SCALE`` of the first means that the gradients overflow at any scale.
+
+class Diverged(UserError):
+    """Loss is NaN or infinite, or stayed above its minimum by more than ln(vocab_size) for five steps."""
+
+
+class DivergenceGuard(TrainerCallback):
+    """Stops a diverged training with the step, the rows of that step, and what to try.
+
+    A training has diverged when its loss or evaluation loss is NaN or infinite, or when the loss stays above its
+    minimum by more than ``ln(vocab_size)``, the loss of a uniform guess, for :data:`PATIENCE` consecutive steps; a
+    single step may be a hard row. With loss scaling, a scale below :data:`MIN_SCALE` of the first one means that the
+    gradients overflow at every scale.
+
+    Args:
+        grad_scaler: None without loss scaling.
+        sample_ids_of_step: returns the ids of the samples in a step.
     """
 
-    IN_A_ROW = 5
-    LOWEST_SCALE = 2.0**-24
+    PATIENCE = 5
+    MIN_SCALE = 2.0**-24
 
-    def __init__(self, trainer: AdapterTrainer, row_names: Callable[[int], list[str]]):
-        self.trainer, self.row_names = trainer, row_names
-        self.lowest = math.inf
-        self.margin = math.log(trainer.model.config.vocab_size)
-        self.above: list[tuple[int, float]] = []  # the last steps, as long as they lie that far above
-        self.first_scale = trainer.loss_scale()
+    def __init__(
+        self,
+        statistics: StepStatistics,
+        grad_scaler: GradScaler | None,
+        vocab_size: int,
+        sample_ids_of_step: Callable[[int], list[str]],
+    ):
+        self.statistics, self.grad_scaler, self.sample_ids_of_step = statistics, grad_scaler, sample_ids_of_step
+        self.margin = math.log(vocab_size)
+        self.first_scale = self._loss_scale()
+        self.lowest_loss = math.inf
+        self.high_losses: list[tuple[int, float]] = []  # step and loss of the last consecutive steps above the margin
 
-    def memory(self) -> dict:
-        """What a process that goes on from here must know, so that a training that diverges still does."""
-        return {"lowest": self.lowest if math.isfinite(self.lowest) else None, "above": self.above}
-
-    def go_on(self, memory: dict) -> None:
-        self.lowest = math.inf if memory["lowest"] is None else memory["lowest"]
-        self.above = [tuple(each) for each in memory["above"]]
+    def _loss_scale(self) -> float:
+        return 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "eval_loss" in (logs or {}) and not math.isfinite(logs["eval_loss"]):
-            self._end(state.global_step, logs["eval_loss"], "evaluation ", args)
+            self._raise(state.global_step, logs["eval_loss"], "evaluation loss", args)
         if "loss" not in (logs or {}):
             return
-        if not math.isfinite(logs.get("grad_norm", 0.0)):  # clipped by it, the update is nothing, or no number
-            log.warning("step %d: the norm of the gradient is %s", state.global_step, logs["grad_norm"])
-        if self.trainer.loss_scale() < self.first_scale * self.LOWEST_SCALE:
-            self._end(state.global_step, math.inf, "gradient of the ", args)
-        for step, loss in self.trainer.take_losses().items():
+        if not math.isfinite(logs.get("grad_norm", 0.0)):  # clipping by it makes the update zero or NaN
+            log.warning("step %d: gradient norm is %s", state.global_step, logs["grad_norm"])
+        if self._loss_scale() < self.first_scale * self.MIN_SCALE:
+            self._raise(state.global_step, math.inf, "gradient of the loss", args)
+        for step, loss in self.statistics.pop_losses().items():
             if not math.isfinite(loss):
-                self._end(step, loss, "", args)
-            self.above = [*self.above, (step, loss)] if loss > self.lowest + self.margin else []
-            if len(self.above) == self.IN_A_ROW:
-                self._end(*self.above[0], "", args)
-            self.lowest = min(self.lowest, loss)
+                self._raise(step, loss, "loss", args)
+            self.high_losses = [*self.high_losses, (step, loss)] if loss > self.lowest_loss + self.margin else []
+            if len(self.high_losses) == self.PATIENCE:
+                self._raise(*self.high_losses[0], "loss", args)
+            self.lowest_loss = min(self.lowest_loss, loss)
 
-    def _end(self, step: int, loss: float, kind: str, args) -> None:
-        names = self.row_names(step)
-        rows = f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+    def _raise(self, step: int, value: float, quantity: str, args) -> None:
+        ids = self.sample_ids_of_step(step)
+        listed_ids = f"{', '.join(ids[:8])}{' …' if len(ids) > 8 else ''}"
         raise Diverged(
-            f"Training diverged: the {kind}loss of step {step} is {loss:.4g} (lowest so far {self.lowest:.4g}). "
-            f"The rows of that step: {rows}. Nothing was saved. Try a learning_rate below {args.learning_rate:g}, "
-            f"a longer warmup or a smaller max_grad_norm; if it stops at the same rows, read them in data/checked."
+            f"Training diverged: the {quantity} of step {step} is {value:.4g} (lowest loss so far "
+            f"{self.lowest_loss:.4g}). Rows of that step: {listed_ids}. No adapter was saved. "
+            f"Try a learning_rate below {args.learning_rate:g}, a longer warmup or a smaller max_grad_norm. "
+            "If training stops at the same rows again, read them in data/checked."
         )
 
+    def state_dict(self) -> dict:
+        """Return the state that makes a resumed training diverge at the same step."""
+        lowest_loss = self.lowest_loss if math.isfinite(self.lowest_loss) else None
+        return {"lowest_loss": lowest_loss, "high_losses": self.high_losses}
 
-class Best(TrainerCallback):
-    """Keeps the weights of the evaluation with the lowest loss, and ends the training when none is lower for long.
+    def load_state_dict(self, state: dict) -> None:
+        self.lowest_loss = math.inf if state["lowest_loss"] is None else state["lowest_loss"]
+        self.high_losses = [tuple(entry) for entry in state["high_losses"]]
 
-    They are written beside the checkpoints, under the step's number; those of former best steps go when no
-    checkpoint is left that needs them.
+
+# Best weights and early stopping -------------------------------------------------------------------
+
+
+class BestWeights(TrainerCallback):
+    """Keeps the trained weights of the lowest evaluation loss.
+
+    They are written beside the checkpoints, with the step in the file's name. Files of earlier best steps are removed
+    when no checkpoint needs them.
 
     Args:
         folder: of the checkpoints; None keeps the weights in memory.
-        patience: evaluations without a lower loss after which the training ends; None for no end.
     """
 
-    def __init__(self, trainer: AdapterTrainer, history: History, folder: Path | None, patience: int | None):
-        self.trainer, self.history, self.folder, self.patience = trainer, history, folder, patience
-        self.weights = None
+    def __init__(self, history: LossHistory, folder: Path | None):
+        self.history, self.folder = history, folder
+        self.weights: dict[str, torch.Tensor] = {}
 
-    def on_evaluate(self, args, state, control, **kwargs):
-        if self.history.best()["step"] == state.global_step:
-            if self.folder is None:
-                self.weights = {name: each.clone() for name, each in trained(self.trainer.model).items()}
-            else:
-                self._write(state.global_step)
-        control.should_training_stop |= self.out_of_patience()
-
-    def _write(self, step: int) -> None:
-        path = self._path(step)
-        self.trainer.write(keep, self.trainer.model, path.with_suffix(".tmp"))
-        if devices.rank() == 0:
-            checkpoints.fsync_path(path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
-        devices.wait_for_all()
+    def on_evaluate(self, args, state, control, model=None, **kwargs):
+        if self.history.best_evaluation()["step"] != state.global_step:
+            return
+        if self.folder is None:
+            self.weights = {name: values.clone() for name, values in trainable_parameters(model).items()}
+            return
+        path = best_weights_path(self.folder, state.global_step)
+        with explain_write_errors(state.global_step):
+            save_trainable(model, path.with_suffix(".tmp"))
+            if devices.rank() == 0:
+                checkpoints.fsync_path(path.with_suffix(".tmp"))
+                path.with_suffix(".tmp").replace(path)
+        devices.barrier()
 
     def on_save(self, args, state, control, **kwargs):
-        if self.folder is not None and state.is_world_process_zero:
-            needed = {path for each in checkpoints.complete_checkpoints(self.folder) for path in checkpoints.list_files(each)}
-            for path in set(self.folder.glob("best-*")) - needed:
-                path.unlink(missing_ok=True)
-
-    def out_of_patience(self) -> bool:
-        return self.patience is not None and self.history.evaluations_since_the_best() >= self.patience
-
-    def restore(self) -> None:
-        best, spread = self.history.best(), sharding.is_sharded(self.trainer.model)
-        if best is None or (devices.rank() > 0 and not spread):
+        if self.folder is None or not state.is_world_process_zero:
             return
-        log.info("keeping the weights of step %d, evaluation loss %.4f", best["step"], best["loss"])
+        complete = checkpoints.complete_checkpoints(self.folder)
+        needed = {path for checkpoint in complete for path in checkpoints.list_files(checkpoint)}
+        for path in set(self.folder.glob("best-*")) - needed:
+            path.unlink(missing_ok=True)
+
+    def restore(self, model) -> None:
+        """Load the best weights into the model on rank 0, or on all ranks if it is sharded."""
+        best = self.history.best_evaluation()
+        if best is None or (devices.rank() > 0 and not sharding.is_sharded(model)):
+            return
+        log.info("restoring the weights of step %d, evaluation loss %.4f", best["step"], best["loss"])
         if self.folder is not None:
-            restore(self.trainer.model, self._path(best["step"]))
-        elif self.weights is not None:
-            for name, parameter in trained(self.trainer.model).items():
-                parameter.copy_(self.weights[name])
-
-    def _path(self, step: int) -> Path:
-        return best_path(self.folder, step)
+            load_trainable(model, best_weights_path(self.folder, best["step"]))
+        elif self.weights:
+            for name, values in trainable_parameters(model).items():
+                values.copy_(self.weights[name])
 
 
-def best_path(folder: Path, step: int) -> Path:
-    """Where the weights of the best step so far lie, beside the checkpoints."""
+def best_weights_path(folder: Path, step: int) -> Path:
+    """Return the file of the best weights, beside the checkpoints in ``folder``."""
     return folder / f"best-{step}.safetensors"
 
 
-class Checkpointing(TrainerCallback):
-    """Completes each checkpoint with how far it is, and saves one more when SIGTERM comes."""
+class EarlyStopping(TrainerCallback):
+    """Stops the training after ``patience`` evaluations without a lower loss; None never stops it.
 
-    def __init__(self, trainer: AdapterTrainer, history: History, watch: Watch):
-        self.trainer, self.history, self.watch, self.terminated = trainer, history, watch, False
+    transformers' EarlyStoppingCallback does not resume exactly. Killed after its last evaluation but before the adapter
+    is saved, a training would resume until the next evaluation and stop with other weights. It also needs
+    ``metric_for_best_model``, with which Trainer keeps the best checkpoint instead of the second newest, the fallback
+    for a damaged one.
+    """
 
-    def on_save(self, args, state, control, **kwargs):
-        tokens, places = self.trainer.fed()
-        progress = {"told": self.history.told, "seconds": self.history.clock.seconds(), "watch": self.watch.memory()}
-        devices.wait_for_all()  # each writes its own random states
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            progress |= {"tokens": tokens, "places": places}
-            self.trainer.write(checkpoints.mark_complete, folder, progress, self.best_weights(folder.parent))
-        devices.wait_for_all()
+    def __init__(self, history: LossHistory, patience: int | None):
+        self.history, self.patience = history, patience
 
-    def best_weights(self, folder: Path) -> Path | None:
-        """Those that the training would end with if no evaluation were better, if they are kept."""
-        best = self.history.best()
-        path = best and best_path(folder, best["step"])
-        return path if path and path.is_file() else None
+    def on_evaluate(self, args, state, control, **kwargs):
+        control.should_training_stop |= self.is_exhausted()
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # What accelerate wraps around a sampler to go on in the middle keeps the epoch from it.
-        self.trainer.order.set_epoch(self.trainer.order.place_of(state.global_step)[0])
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if devices.any_of(self.terminated):
-            control.should_save = control.should_training_stop = self.terminated = True
-        # The mean loss that is logged never spans a checkpoint, so that going on from one gives the same means.
-        if control.should_save or control.should_evaluate:
-            control.should_log = True
-
-    @contextlib.contextmanager
-    def until_terminated(self):
-        """SIGTERM lets the step in progress end instead of the process.
-
-        Raises:
-            Stopped: it came.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(*_):
-            self.terminated = True
-
-        previous = signal.signal(signal.SIGTERM, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-        if self.terminated:
-            if devices.rank() > 0:
-                sys.exit(Stopped.exit_code)  # the first process says it
-            step = self.trainer.state.global_step
-            raise Stopped(f"Stopped by SIGTERM after step {step}, which is saved; run it again to go on from there.")
+    def is_exhausted(self) -> bool:
+        losses = self.history.eval_losses()
+        if self.patience is None or not losses:
+            return False
+        return len(losses) - 1 - losses.index(min(losses)) >= self.patience

@@ -1,4 +1,4 @@
-"""Compiling a model's blocks for the GPU."""
+"""``torch.compile`` of a model's blocks for the GPU."""
 
 import importlib.util
 import logging
@@ -12,19 +12,19 @@ log = logging.getLogger("tuneline.training")
 
 
 def compile_blocks(model) -> None:
-    """Compile every block for the GPU, and let rows of several samples go through FlexAttention.
+    """Compile every block for the GPU, and switch attention over packed samples to FlexAttention.
 
-    All rows must have one length: another length is another compilation, and past its limit of those torch
-    would fall back to FlexAttention unfused, at a sixth of the speed and three times the memory. It raises
-    instead. On a machine without a compiler for its GPU the model stays as it is, with SDPA and a mask.
+    All rows must have the same length: each length is compiled anew. Past its recompile limit torch would run
+    FlexAttention unfused, at a sixth of the speed and with three times the memory, so reaching the limit raises an
+    error. Without a GPU, or without a compiler for it, the model stays as it is and uses SDPA with a mask.
     """
     if not torch.cuda.is_available():
         return
-    if (reason := _cannot_compile(model)) is not None:
+    if (reason := _reason_not_to_compile(model)) is not None:
         log.info("train: blocks are not compiled: %s", reason)
         return
-    # Blocks differ by whether their input has a gradient, by whether they are the last, and all again where
-    # there is none and for an adapter loaded again.
+    # Variants of a block: input with or without gradient, last block or not; each once more under no_grad, and for
+    # the reloaded adapter.
     torch._dynamo.config.recompile_limit = 16
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for module in model.modules():
@@ -34,10 +34,10 @@ def compile_blocks(model) -> None:
             module.flex_attention = True
 
 
-def _cannot_compile(model) -> str | None:
+def _reason_not_to_compile(model) -> str | None:
     if has_8bit_layers(model):
-        return "bitsandbytes' products in 8 bits look at their input, which a compiled block cannot"
+        return "8-bit layers of bitsandbytes inspect activations at run time and cannot be compiled"
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
-        return f"this GPU has compute capability {major}.{minor}, and FlexAttention needs 8.0"
-    return None if importlib.util.find_spec("triton") else "the package triton is missing"
+        return f"the GPU has compute capability {major}.{minor}, FlexAttention needs 8.0"
+    return None if importlib.util.find_spec("triton") else "package triton is missing"

@@ -1,6 +1,6 @@
-"""The devices of a training: how many processes there are, what they use, and what they agree on.
+"""Ranks and devices of a training: collectives, aborting together, utilization and energy.
 
-Several processes come from torchrun's environment: ``WORLD_SIZE`` and ``RANK``. Each holds one device.
+torchrun sets ``WORLD_SIZE``, ``RANK`` and ``LOCAL_RANK``. Each rank is a process with one device.
 """
 
 import logging
@@ -9,6 +9,7 @@ import resource
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
@@ -21,7 +22,7 @@ from models.errors import PeerLost, UserError
 
 try:
     import pynvml
-except ImportError:  # a machine that trains need not have it
+except ImportError:  # optional: without it there are no figures for utilization and energy
     pynvml = None
 
 
@@ -37,148 +38,163 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def take() -> None:
-    """Use this process's own device from now on, and leave the log to the first process."""
+def set_device() -> None:
+    """Select the GPU of this rank, and restrict the log of non-zero ranks to warnings."""
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     if rank() > 0:
         logging.getLogger("tuneline").setLevel(logging.WARNING)
 
 
+def describe_devices() -> str:
+    """Return number and name of the devices, such as ``2 × NVIDIA H100`` or ``CPU (8 threads)``."""
+    kind = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({torch.get_num_threads()} threads)"
+    return kind if world_size() == 1 else f"{world_size()} × {kind}"
+
+
 def peak_memory_gib() -> float:
-    """Peak memory of this process in GiB: the GPU's where there is one, else resident memory."""
+    """Return the peak memory of this process in GiB: on the GPU if there is one, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-# Agreement -----------------------------------------------------------------------------------------
+# Collectives ---------------------------------------------------------------------------------------
 
 
 @lru_cache
-def _beside_the_devices():
-    """A group for a word between the processes, for which no GPU is waited for."""
+def _gloo_group():
+    """Return a process group for CPU tensors, whose collectives do not wait for a GPU."""
     return dist.new_group(backend="gloo")
 
 
-def any_of(flag: bool) -> bool:
-    """Whether it holds in one process at least."""
+def any_rank(flag: bool) -> bool:
+    """Return whether ``flag`` is true on at least one rank; all ranks must call it."""
     if world_size() == 1:
         return flag
-    votes = torch.tensor([int(flag)])
-    dist.all_reduce(votes, dist.ReduceOp.MAX, group=_beside_the_devices())
-    return bool(votes)
+    flags = torch.tensor([int(flag)])
+    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_gloo_group())
+    return bool(flags)
 
 
-def total(values: torch.Tensor) -> torch.Tensor:
-    """Sum over all processes, in each of them."""
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
+    """Sum a tensor over all ranks, in place, and return it; all ranks must call it."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
+    """Block until all ranks have called it."""
     if world_size() > 1:
-        dist.barrier(group=_beside_the_devices())
+        dist.barrier(group=_gloo_group())
 
 
 @contextmanager
-def telling_what_ended_it():
-    """What the devices end a training with, as a sentence.
+def translate_device_errors() -> Iterator[None]:
+    """Turn device errors into messages.
 
     Raises:
-        PeerLost: another process left a collective operation, which is no fault of this one.
-        UserError: the memory ran out, whatever was planned.
+        PeerLost: another rank left a collective operation; the cause is in that rank.
+        UserError: out of memory, in spite of the estimate.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"The device's memory ran out ({str(error).splitlines()[0]}). "
+            f"The device ran out of memory ({str(error).splitlines()[0]}). "
             "Set gradient_checkpointing: true, a smaller batch_size or quantization: 4, or free the device."
         ) from None
     except RuntimeError as error:
-        told = str(error).lower()
-        if world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in told or "nccl" in told):
-            raise PeerLost(ENDED) from None
+        message = str(error).lower()
+        if world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in message or "nccl" in message):
+            raise PeerLost(PEER_ENDED) from None
         raise
 
 
-# A death among the processes -----------------------------------------------------------------------
+# Aborting together ---------------------------------------------------------------------------------
 
-ENDED = "Another process of this training ended; run it again to go on from there."
-WELL, FAILED = 0, 1
-GRACE = 2.0  # seconds in which a process may still say itself what went wrong
+PEER_ENDED = "Another process of this training ended. Run the command again to resume from the last checkpoint."
+FINISHED, FAILED = 0, 1
+GRACE_SECONDS = 2.0  # time for a rank to report its own error before it is aborted
 
 
 @contextmanager
-def ending_together():
-    """End this process soon after any other of the training has died or failed.
+def abort_with_peers() -> Iterator[None]:
+    """Abort this process within seconds after another rank has failed or died.
 
-    It may be waiting for that one in a kernel of NCCL, where neither an error nor a signal reaches it for minutes.
-    So a thread of each process waits for a word of the next one, round in a circle; a connection that breaks is a
-    word too, and is passed on at once.
+    A rank that waits in an NCCL kernel for a dead one receives neither an error nor a signal for minutes. Therefore a
+    thread of each rank blocks on a gloo recv from its neighbour; a failure message or a broken connection propagates
+    around the ring.
     """
     if world_size() == 1:
         yield
         return
-    circle = _Circle(dist.new_group(backend="gloo", timeout=timedelta(days=365)))
-    watcher = threading.Thread(target=circle.watch, daemon=True)
-    watcher.start()
+    watchdog = PeerWatchdog(dist.new_group(backend="gloo", timeout=timedelta(days=365)))
+    thread = threading.Thread(target=watchdog.watch, daemon=True)
+    thread.start()
     try:
         yield
     except BaseException:
-        circle.leave(FAILED)
+        watchdog.finish(FAILED)
         raise
-    circle.leave(WELL)
-    watcher.join()  # or the group would be gone before its word is
+    watchdog.finish(FINISHED)
+    thread.join()  # keeps the group alive until the neighbour's message has arrived
 
 
-class _Circle:
+class PeerWatchdog:
+    """Ring of ranks: each sends its status, once, to the rank before it and receives that of the rank after it.
+
+    Args:
+        group: gloo process group of its own, as other collectives must not overtake the messages.
+    """
+
     def __init__(self, group):
-        self.group, self.left = group, threading.Event()
-        self._told, self._lock = False, threading.Lock()
+        self.group, self.finished = group, threading.Event()
+        self._sent, self._lock = False, threading.Lock()
 
-    def leave(self, word: int) -> None:
-        self.left.set()
-        self._tell(word)
+    def finish(self, status: int) -> None:
+        """Send this rank's final status; the rank is not aborted any more."""
+        self.finished.set()
+        self._send(status)
 
     def watch(self) -> None:
-        word = torch.tensor([WELL])
+        """Receive the neighbour's status; after a failure, pass it on and abort this process."""
+        status = torch.tensor([FINISHED])
         try:
-            dist.recv(word, (rank() + 1) % world_size(), group=self.group)
-        except RuntimeError:
-            word.fill_(FAILED)
-        if int(word) == FAILED:
-            self._tell(FAILED)
-            if not self.left.wait(GRACE):
-                if local_rank() == 0:  # one word a host; whoever started them may say more
-                    print(f"error: {ENDED}", file=sys.stderr, flush=True)
-                os._exit(1)  # nothing less ends a thread that waits for the device
+            dist.recv(status, (rank() + 1) % world_size(), group=self.group)
+        except RuntimeError:  # the connection broke
+            status.fill_(FAILED)
+        if int(status) != FAILED:
+            return
+        self._send(FAILED)
+        if not self.finished.wait(GRACE_SECONDS):
+            if local_rank() == 0:  # once per host
+                print(f"error: {PEER_ENDED}", file=sys.stderr, flush=True)
+            os._exit(1)  # an exception cannot end a main thread that waits for the device
 
-    def _tell(self, word: int) -> None:
-        """Once: nobody would hear a second word."""
+    def _send(self, status: int) -> None:
         with self._lock:
-            told, self._told = self._told, True
-        if not told:
-            with suppress(RuntimeError):  # it is gone itself
-                dist.send(torch.tensor([word]), (rank() - 1) % world_size(), group=self.group)
+            sent, self._sent = self._sent, True
+        if not sent:  # the neighbour receives a single message
+            with suppress(RuntimeError):  # the neighbour has ended
+                dist.send(torch.tensor([status]), (rank() - 1) % world_size(), group=self.group)
 
 
-# Use -----------------------------------------------------------------------------------------------
+# Utilization, energy and time ----------------------------------------------------------------------
 
 
-class Meter:
-    """How busy this process's device is, and what energy it has taken since the meter was made."""
+class DeviceMeter:
+    """Measures utilization and energy of this rank's device since its construction."""
 
     def __init__(self):
         self._gpu = self._process = None
         if torch.cuda.is_available():
-            self._gpu = None if pynvml is None else _management_handle()
+            self._gpu = None if pynvml is None else _nvml_handle()
         else:
             self._process = psutil.Process()
-            self._process.cpu_percent()  # the first call begins the interval of the next
-        self._begun = self._joules()
+            self._process.cpu_percent()  # starts the interval that the next call measures
+        self._joules_at_start = self._joules()
 
     def _joules(self) -> float | None:
         if self._gpu is not None:
@@ -187,7 +203,7 @@ class Meter:
         return None
 
     def utilization(self) -> float | None:
-        """Share of the device in use, from 0 to 1: of the GPU lately, or of all cores since the last call."""
+        """Return the recent utilization of the GPU, or that of all cores since the last call; from 0 to 1."""
         if self._process is not None:
             return min(1.0, self._process.cpu_percent() / 100 / (os.cpu_count() or 1))
         if self._gpu is not None:
@@ -196,33 +212,29 @@ class Meter:
         return None
 
     def watt_hours(self) -> float | None:
-        now = self._joules()
-        return None if now is None or self._begun is None else (now - self._begun) / 3600
+        """Return the energy used by the GPU, None if the driver does not report it."""
+        joules = self._joules()
+        return None if joules is None or self._joules_at_start is None else (joules - self._joules_at_start) / 3600
 
 
-def name() -> str:
-    """What the devices are."""
-    kind = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({torch.get_num_threads()} threads)"
-    return kind if world_size() == 1 else f"{world_size()} × {kind}"
-
-
-def _management_handle():
-    """The current GPU in NVIDIA's management library; None where the driver has none."""
-    identity = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+def _nvml_handle():
+    """Return the current GPU's handle in NVIDIA's management library (NVML); None without a driver that has it."""
+    uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
     with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
-        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity}")
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     return None
 
 
-class Clock:
-    """Seconds of training, going on from those of an earlier process."""
+class TrainingClock:
+    """Wall-clock seconds of a training, continued after a resume."""
 
     def __init__(self):
-        self.begin(0.0)
+        self.start(0.0)
 
-    def begin(self, before: float) -> None:
-        self._started = time.monotonic() - before
+    def start(self, elapsed: float) -> None:
+        """Start the clock at ``elapsed`` seconds."""
+        self._start = time.monotonic() - elapsed
 
     def seconds(self) -> float:
-        return round(time.monotonic() - self._started, 3)
+        return round(time.monotonic() - self._start, 3)

@@ -14,71 +14,81 @@ from models.prompt import PROMPT_VERSION
 from models.storage import scratch_folder
 
 
-def parse() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fit one adapter.")
-    parser.add_argument("--adapter", required=True, help="its key under adapters: in params.yaml")
-    # None may begin as an option of torchrun does (--log would be one of several): it would take it for its own.
+    parser.add_argument("--adapter", required=True, help="key under adapters: in params.yaml")
+    # No option may be a prefix of one of torchrun's options (as --log is), which would take it.
     for name in ("checked", "encoded", "base", "out", "dvclive", "checkpoints"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     return parser.parse_args()
 
 
-def refuse_other_tokens(encoded: receipt.Verified, found: base_model.Base) -> None:
-    """Raises DataBlocked: the token ids belong to another tokenizer or prompt."""
-    made = encoded.receipt
-    if (made.tokenizer_sha256, made.prompt_version) != (found.tokenizer_sha256, PROMPT_VERSION):
-        raise DataBlocked(f"{encoded.folder} was encoded with another tokenizer or prompt; run `dvc repro encode`.")
-
-
-def start_processes(count: int) -> None:
-    """Run this program in ``count`` processes, one a device.
+def check_tokenizer(encoded: receipt.VerifiedFolder, base: base_model.Base) -> None:
+    """Compare the encoded data with the base's tokenizer and the prompt version.
 
     Raises:
-        UserError: the host has fewer GPUs, or cores where it has no GPU.
+        DataBlocked: the token ids belong to another tokenizer or prompt version.
+    """
+    encoder = (encoded.receipt.tokenizer_sha256, encoded.receipt.prompt_version)
+    if encoder != (base.tokenizer_sha256, PROMPT_VERSION):
+        raise DataBlocked(
+            f"{encoded.folder} was encoded with another tokenizer or prompt version. Run `dvc repro encode`."
+        )
+
+
+def launch_ranks(count: int) -> None:
+    """Run this program in ``count`` processes, one per device.
+
+    Raises:
+        UserError: the host has fewer GPUs, or fewer cores if it has no GPU.
     """
     import torch
 
     from models.launch import launch
 
     cuda = torch.cuda.is_available()
-    there = torch.cuda.device_count() if cuda else os.cpu_count() or 1
-    if count > there:
-        raise UserError(f"train.devices is {count}, but this host has {there} {'GPUs' if cuda else 'cores'}.")
+    available = torch.cuda.device_count() if cuda else os.cpu_count() or 1
+    if count > available:
+        raise UserError(
+            f"train.devices is {count}, but this host has {available} {'GPUs' if cuda else 'cores'}. "
+            "Lower train.devices in params.yaml."
+        )
     launch("stages.train", sys.argv[1:], count)
 
 
 @entry_point
 def main() -> None:
-    arguments, knobs = parse(), params_schema.load()
-    if arguments.adapter not in knobs.adapters:
-        raise UserError(f"params.yaml has no adapter {arguments.adapter!r}; it has {', '.join(knobs.adapters)}.")
+    arguments, params = parse_arguments(), params_schema.load()
+    if arguments.adapter not in params.adapters:
+        raise UserError(f"params.yaml has no adapter {arguments.adapter!r}. It has {', '.join(params.adapters)}.")
     checked, encoded = receipt.read(arguments.checked).verify(), receipt.read(arguments.encoded)
     receipt.refuse_unrelated(encoded, checked)
-    found = base_model.read_record(arguments.base)
-    refuse_other_tokens(encoded, found)
+    base = base_model.read_record(arguments.base)
+    check_tokenizer(encoded, base)
     for folder in (arguments.out, arguments.dvclive, arguments.checkpoints):
         with scratch_folder(folder):
-            pass  # what cannot be written is better known before the training than after
-    several = knobs.train.devices > 1 or knobs.train.strategy == "fsdp"  # which needs a group, be it of one
-    if several and "RANK" not in os.environ:
-        start_processes(knobs.train.devices)
+            pass  # fails now rather than after the training if the folder is not writable
+    # FSDP needs a process group, even of one rank.
+    needs_process_group = params.train.devices > 1 or params.train.strategy == "fsdp"
+    if needs_process_group and "RANK" not in os.environ:
+        launch_ranks(params.train.devices)
         return
 
-    # Slow to import, and not needed to refuse.
+    # Imported here because they load torch, which takes seconds and which the checks above do not need.
     from models import checkpoints
     from models.training import devices
-    from stages.train.adapter_training import make
+    from stages.train.adapter_training import train_adapter
     from stages.train.train_job import build_train_job
 
-    devices.take()
-    order = build_train_job(arguments, knobs, found, encoded)
+    devices.set_device()
+    job = build_train_job(arguments, params, base, encoded)
     if devices.rank() > 0:
-        make(order)
+        train_adapter(job)
         return
     with checkpoints.exclusive_lock(arguments.checkpoints, arguments.adapter):
-        checkpoints.prepare_folder(order.checkpoints)
-        make(order)
-        shutil.rmtree(order.checkpoints)
+        checkpoints.prepare_folder(job.checkpoints)
+        train_adapter(job)
+        shutil.rmtree(job.checkpoints)
 
 
 if __name__ == "__main__":

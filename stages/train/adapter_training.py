@@ -1,4 +1,4 @@
-"""One adapter, from the loaded base to the folder on disk."""
+"""The training of one adapter: from the loaded base to the verified folder on disk."""
 
 import logging
 import subprocess
@@ -20,110 +20,118 @@ from stages.train.train_job import TrainJob
 log = logging.getLogger("tuneline.train")
 
 
-def make(order: TrainJob) -> None:
-    """Load the base, fit the adapter, and save it with its manifest; on several devices, once."""
-    model = load(order)
-    before = last_logits(model, order.eval_rows[0])
-    fitted = fit(model, order)
-    spread = training.trainable_state_dict(model) if order.knobs.train.strategy == "fsdp" else None
+def train_adapter(job: TrainJob) -> None:
+    """Load the base, fit the adapter, and save it with its manifest; with several ranks, rank 0 saves it."""
+    model = load_model(job)
+    untrained_logits = last_logits(model, job.eval_rows[0])
+    result = fit_adapter(model, job)
+    if job.params.train.strategy == "fsdp":
+        weights = training.trainable_state_dict(model)
+        if devices.rank() == 0:
+            del model  # holds a shard
+            model = load_model(job)
+            training.load_trainable_state_dict(model, weights)
     if devices.rank() > 0:
         return
-    if spread is not None:
-        del model  # of which this process has a part
-        model = load(order)
-        training.load_trainable_state_dict(model, spread)
-    manifest = describe(order, fitted, adapters.count_parameters(model))
-    adapter_files.save_adapter(model, order.out, manifest, check=lambda folder: prove(model, folder, order, before))
-    log.info("train: %s done: %s", order.name, _resources(manifest.training))
+    manifest = build_manifest(job, result, adapters.count_parameters(model))
+    adapter_files.save_adapter(
+        model, job.out, manifest, check=lambda folder: verify_saved_adapter(model, folder, job, untrained_logits)
+    )
+    log.info("train: %s done: %s", job.name, _format_resources(manifest.training))
 
 
-def load(order: TrainJob):
-    """The base with a fresh adapter."""
-    full = order.adapter.method == "full"
-    dtype = "float32" if full else order.knobs.base.dtype
-    model = model_loading.load_model(order.base, dtype, order.adapter.quantization)
-    torch.manual_seed(order.knobs.train.seed)
-    model = adapters.attach_adapter(model, order.adapter.method, **order.adapter.attachment())
-    if order.knobs.train.precision == "fp8":
+def load_model(job: TrainJob):
+    """Return the base with a new adapter, whose initial weights depend on the seed."""
+    dtype = "float32" if job.adapter.method == "full" else job.params.base.dtype
+    model = model_loading.load_model(job.base, dtype, job.adapter.quantization)
+    torch.manual_seed(job.params.train.seed)
+    model = adapters.attach_adapter(model, job.adapter.method, **job.adapter.attachment())
+    if job.params.train.precision == "fp8":
         precision.convert_frozen_layers_to_fp8(adapters.get_base_model(model).transformer.layers)
     return model
 
 
-def fit(model, order: TrainJob) -> training.TrainResult:
-    """Fit the adapter; every loss goes to DVCLive as it comes."""
-    shared = order.knobs.train
-    settings = training.TrainConfig(
-        **order.adapter.model_dump(include=set(params_schema.Hyperparameters.model_fields) - {"quantization"}),
+def fit_adapter(model, job: TrainJob) -> training.TrainResult:
+    """Fit the adapter, and log every loss to DVCLive from rank 0."""
+    shared = job.params.train
+    config = training.TrainConfig(
+        **job.adapter.model_dump(include=set(params_schema.Hyperparameters.model_fields) - {"quantization"}),
         evaluations=shared.evaluations,
         logs=shared.logs,
         keep_best=shared.keep == "best",
         patience=shared.patience,
         seed=shared.seed,
         sharded=shared.strategy == "fsdp",
-        autocast=order.knobs.base.dtype if order.adapter.method == "full" else "float32",
+        autocast=job.params.base.dtype if job.adapter.method == "full" else "float32",
     )
-    rows, folder = (order.train_rows, order.eval_rows), order.checkpoints
+    rows, folder = (job.train_rows, job.eval_rows), job.checkpoints
     if devices.rank() > 0:
-        return training.fit(model, *rows, settings, checkpoint_folder=folder)
-    with Live(str(order.log), save_dvc_exp=False, dvcyaml=None, monitor_system=False) as live:
+        return training.fit(model, *rows, config, checkpoint_folder=folder)
+    with Live(str(job.log), save_dvc_exp=False, dvcyaml=None, monitor_system=False) as live:
         return training.fit(
-            model, *rows, settings, checkpoint_folder=folder, on_point=lambda point: log_point(live, point)
+            model, *rows, config, checkpoint_folder=folder, on_record=lambda record: log_record(live, record)
         )
 
 
-def log_point(live: Live, point: dict) -> None:
-    live.step = point["step"]
-    for name, value in point.items():
+def log_record(live: Live, record: dict) -> None:
+    """Log a record of :class:`models.training.callbacks.LossHistory` to DVCLive."""
+    live.step = record["step"]
+    for name, value in record.items():
         if name not in ("step", "split"):
-            live.log_metric(name if name == "seconds" else f"{point['split']}/{name}", value)
+            live.log_metric(name if name == "seconds" else f"{record['split']}/{name}", value)
     live.make_summary()
 
 
-# The proof -----------------------------------------------------------------------------------------
+# Verification --------------------------------------------------------------------------------------
 
-COMPARED = 16  # tokens
+COMPARED_TOKENS = 16
 
 
-def last_logits(model, row: dict):
-    """Logits of a row's last tokens, (COMPARED, vocab_size) in float32, without compiled code."""
-    batch = training.PaddingCollator(adapters.get_base_model(model).config.pad_token_id)([row])
-    inputs = {name: batch[name].to(adapters.get_base_model(model).device) for name in ("input_ids", "attention_mask")}
+def last_logits(model, row: dict) -> torch.Tensor:
+    """Return the logits of a row's last tokens, (COMPARED_TOKENS, vocab_size) in float32, without compiled code."""
+    base = adapters.get_base_model(model)
+    batch = training.PaddingCollator(base.config.pad_token_id)([row])
+    inputs = {name: batch[name].to(base.device) for name in ("input_ids", "attention_mask")}
     was_training = model.training
     model.eval()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        logits = model(**inputs, logits_to_keep=COMPARED).logits[0].float()
+        logits = model(**inputs, logits_to_keep=COMPARED_TOKENS).logits[0].float()
     model.train(was_training)
     return logits
 
 
-def prove(model, folder: Path, order: TrainJob, before: torch.Tensor) -> None:
-    """Load the adapter again from disk: it must answer as the one in memory, and otherwise than before training.
+def verify_saved_adapter(model, folder: Path, job: TrainJob, untrained_logits: torch.Tensor) -> None:
+    """Reload the adapter from disk, and compare its logits with those in memory and those before training.
 
     Raises:
-        UserError: it does not.
+        UserError: training changed no logits, or the reloaded adapter's logits differ from those in memory.
     """
-    row = order.eval_rows[0]
-    trained = last_logits(model, row)
-    if torch.equal(trained, before):
-        raise UserError("The training changed nothing: the logits are those from before it; raise learning_rate.")
-    with adapter_files.reloaded_adapter(model, folder) as again:
-        difference = float((last_logits(again, row) - trained).abs().max() / trained.abs().max())
-    if not difference <= (1e-4 if order.knobs.base.dtype == "float32" else 2e-2):
+    row = job.eval_rows[0]
+    logits = last_logits(model, row)
+    if torch.equal(logits, untrained_logits):
+        raise UserError("Training did not change the model's logits. Raise learning_rate.")
+    with adapter_files.reloaded_adapter(model, folder) as reloaded:
+        difference = float((last_logits(reloaded, row) - logits).abs().max() / logits.abs().max())
+    if not difference <= (1e-4 if job.params.base.dtype == "float32" else 2e-2):
         raise UserError(
-            f"The adapter as written does not answer as the one in memory: logits differ by {difference:.2g} of the "
-            "largest. It was not kept; check the disk, and run it again: it goes on from its last checkpoint."
+            f"The reloaded adapter's logits differ from those in memory (largest difference {difference:.2g} of the "
+            "largest logit). The adapter was not kept. Check the disk and run the command again: training resumes from "
+            "its latest checkpoint."
         )
-    log.info("train: loaded again from disk, it gives the same logits (largest difference %.1g)", difference)
+    log.info("train: the reloaded adapter has the same logits (largest difference %.1g)", difference)
 
 
-# The manifest --------------------------------------------------------------------------------------
+# Manifest ------------------------------------------------------------------------------------------
 
 
 CODE = (":(glob)models/**/*.py", ":(glob)stages/**/*.py")
 
 
 def code_commit() -> str | None:
-    """The git commit that last changed the code of models and stages, with ``+`` if it was changed since."""
+    """Return the git commit that last changed models and stages, with ``+`` after it if they have changed since.
+
+    None outside a repository or without git.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", *arguments, "--", *CODE]
@@ -132,41 +140,45 @@ def code_commit() -> str | None:
     try:
         commit = git("log", "-1", "--format=%H")
         return commit + ("+" if git("status", "--porcelain") else "") if commit else None
-    except OSError:  # there is no git that could be run
+    except OSError:  # git is not installed
         return None
 
 
-def describe(order: TrainJob, fitted: training.TrainResult, parameters: tuple[int, int]) -> Manifest:
-    """The manifest; ``parameters`` are how many are trained, and how many there are in all."""
-    shared = {name: getattr(order.knobs.train, name) for name in ("seed", "precision", "keep", "replay")}
-    summary = asdict(fitted) | {
-        "tokens_per_second": round(fitted.tokens / fitted.seconds, 1),
+def build_manifest(job: TrainJob, result: training.TrainResult, num_parameters: tuple[int, int]) -> Manifest:
+    """Return the manifest of a trained adapter.
+
+    Args:
+        num_parameters: trainable ones, and all.
+    """
+    shared = {name: getattr(job.params.train, name) for name in ("seed", "precision", "keep", "replay")}
+    summary = asdict(result) | {
+        "tokens_per_second": round(result.tokens / result.seconds, 1),
         "peak_memory_gib": round(devices.peak_memory_gib(), 3),
-        "planned_memory_gib": round(order.planned_gib, 3),
-        "train_loss": fitted.loss("train"),
-        "eval_loss": fitted.loss("eval"),
-        "trainable_parameters": parameters[0],
-        "all_parameters": parameters[1],
+        "planned_memory_gib": round(job.planned_gib, 3),
+        "train_loss": result.loss("train"),
+        "eval_loss": result.loss("eval"),
+        "trainable_parameters": num_parameters[0],
+        "all_parameters": num_parameters[1],
     }
     return Manifest(
-        name=order.name,
-        method=order.adapter.method,
-        settings=order.adapter.model_dump(mode="json") | shared,
-        base=order.base.name,
-        base_identity=order.base.identity,
-        tokenizer_sha256=order.base.tokenizer_sha256,
+        name=job.name,
+        method=job.adapter.method,
+        settings=job.adapter.model_dump(mode="json") | shared,
+        base=job.base.name,
+        base_identity=job.base.identity,
+        tokenizer_sha256=job.base.tokenizer_sha256,
         prompt_version=PROMPT_VERSION,
-        quantization=order.adapter.quantization,
-        dtype=order.knobs.base.dtype,
-        receipt_sha256=order.receipt_sha256,
+        quantization=job.adapter.quantization,
+        dtype=job.params.base.dtype,
+        receipt_sha256=job.receipt_sha256,
         code_commit=code_commit(),
         training=summary,
     )
 
 
-def _resources(summary: dict) -> str:
+def _format_resources(summary: dict) -> str:
     energy = "" if summary["watt_hours"] is None else f", {summary['watt_hours']:.1f} Wh"
     return (
         f"{summary['device']}, {summary['seconds']:.0f} s, {summary['tokens_per_second']:.0f} tokens/s, "
-        f"peak {summary['peak_memory_gib']:.1f} GiB{energy}"
+        f"peak memory {summary['peak_memory_gib']:.1f} GiB{energy}"
     )

@@ -1,4 +1,4 @@
-"""What to make: everything that a training needs to know, checked before anything loads."""
+"""The inputs of a training, with the memory check before anything loads and the key of its checkpoints."""
 
 import argparse
 import logging
@@ -11,34 +11,35 @@ import torch
 
 from formats import params_schema, receipt
 from models import memory_estimate, provenance
-from models.base_model import Base, load_config
+from models.base_model import Base
 from models.errors import UserError
-from models.prompt import PROMPT_VERSION, label
+from models.model_loading import load_config
+from models.prompt import IGNORED_LABEL, PROMPT_VERSION, label_sample
 from models.storage import sha256_of_json
 from models.training import devices
 
 log = logging.getLogger("tuneline.train")
-# What changes neither the adapter nor the meaning of a checkpoint, as long as an update takes as many rows.
-WITHOUT_EFFECT = {"devices", "logs"}
-AN_UPDATE = {"batch_size", "gradient_accumulation"}
-CUDA_CONTEXT = 0.75 * memory_estimate.GIB  # what CUDA takes beside what it is asked for
-FRAGMENTS = 0.03  # share of the rest that the allocator loses between blocks
+# Settings that change neither the adapter nor the meaning of a checkpoint, while an update has the same rows.
+SETTINGS_WITHOUT_EFFECT = {"devices", "logs"}
+UPDATE_SETTINGS = {"batch_size", "gradient_accumulation"}
+CUDA_CONTEXT = 0.75 * memory_estimate.GIB  # memory of the CUDA context, outside torch's allocator
+FRAGMENTATION = 0.03  # fraction of the remaining memory that torch's allocator loses between blocks
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """One adapter to make.
+    """Inputs and outputs of the training of one adapter.
 
     Attributes:
-        name: of the adapter, its key under ``adapters:``.
-        train_rows, eval_rows: ``input_ids`` and ``labels``, with ``id``.
+        name: key of the adapter under ``adapters:``.
+        train_rows, eval_rows: samples with ``input_ids``, ``labels`` and ``id``.
         receipt_sha256: of the checked data.
-        planned_gib: predicted peak memory on a device.
-        out, log, checkpoints: folders for the adapter, DVCLive's log, and this training's checkpoints.
+        planned_gib: estimated peak memory of a device.
+        out, log, checkpoints: folders of the adapter, of DVCLive's log, and of this training's checkpoints.
     """
 
     name: str
-    knobs: params_schema.Params
+    params: params_schema.Params
     base: Base
     train_rows: Sequence[dict]
     eval_rows: Sequence[dict]
@@ -50,43 +51,57 @@ class TrainJob:
 
     @property
     def adapter(self) -> params_schema.Adapter:
-        return self.knobs.adapters[self.name]
+        return self.params.adapters[self.name]
 
 
 def build_train_job(
-    arguments: argparse.Namespace, knobs: params_schema.Params, found: Base, encoded: receipt.Verified
+    arguments: argparse.Namespace, params: params_schema.Params, base: Base, encoded: receipt.VerifiedFolder
 ) -> TrainJob:
-    """The order for the adapter that the arguments name.
+    """Return the job for the adapter that the arguments name.
 
     Raises:
-        DataBlocked: the encoded rows are not those of the receipt.
+        DataBlocked: the encoded rows do not match the receipt.
         UserError: the training does not fit into the device's memory.
     """
     name = arguments.adapter
-    rows = [read_rows(encoded, split) for split in receipt.SPLITS]
-    planned = check_memory(name, memory_spec(knobs.adapters[name], knobs, found, *rows))
-    folder = arguments.checkpoints / f"{name}.{checkpoint_key(name, knobs, found, encoded)[:16]}"
-    checked_sha256 = encoded.receipt.checked_sha256
-    return TrainJob(name, knobs, found, *rows, checked_sha256, planned, arguments.out, arguments.dvclive, folder)
+    train_rows, eval_rows = (read_rows(encoded, split) for split in receipt.SPLITS)
+    spec = memory_spec(params.adapters[name], params, base, train_rows, eval_rows)
+    key = checkpoint_key(name, params, base, encoded)
+    return TrainJob(
+        name=name,
+        params=params,
+        base=base,
+        train_rows=train_rows,
+        eval_rows=eval_rows,
+        receipt_sha256=encoded.receipt.checked_sha256,
+        planned_gib=check_memory(name, spec),
+        out=arguments.out,
+        log=arguments.dvclive,
+        checkpoints=arguments.checkpoints / f"{name}.{key[:16]}",
+    )
 
 
-def read_rows(encoded: receipt.Verified, split: str) -> list[dict]:
-    """Rows of ``input_ids``, ``labels`` and ``id``; raises DataBlocked if they are not those of the receipt."""
-    return [label(row["prompt"], row["answer"]) | {"id": row["id"]} for row in encoded.rows(split)]
+def read_rows(encoded: receipt.VerifiedFolder, split: str) -> list[dict]:
+    """Return the samples of a split with ``input_ids``, ``labels`` and ``id``.
+
+    Raises:
+        DataBlocked: the rows do not match the receipt.
+    """
+    return [label_sample(row["prompt"], row["answer"]) | {"id": row["id"]} for row in encoded.rows(split)]
 
 
-def checkpoint_key(name: str, knobs: params_schema.Params, found: Base, encoded: receipt.Verified) -> str:
-    """Hash of everything that the training of an adapter depends on, code and libraries included."""
-    adapter = knobs.adapters[name]
+def checkpoint_key(name: str, params: params_schema.Params, base: Base, encoded: receipt.VerifiedFolder) -> str:
+    """Return the hash of everything that the training of an adapter depends on, including code and libraries."""
+    adapter = params.adapters[name]
     inputs = {
         "encoded": encoded.sha256,
         "code": provenance.code_sha256("stages.train"),
         "libraries": provenance.library_versions(),
-        "base": found.identity,
-        "dtype": knobs.base.dtype,
-        "train": knobs.train.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+        "base": base.identity,
+        "dtype": params.base.dtype,
+        "train": params.train.model_dump(mode="json", exclude=SETTINGS_WITHOUT_EFFECT),
         "prompt": PROMPT_VERSION,
-        "adapter": adapter.model_dump(mode="json", exclude=AN_UPDATE),
+        "adapter": adapter.model_dump(mode="json", exclude=UPDATE_SETTINGS),
         "update": adapter.batch_size * adapter.gradient_accumulation * devices.world_size(),
     }
     return sha256_of_json(inputs)
@@ -95,50 +110,50 @@ def checkpoint_key(name: str, knobs: params_schema.Params, found: Base, encoded:
 # Memory --------------------------------------------------------------------------------------------
 
 
-def check_memory(name: str, wanted: memory_estimate.Training) -> float:
-    """Print the plan of an adapter's training and compare it with what is free; gives the predicted GiB.
+def check_memory(name: str, spec: memory_estimate.TrainingSpec) -> float:
+    """Log the estimated memory, compare it with the free memory, and return it in GiB.
 
     Raises:
-        UserError: it does not fit, with numbers and what would.
+        UserError: it does not fit; the message has numbers and settings that fit.
     """
-    plan = memory_estimate.plan(wanted)
-    log.info("train: planned memory on each device: %s", plan)
-    if problem := memory_estimate.refusal(wanted, free_memory()):
-        raise UserError(f"adapters.{name} does not fit. {problem}")
-    return plan.total / memory_estimate.GIB
+    estimate = memory_estimate.estimate(spec)
+    log.info("train: estimated memory of each device: %s", estimate)
+    if problem := memory_estimate.explain_misfit(spec, free_memory()):
+        raise UserError(f"adapters.{name} does not fit into memory. {problem}")
+    return estimate.total / memory_estimate.GIB
 
 
 def memory_spec(
     adapter: params_schema.Adapter,
-    knobs: params_schema.Params,
-    found: Base,
+    params: params_schema.Params,
+    base: Base,
     train_rows: Sequence[dict],
     eval_rows: Sequence[dict],
-) -> memory_estimate.Training:
-    """The longest rows make the largest step."""
+) -> memory_estimate.TrainingSpec:
+    """Return the memory-relevant properties of a training, whose largest step has the longest rows."""
     rows = [*train_rows, *eval_rows]
     longest = max(len(row["input_ids"]) for row in rows)
-    labelled = max(sum(place >= 0 for place in row["labels"]) for row in rows)
-    at_once = min(adapter.batch_size, len(rows))
-    return memory_estimate.Training(
-        config=load_config(found),
+    most_labels = max(sum(label != IGNORED_LABEL for label in row["labels"]) for row in rows)
+    batch_size = min(adapter.batch_size, len(rows))
+    return memory_estimate.TrainingSpec(
+        config=load_config(base),
         method=adapter.method,
         attachment=adapter.attachment(),
-        dtype=knobs.base.dtype,
-        rows=at_once,
+        dtype=params.base.dtype,
+        rows=batch_size,
         length=adapter.pack_tokens or longest,
-        labelled=at_once * (adapter.pack_tokens or labelled),
+        labelled=batch_size * (adapter.pack_tokens or most_labels),
         quantization=adapter.quantization,
-        fp8=knobs.train.precision == "fp8",
+        fp8=params.train.precision == "fp8",
         checkpointing=adapter.gradient_checkpointing,
         packed=adapter.pack_tokens is not None,
         gpu=torch.cuda.is_available(),
-        shards=devices.world_size() if knobs.train.strategy == "fsdp" else 1,
+        shards=devices.world_size() if params.train.strategy == "fsdp" else 1,
     )
 
 
 def free_memory() -> float:
-    """Bytes that a training may take on this process's device."""
+    """Return the bytes of this rank's device that a training may use."""
     if torch.cuda.is_available():
-        return (torch.cuda.mem_get_info()[0] - CUDA_CONTEXT) * (1 - FRAGMENTS)
+        return (torch.cuda.mem_get_info()[0] - CUDA_CONTEXT) * (1 - FRAGMENTATION)
     return psutil.virtual_memory().available / devices.world_size()

@@ -5,7 +5,7 @@ from formats.params_schema import Tiny
 from models import base_verification, model_loading
 from models.errors import UserError
 from models.tiny_base_model import read_corpus, train_tokenizer
-from stages.base import make_tiny
+from stages.base import train_tiny_base
 
 CORPUS = ROOT / "data/demo/base/corpus.jsonl"
 KNOBS = Tiny(hidden_size=32, layers=1, heads=2, steps=3, batch_size=4)
@@ -21,13 +21,13 @@ def tokenizer_folder(tmp_path_factory):
 def test_the_same_corpus_gives_the_same_bytes_and_another_seed_others(tmp_path, tokenizer_folder):
     identities = []
     for number, knobs in enumerate((KNOBS, KNOBS, KNOBS.model_copy(update={"seed": 7}))):
-        make_tiny(CORPUS, tokenizer_folder, knobs, tmp_path / str(number))
+        train_tiny_base(CORPUS, tokenizer_folder, knobs, tmp_path / str(number))
         identities.append(base_verification.verify_base(tmp_path / str(number), "tiny").identity)
     assert identities[0] == identities[1] != identities[2]
 
 
 def test_the_tiny_vocabulary_has_the_published_special_tokens_and_everyday_characters(tmp_path, tokenizer_folder):
-    make_tiny(CORPUS, tokenizer_folder, KNOBS, tmp_path)
+    train_tiny_base(CORPUS, tokenizer_folder, KNOBS, tmp_path)
     tokenizer = model_loading.load_tokenizer(tmp_path)
     special = ["<unk>", "<s>", "</s>", "<pad>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<n>", "<|blank_80|>"]
     assert all(tokenizer.convert_ids_to_tokens(tokenizer.convert_tokens_to_ids(token)) == token for token in special)
