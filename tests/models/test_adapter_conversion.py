@@ -1,4 +1,4 @@
-"""What goes out comes back: merged models and published prefixes give the logits of the adapter."""
+"""Merged models and exported prefixes give the same logits as the adapter; damaged checkpoints are rejected."""
 
 import dataclasses
 import io
@@ -17,21 +17,23 @@ from models.errors import UserError
 from models.manifest import read_verified_manifest
 
 
-def saved(kind: str, base_folder, folder) -> torch.Tensor:
-    """Save an adapter of a kind; gives its logits."""
-    found = base_model.read_record(base_folder)
+def save_random_adapter(kind: str, base_folder, folder) -> torch.Tensor:
+    """Save an adapter with random weights; return its logits."""
+    base = base_model.read_record(base_folder)
     method = kind.split()[0]
     torch.manual_seed(0)
-    tuned = adapters.attach_adapter(model_loading.load_model(found, "float32"), method, **ADAPTER_SETTINGS[kind])
-    randomize_adapter(tuned)
-    adapter_files.save_adapter(tuned, folder, minimal_manifest(found, method))
-    return short_row_logits(tuned.eval(), adapters.get_base_model(tuned).config)
+    adapted = adapters.attach_adapter(model_loading.load_model(base, "float32"), method, **ADAPTER_SETTINGS[kind])
+    randomize_adapter(adapted)
+    adapter_files.save_adapter(adapted, folder, minimal_manifest(base, method))
+    return short_row_logits(adapted.eval(), adapters.get_base_model(adapted).config)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ADAPTER_SETTINGS if "ptuning" not in kind])
-def test_a_merged_model_is_a_base_that_answers_as_the_adapter(kind, base_folder, tmp_path):
-    expected = saved(kind, base_folder, tmp_path / "adapter")
-    adapter_conversion.export_merged_model(tmp_path / "adapter", base_model.read_record(base_folder), tmp_path / "merged")
+def test_a_merged_model_has_the_logits_of_the_adapter(kind, base_folder, tmp_path):
+    expected = save_random_adapter(kind, base_folder, tmp_path / "adapter")
+    adapter_conversion.export_merged_model(
+        tmp_path / "adapter", base_model.read_record(base_folder), tmp_path / "merged"
+    )
     again = base_verification.verify_base(tmp_path / "merged", "merged")
     model = model_loading.load_model(again, "float32")
     torch.testing.assert_close(short_row_logits(model, model.config), expected, rtol=1e-4, atol=1e-3)
@@ -42,52 +44,52 @@ def test_a_merged_model_is_a_base_that_answers_as_the_adapter(kind, base_folder,
 
 
 @pytest.mark.parametrize("kind", ["ptuning_v2", "ptuning_v2 projected"])
-def test_a_prefix_goes_out_as_published_and_comes_back(kind, base_folder, tmp_path):
-    found = base_model.read_record(base_folder)
-    expected = saved(kind, base_folder, tmp_path / "adapter")
-    adapter_conversion.export_official_prefix(tmp_path / "adapter", found, tmp_path / "official")
+def test_an_exported_and_imported_prefix_gives_the_same_logits(kind, base_folder, tmp_path):
+    base = base_model.read_record(base_folder)
+    expected = save_random_adapter(kind, base_folder, tmp_path / "adapter")
+    adapter_conversion.export_official_prefix(tmp_path / "adapter", base, tmp_path / "official")
     config = json.loads((tmp_path / "official/config.json").read_text())
     assert (config["pre_seq_len"], config["prefix_projection"]) == (5, False)
     file = tmp_path / "official/pytorch_model.bin"
     assert list(adapter_conversion._load_checkpoint(file)) == ["transformer.prefix_encoder.embedding.weight"]
-    adapter_conversion.import_official_prefix(file, found, "back", "float32", tmp_path / "back")
-    model = adapter_files.load_adapter(tmp_path / "back", found)
+    adapter_conversion.import_official_prefix(file, base, "back", "float32", tmp_path / "back")
+    model = adapter_files.load_adapter(tmp_path / "back", base)
     torch.testing.assert_close(short_row_logits(model, model.config), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_holds_key_and_value_of_each_layer_as_the_published_code_reads_them(base_folder):
-    """Its get_prompt: view (tokens, 2 · layers, heads, dim), permute, split in pairs."""
-    tuned = adapters.attach_adapter(
+def test_the_layout_of_prefix_rows_is_the_published_one(base_folder):
+    """The published get_prompt: view (tokens, 2 · layers, heads, dim), permute, split into pairs."""
+    adapted = adapters.attach_adapter(
         model_loading.load_model(base_model.read_record(base_folder), "float32"), "ptuning_v2", prefix_tokens=3
     )
-    config: ChatGLMConfig = tuned.config
+    config: ChatGLMConfig = adapted.config
     heads, layers = config.num_attention_heads, config.num_layers
     rows = torch.randn(3, 2 * layers * config.hidden_size)
-    adapters.set_prefix(tuned, rows)
+    adapters.set_prefix(adapted, rows)
     published = rows.view(1, 3, 2 * layers, heads, -1).permute(2, 1, 0, 3, 4).split(2)
-    cache = tuned.get_prompt(1)
+    cache = adapted.get_prompt(1)
     for layer, (key, value) in enumerate(published):
         torch.testing.assert_close(cache.layers[layer].keys, key.permute(1, 2, 0, 3))
         torch.testing.assert_close(cache.layers[layer].values, value.permute(1, 2, 0, 3))
 
 
-def test_a_published_projection_is_computed():
+def test_a_published_projection_is_applied():
     torch.manual_seed(0)
-    embedding, (one, other) = torch.nn.Embedding(4, 8), (torch.nn.Linear(8, 8), torch.nn.Linear(8, 32))
-    layers = torch.nn.ModuleDict({"embedding": embedding, "trans": torch.nn.Sequential(one, torch.nn.Tanh(), other)})
+    embedding, (first, second) = torch.nn.Embedding(4, 8), (torch.nn.Linear(8, 8), torch.nn.Linear(8, 32))
+    layers = torch.nn.ModuleDict({"embedding": embedding, "trans": torch.nn.Sequential(first, torch.nn.Tanh(), second)})
     tensors = {adapter_conversion.PREFIX + name: value.half() for name, value in layers.state_dict().items()}
     expected = layers["trans"](embedding.weight)
     torch.testing.assert_close(adapter_conversion.compute_prefix(tensors), expected, rtol=1e-2, atol=1e-3)
 
 
-def test_what_cannot_be_exchanged_is_one_sentence(base_folder, tmp_path):
-    found = base_model.read_record(base_folder)
-    saved("lora", base_folder, tmp_path / "lora")
-    saved("ptuning_v2", base_folder, tmp_path / "prefix")
+def test_invalid_exports_and_imports_are_rejected(base_folder, tmp_path):
+    base = base_model.read_record(base_folder)
+    save_random_adapter("lora", base_folder, tmp_path / "lora")
+    save_random_adapter("ptuning_v2", base_folder, tmp_path / "prefix")
     with pytest.raises(UserError, match="export it with --merged"):
-        adapter_conversion.export_official_prefix(tmp_path / "lora", found, tmp_path / "out")
+        adapter_conversion.export_official_prefix(tmp_path / "lora", base, tmp_path / "out")
     with pytest.raises(UserError, match="export it with --official"):
-        adapter_conversion.export_merged_model(tmp_path / "prefix", found, tmp_path / "out")
+        adapter_conversion.export_merged_model(tmp_path / "prefix", base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     files = {
         "none.bin": ({"lm_head.weight": torch.zeros(2)}, "no P-Tuning checkpoint"),
@@ -106,47 +108,49 @@ def test_what_cannot_be_exchanged_is_one_sentence(base_folder, tmp_path):
             "do not fit",
         ),
     }
-    for name, (content, said) in files.items():
+    for name, (content, message) in files.items():
         torch.save(content, tmp_path / name)
-        with pytest.raises(UserError, match=said):
-            adapter_conversion.import_official_prefix(tmp_path / name, found, "x", "float32", tmp_path / "out")
+        with pytest.raises(UserError, match=message):
+            adapter_conversion.import_official_prefix(tmp_path / name, base, "x", "float32", tmp_path / "out")
     (tmp_path / "pointer.bin").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UserError, match="not written by PyTorch"):
-        adapter_conversion.import_official_prefix(tmp_path / "pointer.bin", found, "x", "float32", tmp_path / "out")
+        adapter_conversion.import_official_prefix(tmp_path / "pointer.bin", base, "x", "float32", tmp_path / "out")
     (tmp_path / "cut.bin").write_bytes((tmp_path / "none.bin").read_bytes()[:40])
     for name in ("cut.bin", "missing.bin"):
         with pytest.raises(UserError):
-            adapter_conversion.import_official_prefix(tmp_path / name, found, "x", "float32", tmp_path / "out")
+            adapter_conversion.import_official_prefix(tmp_path / name, base, "x", "float32", tmp_path / "out")
 
 
 # Adapters of a quantized base -----------------------------------------------------------------------
 
 
-def test_an_adapter_of_a_quantized_base_is_merged_only_when_asked_for(base_folder, tmp_path):
-    found = base_model.read_record(base_folder)
-    tuned = adapters.attach_adapter(model_loading.load_model(found, "float32"), "lora", **ADAPTER_SETTINGS["lora"])
-    randomize_adapter(tuned)
-    adapter_files.save_adapter(tuned, tmp_path / "a", dataclasses.replace(minimal_manifest(found), quantization=4))
-    with pytest.raises(UserError, match=r"beside a base in 4 bits.*--onto-16-bits"):
-        adapter_conversion.export_merged_model(tmp_path / "a", found, tmp_path / "merged")
+def test_an_adapter_of_a_quantized_base_is_merged_only_with_the_option(base_folder, tmp_path):
+    base = base_model.read_record(base_folder)
+    adapted = adapters.attach_adapter(model_loading.load_model(base, "float32"), "lora", **ADAPTER_SETTINGS["lora"])
+    randomize_adapter(adapted)
+    adapter_files.save_adapter(adapted, tmp_path / "a", dataclasses.replace(minimal_manifest(base), quantization=4))
+    with pytest.raises(UserError, match=r"on a base in 4 bits.*--onto-16-bits"):
+        adapter_conversion.export_merged_model(tmp_path / "a", base, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
-    adapter_conversion.export_merged_model(tmp_path / "a", found, tmp_path / "merged", onto_16_bits=True)
+    adapter_conversion.export_merged_model(tmp_path / "a", base, tmp_path / "merged", onto_16_bits=True)
     record = json.loads((tmp_path / "merged/merged.json").read_text())
     manifest = read_verified_manifest(tmp_path / "a")
     assert (record["base_bits_at_training"], record["merged_into"]) == (4, "float32")
-    assert (record["weights_sha256"], record["base_identity"]) == (manifest.weights_sha256, found.identity)
+    assert (record["weights_sha256"], record["base_identity"]) == (manifest.weights_sha256, base.identity)
     base_verification.verify_base(tmp_path / "merged", "merged")
 
 
-def test_a_merged_model_says_what_it_was_made_of(base_folder, tmp_path):
-    saved("lora", base_folder, tmp_path / "adapter")
-    adapter_conversion.export_merged_model(tmp_path / "adapter", base_model.read_record(base_folder), tmp_path / "merged")
+def test_a_merged_model_has_a_record_of_its_adapter(base_folder, tmp_path):
+    save_random_adapter("lora", base_folder, tmp_path / "adapter")
+    adapter_conversion.export_merged_model(
+        tmp_path / "adapter", base_model.read_record(base_folder), tmp_path / "merged"
+    )
     record = json.loads((tmp_path / "merged/merged.json").read_text())
     assert record["base_bits_at_training"] is None
     assert record["name"] == "lora"
 
 
-# Files that are no prefix ---------------------------------------------------------------------------
+# Files without a prefix ---------------------------------------------------------------------------
 
 ROWS = f"{adapter_conversion.PREFIX}embedding.weight"
 LAYERS = {
@@ -159,7 +163,7 @@ LAYERS = {
 
 
 def layers(**changes) -> dict:
-    """A published projection with some layers replaced, or removed by None; dots are underscores."""
+    """Return a published projection with some tensors replaced, or removed by None; underscores stand for dots."""
     changed = LAYERS | {name.replace("_", "."): value for name, value in changes.items()}
     return {adapter_conversion.PREFIX + name: value for name, value in changed.items() if value is not None}
 
@@ -217,27 +221,27 @@ STORED = {
 
 
 @pytest.mark.parametrize("kind", STORED)
-def test_a_file_without_a_prefix_is_one_sentence(tmp_path, kind):
+def test_a_file_without_a_valid_prefix_is_rejected(tmp_path, kind):
     content, reason = STORED[kind]
     torch.save(content, tmp_path / "a.bin")
     with pytest.raises(UserError, match=reason):
         adapter_conversion.compute_prefix(adapter_conversion._load_checkpoint(tmp_path / "a.bin"))
 
 
-def test_a_projection_of_fitting_layers_is_accepted(tmp_path):
+def test_a_projection_with_matching_shapes_is_accepted(tmp_path):
     torch.save(layers(), tmp_path / "a.bin")
     assert adapter_conversion.compute_prefix(adapter_conversion._load_checkpoint(tmp_path / "a.bin")).shape == (4, 32)
 
 
-def zipped(name: str, content: bytes, how: int = zipfile.ZIP_STORED) -> bytes:
+def zipped(name: str, content: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", how) as archive:
+    with zipfile.ZipFile(file, "w", compression) as archive:
         archive.writestr(name, content)
     return file.getvalue()
 
 
 def overlapping() -> bytes:
-    """A zip whose entry says that it is larger than the file, as entries that share their bytes are in sum."""
+    """Return a zip whose entry declares more bytes than the file has, like a zip bomb of overlapping entries."""
     content = bytearray(zipped("archive/data.pkl", b"0"))
     directory = content.index(b"PK\x01\x02")
     content[directory + 20 : directory + 28] = 2 * (2**30).to_bytes(4, "little")
@@ -276,7 +280,7 @@ RAW = {
 
 
 @pytest.mark.parametrize("kind", RAW)
-def test_bytes_that_torch_did_not_save_are_one_sentence(tmp_path, capsys, kind):
+def test_files_that_torch_did_not_write_are_rejected(tmp_path, capsys, kind):
     content, reason = RAW[kind]
     (tmp_path / "a.bin").write_bytes(content)
     with pytest.raises(UserError, match=reason):
@@ -286,7 +290,7 @@ def test_bytes_that_torch_did_not_save_are_one_sentence(tmp_path, capsys, kind):
 
 @pytest.mark.parametrize("keep", [3, 30, 0.5, 0.9, -1])
 @pytest.mark.parametrize("new_format", [True, False])
-def test_a_file_that_was_cut_off_is_one_sentence(tmp_path, keep, new_format):
+def test_a_truncated_file_is_rejected(tmp_path, keep, new_format):
     torch.save({ROWS: torch.ones(20, 80)}, tmp_path / "a.bin", _use_new_zipfile_serialization=new_format)
     content = (tmp_path / "a.bin").read_bytes()
     (tmp_path / "a.bin").write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
@@ -294,7 +298,7 @@ def test_a_file_that_was_cut_off_is_one_sentence(tmp_path, keep, new_format):
         adapter_conversion._load_checkpoint(tmp_path / "a.bin")
 
 
-def test_the_former_format_of_torch_is_read(tmp_path):
+def test_the_format_before_pytorch_1_6_is_read(tmp_path):
     torch.save({ROWS: torch.ones(2, 8)}, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
     assert torch.equal(
         adapter_conversion.compute_prefix(adapter_conversion._load_checkpoint(tmp_path / "a.bin")), torch.ones(2, 8)

@@ -22,7 +22,7 @@ def run(body: str, **options) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "said"),
+    ("body", "code", "message"),
     [
         ("raise UserError('no such file; make it')", 1, "error: no such file; make it\n"),
         ("raise DataBlocked('too dirty')", 2, "error: too dirty\n"),
@@ -30,16 +30,16 @@ def run(body: str, **options) -> subprocess.CompletedProcess:
         ("pass", 0, ""),
     ],
 )
-def test_how_a_program_ends(body, code, said):
+def test_exit_codes_and_messages(body, code, message):
     done = run(body)
-    assert (done.returncode, done.stderr) == (code, said)
+    assert (done.returncode, done.stderr) == (code, message)
 
 
-def test_a_fault_of_ours_keeps_its_traceback():
+def test_other_exceptions_print_a_traceback():
     assert "Traceback" in run("raise KeyError('a')").stderr
 
 
-def test_a_reader_that_leaves_early_is_no_fault():
+def test_a_closed_pipe_prints_no_error():
     source = PROGRAM.format(body="print('x' * 70000, flush=True); print('y' * 70000, flush=True)")
     pipe = subprocess.run(
         ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -c 1', sys.executable, source],

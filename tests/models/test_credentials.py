@@ -1,4 +1,4 @@
-"""Credentials never reach a log, a state or a webhook."""
+"""Credentials are masked in messages, logs, run states and webhooks."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from shared_data import ROOT
 from models.credentials import MASK, mask_credentials
 from models.errors import UserError
 
-# What a password may be made of within an address; a stroke, colon or @ should be encoded, and often is not.
+# Characters of passwords in URLs. Slash, colon and @ should be percent-encoded, but often are not.
 RAW = st.text("abcXYZ019-_~!$&*+,;=.%()äß密钥", min_size=4, max_size=20).map(lambda text: f"Q7{text}7Q")
 SCHEMES = st.sampled_from(["http", "https", "ssh", "git", "ftp", "webdavs", "s3", "git+ssh"])
 HOSTS = st.sampled_from(["host", "host.example:8080", "127.0.0.1", "[::1]:22", "仓库.example"])
@@ -46,7 +46,7 @@ AROUND = st.text("ab :'\"，。()\n", max_size=12)
         (f"ghp_{'a' * 36} hf_{'b' * 34} glpat-{'c' * 20}", f"{MASK} {MASK} {MASK}"),
     ],
 )
-def test_what_is_secret_is_masked_and_the_rest_stays(text, shown):
+def test_secrets_are_masked_and_other_text_stays(text, shown):
     assert mask_credentials(text) == shown
 
 
@@ -66,13 +66,13 @@ def test_what_is_secret_is_masked_and_the_rest_stays(text, shown):
         "lora: rank=8; loss: 1.25\r 10%|█ | 1/10 [00:01<00:09]",
     ],
 )
-def test_what_is_no_secret_is_shown(text):
+def test_text_without_secrets_stays(text):
     assert mask_credentials(text) == text
 
 
 @settings(max_examples=50, deadline=None)
 @given(SCHEMES, RAW, HOSTS, AROUND, AROUND)
-def test_no_password_of_an_address_is_shown(scheme, password, host, before, after):
+def test_passwords_in_urls_are_masked(scheme, password, host, before, after):
     for user in (f"user:{password}", f"{password}:x-oauth", f"us@er:{password}", f":{password}", f"u:/{password}"):
         shown = mask_credentials(f"{before}{scheme}://{user}@{host}/path{after}")
         assert password not in shown
@@ -82,9 +82,9 @@ def test_no_password_of_an_address_is_shown(scheme, password, host, before, afte
 
 
 @given(st.text(st.characters(exclude_characters="@=:?#&;"), max_size=60))
-def test_text_without_marks_of_credentials_stays(text):
+def test_text_without_separators_of_urls_stays(text):
     shown = mask_credentials(text)
-    assert shown == text or MASK in shown  # a bearer's token, a known kind of key
+    assert shown == text or MASK in shown  # a bearer token, or a known format of keys
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_text_without_marks_of_credentials_stays(text):
      "access_key_", ".", "-.", "Bearer a", "authorization: ", "AKIA", "[", "://[", "'", "\r", "a", "hf_", "ghp_a"],
 )  # fmt: skip
 def test_masking_takes_linear_time(unit):
-    """Twice the text takes about twice as long; quadratic time would take four times, and minutes for these."""
+    """A text of 4 times the length takes 4 times as long; quadratic time would take 16 times, and minutes."""
 
     def seconds(length: int) -> float:
         text = (unit * length)[:length]
@@ -104,10 +104,10 @@ def test_masking_takes_linear_time(unit):
     assert seconds(160_000) < 12 * max(seconds(40_000), 0.01)
 
 
-def test_a_user_error_and_what_a_program_logs_are_masked():
+def test_user_errors_log_lines_and_tracebacks_are_masked():
     assert str(UserError("https://a:b@host is away", "x")) == str(UserError("https://host is away", "x"))
     code = (
-        "import logging\nfrom models.errors import UserError, program\n@program\ndef main():\n"
+        "import logging\nfrom models.command_line import entry_point\n@entry_point\ndef main():\n"
         "    logging.getLogger('tuneline').info('from %s', 'http://team:s3cret@host/x')\n"
         "    try:\n        raise KeyError('http://team:s3cret@host/y')\n"
         "    except KeyError:\n        logging.getLogger('tuneline').exception('failed')\n"
@@ -118,9 +118,9 @@ def test_a_user_error_and_what_a_program_logs_are_masked():
     assert all(f"http://host/{name}" in done.stderr for name in "xyz")
 
 
-def test_output_is_copied_byte_for_byte_but_for_its_credentials(tmp_path):
+def test_output_is_copied_unchanged_except_for_credentials(tmp_path):
     def copied(*chunks: bytes) -> bytes:
-        """What the program that copies output makes of these writes."""
+        """Return the output of the program for these writes."""
         source, write = os.pipe()
         command = [sys.executable, "-I", "-S", str(ROOT / "models/credentials.py"), f"{source}:1"]
         with (tmp_path / "out").open("wb") as out:

@@ -1,4 +1,4 @@
-"""Files of other people or of a failing disk, mutated by bytes and by values: only a sentence may come of it."""
+"""Fuzz tests of untrusted files: any mutation of bytes or values loads or raises a UserError of one line."""
 
 import copy
 import json
@@ -28,9 +28,9 @@ from models.manifest import CONFIG, MANIFEST, WEIGHTS
 from models.storage import sha256_of
 
 EXAMPLES = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-DEEP = 200_000  # more than any parser's stack
+DEEP = 200_000  # deeper than any parser's stack
 
-# What a value of a JSON file becomes.
+# Replacements for a value of a JSON file.
 odd_values = st.one_of(
     st.sampled_from([None, True, False, -1, 0, 10**9, 2**63, 10**400, math.nan, math.inf, -0.5, 1e308]),
     st.sampled_from(
@@ -41,26 +41,26 @@ odd_values = st.one_of(
 )
 
 
-def places(value: object, path: tuple = ()) -> list[tuple]:
-    """The paths of all values in a JSON value."""
+def value_paths(value: object, path: tuple = ()) -> list[tuple]:
+    """Return the paths of all values in a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(place for key, child in items for place in places(child, (*path, key)))]
+    return [path, *(child_path for key, child in items for child_path in value_paths(child, (*path, key)))]
 
 
 @st.composite
 def mutated_values(draw, content: dict) -> bytes:
-    """The content with one to three values replaced, removed, or put under unknown keys."""
+    """Replace, remove or add one to three values."""
     content = copy.deepcopy(content)
-    odd = odd_values.map(copy.deepcopy)  # the next round may mutate it
+    odd = odd_values.map(copy.deepcopy)  # the next mutation may change it
     for _ in range(draw(st.integers(1, 3))):
-        *parents, last = draw(st.sampled_from(places(content)[1:] or [("new",)]))
+        *parents, last = draw(st.sampled_from(value_paths(content)[1:] or [("new",)]))
         target = content
         for key in parents:
             target = target[key]
-        how = draw(st.sampled_from(["replace", "remove", "add"]))
-        if how == "remove" and last != "new":
+        mutation = draw(st.sampled_from(["replace", "remove", "add"]))
+        if mutation == "remove" and last != "new":
             del target[last]
-        elif how == "add" and isinstance(target, dict):
+        elif mutation == "add" and isinstance(target, dict):
             key = draw(st.sampled_from(["new", "vocab_file", "quantization_config", "transformers_weights"]))
             target[key] = draw(odd)
         else:
@@ -70,7 +70,7 @@ def mutated_values(draw, content: dict) -> bytes:
 
 @st.composite
 def mutated_bytes(draw, content: bytes) -> bytes:
-    """The bytes with up to three spans replaced, or cut off."""
+    """Replace one to three spans of bytes, and sometimes truncate."""
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(content)))
         stop = min(len(content), start + draw(st.integers(0, 40)))
@@ -79,11 +79,11 @@ def mutated_bytes(draw, content: bytes) -> bytes:
     return content[: draw(st.integers(0, len(content)))] if draw(st.integers(0, 4)) == 0 else content
 
 
-def survives(read: Callable[[], object]) -> None:
+def assert_loads_or_user_error(read: Callable[[], object]) -> None:
     try:
         read()
     except UserError as error:
-        assert str(error).encode("utf-8").count(b"\n") == 0  # it can be printed, on one line
+        assert str(error).encode("utf-8").count(b"\n") == 0  # one line, without lone surrogates
         assert len(str(error)) < 2000
 
 
@@ -92,46 +92,46 @@ def verified(base_copy) -> base_model.Base:
     return base_verification.verify_base(base_copy, "tiny")
 
 
-def rehashed(found: base_model.Base) -> base_model.Base:
-    """The base with the hashes that its files have now, as if they had always been so."""
-    return base_model.Base(found.name, found.folder, None, base_model.hash_files(found.folder, list(found.files)))
+def rehashed(base: base_model.Base) -> base_model.Base:
+    """Return the base model with the current hashes of its files."""
+    return base_model.Base(base.name, base.folder, None, base_model.hash_files(base.folder, list(base.files)))
 
 
 READERS = {
-    base_model.RECORD: lambda found: base_model.read_record(found.folder),
-    base_model.CONFIG: lambda found: model_loading.load_config(rehashed(found)),
-    base_model.TOKENIZER_CONFIG: lambda found: model_loading.load_tokenizer(found.folder),
+    base_model.RECORD: lambda base: base_model.read_record(base.folder),
+    base_model.CONFIG: lambda base: model_loading.load_config(rehashed(base)),
+    base_model.TOKENIZER_CONFIG: lambda base: model_loading.load_tokenizer(base.folder),
 }
 
 
 @pytest.mark.parametrize("name", READERS)
 @EXAMPLES
 @given(data=st.data())
-def test_a_json_file_of_a_base(verified, name, data):
+def test_json_files_of_a_base_model(verified, name, data):
     path = verified.folder / name
     before = path.read_bytes()
     mutate = data.draw(st.sampled_from([mutated_bytes(before), mutated_values(json.loads(before))]))
     path.write_bytes(data.draw(mutate))
     try:
-        survives(lambda: READERS[name](verified))
+        assert_loads_or_user_error(lambda: READERS[name](verified))
     finally:
         path.write_bytes(before)
 
 
 @EXAMPLES
 @given(data=st.data())
-def test_an_index(verified, data):
+def test_weight_indexes(verified, data):
     content = {"metadata": {"total_size": 1}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     mutate = st.sampled_from([mutated_bytes(json.dumps(content).encode()), mutated_values(content)])
     path = verified.folder / base_model.WEIGHT_INDEXES[0]
     path.write_bytes(data.draw(data.draw(mutate)))
     (verified.folder / "model.safetensors").unlink(missing_ok=True)
-    survives(lambda: base_verification.verify_base(verified.folder, "tiny"))
+    assert_loads_or_user_error(lambda: base_verification.verify_base(verified.folder, "tiny"))
 
 
 @EXAMPLES
 @given(data=st.data())
-def test_weights(verified, data):
+def test_weight_files(verified, data):
     path = verified.folder / "model.safetensors"
     before = path.read_bytes()
     length = 8 + int.from_bytes(before[:8], "little")
@@ -142,7 +142,7 @@ def test_weights(verified, data):
     else:
         path.write_bytes(data.draw(mutated_bytes(before[:length])) + before[length:])
     try:
-        survives(lambda: model_loading.load_model(rehashed(verified), "float32"))
+        assert_loads_or_user_error(lambda: model_loading.load_model(rehashed(verified), "float32"))
     finally:
         path.write_bytes(before)
 
@@ -150,19 +150,21 @@ def test_weights(verified, data):
 @pytest.fixture(scope="module", params=["lora", "ptuning_v2"])
 def adapter(request, base_folder, tmp_path_factory):
     """A saved adapter and its base."""
-    found = base_model.read_record(base_folder)
-    tuned = adapters.attach_adapter(model_loading.load_model(found, "float32"), request.param, **ADAPTER_SETTINGS[request.param])
-    randomize_adapter(tuned)
+    base = base_model.read_record(base_folder)
+    adapted = adapters.attach_adapter(
+        model_loading.load_model(base, "float32"), request.param, **ADAPTER_SETTINGS[request.param]
+    )
+    randomize_adapter(adapted)
     folder = tmp_path_factory.mktemp("adapters") / request.param
-    adapter_files.save_adapter(tuned, folder, minimal_manifest(found, request.param))
-    return folder, found
+    adapter_files.save_adapter(adapted, folder, minimal_manifest(base, request.param))
+    return folder, base
 
 
 @pytest.mark.parametrize("name", [MANIFEST, CONFIG, WEIGHTS])
 @EXAMPLES
 @given(data=st.data())
-def test_an_adapter_whose_hashes_fit(adapter, name, data):
-    folder, found = adapter
+def test_adapters_with_updated_hashes(adapter, name, data):
+    folder, base = adapter
     before = {path: path.read_bytes() for path in folder.iterdir()}
     path = folder / name
     mutations = [mutated_bytes(before[path])]
@@ -170,15 +172,15 @@ def test_an_adapter_whose_hashes_fit(adapter, name, data):
         mutations.append(mutated_values(json.loads(before[path])))
     path.write_bytes(data.draw(data.draw(st.sampled_from(mutations))))
     if name != MANIFEST:
-        fit_hashes(folder)
+        update_hashes(folder)
     try:
-        survives(lambda: adapter_files.load_adapter(folder, found))
+        assert_loads_or_user_error(lambda: adapter_files.load_adapter(folder, base))
     finally:
         for file, content in before.items():
             file.write_bytes(content)
 
 
-def fit_hashes(folder: Path) -> None:
+def update_hashes(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest |= {"weights_sha256": sha256_of(folder / WEIGHTS)}
     manifest |= {"config_sha256": sha256_of(folder / CONFIG)}
@@ -187,12 +189,12 @@ def fit_hashes(folder: Path) -> None:
 
 @EXAMPLES
 @given(data=st.data())
-def test_a_published_prefix(tmp_path_factory, data):
+def test_published_prefixes(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzzed.bin"
     torch.save({f"{adapter_conversion.PREFIX}embedding.weight": torch.ones(2, 8)}, path)
     content = path.read_bytes()
     path.write_bytes(content[:2] + data.draw(mutated_bytes(content[2:])))
-    survives(lambda: adapter_conversion.compute_prefix(adapter_conversion._load_checkpoint(path)))
+    assert_loads_or_user_error(lambda: adapter_conversion.compute_prefix(adapter_conversion._load_checkpoint(path)))
 
 
 @pytest.mark.parametrize(
@@ -209,12 +211,12 @@ def test_a_published_prefix(tmp_path_factory, data):
         (json.dumps({str(number): 1 for number in range(2000)}).encode(), "2000 keys"),
     ],
 )
-def test_json_beyond_its_limits(content, reason):
+def test_json_beyond_the_limits_is_rejected(content, reason):
     with pytest.raises(UserError, match=reason):
         schemas.parse_json(content, Path("a.json"))
 
 
-def test_json_within_its_limits():
+def test_json_within_the_limits_is_parsed():
     nested = {"a": 1}
     for _ in range(schemas.MAX_DEPTH - 1):
         nested = {"a": nested}
@@ -223,7 +225,7 @@ def test_json_within_its_limits():
         schemas.parse_json(json.dumps({"a": nested}).encode(), Path("a.json"))
 
 
-def test_a_file_that_is_too_large_or_none(tmp_path):
+def test_a_file_that_is_missing_or_too_large_is_rejected(tmp_path):
     (tmp_path / "a").write_bytes(b"12345")
     assert schemas.read_small_file(tmp_path / "a", limit=5) == b"12345"
     with pytest.raises(UserError, match="larger than 4 bytes"):
@@ -233,7 +235,7 @@ def test_a_file_that_is_too_large_or_none(tmp_path):
             schemas.read_small_file(tmp_path / name)
 
 
-# Files of tensors ----------------------------------------------------------------------------------
+# Weight files ----------------------------------------------------------------------------------
 
 
 def header_of(entries: dict, data: bytes = b"") -> bytes:
@@ -263,7 +265,7 @@ FOUR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         ((2 * DEEP).to_bytes(8, "little") + b"[" * 2 * DEEP, "damaged header"),
     ],
 )
-def test_a_safetensors_file_that_is_none(tmp_path, content, reason):
+def test_malformed_safetensors_files_are_rejected(tmp_path, content, reason):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     with pytest.raises(UserError, match=reason):
@@ -271,7 +273,7 @@ def test_a_safetensors_file_that_is_none(tmp_path, content, reason):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_tensors_are_those_that_the_library_wrote(tmp_path, dtype):
+def test_tensors_equal_those_that_safetensors_wrote(tmp_path, dtype):
     from safetensors.torch import save_file
 
     tensors = {"b": torch.randn(3, 5).to(dtype), "a": torch.randn(7).to(dtype), "c": torch.zeros(0, 4, dtype=dtype)}
@@ -287,7 +289,7 @@ def test_tensors_are_those_that_the_library_wrote(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, suffix):
+def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path, suffix):
     from safetensors.torch import save_file
 
     path = tmp_path / f"a{suffix}"
@@ -296,10 +298,10 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, suffix):
     sha256 = sha256_of(path)
     reader = tensor_files.read_tensors(path, sha256, "changed")
     assert torch.equal(next(reader)[1], tensors["a"])
-    with path.open("r+b") as file:  # in place: the name still stands for the same file
+    with path.open("r+b") as file:  # in place, not by rename
         file.seek(-40_000, 2)
         file.write(b"\x01" * 30_000)
-    if suffix == ".bin":  # was copied and hashed before the first tensor
+    if suffix == ".bin":  # copied and hashed before the first tensor
         assert all(torch.equal(tensor, torch.ones(10_000)) for _, tensor in reader)
     else:
         with pytest.raises(UserError, match="changed"):
@@ -308,7 +310,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, suffix):
         tensor_files.load_tensors(path, sha256, "changed")
 
 
-def test_a_file_that_is_cut_off_while_it_is_read_is_refused(tmp_path):
+def test_a_file_that_is_truncated_while_it_is_read_is_rejected(tmp_path):
     from safetensors.torch import save_file
 
     path = tmp_path / "a.safetensors"

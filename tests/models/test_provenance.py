@@ -6,16 +6,16 @@ def names(module: str) -> set[str]:
     return {str(path.relative_to(ROOT)) for path in imported_files(module)}
 
 
-def test_imports_are_followed_into_functions_packages_and_their_main_module():
+def test_imports_are_followed_into_functions_packages_and_main_modules():
     train = names("stages.train")
     assert {"stages/train/__main__.py", "stages/train/adapter_training.py", "models/training/fit.py"} <= train
-    assert "models/low_rank.py" in train  # imported within a function of models.adapters
-    assert "stages/__init__.py" in train  # which sets the environment
-    assert "stages/train/__init__.py" not in train  # a docstring and nothing else
+    assert "models/low_rank.py" in train  # imported in a function of models.adapters
+    assert "stages/__init__.py" in train  # sets environment variables
+    assert "stages/train/__init__.py" not in train  # only a docstring
     assert not any(name.startswith("stages/evaluate") for name in train)
 
 
-def test_the_hash_changes_with_any_file_that_counts_and_with_no_other(tmp_path, monkeypatch):
+def test_the_hash_depends_on_imported_files_only(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     for name, text in {"a": "from b import c", "b": "import json", "d": "1"}.items():
         (tmp_path / f"{name}.py").write_text(text)
@@ -33,7 +33,7 @@ def test_the_hash_changes_with_any_file_that_counts_and_with_no_other(tmp_path, 
     assert hash_after("b", "import d") != first
 
 
-def test_versions_are_those_of_the_libraries_without_their_build():
+def test_library_versions_have_no_build_label():
     versions = provenance.library_versions()
     assert versions["torch"]
     assert "+" not in versions["torch"]

@@ -23,7 +23,7 @@ TURNS = [["早", "早上好"], ["吃了吗", "吃了"]]
         ({"messages": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]}, ["问", "答"]),
     ],
 )
-def test_every_accepted_format(row, texts):
+def test_every_accepted_format_is_read(row, texts):
     assert read_messages(row) == conversation(*texts)
 
 
@@ -41,23 +41,23 @@ SYSTEM = {"role": "system", "content": "您好。"}
         {"messages": [{**SYSTEM, "content": ""}, SYSTEM, *MESSAGES]},
     ],
 )
-def test_a_system_text_is_the_first_message(row):
+def test_a_system_text_becomes_the_first_message(row):
     assert read_messages(row) == (Message("system", "您好。"), *conversation("问", "答"))
 
 
 @pytest.mark.parametrize("mark", ["", " \n", "\u200b", "nan", "None", "null", "#N/A", "\\N", "<NA>", None])
-def test_what_stands_for_a_missing_value_is_left_out(mark):
+def test_missing_values_are_ignored(mark):
     for key in ("input", "system", "history"):
         assert read_messages({**ALPACA, key: mark}) == conversation("问", "答")
     assert read_messages({"messages": [{"role": "system", "content": mark}, *MESSAGES]}) == conversation("问", "答")
 
 
-def test_a_mark_that_the_instruction_is_about_is_an_input():
+def test_a_null_marker_that_the_instruction_is_about_is_an_input():
     row = {"instruction": "这个 Python 值是什么类型？", "input": "None", "output": "NoneType"}
     assert read_messages(row)[0].content == "这个 Python 值是什么类型？\nNone"
 
 
-def test_a_missing_instruction_is_not_hidden_by_its_input():
+def test_a_missing_instruction_is_not_joined_with_the_input():
     assert read_messages({**ALPACA, "instruction": "nan", "input": "一段文字"})[0].content == "nan"
 
 
@@ -70,10 +70,10 @@ def test_a_missing_instruction_is_not_hidden_by_its_input():
         ({"messages": MESSAGES, "history": [["早", "好"]], "prompt": "问"}, {"history", "prompt"}),
         ({"messages": [{**MESSAGES[0], "name": "甲"}, MESSAGES[1]]}, {"messages[].name"}),
         ({**CHAT, "weight": 1, "loss": True, "tools": [], "images": ""}, set()),
-        ({"messages": [*MESSAGES[:1], {**MESSAGES[1], "weight": 0}, *MESSAGES]}, set()),  # an earlier answer
+        ({"messages": [*MESSAGES[:1], {**MESSAGES[1], "weight": 0}, *MESSAGES]}, set()),  # weight of an earlier answer
     ],
 )
-def test_keys_that_nothing_reads_are_named(row, unread):
+def test_ignored_keys_are_returned(row, unread):
     assert read_row(row)[1] == unread
 
 
@@ -99,12 +99,12 @@ def test_keys_that_nothing_reads_are_named(row, unread):
         ({"messages": [{**SYSTEM, "content": ""}]}, "messages"),
     ],
 )
-def test_what_the_base_cannot_learn_is_refused_by_its_key(row, key):
+def test_unsupported_content_is_rejected_with_its_key(row, key):
     with pytest.raises(UnknownFormat, match=f"'{key}'|the key '{key}'"):
         read_messages(row)
 
 
-def test_a_message_shows_the_first_characters_of_a_user_s_value():
+def test_error_messages_shorten_long_values():
     for row in (
         {"x" * 10**6: 1},
         {"messages": [{"role": "x" * 10**6, "content": ""}]},
@@ -115,7 +115,7 @@ def test_a_message_shows_the_first_characters_of_a_user_s_value():
         assert len(str(caught.value)) < 300
 
 
-def test_a_sample_keeps_its_number_in_an_array():
+def test_the_number_in_a_json_array_survives_json():
     messages = conversation("问", "答")
     sample = Sample("0", "a.json", 1, messages, 3)
     assert sample.to_json()["source"] == {"file": "a.json", "line": 1, "number": 3}
@@ -124,7 +124,7 @@ def test_a_sample_keeps_its_number_in_an_array():
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ([1], "not a list"),
         (None, "not null"),
@@ -140,12 +140,12 @@ def test_a_sample_keeps_its_number_in_an_array():
         ({"instruction": "问", "input": [], "output": "答"}, "'input' must be text"),
     ],
 )
-def test_other_rows_are_refused_with_the_reason(row, said):
-    with pytest.raises(UnknownFormat, match=said):
+def test_other_rows_are_rejected_with_the_reason(row, message):
+    with pytest.raises(UnknownFormat, match=message):
         read_messages(row)
 
 
-def test_the_id_depends_on_the_content_alone():
+def test_the_id_depends_on_the_content_only():
     first = make_sample_id(conversation("问", "答"))
     assert first == make_sample_id(conversation("问", "答"))
     assert len({first, make_sample_id(conversation("问答", "")), make_sample_id(conversation("答", "问"))}) == 3
@@ -163,7 +163,7 @@ JSON = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(JSON)
-def test_any_json_is_a_sample_or_a_reason(row):
+def test_any_json_is_read_or_rejected_with_a_reason(row):
     try:
         messages = read_messages(row)
     except UnknownFormat as error:

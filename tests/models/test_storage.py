@@ -25,29 +25,29 @@ from models.storage import (
 )
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"old": True})
     with pytest.raises(OSError, match="full"), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise OSError("disk full")
     assert read_json(path) == {"old": True}
-    assert [each.name for each in tmp_path.iterdir()] == ["a.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_failed_folder_leaves_the_old_folder(tmp_path):
+def test_a_failed_folder_write_keeps_the_old_folder(tmp_path):
     with atomic_write_folder(tmp_path / "f") as folder:
         (folder / "old").touch()
     with pytest.raises(OSError, match="full"), atomic_write_folder(tmp_path / "f") as folder:
         (folder / "new").touch()
         raise OSError("disk full")
-    assert [each.name for each in (tmp_path / "f").iterdir()] == ["old"]
-    assert [each.name for each in tmp_path.iterdir()] == ["f"]
+    assert [path.name for path in (tmp_path / "f").iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03])
-def test_killed_while_writing_the_file_is_whole(tmp_path, delay):
-    """A process rewrites one file over and over and is killed with SIGKILL: the file is some whole version."""
+def test_a_file_is_complete_after_its_writer_was_killed(tmp_path, delay):
+    """A process that rewrites a file in a loop is killed with SIGKILL."""
     path = tmp_path / "a.json"
     program = (
         "import sys, pathlib\nfrom models.storage import write_json\n"
@@ -64,7 +64,7 @@ def test_killed_while_writing_the_file_is_whole(tmp_path, delay):
     assert content["filling"] == [content["count"]] * 20000
 
 
-def test_damaged_files_are_one_sentence(tmp_path):
+def test_missing_and_damaged_files_are_user_errors(tmp_path):
     (tmp_path / "a").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="not valid JSON"):
         read_json(tmp_path / "a")
@@ -75,29 +75,29 @@ def test_damaged_files_are_one_sentence(tmp_path):
             read(tmp_path / "gone")
 
 
-def test_separators_inside_a_text_end_no_row(tmp_path):
+def test_unicode_line_separators_do_not_split_a_row(tmp_path):
     rows = [{"text": "一\u2028二\u2029三\x85四\x0b五"}, {"text": "六"}]
     write_jsonl(tmp_path / "a.jsonl", rows)
     assert read_jsonl(tmp_path / "a.jsonl") == rows
 
 
-def test_bytes_that_are_no_utf8_are_one_sentence(tmp_path):
+def test_files_that_are_not_utf_8_are_user_errors(tmp_path):
     (tmp_path / "a").write_bytes(b'{"a": "\xff"}')
     for read in (read_json, read_jsonl):
         with pytest.raises(UserError, match="a "):
             read(tmp_path / "a")
 
 
-def test_the_hash_of_a_value_ignores_the_order_of_keys():
+def test_the_hash_of_a_json_value_ignores_the_order_of_keys():
     assert sha256_of_json({"a": 1, "b": "\ud800"}) == sha256_of_json({"b": "\ud800", "a": 1})
 
 
-# Volumes that hosts share, and kills at every step -------------------------------------------------
+# Shared volumes, and kills at every step -------------------------------------------------
 
 
 @pytest.fixture(params=["exchange", "two steps"])
-def way(request, monkeypatch):
-    """How a folder takes the place of another: as the file system can."""
+def replacement(request, monkeypatch):
+    """How a folder replaces another: in one step, or in two where the file system cannot exchange folders."""
     if request.param == "two steps":
         monkeypatch.setattr(storage, "_exchange", lambda *_: False)
     elif not can_exchange():
@@ -113,7 +113,7 @@ def can_exchange() -> bool:
 
 
 def killed_before(step: int, work) -> bool:
-    """Let a process work and kill itself before the step of this number that changes files; gives whether it was."""
+    """Run ``work`` in a process that is killed before file system call number ``step``; return whether it was."""
     events = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "fcntl.flock", "os.listdir"}
     child = os.fork()
     if child == 0:
@@ -139,15 +139,15 @@ def content_of(path: Path) -> set[str]:
     return {f"{file.name} {file.read_text()}" for file in path.iterdir()}
 
 
-def test_a_folder_is_the_old_or_the_new_one_wherever_its_writer_is_killed(tmp_path, way):
+def test_a_folder_is_old_or_new_if_its_writer_is_killed_at_any_step(tmp_path, replacement):
     path, step, seen = tmp_path / "folder", 0, set()
     old, new, last = ({f"one {content}", f"two {content}"} for content in ("old", "new", "last"))
     while True:
         fill(path, "old")
         was_killed = killed_before(step, lambda: fill(path, "new"))
-        if way == "exchange":
-            assert content_of(path) in (old, new)  # at once
-        write_json(tmp_path / "beside.json", {})  # whoever writes there next
+        if replacement == "exchange":
+            assert content_of(path) in (old, new)  # before any other process writes
+        write_json(tmp_path / "beside.json", {})  # the next writer restores the folder
         assert content_of(path) in (old, new)
         assert sorted(file.name for file in tmp_path.iterdir()) == ["beside.json", "folder"]
         seen.add(frozenset(content_of(path)))
@@ -160,7 +160,7 @@ def test_a_folder_is_the_old_or_the_new_one_wherever_its_writer_is_killed(tmp_pa
     assert content_of(path) == last
 
 
-def test_a_former_folder_gives_way_to_one_that_was_made_since(tmp_path, monkeypatch):
+def test_a_former_folder_is_restored_only_if_its_path_is_free(tmp_path, monkeypatch):
     token = "0" * 16
     for name in (f".a.{token}.former.tmp", f".a.{token}.tmp", f".b.{token}.former.tmp", "a"):
         (tmp_path / name).mkdir()
@@ -172,7 +172,7 @@ def test_a_former_folder_gives_way_to_one_that_was_made_since(tmp_path, monkeypa
     assert (tmp_path / "b/is").read_text() == f".b.{token}.former.tmp"
 
 
-def test_a_replacement_that_fails_half_way_leaves_the_former_folder(tmp_path, monkeypatch):
+def test_a_failed_second_rename_restores_the_former_folder(tmp_path, monkeypatch):
     fill(tmp_path / "a", "old")
     monkeypatch.setattr(storage, "_exchange", lambda *_: False)
     replace = Path.replace
@@ -193,8 +193,8 @@ OTHER_HOST = """
 import os, sys, time
 from pathlib import Path
 os.getpid = lambda: {pid}
-from models.storage import writing, writing_folder
-with writing_folder(Path({folder!r}, "folder")) as folder, writing(Path({folder!r}, "file")) as file:
+from models.storage import atomic_write, atomic_write_folder
+with atomic_write_folder(Path({folder!r}, "folder")) as folder, atomic_write(Path({folder!r}, "file")) as file:
     (folder / "a").write_text("other")
     file.write_text("other")
     print("writing", flush=True)
@@ -202,8 +202,8 @@ with writing_folder(Path({folder!r}, "folder")) as folder, writing(Path({folder!
 """
 
 
-def test_a_process_of_the_same_number_on_another_host_keeps_what_it_writes(tmp_path):
-    """In a namespace of processes of its own where that may be made, as in another container: there it is process 1."""
+def test_temporary_files_of_a_live_process_with_the_same_pid_are_kept(tmp_path):
+    """The other process runs in its own pid namespace, like a container, where the system permits it."""
     unshare = ["unshare", "--pid", "--uts", "--fork"]
     own = unshare if subprocess.run([*unshare, "true"], capture_output=True).returncode == 0 else []
     code = OTHER_HOST.format(pid=os.getpid(), folder=str(tmp_path))
@@ -221,31 +221,31 @@ def test_a_process_of_the_same_number_on_another_host_keeps_what_it_writes(tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_where_no_locks_are_known_nothing_is_cleared_away_and_all_else_works(tmp_path, monkeypatch):
+def test_without_flock_writes_work_and_no_leftovers_are_removed(tmp_path, monkeypatch):
     fill(tmp_path / "a", "old")
     assert killed_before(8, lambda: fill(tmp_path / "a", "new"))
     left = {path.name for path in tmp_path.iterdir()} - {"a"}
     assert left
 
-    def refuses(*_):
+    def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", refuses)
+    monkeypatch.setattr(fcntl, "flock", fail)
     fill(tmp_path / "a", "newer")
     assert content_of(tmp_path / "a") == {"one newer", "two newer"}
     assert {path.name for path in tmp_path.iterdir()} - {"a"} == left
 
 
-def test_a_lock_that_another_took_for_a_killed_one_s_is_not_used(tmp_path, monkeypatch):
-    taken, flock = [], fcntl.flock
+def test_a_lock_file_removed_before_it_was_locked_is_not_used(tmp_path, monkeypatch):
+    calls, flock = [], fcntl.flock
 
-    def clears(lock, how):
-        if not taken:
-            taken.append(1)
-            storage.remove_leftovers(tmp_path)  # between making the lock and holding it
-        return flock(lock, how)
+    def remove_and_lock(lock, operation):
+        if not calls:
+            calls.append(1)
+            storage.remove_leftovers(tmp_path)  # after the lock file is created and before it is locked
+        return flock(lock, operation)
 
-    monkeypatch.setattr(fcntl, "flock", clears)
+    monkeypatch.setattr(fcntl, "flock", remove_and_lock)
     with atomic_write(tmp_path / "a") as temporary:
         assert len([path for path in tmp_path.iterdir() if path.name.endswith(".lock.tmp")]) == 1
         storage.remove_leftovers(tmp_path)
@@ -253,7 +253,7 @@ def test_a_lock_that_another_took_for_a_killed_one_s_is_not_used(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_what_others_named_so_is_left_alone(tmp_path):
+def test_files_with_similar_names_are_not_removed(tmp_path):
     names = {".a.tmp", ".a.17.tmp", "a.0123456789abcdef.tmp", ".lock.tmp", ".a.0123456789ABCDEF.tmp"}
     for name in names:
         (tmp_path / name).touch()
@@ -261,7 +261,7 @@ def test_what_others_named_so_is_left_alone(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == names | {"b"}
 
 
-def test_a_file_may_give_way_to_a_folder_and_a_link_stays_none(tmp_path, way):
+def test_a_folder_replaces_a_file_or_a_link_itself(tmp_path, replacement):
     (tmp_path / "file").write_text("x")
     (tmp_path / "target").mkdir()
     (tmp_path / "link").symlink_to("target")
@@ -272,7 +272,7 @@ def test_a_file_may_give_way_to_a_folder_and_a_link_stays_none(tmp_path, way):
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_folder_is_removed_in_which_others_still_write(tmp_path):
+def test_a_removed_folder_is_gone_if_its_remover_is_killed_at_any_step(tmp_path):
     fill(tmp_path / "a", "x")
     storage.remove_folder(tmp_path / "a")
     storage.remove_folder(tmp_path / "a")
@@ -287,8 +287,8 @@ def test_a_folder_is_removed_in_which_others_still_write(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_an_age_is_told_by_the_clock_of_the_volume(tmp_path, monkeypatch):
-    monkeypatch.setattr(time, "time", lambda: 0.0)  # this host's clock
+def test_the_age_of_a_file_is_measured_by_the_clock_of_its_volume(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # the clock of this host
     (tmp_path / "a").mkdir()
     changed = (tmp_path / "a").stat().st_mtime
     for age in (0.0, 5000.0, -5000.0):

@@ -11,7 +11,7 @@ from models.tensor_files import NUM_READERS, read_weight_files
 
 @pytest.fixture
 def files(tmp_path):
-    """More files than are read at a time, with more tensors than wait in the queue."""
+    """More files than readers, with more tensors than the queue holds."""
     written = []
     for number in range(2 * NUM_READERS + 1):
         path = tmp_path / f"{number}.safetensors"
@@ -30,9 +30,9 @@ def test_every_tensor_of_every_file_is_read_once(files):
     assert sorted(read) == sorted(expected)
 
 
-@pytest.mark.parametrize("spoiled", [0, -1])
-def test_a_file_that_changed_is_refused_wherever_it_stands(files, spoiled):
-    path, _, _ = files[spoiled]
+@pytest.mark.parametrize("position", [0, -1])
+def test_a_changed_file_is_rejected_at_any_position(files, position):
+    path, _, _ = files[position]
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -40,7 +40,7 @@ def test_a_file_that_changed_is_refused_wherever_it_stands(files, spoiled):
         list(read_weight_files(files))
 
 
-def test_readers_end_when_the_caller_wants_no_more(files):
+def test_reader_threads_end_when_the_iteration_is_abandoned(files):
     before = threading.active_count()
     stream = read_weight_files(files)
     next(stream)
