@@ -1,4 +1,4 @@
-"""python -m pipelines.check: what it must not do to a user's files, and how it tells of mistakes."""
+"""python -m pipelines.check: it changes no file of the user, and reports mistakes without a traceback."""
 
 import os
 import subprocess
@@ -15,47 +15,47 @@ def check(*arguments, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
 
-def refused(done: subprocess.CompletedProcess) -> bool:
+def is_refused(done: subprocess.CompletedProcess) -> bool:
     return done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
-def test_input_and_output_are_kept_apart(tmp_path):
+def test_overlapping_input_and_output_folders_are_refused(tmp_path):
     rows = write_rows(tmp_path / "out/data.json", ROWS)
     before = rows.read_bytes()
     for files, out in [([rows], tmp_path / "out"), ([tmp_path / "out"], tmp_path / "out/new"), ([rows], rows)]:
-        assert refused(check(*files, "--out", out))
+        assert is_refused(check(*files, "--out", out))
     assert rows.read_bytes() == before
     assert list((tmp_path / "out").iterdir()) == [rows]
 
 
-def test_a_folder_of_somebody_elses_is_left_alone_and_a_check_s_own_is_written_over(tmp_path):
+def test_only_folders_of_an_earlier_check_are_overwritten(tmp_path):
     rows = write_rows(tmp_path / "a.jsonl", ROWS)
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs/data.json").write_text("mine")
-    assert "holds other things" in check(rows, "--out", tmp_path / "theirs").stderr
-    assert (tmp_path / "theirs/data.json").read_text() == "mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/data.json").write_text("mine")
+    assert "has other files" in check(rows, "--out", tmp_path / "other").stderr
+    assert (tmp_path / "other/data.json").read_text() == "mine"
     assert check(rows, "--out", tmp_path / "out").returncode == 0
-    assert refused(check(tmp_path / "typo.jsonl", "--out", tmp_path / "out"))
+    assert is_refused(check(tmp_path / "typo.jsonl", "--out", tmp_path / "out"))
     assert (tmp_path / "out/checked/train.jsonl").is_file()
     assert check(rows, "--out", tmp_path / "out").returncode == 0
 
 
-def test_files_of_one_name_all_count_and_a_file_named_twice_once(tmp_path):
-    rows = [write_rows(tmp_path / f"{where}/x.jsonl", ROWS[20 * i : 20 * i + 20]) for i, where in enumerate("abc")]
+def test_files_of_the_same_name_all_count_and_a_file_passed_twice_counts_once(tmp_path):
+    rows = [write_rows(tmp_path / f"{folder}/x.jsonl", ROWS[20 * i : 20 * i + 20]) for i, folder in enumerate("abc")]
     done = check(tmp_path / "a", rows[1], rows[2], rows[0], "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "60 rows =" in done.stderr
 
 
 @pytest.mark.parametrize("out", ["a.jsonl/below", "dangling", "/proc/none"])
-def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, out):
+def test_output_folder_that_cannot_be_made_is_reported(tmp_path, out):
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     rows = write_rows(tmp_path / "a.jsonl", ROWS)
-    assert refused(check(rows, "--out", tmp_path / out))
+    assert is_refused(check(rows, "--out", tmp_path / out))
 
 
-def test_a_full_disk_is_one_sentence(tmp_path):
-    """A limit on the size of files stands in for it: the system refuses to write on."""
+def test_full_disk_is_reported(tmp_path):
+    """A limit on the size of files simulates it: a write fails."""
     import resource
     import signal
 
@@ -70,18 +70,18 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     assert not (tmp_path / "out/checked").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_one_sentence(tmp_path):
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read all files")
+def test_unreadable_files_are_reported(tmp_path):
     rows = write_rows(tmp_path / "in/locked/a.jsonl", ROWS)
     write_rows(tmp_path / "in/b.jsonl", ROWS)
     rows.parent.chmod(0)
-    assert refused(check(tmp_path / "in"))
+    assert is_refused(check(tmp_path / "in"))
     rows.parent.chmod(0o755)
     rows.chmod(0)
-    assert refused(check(rows))
+    assert is_refused(check(rows))
 
 
-def test_blocked_without_a_folder_points_to_none(tmp_path):
+def test_blocked_data_without_an_output_folder_has_no_path_in_its_message(tmp_path):
     done = check(write_rows(tmp_path / "a.jsonl", [{"context": "", "target": ""}] * 30))
     assert done.returncode == 2
     assert "See " not in done.stderr

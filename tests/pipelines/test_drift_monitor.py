@@ -1,4 +1,4 @@
-"""python -m pipelines.drift_monitor: new rows go through the same checks as those that the champion learnt from."""
+"""python -m pipelines.drift_monitor: new rows pass the same checks as the champion's training data."""
 
 import json
 import random
@@ -15,25 +15,25 @@ from pipelines import check, drift_monitor, registry
 WORDS = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过"
 
 
-def rows_of(count: int, bad: float, seed: int = 0) -> list[dict]:
-    """Rows of which a share has personal data and a far longer answer, so that the row checks take it out."""
-    draw = random.Random(seed)
+def make_rows(count: int, bad_share: float, seed: int = 0) -> list[dict]:
+    """Make rows, a share of which has personal data and a far longer answer, and so fails a row check."""
+    generator = random.Random(seed)
 
     def text(least: int, most: int) -> str:
-        return "".join(draw.choices(WORDS, k=draw.randint(least, most)))
+        return "".join(generator.choices(WORDS, k=generator.randint(least, most)))
 
     rows = [{"context": f"{text(8, 20)}？", "target": f"{text(10, 60)}。"} for _ in range(count)]
-    for row in draw.sample(rows, round(count * bad)):
+    for row in generator.sample(rows, round(count * bad_share)):
         row["target"] += f"请打 13812345678。{text(200, 300)}"
     return rows
 
 
 @pytest.fixture
 def workspace(base_folder, tmp_path, monkeypatch):
-    """A folder with settings and tokenizer, without a champion."""
+    """Make a folder with parameters and tokenizer, without a champion, the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(registry, "live", lambda: None)
+    monkeypatch.setattr(registry, "live_version", lambda: None)
     shutil.copyfile(ROOT / "params.yaml", "params.yaml")
     shutil.copytree(ROOT / "reports/data_docs", "reports/data_docs")
     shutil.copytree(base_folder, drift_monitor.TOKENIZER)
@@ -41,38 +41,38 @@ def workspace(base_folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.integration  # the gate and Evidently, several times
-def test_a_file_with_quarantined_rows_is_steady_against_itself_and_worse_ones_drift(workspace):
-    mine = write_rows(workspace / "mine.jsonl", rows_of(300, 0.15))
+def test_file_with_quarantined_rows_has_no_drift_against_itself_and_a_worse_one_has(workspace):
+    file = write_rows(workspace / "a.jsonl", make_rows(300, 0.15))
     out = ("--accepted", "accepted.json", "--section", "none")
-    assert check.run_gate([mine], drift_monitor.TOKENIZER, Path("data"), *out) == 0
+    assert check.run_gate([file], drift_monitor.TOKENIZER, Path("data"), *out) == 0
     books = json.loads(Path("data/checked/receipt.json").read_text())["books"]
     assert books["failed_row_checks"] == books["quarantined"] == 45
-    same = drift_monitor.monitor([mine])
+    same = drift_monitor.detect_drift([file])
     assert (same["verdict"], same["drifted"]) == ("steady", [])
     assert same["rows"] == {"reference": books["train"], "current": 255, "quarantined": 45, "unreadable": 0}
     share = same["columns"][-1]
     assert (share["column"], share["reference_mean"], share["current_mean"]) == ("quarantined_share", 0.15, 0.15)
-    # Half of the rows fail: the data would be blocked. Those that pass are as before.
-    worse = drift_monitor.monitor([write_rows(workspace / "worse.jsonl", rows_of(300, 0.5, seed=1))])
+    # Half of the rows fail, which blocks the data; the rows that pass are as before.
+    worse = drift_monitor.detect_drift([write_rows(workspace / "worse.jsonl", make_rows(300, 0.5, seed=1))])
     assert (worse["verdict"], worse["drifted"]) == ("drift", ["quarantined_share"])
-    none = drift_monitor.monitor(
+    none = drift_monitor.detect_drift(
         [write_rows(workspace / "none.jsonl", [{"context": "", "target": str(i)} for i in range(60)])]
     )
     assert (none["verdict"], none["rows"]["current"]) == ("drift", 0)
 
 
-def test_what_cannot_be_read_is_one_sentence(workspace):
+def test_missing_file_and_tokenizer_are_reported(workspace):
     write_json(Path("data/checked/receipt.json"), {})
     write_rows(Path("data/checked/train.jsonl"), [])
     with pytest.raises(UserError, match="could not be checked"):
-        drift_monitor.monitor([workspace / "nowhere.jsonl"])
+        drift_monitor.detect_drift([workspace / "nowhere.jsonl"])
     shutil.rmtree(drift_monitor.TOKENIZER)
     with pytest.raises(UserError, match="run `dvc repro tokenizer`"):
-        drift_monitor.monitor([workspace / "nowhere.jsonl"])
+        drift_monitor.detect_drift([workspace / "nowhere.jsonl"])
 
 
-def test_the_gate_is_given_the_rows_and_drift_what_passed_it(workspace, monkeypatch):
-    """Whatever the gate says of the data as a whole: exit code 2 is that they are blocked."""
+def test_gate_gets_the_new_rows_and_stage_drift_the_rows_that_pass(workspace, monkeypatch):
+    """Also if the data is blocked as a whole (exit code 2)."""
     write_json(Path("data/checked/receipt.json"), {})
     write_rows(Path("data/checked/train.jsonl"), [])
     started = []
@@ -83,12 +83,12 @@ def test_the_gate_is_given_the_rows_and_drift_what_passed_it(workspace, monkeypa
         if name == "stages.validate":
             Path(options["--passed"]).mkdir()
             return 2
-        write_json(drift_monitor.FIGURES, {"verdict": "steady", "drifted": []})
+        write_json(drift_monitor.REPORT, {"verdict": "steady", "drifted": []})
         return 0
 
     monkeypatch.setattr(drift_monitor, "run_module", run)
     monkeypatch.setattr(check, "run_module", run)
-    assert drift_monitor.monitor([Path("a.jsonl")])["verdict"] == "steady"
+    assert drift_monitor.detect_drift([Path("a.jsonl")])["verdict"] == "steady"
     (gate, gated), (drift, compared) = started
     assert (gate, drift) == ("stages.validate", "stages.drift")
     assert gated[:2] == ("--raw", "a.jsonl")
@@ -100,19 +100,19 @@ def test_the_gate_is_given_the_rows_and_drift_what_passed_it(workspace, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("file", "counts"), [("data/mine/a.jsonl", True), ("data/mine", True), ("data/b.jsonl", False)]
+    ("file", "is_of_source"), [("data/mine/a.jsonl", True), ("data/mine", True), ("data/b.jsonl", False)]
 )
-def test_files_of_other_data_are_compared_with_none_that_were_accepted(workspace, monkeypatch, file, counts):
+def test_lengths_are_only_compared_with_accepted_data_of_the_same_source(workspace, monkeypatch, file, is_of_source):
     params = Path("params.yaml").read_text(encoding="utf-8")
     Path("params.yaml").write_text(params.replace("source: data/demo/raw", "source: data/mine"), encoding="utf-8")
     for name in ("data/mine/a.jsonl", "data/b.jsonl"):
         write_rows(Path(name), [])
-    knobs = []
+    sections = []
 
     def run(name: str, *arguments: str) -> int:
-        knobs.extend(arguments[arguments.index("--section") + 1 :][:1] if "--section" in arguments else [])
+        sections.extend(arguments[arguments.index("--section") + 1 :][:1] if "--section" in arguments else [])
         return 0
 
     monkeypatch.setattr(check, "run_module", run)
     check.check([Path(file)], Path("out"))
-    assert knobs == ["source" if counts else "none"]
+    assert sections == ["source" if is_of_source else "none"]

@@ -1,4 +1,4 @@
-"""pipelines.dvc with a real child that outlives its parent unless the whole session is ended."""
+"""pipelines.dvc with a real DVC: its stages end with it, and its errors are reported."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ stages:
 """
 
 
-def alive(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -28,35 +28,35 @@ def alive(pid: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_ending_the_pipeline_ends_the_stage(tmp_path, how):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_the_pipeline_terminates_the_stage(tmp_path, number):
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
     (tmp_path / "dvc.yaml").write_text(STAGE.format(python=sys.executable))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    # A shell without job control starts what runs in the background deaf to Ctrl-C, and this would inherit it.
-    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    program = f"{hearing}; from pipelines import dvc; dvc.run('repro')"
+    # A shell without job control makes background programs ignore SIGINT, which this test would inherit.
+    reset = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{reset}; from pipelines import dvc; dvc.run('repro')"
     process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
     path, deadline = tmp_path / "pid", time.monotonic() + 60
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     pid = int(path.read_text())
-    process.send_signal(how)
+    process.send_signal(number)
     assert process.wait(timeout=30) != 0
     deadline = time.monotonic() + 10
-    while alive(pid) and time.monotonic() < deadline:
+    while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not alive(pid)
+    assert not is_running(pid)
 
 
-def test_a_failure_is_one_sentence(tmp_path, monkeypatch, capfd):
+def test_failure_names_the_command(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="dvc repro nowhere"):
         dvc.run("repro", "nowhere")
 
 
-SAYING = """\
+FAILING = """\
 from models.command_line import entry_point
 from models.errors import UserError
 import subprocess, sys
@@ -66,31 +66,42 @@ def main():
     if len(sys.argv) == 1:
         raise UserError("Training diverged: the loss of step 3 is nan.")
     subprocess.run([sys.executable, __file__], check=False)
-    raise UserError("A process of the training ended.")
+    raise UserError("A process of the training failed.")
 
 main()
 """
 
 
-def test_the_error_is_what_the_stage_ended_with_and_of_several_processes_the_first(tmp_path, monkeypatch, capfd):
+def test_error_is_the_first_message_of_the_stage(tmp_path, monkeypatch, capfd):
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
-    (tmp_path / "say.py").write_text(SAYING)
-    (tmp_path / "dvc.yaml").write_text(f"stages:\n  train:\n    cmd: {sys.executable} say.py for-another\n")
+    (tmp_path / "fail.py").write_text(FAILING)
+    (tmp_path / "dvc.yaml").write_text(f"stages:\n  train:\n    cmd: {sys.executable} fail.py with-child\n")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^Training diverged: the loss of step 3 is nan\.$"):
-        dvc.tell("repro")
-    with pytest.raises(UserError, match="dvc repro nowhere"):  # where no stage of ours spoke
-        dvc.tell("repro", "nowhere")
-    assert "A process of the training ended." in capfd.readouterr().err
+        dvc.run_with_stage_error("repro")
+    with pytest.raises(UserError, match="dvc repro nowhere"):  # no stage has written an error
+        dvc.run_with_stage_error("repro", "nowhere")
+    assert "A process of the training failed." in capfd.readouterr().err
 
 
-def test_settings_that_cannot_be_used_are_one_sentence_and_stay_as_they_were(tmp_path):
+def test_invalid_config_is_reported_and_not_saved(tmp_path):
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
     (tmp_path / ".dvc/config.local").write_text("[cache]\ndir = here\n")
-    with pytest.raises(UserError, match="cannot be used"), dvc.own_settings(tmp_path) as ours:
-        ours["cache"]["type"] = "teleport"
-    assert dvc.settings(tmp_path)["cache"]["dir"] == str(tmp_path / ".dvc/here")
+    with pytest.raises(UserError, match="cannot be used"), dvc.edit_local_config(tmp_path) as config:
+        config["cache"]["type"] = "teleport"
+    assert dvc.load_config(tmp_path)["cache"]["dir"] == str(tmp_path / ".dvc/here")
     (tmp_path / ".dvc/config").write_text("[remote\n")
     with pytest.raises(UserError, match="cannot be used"):
-        dvc.settings(tmp_path)
+        dvc.load_config(tmp_path)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_stages_get_the_language_of_the_terminal_and_dvc_the_locale_c(tmp_path, monkeypatch, capfd, language):
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / "dvc.yaml").write_text("stages:\n  a:\n    cmd: echo language $TUNELINE_LANG locale $LC_ALL\n")
+    monkeypatch.delenv("TUNELINE_LANG", raising=False)
+    monkeypatch.delenv("LANGUAGE", raising=False)
+    monkeypatch.setenv("LC_ALL", {"en": "en_US.UTF-8", "zh": "zh_CN.UTF-8"}[language])
+    dvc.run("repro", folder=tmp_path)
+    assert f"language {language} locale C\n" in capfd.readouterr().out

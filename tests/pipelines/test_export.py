@@ -1,4 +1,4 @@
-"""The flags of the export; what is exported is tested with models/adapter_conversion.py."""
+"""Options of the export; tests/models/test_adapter_conversion.py tests the exported files."""
 
 from pathlib import Path
 
@@ -8,20 +8,20 @@ from models import adapter_conversion, base_model
 from pipelines import export
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_only_the_flag_merges_an_adapter_of_a_quantized_base(monkeypatch, capsys, tmp_path, asked):
+@pytest.mark.parametrize("has_option", [False, True])
+def test_option_onto_16_bits_is_passed_on(monkeypatch, capsys, tmp_path, has_option):
     merged = []
     monkeypatch.setattr(
-        "sys.argv", ["export", "champion", "--merged", str(tmp_path / "out"), *["--onto-16-bits"] * asked]
+        "sys.argv", ["export", "champion", "--merged", str(tmp_path / "out"), *["--onto-16-bits"] * has_option]
     )
     monkeypatch.setattr(base_model, "read_record", lambda folder: "the base")
     monkeypatch.setattr(adapter_conversion, "save_merged", lambda *arguments: merged.append(arguments))
     export.main()
-    assert merged == [(Path("models/champion"), "the base", tmp_path / "out", asked)]
+    assert merged == [(Path("models/champion"), "the base", tmp_path / "out", has_option)]
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
 
 
-def test_the_flag_goes_with_a_merge(monkeypatch, capsys):
+def test_option_onto_16_bits_needs_a_merge(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["export", "champion", "--official", "out", "--onto-16-bits"])
     with pytest.raises(SystemExit):
         export.main()

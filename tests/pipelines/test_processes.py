@@ -1,4 +1,4 @@
-"""git and DVC as programs: their language, servers that never answer, and what of their output is shown."""
+"""git and DVC as programs: their language, silent servers, the reasons of their failures, and their masked output."""
 
 import os
 import signal
@@ -17,32 +17,32 @@ from shared_data import ROOT
 from models.errors import UserError
 from models.program_environment import program_environment
 from pipelines import dvc, processes, watchdog
-from pipelines.clone import RemoteUnavailable, open_clone
-from pipelines.processes import ProgramFailed, output_of, failure_reason, run_module
+from pipelines.clone import open_clone
+from pipelines.processes import ProgramFailed, RemoteUnavailable, failure_reason, output_of, run_module
 
-ASKING = ("GIT_SSH_COMMAND", "GIT_SSH", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE")
+SSH_VARIABLES = ("GIT_SSH_COMMAND", "GIT_SSH", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE")
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch):
-    """An empty home folder: no git settings, and a place for clones."""
+def empty_home(tmp_path, monkeypatch):
+    """Set an empty home folder: without git settings, and with a folder for clones."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "home"))
-    for name in ASKING:
+    for name in SSH_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(watchdog, "LOOK", 0.2)
-    monkeypatch.setattr(watchdog, "SILENCE", 1.0)
+def short_idle_timeout(monkeypatch):
+    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "MAX_IDLE_SECONDS", 1.0)
 
 
 class Server:
-    """A server that accepts, says something, perhaps a little more every while, and never ends."""
+    """A server that accepts connections, sends some bytes, optionally trickles more, and never ends."""
 
-    def __init__(self, says: bytes = b"", trickle: bytes = b"", pause: float = 0.05):
-        self.says, self.trickle, self.pause = says, trickle, pause
+    def __init__(self, first: bytes = b"", trickle: bytes = b"", pause: float = 0.05):
+        self.first, self.trickle, self.pause = first, trickle, pause
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -57,7 +57,7 @@ class Server:
 
     def _answer(self, connection: socket.socket) -> None:
         try:
-            connection.sendall(self.says)
+            connection.sendall(self.first)
             while self.trickle:
                 connection.sendall(self.trickle)
                 time.sleep(self.pause)
@@ -69,24 +69,24 @@ class Server:
         self.socket.close()
 
 
-# Their language, and no questions ------------------------------------------------------------------
+# Language, and no prompts ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("language", ["zh_CN", "zh_CN:zh", "de"])
-def test_a_mistyped_repository_is_refused_at_once_in_any_language(tmp_path, monkeypatch, language):
+def test_mistyped_repository_is_refused_without_a_retry_in_any_locale(tmp_path, monkeypatch, language):
     monkeypatch.delenv("LC_ALL", raising=False)
-    monkeypatch.setenv("LANG", "C.UTF-8")  # beside it, glibc heeds LANGUAGE
+    monkeypatch.setenv("LANG", "C.UTF-8")  # with it, glibc uses LANGUAGE
     monkeypatch.setenv("LANGUAGE", language)
     (tmp_path / "nothing").mkdir()
     for address in (f"file://{tmp_path}/nowhere", f"file://{tmp_path}/nothing", "htp://host/x", f"{tmp_path}/nowhere"):
-        with pytest.raises(UserError) as refused:
+        with pytest.raises(UserError) as error:
             open_clone("run", "HEAD", address)
-        assert not isinstance(refused.value, RemoteUnavailable)
-        assert not any("\u4e00" <= letter <= "\u9fff" for letter in str(refused.value))
+        assert not isinstance(error.value, RemoteUnavailable)
+        assert not any("\u4e00" <= letter <= "\u9fff" for letter in str(error.value))
 
 
 @pytest.mark.parametrize(
-    ("lines", "is_away"),
+    ("lines", "is_unavailable"),
     [
         ("git@host: Permission denied (publickey).\nfatal: Could not read from remote repository.", False),
         ("ERROR: Repository not found.\nfatal: Could not read from remote repository.", False),
@@ -99,36 +99,36 @@ def test_a_mistyped_repository_is_refused_at_once_in_any_language(tmp_path, monk
         ("fatal: unable to access 'https://host/': Could not resolve host: host", True),
     ],
 )
-def test_why_a_repository_cannot_be_cloned_is_found_in_all_that_git_says(tmp_path, monkeypatch, lines, is_away):
-    fake(tmp_path, monkeypatch, f"cat >&2 <<'END'\n{lines}\nPlease make sure that it exists.\nEND\nexit 128")
-    with pytest.raises(UserError) as refused:
+def test_permanent_errors_of_git_are_found_in_its_whole_output(tmp_path, monkeypatch, lines, is_unavailable):
+    fake_git(tmp_path, monkeypatch, f"cat >&2 <<'END'\n{lines}\nPlease make sure that it exists.\nEND\nexit 128")
+    with pytest.raises(UserError) as error:
         open_clone("run", "HEAD", "ssh://host/x")
-    assert isinstance(refused.value, RemoteUnavailable) == is_away
+    assert isinstance(error.value, RemoteUnavailable) == is_unavailable
 
 
-def fake(folder: Path, monkeypatch, script: str) -> None:
-    """Let ``git`` be this script."""
+def fake_git(folder: Path, monkeypatch, script: str) -> None:
+    """Replace ``git`` by a shell script."""
     (folder / "bin").mkdir(exist_ok=True)
     (folder / "bin/git").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "bin/git").chmod(0o755)
-    # The interpreter's own folder comes first, and has no git.
+    # The interpreter's folder, which comes first, has no git.
     monkeypatch.setenv("PATH", f"{folder}/bin:{os.environ['PATH']}")
 
 
-def test_programs_speak_english_and_ask_nothing(tmp_path, monkeypatch):
+def test_programs_run_in_english_and_cannot_prompt(tmp_path, monkeypatch):
     for name, value in (("LC_ALL", "zh_CN.UTF-8"), ("LANGUAGE", "zh_CN"), ("SSH_ASKPASS", "/bin/window")):
         monkeypatch.setenv(name, value)
-    found = program_environment()
-    assert (found["LC_ALL"], found["LANGUAGE"], found["GIT_TERMINAL_PROMPT"]) == ("C", "C", "0")
-    assert float(found["GIT_HTTP_LOW_SPEED_LIMIT"]) > 0 < float(found["GIT_HTTP_LOW_SPEED_TIME"])
-    assert "SSH_ASKPASS" not in found
+    variables = program_environment()
+    assert (variables["LC_ALL"], variables["LANGUAGE"], variables["GIT_TERMINAL_PROMPT"]) == ("C", "C", "0")
+    assert float(variables["GIT_HTTP_LOW_SPEED_LIMIT"]) > 0 < float(variables["GIT_HTTP_LOW_SPEED_TIME"])
+    assert "SSH_ASKPASS" not in variables
     monkeypatch.setenv("SSH_ASKPASS_REQUIRE", "force")
     monkeypatch.setenv("GIT_ASKPASS", "answers")
     monkeypatch.setenv("GIT_HTTP_LOW_SPEED_TIME", "7")
-    found = program_environment(MORE="1")
-    assert (found["SSH_ASKPASS"], found["GIT_ASKPASS"], found["MORE"]) == ("/bin/window", "answers", "1")
-    assert found["GIT_HTTP_LOW_SPEED_TIME"] == "7"
-    fake(
+    variables = program_environment(MORE="1")
+    assert (variables["SSH_ASKPASS"], variables["GIT_ASKPASS"], variables["MORE"]) == ("/bin/window", "answers", "1")
+    assert variables["GIT_HTTP_LOW_SPEED_TIME"] == "7"
+    fake_git(
         tmp_path,
         monkeypatch,
         'read line && echo typed; tty; (: </dev/tty) 2>/dev/null && echo terminal; echo "$LC_ALL"',
@@ -136,30 +136,32 @@ def test_programs_speak_english_and_ask_nothing(tmp_path, monkeypatch):
     assert output_of("git", "status") == "not a tty\nC"
 
 
-def test_git_s_ssh_asks_nothing_unless_its_user_says_how_to_call_it(tmp_path, monkeypatch):
-    def ssh_of(*command: str) -> str:
-        fake(tmp_path, monkeypatch, f'case "$*" in *core.sshCommand) exec {GIT} "$@";; esac; echo "$GIT_SSH_COMMAND"')
+def test_ssh_of_git_cannot_prompt_unless_the_user_configures_it(tmp_path, monkeypatch):
+    def ssh_command(*command: str) -> str:
+        fake_git(
+            tmp_path, monkeypatch, f'case "$*" in *core.sshCommand) exec {GIT} "$@";; esac; echo "$GIT_SSH_COMMAND"'
+        )
         return output_of(*command)
 
     fetch = ("git", "-C", str(tmp_path), "fetch")
-    assert "BatchMode=yes" in ssh_of(*fetch)
-    assert "ConnectTimeout=" in ssh_of("git", "clone", "x")
-    assert ssh_of("git", "status") == ""
+    assert "BatchMode=yes" in ssh_command(*fetch)
+    assert "ConnectTimeout=" in ssh_command("git", "clone", "x")
+    assert ssh_command("git", "status") == ""
     output_of(GIT, "init", "--quiet", str(tmp_path))
     output_of(GIT, "-C", str(tmp_path), "config", "core.sshCommand", "own")
-    assert ssh_of(*fetch) == ""
+    assert ssh_command(*fetch) == ""
     monkeypatch.setenv("GIT_SSH_COMMAND", "ssh -i key")
-    assert ssh_of("git", "clone", "x") == "ssh -i key"
+    assert ssh_command("git", "clone", "x") == "ssh -i key"
 
 
 GIT = "/usr/bin/git"
 
 
-# Servers that never answer -------------------------------------------------------------------------
+# Silent servers -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", ["http", "git", "ssh", "http, by half"])
-def test_a_repository_that_accepts_and_never_answers_is_away(tmp_path, monkeypatch, impatient, scheme):
+@pytest.mark.parametrize("scheme", ["http", "git", "ssh", "http, half an answer"])
+def test_repository_that_never_answers_is_unavailable(tmp_path, monkeypatch, short_idle_timeout, scheme):
     header = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-advertisement\r\n\r\n001e#"
     with closing(Server(header if "half" in scheme else b"")) as server:
         began = time.monotonic()
@@ -170,29 +172,29 @@ def test_a_repository_that_accepts_and_never_answers_is_away(tmp_path, monkeypat
     assert not [process for process in psutil.Process().children(recursive=True) if "git" in process.name()]
 
 
-def test_a_repository_that_answers_byte_by_byte_is_away_after_all(monkeypatch, impatient):
-    monkeypatch.setattr(watchdog, "LONGEST", 2.0)
+def test_repository_that_answers_byte_by_byte_is_unavailable_after_the_time_limit(monkeypatch, short_idle_timeout):
+    monkeypatch.setattr(watchdog, "MAX_TRANSFER_SECONDS", 2.0)
     line = b"003a" + b"a" * 40 + b" refs/heads/a\n"
     with closing(Server(line, line, 0.1)) as server, pytest.raises(RemoteUnavailable, match="did not end within 2 s"):
         output_of("git", "ls-remote", f"git://127.0.0.1:{server.port}/repository")
 
 
-def test_a_dvc_remote_that_accepts_and_never_answers_is_away(tmp_path, monkeypatch, impatient):
-    monkeypatch.setattr(watchdog, "SILENCE", 1.5)
+def test_dvc_remote_that_never_answers_is_unavailable(tmp_path, monkeypatch, short_idle_timeout):
+    monkeypatch.setattr(watchdog, "MAX_IDLE_SECONDS", 1.5)
     (tmp_path / "data").write_text("data")
     (tmp_path / "dvc.yaml").write_text("stages:\n  slow:\n    cmd: sleep 3\n")
     with closing(Server()) as server:
         use_dvc(tmp_path, monkeypatch, f"http://127.0.0.1:{server.port}/x")
-        dvc.ask("add", "data")
+        dvc.capture("add", "data")
         with pytest.raises(RemoteUnavailable, match=r"dvc push.* made no progress for \d s"):
-            dvc.ask("push")
+            dvc.capture("push")
         with pytest.raises(RemoteUnavailable, match="made no progress"):
-            dvc.tell("push")
-    dvc.run("repro", "slow")  # a stage may be silent for as long as it likes
+            dvc.run_with_stage_error("push")
+    dvc.run("repro", "slow")  # a stage may be idle
 
 
 def use_dvc(folder: Path, monkeypatch, remote: str) -> None:
-    """Go to a folder, make it a repository of DVC's alone, with a remote."""
+    """Make a folder a DVC repository without git, with a remote, and the working directory."""
     (folder / ".dvc").mkdir()
     settings = f"[core]\nno_scm = true\nremote = far\n['remote \"far\"']\nurl = {remote}\n"
     (folder / ".dvc/config").write_text(settings)
@@ -204,29 +206,29 @@ WORK = {
     "reads": "file = open('/dev/zero', 'rb', 0)\nwhile True: file.read(99); time.sleep(0.1)",
     "writes": "file = open('/dev/null', 'wb', 0)\nwhile True: file.write(bytes(99)); time.sleep(0.1)",
     "sends": "to = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\nwhile True: to.send(bytes(90_000_000))",
-    "works below": "subprocess.run([sys.executable, '-c', 'while True: pass'])",
+    "runs a child that computes": "subprocess.run([sys.executable, '-c', 'while True: pass'])",
     "nothing": "time.sleep(60)",
 }
 
 
-def test_whatever_makes_progress_is_waited_for(monkeypatch):
-    monkeypatch.setattr(watchdog, "SILENCE", 1.5)
+def test_programs_with_progress_are_not_terminated(monkeypatch):
+    monkeypatch.setattr(watchdog, "MAX_IDLE_SECONDS", 1.5)
     slow = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=receive_slowly, args=[slow], daemon=True).start()
     started = {
-        how: subprocess.Popen(
+        kind: subprocess.Popen(
             [sys.executable, "-c", f"import socket, subprocess, sys, time\n{code}", str(slow.getsockname()[1])],
             start_new_session=True,
         )
-        for how, code in WORK.items()
+        for kind, code in WORK.items()
     }
     try:
         time.sleep(0.5)
-        guards = {how: watchdog.Watchdog(process.pid) for how, process in started.items()}
+        guards = {kind: watchdog.Watchdog(process.pid) for kind, process in started.items()}
         complaints = dict.fromkeys(WORK)
         for _ in range(6):
-            for how, guard in guards.items():
-                complaints[how] = complaints[how] or guard.look()
+            for kind, guard in guards.items():
+                complaints[kind] = complaints[kind] or guard.check()
             time.sleep(0.4)
     finally:
         slow.close()
@@ -237,17 +239,17 @@ def test_whatever_makes_progress_is_waited_for(monkeypatch):
     assert set(complaints.values()) == {None}, complaints
 
 
-def test_what_is_given_up_is_ended_with_all_that_it_started(impatient):
+def test_idle_program_is_terminated_with_its_children(short_idle_timeout):
     process = subprocess.Popen(["sh", "-c", "sleep 60; :"], start_new_session=True)
-    below = until_there_is(process)
+    child = wait_for_child(process)
     with pytest.raises(RemoteUnavailable, match="`sh` made no progress"):
         processes._wait(process, "sh", None, watchdog.Watchdog(process.pid))
     assert process.returncode == -signal.SIGTERM
-    assert psutil.wait_procs([below], timeout=5)[1] == []
+    assert psutil.wait_procs([child], timeout=5)[1] == []
 
 
-def until_there_is(process: subprocess.Popen) -> psutil.Process:
-    """A program's child, once it has one."""
+def wait_for_child(process: subprocess.Popen) -> psutil.Process:
+    """Wait until a program has a child, and return it."""
     while not (children := psutil.Process(process.pid).children()):
         time.sleep(0.01)
     return children[0]
@@ -262,30 +264,30 @@ def receive_slowly(server: socket.socket) -> None:
         pass
 
 
-def test_children_count_as_work_for_dvc_alone(monkeypatch):
-    monkeypatch.setattr(watchdog, "SILENCE", 0.1)
+def test_children_count_as_progress_for_dvc_only(monkeypatch):
+    monkeypatch.setattr(watchdog, "MAX_IDLE_SECONDS", 0.1)
     process = subprocess.Popen(["sh", "-c", "sleep 20; :"], start_new_session=True)
     try:
         for waits_for_children in (True, False):
             guard = watchdog.Watchdog(process.pid, waits_for_children)
-            guard.look()  # it and its child are new
+            guard.check()  # the program and its child are new
             time.sleep(0.3)
-            assert (guard.look() is None) == waits_for_children
+            assert (guard.check() is None) == waits_for_children
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def test_what_a_program_leaves_behind_holds_nobody(tmp_path, monkeypatch):
-    """As the master of SSH connections does, which keeps git's standard error open."""
-    fake(tmp_path, monkeypatch, "sleep 20 & echo done")
+def test_background_processes_do_not_delay_the_end_of_a_program(tmp_path, monkeypatch):
+    """Such as an SSH master, which keeps git's standard error open."""
+    fake_git(tmp_path, monkeypatch, "sleep 20 & echo done")
     began = time.monotonic()
     assert output_of("git", "fetch") == "done"
     assert run_module("timeit", "-n1", "-r1", "import os; os.system('sleep 20 &')") == 0
     assert time.monotonic() - began < 10
 
 
-# Why they failed -----------------------------------------------------------------------------------
+# Reasons of failures ---------------------------------------------------------------------------------
 
 
 FULL = "ERROR: it is full"
@@ -303,21 +305,21 @@ TARGETS = "ERROR: Checkout failed for following targets:"
         ("", "no output"),
     ],
 )
-def test_the_reason_is_the_line_that_names_it(output, reason):
+def test_failure_reason_is_the_line_with_the_error(output, reason):
     assert failure_reason(output) == reason
 
 
-def test_dvc_s_reason_is_told_without_the_password_of_its_remote(tmp_path, monkeypatch):
+def test_error_of_dvc_is_reported_without_the_password_of_its_remote(tmp_path, monkeypatch):
     use_dvc(tmp_path, monkeypatch, "http://team:s3cret@127.0.0.1:9/x")
     with pytest.raises(ProgramFailed, match=r"`dvc list \.` failed: ERROR: .*nowhere"):
-        dvc.ask("list", ".", "nowhere")
-    with pytest.raises(ProgramFailed) as failed:
-        dvc.ask("get", "http://team:s3cret@127.0.0.1:9/x", "y")
-    assert "s3cret" not in str(failed.value) + failed.value.output
-    assert "http://127.0.0.1:9/x" in str(failed.value)
+        dvc.capture("list", ".", "nowhere")
+    with pytest.raises(ProgramFailed) as error:
+        dvc.capture("get", "http://team:s3cret@127.0.0.1:9/x", "y")
+    assert "s3cret" not in str(error.value) + error.value.output
+    assert "http://127.0.0.1:9/x" in str(error.value)
 
 
-def test_what_cannot_be_run_is_one_sentence(tmp_path, monkeypatch):
+def test_program_that_cannot_be_run_is_reported(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be run with such arguments"):
         output_of("git", "rev-parse", "a\0b")
     with pytest.raises(UserError, match="cannot be run"):
@@ -333,9 +335,9 @@ def test_what_cannot_be_run_is_one_sentence(tmp_path, monkeypatch):
             output_of("git", *command)
 
 
-# What is shown -------------------------------------------------------------------------------------
+# Output ---------------------------------------------------------------------------------------------
 
-SHOWING = """\
+PRINTING = """\
 import os, subprocess, sys
 print("out http://team:s3cret@host/x", flush=True)
 print("err http://team:s3cret@host/y", file=sys.stderr, flush=True)
@@ -344,53 +346,53 @@ print(sys.stdin.read(), os.isatty(1), os.isatty(2), end="")
 """
 
 
-def test_what_a_program_prints_is_shown_without_credentials_in_its_order(tmp_path, monkeypatch, capfd):
-    (tmp_path / "showing.py").write_text(SHOWING)
+def test_output_of_a_program_is_masked_and_keeps_its_order(tmp_path, monkeypatch, capfd):
+    (tmp_path / "printing.py").write_text(PRINTING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert run_module("showing") == 0
-    shown = capfd.readouterr()
-    assert shown.out == "out http://host/x\nbelow http://host/z\n False False"
-    assert shown.err == "err http://host/y\n中文\n"
-    code = "from pipelines.processes import run_module; run_module('showing')"
+    assert run_module("printing") == 0
+    output = capfd.readouterr()
+    assert output.out == "out http://host/x\nbelow http://host/z\n False False"
+    assert output.err == "err http://host/y\n中文\n"
+    code = "from pipelines.processes import run_module; run_module('printing')"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert done.stdout == "out http://host/x\nerr http://host/y\nbelow http://host/z\n中文\n False False"
 
 
-def test_on_a_terminal_a_program_finds_one(tmp_path, monkeypatch):
+def test_program_gets_a_terminal_of_the_same_width(tmp_path, monkeypatch):
     import pty
     import termios
 
-    (tmp_path / "showing.py").write_text(SHOWING + "print(os.get_terminal_size().columns)\n")
+    (tmp_path / "printing.py").write_text(PRINTING + "print(os.get_terminal_size().columns)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    ours, its = pty.openpty()
-    termios.tcsetwinsize(its, (24, 77))
-    code = "from pipelines.processes import run_module; run_module('showing')"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=its, stdout=its, stderr=its)
-    os.close(its)
-    shown = b""
+    reader, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 77))
+    code = "from pipelines.processes import run_module; run_module('printing')"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    output = b""
     with pytest.raises(OSError, match="Input/output"):
-        while chunk := os.read(ours, 1000):
-            shown += chunk
-    os.close(ours)
+        while chunk := os.read(reader, 1000):
+            output += chunk
+    os.close(reader)
     assert process.wait(10) == 0
     lines = ["out http://host/x", "err http://host/y", "below http://host/z", "中文", " True True77", ""]
-    assert shown.decode() == "\r\n".join(lines)
+    assert output.decode() == "\r\n".join(lines)
 
 
-def test_dvc_s_line_with_the_remote_s_password_is_masked(tmp_path, monkeypatch, capfd):
+def test_output_of_dvc_is_masked(tmp_path, monkeypatch, capfd):
     use_dvc(tmp_path, monkeypatch, "http://team:s3cret@127.0.0.1:9/x")
     (tmp_path / "dvc.yaml").write_text("stages:\n  a:\n    cmd: echo ran\n")
     dvc.run("repro", "--pull")
-    shown = capfd.readouterr()
-    assert "http://127.0.0.1:9/x" in shown.err
-    assert "ran" in shown.out
-    assert "s3cret" not in shown.out + shown.err
+    output = capfd.readouterr()
+    assert "http://127.0.0.1:9/x" in output.err
+    assert "ran" in output.out
+    assert "s3cret" not in output.out + output.err
 
 
-def test_output_is_copied_on_when_its_starter_is_killed(tmp_path, monkeypatch):
-    """A training whose flow dies alone must neither lose its output nor end in the middle of a step."""
+def test_output_is_copied_after_the_parent_was_killed(tmp_path, monkeypatch):
+    """A training whose flow was killed must neither lose its output nor fail at a write."""
     sleeping = "import time; print('first', flush=True); time.sleep(2); print('https://a:b@last', flush=True)"
     (tmp_path / "sleeping.py").write_text(sleeping)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Parameter sets: what a grid unfolds to, what is refused, and names that git takes."""
+"""Parameter sets: expansion of grids, validation, and names of experiments."""
 
 import subprocess
 
@@ -13,9 +13,9 @@ from pipelines import sweeps
 VALUES = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=12))
 
 
-def test_a_grid_unfolds_with_its_first_key_slowest():
-    assert sweeps.points_of({"rank": [8, 16], "alpha": [32]}) == [{"rank": 8, "alpha": 32}, {"rank": 16, "alpha": 32}]
-    assert sweeps.points_of([{"rank": 8}, {"alpha": 4.0}]) == [{"rank": 8}, {"alpha": 4.0}]
+def test_grid_is_expanded_with_its_first_parameter_slowest():
+    assert sweeps.expand_grid({"rank": [8, 16], "alpha": [32]}) == [{"rank": 8, "alpha": 32}, {"rank": 16, "alpha": 32}]
+    assert sweeps.expand_grid([{"rank": 8}, {"alpha": 4.0}]) == [{"rank": 8}, {"alpha": 4.0}]
 
 
 @pytest.mark.parametrize(
@@ -32,26 +32,27 @@ def test_a_grid_unfolds_with_its_first_key_slowest():
         [{"rank": 8, "alpha": 4}, {"alpha": 4, "rank": 8}],
     ],
 )
-def test_odd_sets_are_refused(sets):
+def test_invalid_sets_are_refused(sets):
     with pytest.raises(UserError):
-        sweeps.points_of(sets)
+        sweeps.expand_grid(sets)
 
 
-def test_a_grid_too_large_for_memory_is_refused():
+def test_grid_too_large_for_memory_is_refused():
     with pytest.raises(UserError, match="more"):
-        sweeps.points_of({name: list(range(10_000)) for name in "abcdef"})
+        sweeps.expand_grid({name: list(range(10_000)) for name in "abcdef"})
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True), VALUES, min_size=1, max_size=3))
-def test_a_name_is_one_that_git_takes(point):
-    name = sweeps.name_of("lora", point)
+def test_experiment_name_is_valid_in_a_git_ref(point):
+    name = sweeps.experiment_name("lora", point)
     assert subprocess.run(["git", "check-ref-format", f"refs/exps/a/{name}"]).returncode == 0
     assert "/" not in name
 
 
-def test_points_that_no_adapter_takes_are_refused_before_anything_runs():
-    sweeps.check("lora", [{"rank": 4}])
+def test_points_that_are_not_valid_for_the_adapter_are_refused():
+    params = params_schema.load()
+    sweeps.validate_points(params, "lora", [{"rank": 4}])
     for adapter, point in (("other", {"rank": 4}), ("lora", {"rank": -1}), ("lora", {"rnak": 4})):
         with pytest.raises(UserError):
-            sweeps.check(adapter, [point])
-    assert params_schema.override_adapter(params_schema.load(), "lora", {"rank": 4}).adapters["lora"].rank == 4
+            sweeps.validate_points(params, adapter, [point])
+    assert params_schema.override_adapter(params, "lora", {"rank": 4}).adapters["lora"].rank == 4
