@@ -17,8 +17,8 @@ flows.server`` starts a site on it, with one CPU and one GPU agent. The other pa
 
 import argparse
 import itertools
-import json
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -126,8 +126,12 @@ def around(repository: Path, adapter: str) -> dict:
     with watching() as spans:
         whole = ended(start("finetune-adapters", cause="benchmark"))
     run = next(each for each in children(whole["id"]) if each["name"].startswith(f"finetune {adapter}"))
-    metrics = output_of("git", "-C", str(repository), "show", f"{BRANCH}:reports/metrics/{adapter}.json")
-    training, took = json.loads(metrics)["training_seconds"], seconds(run["start_time"], run["end_time"])
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = Path(folder) / "metrics.json"
+        file = f"data/predictions/{adapter}/figures.json"
+        output_of("dvc", "get", str(repository), file, "--rev", BRANCH, "--out", str(metrics))
+        training = read_json(metrics)["training"]["seconds"]
+    took = seconds(run["start_time"], run["end_time"])
     return {
         "training": training,
         "run": took,

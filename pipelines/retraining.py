@@ -22,7 +22,7 @@ from pipelines.retries import retry_while_unavailable
 
 BRANCH = "tuneline/retrained"
 PREPARED_STAGES = ("encode", "base", "general")
-METRICS = Path("reports/metrics")
+METRICS, DATA_CHECKS = Path("reports/metrics"), Path("reports/data_checks.json")
 # git settings of the clone, for a restarted run:
 MERGED_REVISION = "tuneline.entered"  # the commit that was merged into the branch
 CHAMPION_BEFORE = "tuneline.champion"  # the live version in the origin before this retraining
@@ -205,7 +205,7 @@ def commit_results(clone: Clone, message: str) -> None:
 
 def commit_message(clone: Clone, cause: str) -> str:
     """Return the message of a retraining's commit: cause, data, and loss and probes of each model."""
-    rows = read_json(clone.folder / METRICS / "data.json")["data"]
+    rows = read_json(clone.folder / DATA_CHECKS)["books"]
     data = f"data: {data_hash(clone)}, {rows['train']} rows for training, {rows['eval']} for evaluation"
     models = [f"{name}: {_format_metrics(clone, name)}" for name in clone.params().evaluate.models]
     return "\n".join([f"Retrain: {cause}", "", f"cause: {cause}", data, *models])
@@ -213,7 +213,7 @@ def commit_message(clone: Clone, cause: str) -> str:
 
 def _format_metrics(clone: Clone, name: str) -> str:
     metrics = read_json(clone.folder / METRICS / f"{name}.json")
-    return f"loss {metrics['loss']:.4f}, probes met {metrics['probes_met']:.0%}"
+    return f"loss {metrics['loss']:.4f}, probes met {metrics['probes']:.0%}"
 
 
 def challengers(clone: Clone) -> list[str]:

@@ -1,4 +1,4 @@
-"""dvc.yaml as DVC itself reads it."""
+"""Tests of dvc.yaml by DVC's own commands."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import yaml
 from project import PATH
 from shared_data import ROOT
 
+from measures.metrics import select_dvc_metrics
 from models import provenance
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -20,7 +21,7 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages
 
 @pytest.fixture
 def project(tmp_path):
-    """A bare DVC project with our dvc.yaml and params.yaml."""
+    """A DVC project with only dvc.yaml and params.yaml."""
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     dvc(tmp_path, "init", "--no-scm", "-q")
@@ -43,7 +44,7 @@ def edges(folder) -> set[tuple[str, str]]:
     return {tuple(part.strip(' ";') for part in line.split("->")) for line in lines if "->" in line}
 
 
-def test_the_stages(project):
+def test_stages(project):
     assert stages(project) == {
         "params",
         "ingest",
@@ -61,7 +62,7 @@ def test_the_stages(project):
     }
 
 
-def test_a_third_adapter_is_one_more_entry_in_params(project):
+def test_adding_an_adapter_takes_one_entry_in_params(project):
     entry = "  third:\n    {method: lora, rank: 2, alpha: 4, learning_rate: 1e-3, epochs: 1, batch_size: 8}\n"
     text = (project / "params.yaml").read_text(encoding="utf-8")
     (project / "params.yaml").write_text(text.replace("\ntrain:\n", f"{entry}\ntrain:\n"), encoding="utf-8")
@@ -69,19 +70,19 @@ def test_a_third_adapter_is_one_more_entry_in_params(project):
     assert ("evaluate@third", "compare") in edges(project)
 
 
-def test_nothing_costly_starts_before_the_gate(project):
-    waits_for = edges(project)
-    assert ("validate", "base") in waits_for
-    assert {("general", "encode"), ("validate", "encode")} <= waits_for
-    assert ("general", "train@lora") not in waits_for  # which runs again only if something of it is replayed
-    assert {("validate", "train@lora"), ("encode", "train@lora"), ("base", "train@lora")} <= waits_for
+def test_expensive_stages_depend_on_the_gate(project):
+    pairs = edges(project)
+    assert ("validate", "base") in pairs
+    assert {("general", "encode"), ("validate", "encode")} <= pairs
+    assert ("general", "train@lora") not in pairs  # training reruns for new general data only if they are replayed
+    assert {("validate", "train@lora"), ("encode", "train@lora"), ("base", "train@lora")} <= pairs
 
 
-def test_the_adapters_do_not_wait_for_each_other(project):
+def test_adapters_do_not_depend_on_each_other(project):
     assert not {("train@lora", "train@ptuning_v2"), ("train@ptuning_v2", "train@lora")} & edges(project)
 
 
-def modules_of(name: str) -> list[str]:
+def modules_of_stage(name: str) -> list[str]:
     return re.findall(r"python -m (\S+)", str(STAGES[name].get("do", STAGES[name])["cmd"]))
 
 
@@ -90,13 +91,15 @@ def covers(dependency: str, path: str) -> bool:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_depends_on_the_code_that_it_imports_and_on_no_other(name):
-    files = {path for module in modules_of(name) for path in provenance.imported_files(module)}
+def test_code_dependencies_are_the_imported_files(name):
+    files = {path for module in modules_of_stage(name) for path in provenance.imported_files(module)}
     imported = {str(path.relative_to(ROOT)) for path in files}
     if name != "params":
-        imported.discard("formats/params_schema.py")  # in whose place stand the resolved parameters
+        imported.discard("formats/params_schema.py")  # stages depend on the resolved parameters instead
     dependencies = STAGES[name].get("do", STAGES[name])["deps"]
-    declared = [path for path in dependencies if re.match(r"(formats|measures|models|stages)/(?!weights)", path)]
+    declared = [
+        path for path in dependencies if re.match(r"(formats|measures|models|stages|texts)(/(?!weights)|$)", path)
+    ]
     assert not [path for path in imported if not any(covers(dependency, path) for dependency in declared)]
     assert not [dependency for dependency in declared if not any(covers(dependency, path) for path in imported)]
 
@@ -105,10 +108,10 @@ SECTIONS = "base|ingest|validate|encode|adapters|train|evaluate|compare"
 
 
 @pytest.mark.parametrize("name", sorted(STAGES.keys() - {"params"}))
-def test_a_stage_depends_on_the_sections_of_the_parameters_that_its_code_reads(name):
+def test_parameter_dependencies_are_the_sections_that_the_code_reads(name):
     entries = STAGES[name].get("do", STAGES[name])["params"]
     declared = {key.split(".")[0] for entry in entries for key in entry["data/params.json"]}
-    folders = [ROOT.joinpath(*module.split(".")) for module in modules_of(name)]
+    folders = [ROOT.joinpath(*module.split(".")) for module in modules_of_stage(name)]
     files = [file for folder in folders for file in (folder.rglob("*.py") if folder.is_dir() else [f"{folder}.py"])]
     code = "\n".join(Path(file).read_text(encoding="utf-8") for file in files)
     read = set(re.findall(rf"(?:params|knobs|settings|load\(\))\.({SECTIONS})_?\b(?!\()", code))
@@ -116,8 +119,8 @@ def test_a_stage_depends_on_the_sections_of_the_parameters_that_its_code_reads(n
     assert read <= declared
 
 
-def test_a_changed_default_runs_its_stages_again_and_no_other(project):
-    """Stage params as DVC runs it, with copies of the code: other stages only write down that they ran."""
+def test_changed_default_reruns_only_its_stages(project):
+    """Stage params is the real one; the other stages only create a file."""
     for folder in ("formats", "models", "stages"):
         shutil.copytree(ROOT / folder, project / folder, ignore=shutil.ignore_patterns("weights", "__pycache__"))
     stubs = {
@@ -128,18 +131,18 @@ def test_a_changed_default_runs_its_stages_again_and_no_other(project):
     (project / "dvc.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     (project / "data").mkdir()
     dvc(project, "repro", "-q")
-    assert ran(project) == set()
+    assert stages_run(project) == set()
     change(
         project / "formats/params_schema.py",
         "weight_decay: Annotated[float, Field(ge=0)] = 0.0",
         "weight_decay: float = 0.1",
     )
-    assert ran(project) == {"params", "fit"}
+    assert stages_run(project) == {"params", "fit"}
     change(project / "params.yaml", "  seed: 42\n  precision", "  seed: 42 # the default\n  precision")
-    assert ran(project) == {"params"}
+    assert stages_run(project) == {"params"}
 
 
-def ran(folder) -> set[str]:
+def stages_run(folder) -> set[str]:
     return set(re.findall(r"Running stage '([^']+)'", dvc(folder, "repro")))
 
 
@@ -149,22 +152,22 @@ def change(path, former: str, new: str) -> None:
     path.write_text(text.replace(former, new), encoding="utf-8")
 
 
-def test_records_of_accepted_lengths_survive_a_run():
-    """DVC removes a stage's outs before it runs, but for those that persist, and with a folder all that lies in it."""
+def test_length_histograms_survive_a_run():
+    """DVC deletes the outs of a stage before it runs, except for those with ``persist``."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    records = []
+    histograms = []
     for name in ("validate", "general"):
         commands = stages[name]["cmd"]
         command = commands if isinstance(commands, str) else " ".join(commands)
-        records.append(re.search(r"--accepted (\S+)", command)[1])
-        assert {records[-1]: {"cache": False, "persist": True}} in stages[name]["outs"]
+        histograms.append(re.search(r"--accepted (\S+)", command)[1])
+        assert {histograms[-1]: {"cache": False, "persist": True}} in stages[name]["outs"]
         folders = [out for out in stages[name]["outs"] if isinstance(out, str)]
-        assert not [folder for folder in folders if Path(records[-1]).is_relative_to(folder)]
-    assert len(set(records)) == 2
+        assert not [folder for folder in folders if Path(histograms[-1]).is_relative_to(folder)]
+    assert len(set(histograms)) == 2
     assert "--section general" in stages["general"]["cmd"][1]
 
 
-def test_it_is_quiet_and_draws_without_a_network():
+def test_dvc_sends_no_analytics_and_plots_need_no_network():
     import configparser
 
     config = configparser.ConfigParser()
@@ -174,3 +177,23 @@ def test_it_is_quiet_and_draws_without_a_network():
     assert "{plot_divs}" in page
     assert "<script src" not in page
     json.loads((ROOT / ".dvc/plots/adapters.json").read_text(encoding="utf-8"))
+
+
+def test_dvc_metrics_fit_a_terminal(project):
+    """One row per file, one column per metric; values as wide as they get on an H100."""
+    values = {"loss": 1.23456, "rouge-l": 45.678, "bleu-4": 33.219, "exact_match": 0.41234, "divergence": 0.12345}
+    figures = {
+        "eval": values,
+        "general": values,
+        "probes": {"rates": {"all": {"rate": 0.88889}}},
+        "training": {"tokens_per_second": 12345.6, "peak_memory_gib": 16.2345},
+    }
+    models = {name: select_dvc_metrics(figures) for name in ("base", "lora", "ptuning_v2")}
+    folder = project / "reports/metrics"
+    folder.mkdir(parents=True)
+    for name, content in (models | {"data": {"train": 12345, "bad": 1234}}).items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    lines = dvc(project, "metrics", "show").splitlines()
+    assert len(lines) == 5, "the header, three models and the data"
+    assert max(map(len, lines)) <= 120
+    assert lines[0].split() == ["Path", *sorted([*models["lora"], "train", "bad"])]

@@ -98,7 +98,8 @@ def copy_accepted_rows(spool: Path, out: Path, facts: dict) -> None:
 
 def write_reports(outcome: Outcome, checks: Sequence[Check], table: RowTable, arguments: argparse.Namespace) -> None:
     """Write metrics, findings and Data Docs, and print the report."""
-    write_json(arguments.metrics, {"data": outcome.row_counts})
+    # Short names: `dvc metrics show` makes one column of each, beside those of the models.
+    write_json(arguments.metrics, {"train": outcome.row_counts["train"], "bad": outcome.row_counts["quarantined"]})
     findings = {
         "verdict": "blocked" if outcome.block_reasons else "passed",
         "reasons": outcome.block_reasons,

@@ -21,7 +21,7 @@ class Outcome:
     """Result of the gate.
 
     Attributes:
-        row_counts: rows in, their destinations, and further figures of the data: DVC metrics, called ``books`` on disk.
+        row_counts: rows in, their destinations, and further figures of the data; called ``books`` on disk.
         length_histogram: histogram of the tokens per accepted row.
         row_findings: for each row check and cross-row check, number of failed rows and examples.
         data_findings: for each check of all data, the value and whether it passed.

@@ -109,8 +109,8 @@ def test_comparison_of_two_revisions(project):
     done = project.run(sys.executable, "-m", "pipelines.comparison", "HEAD~1", "HEAD", "--out", str(page))
     assert done.returncode == 0, done.stderr
     assert "lora@" in page.read_text(encoding="utf-8")
-    page.unlink()
-    page.with_suffix(".md").unlink()
+    for report in project.folder.glob("revisions.*"):
+        report.unlink()
     for revision, message in (("nowhere", "There is no revision"), ("HEAD", "the same commit")):
         done = project.run(sys.executable, "-m", "pipelines.comparison", revision, "HEAD")
         assert done.returncode == 1
@@ -123,8 +123,8 @@ def test_quantization_report(project):
     assert done.returncode == 0, done.stderr
     assert "lora float32" in done.stdout
     assert "lora 4 bit" in page.read_text(encoding="utf-8")
-    page.unlink()
-    page.with_suffix(".md").unlink()
+    for report in project.folder.glob("quantization.*"):
+        report.unlink()
 
 
 def test_exported_models_can_be_loaded_again(project, tmp_path):
