@@ -16,7 +16,7 @@ from formats import params_schema
 from formats.raw_rows import find_files, read_rows
 from models.command_line import entry_point
 from models.errors import UserError
-from models.storage import sha256_of, write_json, writing_folder
+from models.storage import atomic_write_folder, sha256_of, write_json
 
 log = logging.getLogger("tuneline.ingest")
 
@@ -39,7 +39,7 @@ def copy_raw_files(source: Path, raw: Path, section: str = "source") -> list[dic
     if empty := [name for name, path in files.items() if not any(True for _ in read_rows(path, name))]:
         raise UserError(f"ingest.{section}: no rows in {', '.join(empty)} of {source}; remove the file or add rows.")
     records = []
-    with writing_folder(raw) as temporary:
+    with atomic_write_folder(raw) as temporary:
         for name, path in tqdm(files.items(), desc="ingest", unit=" files", delay=2):
             copy = temporary / name
             copy.parent.mkdir(parents=True, exist_ok=True)

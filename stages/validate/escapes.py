@@ -39,7 +39,7 @@ def find_escape(messages: Sequence[Message]) -> str | None:
 
 
 def _asks_about_excel(messages: Sequence[Message]) -> bool:
-    """Whether a question has an Excel escape within a line; an artifact stands at the end of a line."""
+    """Whether a question has an Excel escape within a line; an artifact is at the end of a line."""
     questions = [message.content for message in messages if message.role == "user"]
     return any(
         (escape := _EXCEL_ESCAPE.search(question)) and f"{escape[0]}\n" not in question for question in questions

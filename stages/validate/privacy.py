@@ -48,7 +48,7 @@ _AMOUNT = re.compile(r"\s{0,4}(?:[元块圆万亿米克吨人次个字年]|美�
 _EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z])"
 )
-# Addresses of nobody: examples of documentation, hosts of code, files such as logo@2x.png.
+# Addresses of no person: examples of documentation, hosts of code, files such as logo@2x.png.
 _EXAMPLE_ADDRESS = re.compile(
     r"[@.-]example-?\w{0,9}\.[a-z.]{2,9}$|\.(?:example|test|invalid|localhost|local|png|jpe?g|gif|webp|svg)$"
     r"|@(?:(?:my|your|this|some)?-?(?:e?mail|domain|company|site|website|host|server|business|organization|org|school"

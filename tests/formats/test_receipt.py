@@ -100,14 +100,14 @@ def test_damaged_receipt_is_one_message(folders, content):
 @given(start=st.integers(0, 400), length=st.integers(0, 40), other=st.binary(max_size=40))
 def test_mutated_receipt_is_read_or_refused(folders, start, length, other):
     path = folders[0] / receipt.RECEIPT
-    whole = path.read_bytes()
+    original = path.read_bytes()
     try:
-        path.write_bytes(whole[:start] + other + whole[start + length :])
+        path.write_bytes(original[:start] + other + original[start + length :])
         receipt.read(folders[0]).verify()
     except DataBlocked:
         pass
     finally:
-        path.write_bytes(whole)
+        path.write_bytes(original)
 
 
 def test_added_file_is_detected(folders):
