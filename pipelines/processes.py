@@ -164,8 +164,11 @@ def _terminate_group(process: subprocess.Popen, grace: float | None) -> None:
 
 
 def _short_command(command: Sequence[str]) -> str:
-    """Return a command's first three words, for messages."""
-    return " ".join(command[2:5] if command[:2] == (sys.executable, "-m") else command[:3])
+    """Return a command's first three words, for messages; the folder of git and DVC is left out."""
+    words = list(command[2:] if tuple(command[:2]) == (sys.executable, "-m") else command)
+    if words[1:2] in (["-C"], ["--cd"]):
+        del words[1:3]
+    return " ".join(words[:3])
 
 
 def _read_text(file: IO[bytes]) -> str:
