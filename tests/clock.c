@@ -1,7 +1,7 @@
-/* A clock of the day that a test sets: as many seconds ahead as the file that TUNELINE_TEST_CLOCK names says.
+/* Shift the wall clock by the number of seconds in the file that TUNELINE_TEST_CLOCK names.
 
-Loaded before libc (LD_PRELOAD). Steady clocks and pauses stay as they are, as they do where a host's clock is set:
-libfaketime 0.9.10 changes pauses, too, and Python's time.sleep then fails. */
+Loaded before libc (LD_PRELOAD). Monotonic clocks and sleeps are unchanged, as when the clock of a host is set.
+libfaketime 0.9.10 changes sleeps as well, so that Python's time.sleep fails. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>

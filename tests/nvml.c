@@ -1,6 +1,6 @@
-/* NVIDIA's management library with three GPUs that are not there, the last of them split in two by MIG.
+/* A stand-in for NVIDIA's management library with three GPUs, the last of them partitioned into two MIG instances.
 
-Loaded in its place (LD_LIBRARY_PATH): what is tried is how the real nvidia-ml-py is asked, on hosts without a GPU. */
+Loaded through LD_LIBRARY_PATH, so that tests can call the real nvidia-ml-py on hosts without a GPU. */
 #include <string.h>
 
 enum { OK = 0, NOT_SUPPORTED = 3, NOT_FOUND = 6 };
@@ -12,7 +12,7 @@ static Device devices[] = {
 
 int nvmlInitWithFlags(unsigned flags) { (void)flags; return OK; }
 int nvmlShutdown(void) { return OK; }
-const char *nvmlErrorString(int code) { (void)code; return "as told"; }
+const char *nvmlErrorString(int code) { (void)code; return "not supported"; }
 int nvmlDeviceGetCount_v2(unsigned *count) { *count = 3; return OK; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **device) { *device = &devices[index]; return OK; }
 
@@ -31,7 +31,7 @@ int nvmlDeviceGetMaxMigDeviceCount(Device *device, unsigned *count) { (void)devi
 
 int nvmlDeviceGetMigDeviceHandleByIndex(Device *device, unsigned index, Device **part) {
     (void)device;
-    if (index % 3 || index > 3) return NOT_FOUND; /* places 0 and 3 are taken */
+    if (index % 3 || index > 3) return NOT_FOUND; /* slots 0 and 3 are used */
     *part = &devices[3 + index / 3];
     return OK;
 }

@@ -1,4 +1,4 @@
-"""What stands in deploy: whole, closed to others by default, and without a secret."""
+"""The files of deploy/: complete, private by default, and without secrets."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def services() -> dict:
 
 
 @pytest.mark.parametrize("path", POOLS, ids=lambda path: path.stem)
-def test_every_placeholder_of_a_pool_is_one_of_its_variables(path):
+def test_pool_placeholders_match_its_variables(path):
     pool = json.loads(path.read_text(encoding="utf-8"))
     used = set(PLACEHOLDER.findall(json.dumps(pool["job_configuration"])))
     assert used == set(pool["variables"]["properties"])
@@ -30,8 +30,8 @@ def test_every_placeholder_of_a_pool_is_one_of_its_variables(path):
         assert "password" not in json.dumps(variable.get("default", "")).lower(), name
 
 
-def test_every_setting_of_a_run_is_in_the_image_and_in_each_pool():
-    """In a container Prefect is imported before flows: what flows sets comes too late there."""
+def test_image_and_pools_repeat_all_settings():
+    """In a container Prefect reads its settings before the package flows sets them."""
     text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
     image = dict(pair.split("=", 1) for line in re.findall(r"^ENV (.+)", text, re.MULTILINE) for pair in line.split())
     assert {name: image.get(name) for name in SETTINGS} == SETTINGS
@@ -40,39 +40,38 @@ def test_every_setting_of_a_run_is_in_the_image_and_in_each_pool():
         assert variables["env"]["default"] == RUN_SETTINGS, path.stem
 
 
-def test_every_setting_of_prefect_that_a_flow_reads_is_one_of_a_run():
-    """A new one belongs there, unless server and workers alone read it, which start by importing flows."""
+def test_run_settings_contain_all_but_server_and_worker_settings():
     others = {name for name in SETTINGS if name.startswith(("PREFECT_WORKER_", "PREFECT_SERVER_"))}
     assert SETTINGS.keys() - others <= RUN_SETTINGS.keys()
     assert "PREFECT_FLOWS_HEARTBEAT_FREQUENCY" in RUN_SETTINGS
 
 
-def test_an_agent_of_kubernetes_gives_a_pod_as_long_as_the_keeper():
+def test_pod_timeout_equals_the_keepers_start_timeout():
     pool = json.loads((DEPLOY / "pools/kubernetes.json").read_text(encoding="utf-8"))
     assert pool["variables"]["properties"]["pod_watch_timeout_seconds"]["default"] == DEFAULT_START_TIMEOUT
 
 
-def test_a_run_in_kubernetes_gets_the_gpus_that_it_is_started_with():
+def test_kubernetes_run_gets_its_number_of_gpus():
     (path,) = (path for path in POOLS if path.stem == "kubernetes")
     pool = json.loads(path.read_text(encoding="utf-8"))
     (container,) = pool["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpus }}"
-    # The keeper starts a run again; a cluster that did it, too, would have it twice.
+    # The keeper reschedules crashed runs; retries by the cluster would duplicate them.
     assert pool["variables"]["properties"]["backoff_limit"]["default"] == 0
 
 
-def test_the_server_of_the_compose_file_is_on_loopback_with_a_password(services):
+def test_compose_server_listens_on_loopback_with_a_password(services):
     server = services["server"]
     assert server["ports"] == ["${TUNELINE_LISTEN:-127.0.0.1}:4200:4200"]
     assert server["environment"]["PREFECT_SERVER_API_AUTH_STRING"].startswith("${TUNELINE_LOGIN:?")
-    assert server["command"][:3] == ["python", "-m", "flows.api_server"]  # which refuses other sites' pages
+    assert server["command"][:3] == ["python", "-m", "flows.api_server"]  # with access control
     assert "ports" not in services["database"]
     for name in ("PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "PREFECT_SERVER_ANALYTICS_ENABLED"):
         assert server["environment"][name] == SETTINGS[name]
 
 
-def test_the_compose_file_names_every_address_that_its_server_is_reached_by(services):
-    """Of browsers, and of the other services."""
+def test_compose_server_allows_its_own_addresses(services):
+    """For browsers and for the other services."""
     default = re.compile(r"\${\w+:-([^}]*)}")
     environment = services["server"]["environment"]
     origins = allowed_origins("0.0.0.0", 4200, default.sub(r"\1", environment["TUNELINE_ORIGINS"]))
@@ -80,13 +79,13 @@ def test_the_compose_file_names_every_address_that_its_server_is_reached_by(serv
         assert default.sub(r"\1", address).removesuffix("/api") in origins
 
 
-def test_every_service_asks_for_what_its_environment_needs(services):
+def test_required_variables_are_in_the_example(services):
     example = (DEPLOY / "example.env").read_text(encoding="utf-8")
     required = set(re.findall(r"\${(\w+):\?", (DEPLOY / "compose.yaml").read_text(encoding="utf-8")))
     for name in required:
-        assert re.search(rf"^{name}=$", example, re.MULTILINE), f"{name} is to be named there, and left empty"
+        assert re.search(rf"^{name}=$", example, re.MULTILINE), f"{name} must be in example.env, without a value"
 
 
-def test_no_secret_goes_into_the_image():
-    left_out = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
-    assert {".dvc/config.local", "**/.env", ".git", "conversation.jsonl"} <= set(left_out)
+def test_image_excludes_secrets():
+    excluded = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {".dvc/config.local", "**/.env", ".git", "conversation.jsonl"} <= set(excluded)

@@ -1,4 +1,4 @@
-"""Who may use the server: which Host and Origin pass, and the password that a site makes."""
+"""Access control: checks of Host and Origin, and the generated password."""
 
 import stat
 import threading
@@ -18,22 +18,22 @@ OWN = "http://127.0.0.1:4200"
 
 
 @pytest.fixture
-def served():
-    """An app behind the checks, and the requests that came through."""
-    came: list[str] = []
+def checked_app():
+    """A client of an application behind the middleware, and the requests that reach the application."""
+    received: list[str] = []
 
     async def page(request) -> PlainTextResponse:
-        came.append(request.method)
+        received.append(request.method)
         return PlainTextResponse("page")
 
     async def socket(websocket) -> None:
-        came.append("websocket")
+        received.append("websocket")
         await websocket.accept()
         await websocket.close()
 
     app = Starlette(routes=[Route("/", page, methods=["GET", "POST"]), WebSocketRoute("/socket", socket)])
     origins = access.allowed_origins("127.0.0.1", 4200, "https://tuneline.example")
-    return TestClient(access.OriginCheckMiddleware(app, origins), base_url=OWN), came
+    return TestClient(access.OriginCheckMiddleware(app, origins), base_url=OWN), received
 
 
 @pytest.mark.parametrize(
@@ -68,20 +68,20 @@ def served():
         ("GET", {"Host": "evil.example", "X-Forwarded-Host": "127.0.0.1:4200"}, 400),
     ],
 )
-def test_requests_of_the_site_alone_come_through(served, method, headers, status):
-    client, came = served
-    answer = client.request(method, "/", headers=headers)
-    assert answer.status_code == status
-    assert came == ([method] if status == 200 else [])
+def test_only_same_site_requests_pass(checked_app, method, headers, status):
+    client, received = checked_app
+    response = client.request(method, "/", headers=headers)
+    assert response.status_code == status
+    assert received == ([method] if status == 200 else [])
     if status == 200:
-        assert answer.headers["x-frame-options"] == "DENY"
+        assert response.headers["x-frame-options"] == "DENY"
     else:
-        assert access.ORIGINS_VARIABLE in answer.json()["exception_message"]
+        assert access.ORIGINS_VARIABLE in response.json()["exception_message"]
 
 
 @pytest.mark.parametrize("name", ["Host", "Origin", "Sec-Fetch-Site"])
-def test_of_two_headers_none_hides_the_other(served, name):
-    client, came = served
+def test_duplicate_header_is_rejected(checked_app, name):
+    client, received = checked_app
     own, foreign = {
         "Host": ("127.0.0.1:4200", "evil.example"),
         "Origin": (OWN, "http://evil.example"),
@@ -89,7 +89,7 @@ def test_of_two_headers_none_hides_the_other(served, name):
     }[name]
     for pair in ((own, foreign), (foreign, own)):
         assert client.post("/", headers=[(name, value) for value in pair]).status_code in (400, 403)
-    assert came == []
+    assert received == []
 
 
 @pytest.mark.parametrize(
@@ -102,31 +102,31 @@ def test_of_two_headers_none_hides_the_other(served, name):
         {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"},
     ],
 )
-def test_websockets_are_refused_before_they_are_accepted(served, headers):
-    client, came = served
-    own = {"Host": "127.0.0.1:4200"}  # the test's client names another host
+def test_cross_site_websocket_is_rejected_before_accept(checked_app, headers):
+    client, received = checked_app
+    own = {"Host": "127.0.0.1:4200"}  # TestClient sends another Host
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/socket", headers=own | headers):
         pass
-    assert came == []
+    assert received == []
     with client.websocket_connect("/socket", headers=own | {"Origin": OWN}):
-        assert came == ["websocket"]
+        assert received == ["websocket"]
 
 
-def test_the_servers_own_start_comes_through():
-    """Without its lifespan Prefect would run no migration and no service."""
-    began = []
+def test_lifespan_events_pass():
+    """Prefect runs migrations and services in the lifespan."""
+    events = []
 
     @asynccontextmanager
     async def lifespan(app):
-        began.append("begun")
+        events.append("started")
         yield
 
     with TestClient(access.OriginCheckMiddleware(Starlette(lifespan=lifespan), [OWN])):
-        assert began == ["begun"]
+        assert events == ["started"]
 
 
 @pytest.mark.parametrize(
-    ("host", "port", "further", "more"),
+    ("host", "port", "additional", "expected"),
     [
         ("127.0.0.1", 4200, "", []),
         ("0.0.0.0", 4200, "", []),
@@ -137,25 +137,25 @@ def test_the_servers_own_start_comes_through():
         ("0.0.0.0", 4200, "https://a.example:443", ["https://a.example"]),
     ],
 )
-def test_the_origins_of_a_site_are_loopback_its_host_and_those_that_are_named(host, port, further, more):
+def test_allowed_origins_are_loopback_the_host_and_additional_ones(host, port, additional, expected):
     loopback = ["http://127.0.0.1:4200", "http://localhost:4200", "http://[::1]:4200"]
-    assert access.allowed_origins(host, port, further) == loopback + more
+    assert access.allowed_origins(host, port, additional) == loopback + expected
 
 
-def test_on_port_80_origins_have_no_port():
+def test_default_port_is_left_out_of_origins():
     assert access.allowed_origins("127.0.0.1", 80)[0] == "http://127.0.0.1"
 
 
 @pytest.mark.parametrize(
-    "further",
+    "text",
     ["gpu-host:4200", "*", "http://", "ftp://a", "http://a/path", "http://a:x", "http://a:99999", "http://u@a"],
 )
-def test_what_is_no_origin_is_refused_in_a_sentence(further):
+def test_malformed_origin_is_rejected(text):
     with pytest.raises(UserError, match=access.ORIGINS_VARIABLE):
-        access.allowed_origins("127.0.0.1", 4200, further)
+        access.allowed_origins("127.0.0.1", 4200, text)
 
 
-def test_a_site_makes_its_password_once_and_for_its_user_alone(tmp_path):
+def test_password_is_generated_once_and_readable_by_its_user_only(tmp_path):
     path = tmp_path / "login"
     login = access.load_or_create_login(path)
     user, _, password = login.partition(":")
@@ -163,23 +163,24 @@ def test_a_site_makes_its_password_once_and_for_its_user_alone(tmp_path):
     assert len(password) >= 32
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert access.load_or_create_login(path) == login
-    assert [left.name for left in tmp_path.iterdir()] == ["login"]
+    assert [file.name for file in tmp_path.iterdir()] == ["login"]
     assert access.load_or_create_login(tmp_path / "another") != login
     access.validate_login(login)
 
 
-def test_two_that_make_it_at_once_have_the_same(tmp_path, monkeypatch):
-    """Each has found no file; the slower one takes the other's."""
+def test_concurrent_generation_gives_one_password(tmp_path, monkeypatch):
+    """Both threads find no file; the slower one uses the file of the other."""
     both, logins = threading.Barrier(2), []
     exists = access.Path.exists
 
-    def wait_for_the_other(path) -> bool:
-        found = exists(path)
+    def exists_after_barrier(path) -> bool:
+        file_exists = exists(path)
         both.wait(5)
-        return found
+        return file_exists
 
-    monkeypatch.setattr(access.Path, "exists", wait_for_the_other)
-    threads = [threading.Thread(target=lambda: logins.append(access.load_or_create_login(tmp_path / "login"))) for _ in range(2)]
+    monkeypatch.setattr(access.Path, "exists", exists_after_barrier)
+    path = tmp_path / "login"
+    threads = [threading.Thread(target=lambda: logins.append(access.load_or_create_login(path))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -189,16 +190,16 @@ def test_two_that_make_it_at_once_have_the_same(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o660, 0o604])
-def test_a_password_that_others_can_read_is_refused(tmp_path, mode):
+def test_password_file_readable_by_others_is_rejected(tmp_path, mode):
     path = tmp_path / "login"
     access.load_or_create_login(path)
     path.chmod(mode)
-    with pytest.raises(UserError, match="Others can read"):
+    with pytest.raises(UserError, match="Other users can read"):
         access.load_or_create_login(path)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "tuneline:", "tuneline:short", "密码" * 20, "a:b\nc:d", "x" * 50])
-def test_a_damaged_password_is_refused(tmp_path, text):
+def test_damaged_password_file_is_rejected(tmp_path, text):
     path = tmp_path / "login"
     access.load_or_create_login(path)
     path.write_text(text, encoding="utf-8")
@@ -206,7 +207,7 @@ def test_a_damaged_password_is_refused(tmp_path, text):
         access.load_or_create_login(path)
 
 
-def test_a_link_in_place_of_the_password_is_not_followed(tmp_path):
+def test_symbolic_link_is_not_followed(tmp_path):
     (tmp_path / "elsewhere").write_text("tuneline:" + "a" * 32)
     (tmp_path / "login").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic links"):
@@ -214,6 +215,6 @@ def test_a_link_in_place_of_the_password_is_not_followed(tmp_path):
 
 
 @pytest.mark.parametrize("login", ["", "password", ":password", "user:", "使用者:密码", "user:密码"])
-def test_a_password_that_prefect_cannot_compare_is_refused(login):
+def test_invalid_login_is_rejected(login):
     with pytest.raises(UserError, match="user:password"):
         access.validate_login(login)

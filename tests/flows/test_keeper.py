@@ -1,4 +1,4 @@
-"""How long the keeper listens in vain before a run counts as dead: by its pool, and by the heartbeat that it has."""
+"""The keeper's timeouts: by pool type before a run starts, then by the run's heartbeat interval."""
 
 import math
 from uuid import uuid4
@@ -11,18 +11,18 @@ from flows import keeper, lifecycle
 
 
 class Pool:
-    def __init__(self, kind: str):
-        self.type = kind
+    def __init__(self, pool_type: str):
+        self.type = pool_type
 
 
 class Client:
-    """A server that knows pools by name, and keeps the states that it is told."""
+    """A stand-in for the server: work pools by name; it records new states and reads of pools."""
 
     def __init__(self, **pools: str):
-        self.pools, self.states, self.asked = pools, [], 0
+        self.pools, self.states, self.pool_reads = pools, [], 0
 
     def read_work_pool(self, name: str) -> Pool:
-        self.asked += 1
+        self.pool_reads += 1
         if name not in self.pools:
             raise keeper.ObjectNotFound(Exception(name))
         return Pool(self.pools[name])
@@ -34,9 +34,9 @@ class Client:
         return []
 
 
-def run(pool: str | None, kind: StateType = StateType.RUNNING, **labels) -> FlowRun:
-    made = FlowRun(flow_id=uuid4(), name="a run", work_pool_name=pool, state=State(type=kind))
-    return made.model_copy(update={"labels": {name.replace("_", "."): value for name, value in labels.items()}})
+def make_run(pool: str | None, state: StateType = StateType.RUNNING, **labels) -> FlowRun:
+    run = FlowRun(flow_id=uuid4(), name="a run", work_pool_name=pool, state=State(type=state))
+    return run.model_copy(update={"labels": {name.replace("_", "."): value for name, value in labels.items()}})
 
 
 POOLS = {"cpu": "process", "gpu": "docker", "cluster": "kubernetes", "cloud": "ecs"}
@@ -45,35 +45,35 @@ POOLS = {"cpu": "process", "gpu": "docker", "cluster": "kubernetes", "cloud": "e
 @pytest.mark.parametrize(
     ("pool", "seconds"), [("cpu", 90), ("gpu", 1800), ("cluster", 3600), ("cloud", 3600), ("gone", 3600), (None, 3600)]
 )
-def test_a_pool_has_its_own_patience_before_a_run_begins(pool, seconds):
-    found = keeper.Keeper(Client(**POOLS)).silence_timeout(run(pool, StateType.PENDING, tuneline_heartbeat=30))
-    assert found == seconds
+def test_start_timeout_depends_on_the_pool_type(pool, seconds):
+    run = make_run(pool, StateType.PENDING, tuneline_heartbeat=30)
+    assert keeper.Keeper(Client(**POOLS)).silence_timeout(run) == seconds
 
 
 @pytest.mark.parametrize("pool", [*POOLS, "gone"])
-@pytest.mark.parametrize(("beat", "seconds"), [(30, 80), (60, 140), (180, 380), (0, math.inf)])
-def test_the_heartbeat_that_a_run_has_said_decides_wherever_it_runs(pool, beat, seconds):
-    for kind in (StateType.RUNNING, StateType.CANCELLING):
-        found = keeper.Keeper(Client(**POOLS)).silence_timeout(run(pool, kind, tuneline_heartbeat=beat))
-        assert found == seconds
+@pytest.mark.parametrize(("heartbeat", "seconds"), [(30, 80), (60, 140), (180, 380), (0, math.inf)])
+def test_timeout_follows_the_reported_heartbeat_in_every_pool(pool, heartbeat, seconds):
+    for state in (StateType.RUNNING, StateType.CANCELLING):
+        run = make_run(pool, state, tuneline_heartbeat=heartbeat)
+        assert keeper.Keeper(Client(**POOLS)).silence_timeout(run) == seconds
 
 
-def test_before_it_has_said_it_an_agents_run_has_the_projects_and_any_other_prefects_own():
-    made = keeper.Keeper(Client(**POOLS))
+def test_default_heartbeat_is_the_projects_for_agents_and_prefects_for_containers():
+    timeouts = keeper.Keeper(Client(**POOLS))
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30}):
-        assert made.silence_timeout(run("cpu")) == 80
-        assert {made.silence_timeout(run(pool)) for pool in ("gpu", "cluster", "cloud", "gone", None)} == {380}
-        assert made.silence_timeout(run("gpu", tuneline_heartbeat="30")) == 380  # a label that is no number
+        assert timeouts.silence_timeout(make_run("cpu")) == 80
+        assert {timeouts.silence_timeout(make_run(pool)) for pool in ("gpu", "cluster", "cloud", "gone", None)} == {380}
+        assert timeouts.silence_timeout(make_run("gpu", tuneline_heartbeat="30")) == 380  # not a number
 
 
-def test_prefects_own_heartbeat_is_what_the_keeper_takes_it_for():
+def test_default_heartbeat_matches_prefects_default():
     from prefect.settings.models.flows import FlowsSettings
 
     assert FlowsSettings.model_fields["heartbeat_frequency"].default == keeper.DEFAULT_HEARTBEAT
 
 
 @pytest.mark.parametrize(
-    ("kind", "silent", "become"),
+    ("state", "silent", "new_states"),
     [
         (StateType.RUNNING, 80, []),
         (StateType.RUNNING, 81, [StateType.CRASHED]),
@@ -82,28 +82,28 @@ def test_prefects_own_heartbeat_is_what_the_keeper_takes_it_for():
         (StateType.PENDING, 91, [StateType.CRASHED]),
     ],
 )
-def test_a_run_is_declared_dead_when_patience_is_over(kind, silent, become):
+def test_silent_run_is_ended_after_its_timeout(state, silent, new_states):
     client = Client(**POOLS)
-    found = run("cpu", kind, tuneline_heartbeat=30)
-    keeper.Keeper(client, seen={found.id: keeper.Activity("a sign", silent)}).end_if_silent(found)
-    assert client.states == become
+    run = make_run("cpu", state, tuneline_heartbeat=30)
+    keeper.Keeper(client, seen={run.id: keeper.Activity("state 1", silent)}).end_if_silent(run)
+    assert client.states == new_states
 
 
-def test_a_pool_that_was_made_anew_has_the_patience_of_its_new_type():
+def test_pool_types_are_read_again_in_each_round():
     client = Client(**POOLS)
-    made, pending = keeper.Keeper(client), run("gpu", StateType.PENDING)
-    assert made.silence_timeout(pending) == made.silence_timeout(pending) == 1800
-    assert client.asked == 1  # once a round, however many runs it has
+    timeouts, pending = keeper.Keeper(client), make_run("gpu", StateType.PENDING)
+    assert timeouts.silence_timeout(pending) == timeouts.silence_timeout(pending) == 1800
+    assert client.pool_reads == 1  # once per round
     client.pools["gpu"] = "process"
-    made.check_runs(5)
-    assert made.silence_timeout(pending) == 90
+    timeouts.check_runs(5)
+    assert timeouts.silence_timeout(pending) == 90
 
 
 @pytest.mark.parametrize(("setting", "label"), [(30, 30), (180, 180), (None, 0)])
-def test_a_run_says_the_heartbeat_that_its_process_has(monkeypatch, setting, label):
-    told = []
+def test_run_labels_itself_with_its_heartbeat_interval(monkeypatch, setting, label):
+    updates = []
 
-    class Labels:
+    class LabelClient:
         def __enter__(self):
             return self
 
@@ -111,10 +111,10 @@ def test_a_run_says_the_heartbeat_that_its_process_has(monkeypatch, setting, lab
             pass
 
         def update_flow_run_labels(self, run, labels) -> None:
-            told.append((run, labels))
+            updates.append((run, labels))
 
-    monkeypatch.setattr(lifecycle, "get_client", lambda **_: Labels())
-    found = uuid4()
+    monkeypatch.setattr(lifecycle, "get_client", lambda **_: LabelClient())
+    run = uuid4()
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: setting}):
-        lifecycle.report_heartbeat(str(found))
-    assert told == [(found, {lifecycle.HEARTBEAT_LABEL: label})]
+        lifecycle.report_heartbeat(str(run))
+    assert updates == [(run, {lifecycle.HEARTBEAT_LABEL: label})]

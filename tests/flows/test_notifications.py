@@ -1,4 +1,4 @@
-"""What the outside is told: by HTTP to a server that really listens, and by a program that really runs."""
+"""Notifications: by webhook to a local HTTP server, and by a command."""
 
 import json
 import socket
@@ -12,12 +12,12 @@ from flows import notifications
 
 
 @pytest.fixture
-def listener():
-    """A local HTTP server that keeps what it is told, and answers with ``server.status``."""
+def webhook():
+    """A local HTTP server that records request bodies and answers with ``server.status``."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(self.server.status)
             self.end_headers()
 
@@ -25,7 +25,7 @@ def listener():
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.told, server.status = [], 200
+    server.bodies, server.status = [], 200
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -37,38 +37,38 @@ def address(server) -> str:
     return f"http://127.0.0.1:{server.server_port}/hook?key=secret"
 
 
-def test_a_webhook_and_a_command_are_told(listener, tmp_path, monkeypatch):
-    monkeypatch.setenv("TUNELINE_WEBHOOK", address(listener))
-    monkeypatch.setenv("TUNELINE_COMMAND", f"tee '{tmp_path}/told it'")
+def test_webhook_and_command_receive_the_event(webhook, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNELINE_WEBHOOK", address(webhook))
+    monkeypatch.setenv("TUNELINE_COMMAND", f"tee '{tmp_path}/received event'")
     notifications.notify("promoted", "champion v2.0.0 · 晋级", version="v2.0.0")
-    (told,) = listener.told
-    assert (told["event"], told["text"], told["version"]) == ("promoted", "champion v2.0.0 · 晋级", "v2.0.0")
-    assert json.loads((tmp_path / "told it").read_text(encoding="utf-8")) == told
+    (body,) = webhook.bodies
+    assert (body["event"], body["text"], body["version"]) == ("promoted", "champion v2.0.0 · 晋级", "v2.0.0")
+    assert json.loads((tmp_path / "received event").read_text(encoding="utf-8")) == body
 
 
 @pytest.mark.parametrize("command", ["no-such-program", "false", "sleep 5", "/etc/passwd", "a 'b"])
-def test_what_cannot_be_told_stops_nothing_and_shows_no_secret(listener, monkeypatch, capsys, command):
-    listener.status = 500
+def test_failed_notification_is_printed_without_secrets(webhook, monkeypatch, capsys, command):
+    webhook.status = 500
     monkeypatch.setattr(notifications, "TIMEOUT", 0.5)
-    monkeypatch.setenv("TUNELINE_WEBHOOK", address(listener))
+    monkeypatch.setenv("TUNELINE_WEBHOOK", address(webhook))
     monkeypatch.setenv("TUNELINE_COMMAND", command)
     notifications.notify("failed", "because")
-    said = capsys.readouterr().out
-    assert said.count("was not told that failed") == 2
-    assert "secret" not in said
+    output = capsys.readouterr().out
+    assert output.count("notification of event 'failed' failed") == 2
+    assert "secret" not in output
 
 
 @pytest.mark.parametrize("address", ["http://host:secret/x", f"http://{'secret' * 20}/", "secret"])
-def test_an_address_that_is_none_stops_nothing(monkeypatch, capsys, address):
+def test_invalid_address_is_printed_without_secrets(monkeypatch, capsys, address):
     monkeypatch.setenv("TUNELINE_WEBHOOK", address)
     monkeypatch.setenv("TUNELINE_COMMAND", " ")
     notifications.notify("failed", "because")
-    said = capsys.readouterr().out
-    assert said.count("was not told that failed") == 1
-    assert "secret" not in said
+    output = capsys.readouterr().out
+    assert output.count("notification of event 'failed' failed") == 1
+    assert "secret" not in output
 
 
-def test_nobody_is_told_where_nobody_listens(monkeypatch, capsys):
+def test_nothing_is_sent_without_webhook_and_command(monkeypatch, capsys):
     monkeypatch.delenv("TUNELINE_WEBHOOK", raising=False)
     monkeypatch.delenv("TUNELINE_COMMAND", raising=False)
     notifications.notify("drift", "x")
@@ -76,50 +76,49 @@ def test_nobody_is_told_where_nobody_listens(monkeypatch, capsys):
 
 
 @pytest.fixture
-def trickling():
-    """A server that answers byte by byte and never ends; gives its port, and whether a client still listens."""
-    left = threading.Event()
+def trickling_server():
+    """A server that sends an endless response byte by byte: its port, and an event set when the client disconnects."""
+    disconnected = threading.Event()
 
     def answer(connection: socket.socket) -> None:
         with connection:
             connection.recv(65536)
             connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-            while not left.wait(0.02):
+            while not disconnected.wait(0.02):
                 try:
                     connection.sendall(b"a")
                 except OSError:
-                    left.set()
+                    disconnected.set()
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=lambda: answer(server.accept()[0]), daemon=True).start()
-        yield server.getsockname()[1], left
-        left.set()
+        yield server.getsockname()[1], disconnected
+        disconnected.set()
 
 
-def test_a_webhook_that_answers_byte_by_byte_holds_nothing_up(trickling, monkeypatch, capsys):
-    port, left = trickling
+def test_timeout_covers_a_trickling_response(trickling_server, monkeypatch, capsys):
+    port, disconnected = trickling_server
     monkeypatch.setattr(notifications, "TIMEOUT", 0.5)
     monkeypatch.setenv("TUNELINE_WEBHOOK", f"http://127.0.0.1:{port}/?key=secret")
     monkeypatch.delenv("TUNELINE_COMMAND", raising=False)
     started = time.monotonic()
     notifications.notify("failed", "because")
     assert 0.4 < time.monotonic() - started < 2
-    assert capsys.readouterr().out == "The webhook was not told that failed: TimeoutException.\n"
-    assert left.wait(5)  # nobody goes on reading
+    assert capsys.readouterr().out == "Webhook notification of event 'failed' failed: TimeoutException.\n"
+    assert disconnected.wait(5)
 
 
-def test_a_name_that_takes_long_to_resolve_holds_nothing_up(monkeypatch, capsys):
+def test_timeout_covers_name_resolution(monkeypatch, capsys):
     monkeypatch.setattr(notifications, "TIMEOUT", 0.2)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **more: time.sleep(3))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **options: time.sleep(3))
     monkeypatch.setenv("TUNELINE_WEBHOOK", "http://slow.example/")
     started = time.monotonic()
     notifications.notify("failed", "because")
     assert time.monotonic() - started < 2
-    assert "was not told that failed: TimeoutException" in capsys.readouterr().out
+    assert "failed: TimeoutException" in capsys.readouterr().out
 
 
-def test_the_body_of_an_answer_is_not_waited_for(monkeypatch, capsys):
-    """A status says enough; a body without end would only end by the limit."""
+def test_response_body_is_not_read(monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:

@@ -1,4 +1,4 @@
-"""What a worker refuses to run: whatever a run, its deployment or its pool says of what is executed."""
+"""The worker's checks: runs, deployments and pools that set what is executed are refused."""
 
 import logging
 from uuid import uuid4
@@ -13,58 +13,63 @@ from prefect.workers.process import ProcessWorker
 from flows import worker
 from models.errors import UserError
 
-OURS = "flows.train_adapter.train_adapter"
+ENTRYPOINT = "flows.train_adapter.train_adapter"
 
 
-def run(**variables) -> FlowRun:
+def make_run(**variables) -> FlowRun:
     return FlowRun(flow_id=uuid4(), name="a run", deployment_id=uuid4(), job_variables=variables)
 
 
-def deployment(**more) -> DeploymentResponse:
-    return DeploymentResponse(id=uuid4(), name="train", flow_id=uuid4(), **{"entrypoint": OURS} | more)
+def make_deployment(**fields) -> DeploymentResponse:
+    return DeploymentResponse(id=uuid4(), name="train", flow_id=uuid4(), **{"entrypoint": ENTRYPOINT} | fields)
 
 
-def template(**defaults) -> dict:
-    """As Prefect makes one, with other defaults of its variables."""
-    made = ProcessWorker.get_default_base_job_template()
+def make_template(**defaults) -> dict:
+    """Return Prefect's base job template with other defaults."""
+    template = ProcessWorker.get_default_base_job_template()
     for name, value in defaults.items():
-        made["variables"]["properties"][name]["default"] = value
-    return made
+        template["variables"]["properties"][name]["default"] = value
+    return template
 
 
-def test_the_projects_own_runs_pass():
+def test_runs_of_the_project_pass():
     allowed = worker.allowed_entrypoints()
-    assert {OURS, "flows.sweep_parameters.sweep_parameters"} <= allowed
+    assert {ENTRYPOINT, "flows.sweep_parameters.sweep_parameters"} <= allowed
     for entrypoint in allowed:
-        assert worker.find_objection(run(), deployment(entrypoint=entrypoint), allowed, template()) is None
+        assert (
+            worker.find_objection(make_run(), make_deployment(entrypoint=entrypoint), allowed, make_template()) is None
+        )
     for variables in ({"gpus": 2}, {"command": None}, {"env": {}}):
-        assert worker.find_objection(run(**variables), deployment(job_variables=variables), allowed) is None
-    assert worker.find_objection(run(), deployment(pull_steps=[], path=""), allowed) is None
-    emptied = template()
-    emptied["job_configuration"] |= {"env": {}, "command": None}
-    assert worker.find_objection(run(), deployment(), allowed, emptied) is None
+        assert worker.find_objection(make_run(**variables), make_deployment(job_variables=variables), allowed) is None
+    assert worker.find_objection(make_run(), make_deployment(pull_steps=[], path=""), allowed) is None
+    template = make_template()
+    template["job_configuration"] |= {"env": {}, "command": None}
+    assert worker.find_objection(make_run(), make_deployment(), allowed, template) is None
 
 
 @pytest.mark.parametrize(
     "name",
     ["command", "env", "env.PATH", "env.PREFECT_API_URL", "working_dir", "image", "volumes", "job_manifest", "gpus.x"],
 )
-def test_a_variable_that_the_project_does_not_set_is_refused_by_name(name):
-    for where in (run(**{name: "secret"}), run()):
-        its = {name: "secret"} if not where.job_variables else {}
-        reason = worker.find_objection(where, deployment(job_variables=its), [OURS])
-        assert reason.startswith("Refused: the run sets" if not its else "Refused: deployment 'train' sets")
+def test_other_job_variable_is_refused_by_name(name):
+    variables = {name: "secret"}
+    for run, deployment, setter in (
+        (make_run(**variables), make_deployment(), "the run"),
+        (make_run(), make_deployment(job_variables=variables), "deployment 'train'"),
+    ):
+        reason = worker.find_objection(run, deployment, [ENTRYPOINT])
+        assert reason.startswith(f"Refused: {setter} sets")
         assert repr(name) in reason
         assert "secret" not in reason
 
 
 @pytest.mark.parametrize(
-    "more",
+    "fields",
     [
         {"entrypoint": "flows.train_adapter.free_the_gpu"},
         {"entrypoint": "flows/train_adapter.py:train_adapter"},
-        {"entrypoint": f"{OURS}_"},
-        {"entrypoint": f" {OURS}"},
+        {"entrypoint": f"{ENTRYPOINT}_"},
+        {"entrypoint": f" {ENTRYPOINT}"},
         {"entrypoint": None},
         {"pull_steps": [{"prefect.deployments.steps.run_shell_script": {"script": "true"}}]},
         {"path": "/srv"},
@@ -72,71 +77,73 @@ def test_a_variable_that_the_project_does_not_set_is_refused_by_name(name):
         {"storage_document_id": uuid4()},
     ],
 )
-def test_a_deployment_of_other_code_is_refused(more):
-    assert worker.find_objection(run(), deployment(**more), [OURS]).startswith("Refused: deployment 'train'")
+def test_deployment_of_other_code_is_refused(fields):
+    assert worker.find_objection(make_run(), make_deployment(**fields), [ENTRYPOINT]).startswith(
+        "Refused: deployment 'train'"
+    )
 
 
-def test_a_run_without_a_deployment_is_refused():
-    assert "no deployment" in worker.find_objection(run(), None, [OURS])
+def test_run_without_a_deployment_is_refused():
+    assert "no deployment" in worker.find_objection(make_run(), None, [ENTRYPOINT])
 
 
 @pytest.mark.parametrize("name", ["command", "env", "working_dir"])
 @pytest.mark.parametrize("value", ["{{ gpus }}", {"PATH": "/srv"}])
-def test_a_process_pool_that_decides_what_is_executed_is_refused(name, value):
-    """A template may hand on a variable that passes, too."""
-    fixed = template()
-    fixed["job_configuration"][name] = value
-    for changed in (template(**{name: value}), fixed):
-        assert f"sets {name!r}" in worker.find_objection(run(), deployment(), [OURS], changed)
+def test_process_pool_that_sets_what_is_executed_is_refused(name, value):
+    """A template could forward an allowed variable, too."""
+    template = make_template()
+    template["job_configuration"][name] = value
+    for changed in (make_template(**{name: value}), template):
+        assert f"sets {name!r}" in worker.find_objection(make_run(), make_deployment(), [ENTRYPOINT], changed)
 
 
 class Client:
-    """A server that knows one deployment, and keeps the states that it is told."""
+    """A stand-in for the server with one deployment; it records new states."""
 
-    def __init__(self, found: DeploymentResponse):
-        self.found, self.states = found, []
+    def __init__(self, deployment: DeploymentResponse):
+        self.deployment, self.states = deployment, []
 
     async def read_deployment(self, _) -> DeploymentResponse:
-        return self.found
+        return self.deployment
 
     async def set_flow_run_state(self, run, state, force: bool) -> None:
         self.states.append((run, state, force))
 
 
 @pytest.mark.parametrize(("variables", "defaults"), [({}, {}), ({"command": "true"}, {}), ({}, {"command": "true"})])
-@pytest.mark.parametrize("said", ["process", "docker"])  # by the server, of the pool's type
-def test_what_is_refused_has_failed_before_it_begins_and_frees_its_place(variables, defaults, said, monkeypatch):
-    begun = []
+@pytest.mark.parametrize("reported_type", ["process", "docker"])  # of the pool, by the server
+def test_refused_run_fails_before_it_starts_and_frees_its_slot(variables, defaults, reported_type, monkeypatch):
+    submitted = []
 
     async def submit(self, flow_run) -> None:
-        begun.append(flow_run)
+        submitted.append(flow_run)
 
     monkeypatch.setattr(ProcessWorker, "_submit_run", submit)
 
-    async def offer() -> None:
-        made = worker.make_checked_worker("process")("cpu", limit=1)
-        made._client, made._limiter = Client(deployment()), anyio.CapacityLimiter(1)
-        made._work_pool = WorkPool(name="cpu", type=said, base_job_template=template(**defaults))
-        made.get_flow_run_logger = lambda run: logging.getLogger("worker")  # Prefect's sends lines to a server
-        one = run(**variables)
-        made._limiter.acquire_on_behalf_of_nowait(one.id)
-        made._submitting_flow_run_ids.add(one.id)
-        await made._submit_run(one)
+    async def submit_run() -> None:
+        checked = worker.make_checked_worker("process")("cpu", limit=1)
+        checked._client, checked._limiter = Client(make_deployment()), anyio.CapacityLimiter(1)
+        checked._work_pool = WorkPool(name="cpu", type=reported_type, base_job_template=make_template(**defaults))
+        checked.get_flow_run_logger = lambda flow_run: logging.getLogger("worker")  # Prefect's logger sends to a server
+        run = make_run(**variables)
+        checked._limiter.acquire_on_behalf_of_nowait(run.id)
+        checked._submitting_flow_run_ids.add(run.id)
+        await checked._submit_run(run)
         is_refused = bool(variables or defaults)
-        assert begun == ([] if is_refused else [one])
+        assert submitted == ([] if is_refused else [run])
         if is_refused:
-            ((failed, state, force),) = made._client.states
-            assert (failed, state.is_failed(), force) == (one.id, True, True)
+            ((run_id, state, force),) = checked._client.states
+            assert (run_id, state.is_failed(), force) == (run.id, True, True)
             assert "'command'" in state.message
-            assert made._limiter.available_tokens == 1
-            assert made._submitting_flow_run_ids == set()
+            assert checked._limiter.available_tokens == 1
+            assert checked._submitting_flow_run_ids == set()
 
-    anyio.run(offer)
+    anyio.run(submit_run)
 
 
-def test_the_checked_worker_takes_the_place_of_prefects_own():
-    made = worker.make_checked_worker("process")
-    assert issubclass(made, ProcessWorker)
-    assert BaseWorker.get_worker_class_from_type("process") is made
+def test_checked_worker_replaces_prefects_own():
+    checked = worker.make_checked_worker("process")
+    assert issubclass(checked, ProcessWorker)
+    assert BaseWorker.get_worker_class_from_type("process") is checked
     with pytest.raises(UserError, match="pip install prefect-docker"):
         worker.make_checked_worker("docker")
