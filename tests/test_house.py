@@ -1,16 +1,17 @@
-"""The rules of the house, checked from the code's own imports and from the documents."""
+"""Architecture rules, checked from imports, file names, string literals and documents."""
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from shared_data import ROOT
 
-ROOMS = ("texts", "models", "measures", "formats", "stages", "pipelines", "flows", "chat")
+PACKAGES = ("texts", "models", "measures", "formats", "stages", "pipelines", "flows", "chat")
 MAY_IMPORT = {
     "texts": set(),
-    "models": {"models"},  # no texts: a translation is no reason to train again
+    "models": {"models"},  # no texts: a new translation must not retrain the adapters
     "measures": {"measures", "models", "texts"},
     "formats": {"formats", "models", "texts"},
     "stages": {"formats", "measures", "models", "stages", "texts"},
@@ -18,7 +19,7 @@ MAY_IMPORT = {
     "flows": {"flows", "formats", "models", "pipelines", "texts"},
     "chat": {"chat", "models", "texts"},
 }
-OWNERS = {  # one owner for each big library
+OWNERS = {  # each large library is imported in one place
     "peft": ["models/adapters.py"],
     "great_expectations": ["stages/validate/"],
     "prefect": ["flows/"],
@@ -26,64 +27,82 @@ OWNERS = {  # one owner for each big library
     "dvc": [
         "pipelines/checkpoint_sync.py",
         "pipelines/dvc.py",
-    ],  # file systems and settings; commands are run as programs
+    ],  # file systems and settings; its commands run in subprocesses
     "dvclive": ["stages/train/"],
     "sentencepiece": ["models/tiny_base_model.py", "models/vocabulary.py"],
     "datasketch": ["stages/validate/minhash.py"],
 }
-FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+FILES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in it; ``from a import b`` counts as ``a.b`` too."""
-    found = set()
+    """Return the modules that a file imports, in functions too; ``from a import b`` gives ``a`` and ``a.b``."""
+    modules = set()
     for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_who_may_import_whom(path):
-    room = path.parts[0]
-    rooms = {name.split(".")[0] for name in imports(path)} & set(ROOMS)
-    assert rooms <= MAY_IMPORT[room]
-    if room in ("pipelines", "flows"):
+def test_packages_import_only_lower_packages(path):
+    package = path.parts[0]
+    packages = {name.split(".")[0] for name in imports(path)} & set(PACKAGES)
+    assert packages <= MAY_IMPORT[package]
+    if package in ("pipelines", "flows"):
         used = {name for name in imports(path) if re.match(r"formats\.\w+$", name)}
-        assert used <= {"formats.params_schema"}, "pipelines read params.yaml and no other file of the stages"
-    if room == "flows":
+        assert used <= {"formats.params_schema"}, (
+            "pipelines and flows read params.yaml, but no other file of the stages"
+        )
+    if package == "flows":
         used = {name for name in imports(path) if re.match(r"models\.\w+$", name)}
-        known = {"models.command_line", "models.credentials", "models.errors", "models.storage"}
-        assert used <= known, "a flow knows of the models only errors and files"
+        allowed = {"models.command_line", "models.credentials", "models.errors", "models.storage"}
+        assert used <= allowed, "flows use the models' errors and file functions only"
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] == "stages"], ids=str)
-def test_stages_never_import_each_other(path):
+def test_stages_do_not_import_each_other(path):
     own = f"stages.{path.parts[1].removesuffix('.py')}"
     others = {name for name in imports(path) if name.startswith("stages.")}
     assert not {name for name in others if not name.startswith(own)}
 
 
 @pytest.mark.parametrize("library", OWNERS)
-def test_one_owner_for_each_big_library(library):
+def test_each_large_library_has_one_owner(library):
     users = {str(path) for path in FILES if library in {name.split(".")[0] for name in imports(path)}}
     assert all(any(user.startswith(owner) for owner in OWNERS[library]) for user in users), users
 
 
-def test_only_one_place_starts_programs():
+def test_programs_are_started_in_one_place():
     users = {str(path) for path in FILES if "subprocess" in imports(path)}
-    assert users == {"pipelines/processes.py", "stages/train/adapter_training.py"}  # which asks git for the commit
+    assert users == {"pipelines/processes.py", "stages/train/adapter_training.py"}  # runs `git rev-parse`
 
 
-def test_names_say_something():
-    hollow = re.compile(r"(^|_)(utils?|helpers?|common|misc|manager)(_|$)")
-    assert not [path for path in FILES if any(hollow.search(part.removesuffix(".py")) for part in path.parts)]
+def test_file_names_are_specific():
+    generic = re.compile(r"(^|_)(utils?|helpers?|common|misc|manager)(_|$)")
+    assert not [path for path in FILES if any(generic.search(part.removesuffix(".py")) for part in path.parts)]
 
 
-def test_nothing_unpickles_or_runs_code_of_others():
+def test_file_names_are_unique():
+    """A traceback shows the file name first, so that it must identify the module."""
+    folders = (*PACKAGES, "benchmarks", "docs")
+    names = Counter(path.name for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    assert [name for name, count in names.items() if count > 1 and name not in ("__init__.py", "__main__.py")] == []
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parts[0] != "texts"], ids=str)
+def test_no_literal_mixes_two_languages(path):
+    """Texts for users are English in the code; :mod:`texts` has their translations."""
+    mixed = re.compile(r"·\s*[\u4e00-\u9fff]|[\u4e00-\u9fff]\s*·")
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    literals = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert [node.value for node in literals if mixed.search(node.value)] == []
+
+
+def test_no_untrusted_code_or_pickle_is_loaded():
     for path in FILES:
         source = (ROOT / path).read_text(encoding="utf-8")
         assert "trust_remote_code=True" not in source, path
@@ -92,15 +111,17 @@ def test_nothing_unpickles_or_runs_code_of_others():
         )
 
 
-def test_every_stage_is_a_module_a_section_and_tested():
+def test_every_stage_has_a_module_a_section_and_tests():
     import yaml
 
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     sections = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for stage in stages.keys() - {"general"}:  # which is ingest and validate once more
+    for stage in stages.keys() - {"general"}:  # runs ingest and validate on other data
         module = ROOT / "stages" / stage
         assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), stage
-        assert stage in sections or stage in ("params", "tokenizer"), stage  # all sections, and the base's
+        assert stage in sections or stage in ("params", "tokenizer"), (
+            stage
+        )  # params reads all sections, tokenizer reads base
         assert (ROOT / f"tests/stages/test_{stage}.py").is_file(), stage
 
 
@@ -114,18 +135,18 @@ def blocks(name: str) -> list[str]:
     return [re.sub(r"\s*#.*", "", block) for block in re.findall(r"```(?:bash|yaml)\n(.*?)```", text, flags=re.S)]
 
 
-def test_the_two_readmes_are_in_step():
+def test_both_readmes_have_the_same_headings_and_code():
     assert headings("README.md") == headings("README.zh.md")
     assert blocks("README.md") == blocks("README.zh.md")
 
 
-def test_what_the_readme_links_to_exists():
+def test_link_targets_of_documents_exist():
     for name in ("README.md", "README.zh.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             assert (ROOT / target).exists(), f"{name} links to {target}"
 
 
-def test_the_lock_pins_everything_exactly():
+def test_lock_file_pins_exact_versions():
     pins = (ROOT / "requirements.lock").read_text().split()
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", pin) for pin in pins)
     assert "torch==2.13.0" in pins
