@@ -43,7 +43,7 @@ _NULL_MARKER = re.compile(
     r"|\[object Object\]|\[\]|\{\}|<no ?input>|TODO|TBD|tbd)[\s,，;；|/]*+)++"
     r"|待(?:补充|完善|填写?|更新|定|续)|同上|见上|如上|略"
 )
-# For questions about programs or tables, such a marker can be the right answer; for a choice, «None» or «N/A» can be.
+# A marker can be the right answer to a question about programming, and «None» or «N/A» to a choice.
 _PROGRAMMING = re.compile(
     r"python|java|\bjs\b|c\+\+|\bsql\b|pandas|numpy|excel|\bjson|\bhtml|\bcode\b|\breturn|\bprint|\boutput|\bfunction"
     r"|variable|\btype\b|\bword|translat|\bnull|\bnan\b|undefined|代码|程序|编程|函数|返回|输出|打印|变量|类型|公式"
@@ -67,6 +67,8 @@ class UnknownLayout(UnknownFormat):
 
 @dataclass(frozen=True)
 class Message:
+    """One message; ``role`` is one of :data:`ROLES`."""
+
     role: str
     content: str
 
@@ -89,6 +91,7 @@ class Sample:
     number: int | None = None
 
     def to_json(self) -> dict:
+        """Return the sample as it is stored in JSON Lines files."""
         number = {} if self.number is None else {"number": self.number}
         return {
             "id": self.id,
@@ -98,6 +101,7 @@ class Sample:
 
     @classmethod
     def from_json(cls, row: dict) -> "Sample":
+        """Return the sample of a row that :meth:`to_json` made."""
         messages = tuple(Message(**message) for message in row["messages"])
         source = row["source"]
         return cls(row["id"], source["file"], source["line"], messages, source.get("number"))

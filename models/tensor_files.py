@@ -24,7 +24,7 @@ from models.errors import UserError
 from models.schemas import to_printable
 
 if TYPE_CHECKING:
-    import torch  # imported in functions, as it takes seconds and rejecting a file does not need it
+    import torch  # takes seconds to import, so functions import it after their checks
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -145,7 +145,7 @@ def _read_into(file: IO[bytes], view: memoryview, path: Path) -> None:
     while filled < len(view):
         count = file.readinto(view[filled : filled + CHUNK_BYTES])
         if not count:
-            raise DamagedFile(f"{path} ended while it was read; fetch or make it again.")
+            raise DamagedFile(f"{path} ended while it was read; fetch or create it again.")
         filled += count
 
 
@@ -163,24 +163,28 @@ def _read_header(file: IO[bytes], path: Path) -> tuple[bytes, list[tuple[str, st
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or not 0 < length <= min(size - 8, MAX_HEADER):
-        raise DamagedFile(f"{path} is no safetensors file, or was cut off; fetch or make it again.")
+        raise DamagedFile(f"{path} is no safetensors file, or was cut off; fetch or create it again.")
     header = file.read(length)
-    try:
-        content = json.loads(header.decode("utf-8"), object_pairs_hook=_dict_without_duplicates)
-        content.pop("__metadata__", None)
-        entries = sorted(
-            (_parse_entry(name, entry, path) for name, entry in content.items()), key=lambda entry: entry[3:]
-        )
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedFile(f"{path} has a damaged header ({to_printable(error)}); fetch or make it again.") from None
+    entries = _parse_header(header, path)
     end = 0
     for name, _, _, start, stop in entries:
         if start != end:
-            raise DamagedFile(f"{path} has a gap or an overlap before {to_printable(name)}; fetch or make it again.")
+            raise DamagedFile(f"{path} has a gap or an overlap before {to_printable(name)}; fetch or create it again.")
         end = stop
     if size != 8 + length + end:
-        raise DamagedFile(f"{path} has {size} bytes, its header says {8 + length + end}; fetch or make it again.")
+        raise DamagedFile(f"{path} has {size} bytes, its header says {8 + length + end}; fetch or create it again.")
     return prefix + header, [(name, dtype, shape, stop - start) for name, dtype, shape, start, stop in entries]
+
+
+def _parse_header(header: bytes, path: Path) -> list[tuple[str, str, list[int], int, int]]:
+    """Return the entries of a header, see :func:`_parse_entry`, sorted by their offsets."""
+    try:
+        content = json.loads(header.decode("utf-8"), object_pairs_hook=_dict_without_duplicates)
+        content.pop("__metadata__", None)
+        entries = [_parse_entry(name, entry, path) for name, entry in content.items()]
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedFile(f"{path} has a damaged header ({to_printable(error)}); fetch or create it again.") from None
+    return sorted(entries, key=lambda entry: entry[3:])
 
 
 def _dict_without_duplicates(pairs: list) -> dict:
