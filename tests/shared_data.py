@@ -1,4 +1,4 @@
-"""What many tests are given."""
+"""Data that several tests share: paths, texts, rows, adapter settings and manifests."""
 
 import json
 from pathlib import Path
@@ -25,19 +25,20 @@ TEXTS = [
 
 
 def developer_file(path: str) -> Path:
-    """A file beside the project that only its developers have; skips where it is missing."""
-    found = SHARED / path
-    if not found.exists():
+    """Return the path of a file that only developers have; skip the test if it is missing."""
+    file = SHARED / path
+    if not file.exists():
         pytest.skip(f"needs ../shared/{path}, which is not part of the project")
-    return found
+    return file
 
 
 def conversation(*texts: str) -> tuple[Message, ...]:
-    """Messages of alternating roles, the user first."""
+    """Return messages of alternating roles, the user first."""
     return tuple(Message(("user", "assistant")[index % 2], text) for index, text in enumerate(texts))
 
 
 def write_rows(path: Path, rows: list) -> Path:
+    """Write rows as JSON Lines and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -56,15 +57,15 @@ ADAPTER_SETTINGS = {
 }
 
 
-def minimal_manifest(found: base_model.Base, method: str = "lora") -> Manifest:
-    """The least that a manifest says."""
+def minimal_manifest(base: base_model.Base, method: str = "lora") -> Manifest:
+    """Return a manifest with the required fields of an adapter on this base."""
     return Manifest(
         name=method,
         method=method,
         settings={},
-        base=found.name,
-        base_identity=found.identity,
-        tokenizer_sha256=found.tokenizer_sha256,
+        base=base.name,
+        base_identity=base.identity,
+        tokenizer_sha256=base.tokenizer_sha256,
         prompt_version=PROMPT_VERSION,
         quantization=None,
         dtype="float32",
@@ -75,13 +76,13 @@ def minimal_manifest(found: base_model.Base, method: str = "lora") -> Manifest:
 
 
 def short_row_logits(model, config) -> torch.Tensor:
-    """Of a short row."""
+    """Return the logits of a short row."""
     with torch.inference_mode():
         return model(torch.tensor([[40, 41, config.gmask_token_id, config.bos_token_id, 50]])).logits
 
 
 def randomize_adapter(model) -> None:
-    """Give the adapter weights that matter: a fresh LoRA changes nothing."""
+    """Add noise to the adapter's weights: a new LoRA adapter has no effect."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -235,8 +235,8 @@ def create_small_project(folder: Path) -> Project:
 
 
 def _shrink(params: dict) -> None:
-    params["base"]["tiny"].update(steps=30, hidden_size=64, layers=2, heads=2, vocab_size=4500)
-    params["adapters"] = {"lora": params["adapters"]["lora"] | {"epochs": 3}}
+    params["validate"].update(eval_share=0.2)
+    params["adapters"] = {"lora": params["adapters"]["lora"] | {"epochs": 4}}
     params["evaluate"].update(max_new_tokens=8, samples=0)
 
 

@@ -20,10 +20,8 @@ def site(tmp_path_factory, prepared_project):
         yield site
 
 
-def cancel(site: Site, run: str) -> None:
-    """Cancel a run; the GPU must be free within 30 s."""
-    site.cancel(run)
-    wait_until(lambda: not site.processes(TRAINING), "the training to end", 30)
+def wait_for_cancellation(site: Site, run: str) -> None:
+    """Wait until a run is cancelled and its child runs have ended."""
     wait_until(lambda: site.state(run) == "Cancelled", "the run to be cancelled")
     wait_until(
         lambda: all(child["state"]["type"] in ("CANCELLED", "COMPLETED") for child in site.children(run)),
@@ -43,7 +41,9 @@ def test_cancelling_a_run_frees_the_gpu_within_30_seconds(site):
     site.set_epochs(40)
     run = site.run("finetune-adapters", cause="cancelled")
     site.wait_for_training()
-    cancel(site, run)
+    site.cancel(run)
+    wait_until(lambda: not site.processes(TRAINING), "the training to end", 30)
+    wait_for_cancellation(site, run)
 
 
 def test_run_survives_death_of_training_flow_and_agent(site):
@@ -152,7 +152,8 @@ def test_clock_jumps_of_a_day_disturb_no_run(site):
         training.resume()
     assert {child["state"]["type"] for child in site.children(run)} <= {"RUNNING", "COMPLETED"}
     assert all(child["run_count"] == 1 for child in site.children(run))
-    cancel(site, run)
+    site.cancel(run)
+    wait_for_cancellation(site, run)
 
 
 def test_no_run_stays_active(site):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 
 
 class Postgres:
-    """A temporary PostgreSQL server, from Debian's package. It refuses to run as root, who runs it as ``postgres``."""
+    """A temporary PostgreSQL server, from Debian's package. It cannot run as root; root starts it as user ``postgres``."""
 
     def __init__(self):
         if not shutil.which("initdb") or not shutil.which("pg_ctl"):
@@ -102,7 +102,7 @@ def test_run_survives_a_minute_without_the_servers_database(site, database, tmp_
 
 def test_another_host_resumes_the_training_of_a_host_that_lost_power(site):
     """The remote is unavailable at the end of the training; the second host retries."""
-    site.set_epochs(100)
+    site.set_epochs(60)
     site.project.run("git", "push", "--quiet", str(site.folder / "origin.git"), "HEAD")
     run = site.run("finetune-adapters", cause="moved")
     site.wait_for_training()
