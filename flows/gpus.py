@@ -124,8 +124,8 @@ def claim_gpus(gpus: Sequence[Gpu]) -> list[int]:
     """Lock GPUs for this process and for processes that inherit the returned file descriptors.
 
     The lock is a name among Linux's abstract sockets: valid on the whole host, whatever TUNELINE_HOME is, and released
-    by the kernel when the last process that holds the descriptor ends. Containers have their own
-    namespace: GPUs must not be assigned to two containers.
+    by the kernel when the last process that holds the descriptor ends. Containers have their own namespace: a GPU must
+    not be assigned to two containers.
 
     Raises:
         UserError: another agent of this host has locked a GPU.

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 
 
 class Postgres:
-    """A temporary PostgreSQL server, from Debian's package. It cannot run as root; root starts it as user ``postgres``."""
+    """A temporary PostgreSQL server from Debian's package; root starts it as user ``postgres``."""
 
     def __init__(self):
         if not shutil.which("initdb") or not shutil.which("pg_ctl"):
