@@ -99,8 +99,8 @@ def test_a_weight_index_with_files_of_another_folder_is_rejected(base_copy):
         ({"model_type": "llama"}, "'llama'"),
         ({"padded_vocab_size": 65024}, "successor"),
         ({"hidden_size": "wide"}, "hidden_size"),
-        ({"num_attention_heads": 0}, "attention heads"),
-        ({"hidden_size": 34}, "attention heads"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"hidden_size": 34}, "num_attention_heads"),
     ],
 )
 def test_a_configuration_that_does_not_match_is_rejected(base_copy, changes, message):
