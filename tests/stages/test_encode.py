@@ -1,21 +1,25 @@
+import json
+import sys
 from collections import Counter
 
 import pytest
-from shared_data import conversation
+from shared_data import conversation, write_rows
 
 from models.errors import UserError
 from models.prompt import encode_sample
 from models.sample import Message, Sample, make_sample_id
-from stages.encode import count, encode, replay, without_evaluated
+from stages.encode.__main__ import count_tokens, encode_samples, main
+from stages.encode.replay import draw_replay_samples, exclude_similar_to_evaluated
+from stages.encode.token_view import label_tokens
 
 
 @pytest.mark.parametrize("texts", [("你好", "我很好。"), ("一", "二", "三", "四")])
-def test_rows_hold_the_ids_of_prompt_and_answer(tokenizer, texts):
+def test_rows_contain_the_ids_of_prompt_and_answer(tokenizer, texts):
     messages = conversation(*texts)
-    (row,) = encode(tokenizer, [Sample(make_sample_id(messages), "a.jsonl", 1, messages)])
+    (row,) = encode_samples(tokenizer, [Sample(make_sample_id(messages), "a.jsonl", 1, messages)])
     prompt, answer = encode_sample(tokenizer, messages)
     assert (row["prompt"], row["answer"]) == (prompt, answer)
-    assert count([row]) == {"rows": 1, "tokens": len(prompt) + len(answer), "answer_tokens": len(answer)}
+    assert count_tokens([row]) == {"rows": 1, "tokens": len(prompt) + len(answer), "answer_tokens": len(answer)}
 
 
 # Replay --------------------------------------------------------------------------------------------
@@ -26,87 +30,165 @@ def sample(*texts: str, system: str | None = None) -> Sample:
     return Sample(make_sample_id(messages), "a.jsonl", 1, messages)
 
 
-def numbered(count: int, word: str) -> list[Sample]:
-    """Samples that are alike in nothing."""
+def dissimilar_samples(count: int, word: str) -> list[Sample]:
+    """Return samples without common 4-grams."""
     return [sample(chr(0x4E00 + 37 * i) * 9 + word, chr(0x5E00 + 41 * i) * 9 + word) for i in range(count)]
 
 
-TASK = {"train": numbered(30, "练"), "eval": numbered(33, "评")[30:]}
+TASK = {"train": dissimilar_samples(30, "练"), "eval": dissimilar_samples(33, "评")[30:]}
 
 
 @pytest.mark.parametrize(("share", "replayed"), [(0.0, 0), (0.01, 0), (0.25, 10), (0.5, 30), (0.75, 90)])
-def test_so_many_are_replayed_that_they_make_the_share(share, replayed):
-    general = numbered(60, "谈")[33:]
-    drawn = replay(TASK, general, share, 1)
+def test_replayed_samples_make_up_the_share(share, replayed):
+    general = dissimilar_samples(60, "谈")[33:]
+    drawn = draw_replay_samples(TASK, general, share, 1)
     assert len(drawn) == replayed
     assert replayed == pytest.approx(share * (30 + replayed), abs=0.5)
-    often = Counter(drawn_sample.id for drawn_sample in drawn)
-    assert set(often) <= {general_sample.id for general_sample in general}
+    draws = Counter(drawn_sample.id for drawn_sample in drawn)
+    assert set(draws) <= {general_sample.id for general_sample in general}
     if drawn:
-        assert max(often.values()) - min(often.get(general_sample.id, 0) for general_sample in general) <= 1
+        assert max(draws.values()) - min(draws.get(general_sample.id, 0) for general_sample in general) <= 1
 
 
-def test_the_same_seed_draws_the_same():
-    general = numbered(60, "谈")[33:]
-    assert replay(TASK, general, 0.3, 1) == replay(TASK, general, 0.3, 1) != replay(TASK, general, 0.3, 2)
+def test_draw_depends_on_the_seed_only():
+    general = dissimilar_samples(60, "谈")[33:]
+    assert (
+        draw_replay_samples(TASK, general, 0.3, 1)
+        == draw_replay_samples(TASK, general, 0.3, 1)
+        != draw_replay_samples(TASK, general, 0.3, 2)
+    )
 
 
 EVALUATED = sample("介绍一下这座城市的历史（简短）。", "这座城市建于唐代，后来成为重要的商埠，今天有三百万人口。")
 LEAKS = {
-    "the same": EVALUATED,
-    "other widths and blanks": sample(
+    "identical": EVALUATED,
+    "other character widths and spaces": sample(
         "介绍一下这座城市的历史(简短)。", "这座城市建于唐代,后来 成为重要的商埠,今天有三百万人口。"
     ),
-    "nearly the same": sample(
+    "near-duplicate": sample(
         "介绍一下这座城市的历史（简短）。", "这座城市建于唐代，后来成为重要的商埠，如今有三百万人口。"
     ),
-    "nearly the same question and answer": sample(
+    "near-duplicate question and answer": sample(
         "请介绍一下这座城市的历史（简短）。", "这座城市建于唐代，后来成为重要的商埠，今天有三百万人口！"
     ),
     "another answer": sample("介绍一下这座城市的历史（简短）。", "不知道。"),
-    "another answer to other widths": sample("介绍一下 这座城市的历史(简短)。", "没有人知道。"),
+    "another answer, other character widths": sample("介绍一下 这座城市的历史(简短)。", "没有人知道。"),
     "with a system message": sample("介绍一下这座城市的历史（简短）。", "建于唐代。", system="你是导游。"),
-    "as a turn before": sample(
+    "as an earlier turn": sample(
         "介绍一下这座城市的历史（简短）。", "这座城市建于唐代，后来成为重要的商埠。", "那么" * 30, "再说别的" * 30
     ),
 }
 
 
 @pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS)
-@pytest.mark.parametrize("side", ["task", "general"])
-def test_what_resembles_an_evaluation_row_is_not_replayed(leak, side):
-    others = numbered(60, "谈")[33:40]
-    task = {"train": TASK["train"], "eval": [*TASK["eval"], *([EVALUATED] if side == "task" else [])]}
-    drawn = replay(task, [leak, *others], 0.6, 1, [EVALUATED] if side == "general" else [])
+@pytest.mark.parametrize("data", ["task", "general"])
+def test_samples_similar_to_evaluation_rows_are_not_replayed(leak, data):
+    others = dissimilar_samples(60, "谈")[33:40]
+    task = {"train": TASK["train"], "eval": [*TASK["eval"], *([EVALUATED] if data == "task" else [])]}
+    drawn = draw_replay_samples(task, [leak, *others], 0.6, 1, [EVALUATED] if data == "general" else [])
     assert {drawn_sample.id for drawn_sample in drawn} == {other.id for other in others}
 
 
-def test_what_an_evaluated_conversation_goes_on_from_is_not_replayed():
+def test_start_of_an_evaluated_conversation_is_not_replayed():
     longer = sample("你好啊朋友", "你好，有什么可以帮你？", "三加四是多少", "是七。" * 20)
     other = sample("你好啊朋友", "今天不想说话。")
-    assert without_evaluated([sample("你好啊朋友", "你好，有什么可以帮你？"), other], [longer]) == [other]
+    assert exclude_similar_to_evaluated([sample("你好啊朋友", "你好，有什么可以帮你？"), other], [longer]) == [other]
 
 
-def test_what_the_task_trains_on_is_not_replayed_either():
-    general = [*TASK["train"][:5], *numbered(60, "谈")[33:]]
-    drawn = replay(TASK, general, 0.6, 1)
+def test_training_rows_of_the_task_are_not_replayed():
+    general = [*TASK["train"][:5], *dissimilar_samples(60, "谈")[33:]]
+    drawn = draw_replay_samples(TASK, general, 0.6, 1)
     assert not {drawn_sample.id for drawn_sample in drawn} & {known.id for known in TASK["train"]}
 
 
-def test_what_is_merely_similar_is_replayed():
-    """The question is nearly the same, and so is half of the answer: a similarity between 0.4 and 0.6."""
+def test_less_similar_sample_is_replayed():
+    """The question and half of the answer are nearly equal: a similarity between 0.4 and 0.6."""
     other = sample("介绍一下这座城市的交通（简短）。", "这座城市建于唐代，后来成为重要的商埠，地铁有十二条线路。")
-    assert without_evaluated([other], [EVALUATED]) == [other]
+    assert exclude_similar_to_evaluated([other], [EVALUATED]) == [other]
 
 
-def test_a_question_is_the_same_only_where_the_same_was_said_before():
+def test_equal_question_with_another_history_is_replayed():
     evaluated = sample("背一首诗" * 5, "白日依山尽", "继续", "黄河入海流")
     other = sample("讲一个故事" * 5, "从前有座山", "继续", "山里有座庙" * 3)
-    assert without_evaluated([other], [evaluated]) == [other]
+    assert exclude_similar_to_evaluated([other], [evaluated]) == [other]
 
 
 @pytest.mark.parametrize("general", [[], TASK["train"][:3], TASK["eval"], [LEAKS["another answer"]]])
-def test_nothing_to_replay_is_one_sentence(general):
+def test_no_samples_to_replay_is_an_error(general):
     with pytest.raises(UserError, match=r"train\.replay needs general conversations"):
-        replay(TASK, general, 0.2, 1, [EVALUATED])
-    assert replay(TASK, general, 0.0, 1, [EVALUATED]) == []
+        draw_replay_samples(TASK, general, 0.2, 1, [EVALUATED])
+    assert draw_replay_samples(TASK, general, 0.0, 1, [EVALUATED]) == []
+
+
+# Token view ----------------------------------------------------------------------------------------
+
+ROW = {"context": "你是谁？", "target": "我是小明。"}
+
+
+def show(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["stages.encode", "--show", *map(str, arguments)])
+    main()
+
+
+def test_only_the_answer_and_eop_are_trained(tokenizer):
+    messages = conversation("你好", "你好！", "你是谁？", "我是小明。")
+    tokens = label_tokens(tokenizer, messages)
+    prompt, answer = encode_sample(tokenizer, messages)
+    assert [is_trained for _, is_trained in tokens] == [False] * len(prompt) + [True] * len(answer)
+    assert [token for token, _ in tokens[len(prompt) - 2 : len(prompt)]] == ["[gMASK]", "<sop>"]
+    assert tokens[-1] == ("<eop>", True)
+
+
+@pytest.mark.parametrize("has_colours", [True, False])
+def test_show_prints_the_tokens_of_one_line(base_folder, tmp_path, monkeypatch, capsys, has_colours):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1") if has_colours else monkeypatch.delenv("FORCE_COLOR", raising=False)
+    path = write_rows(tmp_path / "a.jsonl", [{"context": "别的", "target": "别的"}, ROW])
+    show(monkeypatch, path, 2, "--tokenizer", base_folder)
+    ignored_title, ignored, trained_title, trained = capsys.readouterr().out.splitlines()
+    assert ignored_title.startswith("ignored (")
+    assert trained_title.startswith("trained (")
+    assert "[gMASK]|<sop>" in ignored
+    assert "|<eop>" in trained
+    assert trained.startswith("\x1b[32m") == ignored.startswith("\x1b[2;31m") == has_colours
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "message"),
+    [
+        (json.dumps(ROW), "0", "--show: '0' is not a line number"),
+        (json.dumps(ROW), "two", "--show: 'two' is not a line number"),
+        (json.dumps(ROW), "3", "has no line 3; its last line is 1"),
+        ("[\n" + json.dumps(ROW) + "\n]", "1", "--show needs JSON Lines, one row per line"),
+        ("\n" + json.dumps(ROW), "1", "line 1: not a JSON object"),
+        (b"\xff\xfe", "1", "line 1: not UTF-8 at byte 1"),
+        ('{"a": 1}', "1", "line 1: no known format has these keys: 'a'"),
+        (
+            json.dumps({"messages": [{"role": "user", "content": "你好"}]}),
+            "1",
+            "must end with a question and an answer",
+        ),
+    ],
+)
+def test_show_explains_a_line_without_a_conversation(tmp_path, monkeypatch, capsys, content, line, message):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit) as exit_info:
+        show(monkeypatch, path, line)
+    assert exit_info.value.code == 1
+    assert message in capsys.readouterr().err
+
+
+def test_show_without_a_tokenizer_names_the_command_to_run(tmp_path, monkeypatch, capsys):
+    path = write_rows(tmp_path / "a.jsonl", [ROW])
+    with pytest.raises(SystemExit):
+        show(monkeypatch, path, 1, "--tokenizer", tmp_path)
+    assert "run `dvc repro tokenizer`" in capsys.readouterr().err
+
+
+def test_paths_are_required_without_show(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["stages.encode", "--base", "x"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "required without --show: --checked, --general, --out, --metrics" in capsys.readouterr().err

@@ -1,0 +1,74 @@
+"""Print the tokens of one row with their labels, to inspect what a model is trained on."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.errors import UserError
+from models.prompt import IGNORED_LABEL, encode_sample, label_sample
+from models.sample import Message, UnknownFormat, read_messages
+
+TRAINED_STYLE, IGNORED_STYLE = "green", "dim red"
+
+
+def read_conversation(path: Path, line: str) -> tuple[Message, ...]:
+    """Read the conversation on one line of a JSON Lines file.
+
+    Args:
+        path: of a raw or checked file.
+        line: number of the line, from 1.
+
+    Raises:
+        UserError: the file or the line does not exist, or the line is no conversation that ends with an answer.
+    """
+    if not (line.isascii() and line.isdigit() and int(line)):
+        raise UserError(f"--show: {line!r} is not a line number; the first line is 1.")
+    location = f"{path}, line {line}"
+    content = _read_line(path, int(line))
+    try:
+        messages = read_messages(json.loads(content.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{location}: not UTF-8 at byte {error.start + 1}; convert the file to UTF-8.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{location}: not a JSON object ({error.msg} at character {error.pos + 1}); --show needs JSON Lines, one "
+            "row per line."
+        ) from None
+    except UnknownFormat as error:
+        raise UserError(f"{location}: {error}.") from None
+    if [message.role for message in messages[-2:]] != ["user", "assistant"]:
+        raise UserError(f"{location}: the conversation must end with a question and an answer.")
+    return messages
+
+
+def _read_line(path: Path, number: int) -> bytes:
+    count = 0
+    with path.open("rb") as file:
+        for count, content in enumerate(file, start=1):
+            if count == number:
+                return content
+    raise UserError(f"{path} has no line {number}; its last line is {count}.")
+
+
+def label_tokens(tokenizer, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+    """Return the tokens of a conversation as stage encode makes them, and whether each is trained on."""
+    row = label_sample(*encode_sample(tokenizer, messages))
+    tokens = tokenizer.convert_ids_to_tokens(row["input_ids"])
+    return [(token, label != IGNORED_LABEL) for token, label in zip(tokens, row["labels"], strict=True)]
+
+
+def print_tokens(tokens: Sequence[tuple[str, bool]]) -> None:
+    """Print tokens separated by ``|``: trained ones in green, ignored ones in dim red, with their number.
+
+    Without a terminal, and with NO_COLOR, the text has no colours.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    for is_trained, run in itertools.groupby(tokens, key=lambda token: token[1]):
+        texts = [token if token.isprintable() else repr(token) for token, _ in run]
+        name, style = ("trained", TRAINED_STYLE) if is_trained else ("ignored", IGNORED_STYLE)
+        console.print(f"{name} ({len(texts)} tokens):" if len(texts) > 1 else f"{name} (1 token):")
+        console.print(Text("|".join(texts), style=style))
