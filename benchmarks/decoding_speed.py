@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.random_checkpoint import base_of, machine, make_checkpoint
-from models import adapters, base_model
+from models import adapters, base_model, model_loading
 from models.decoding import Decoder
 from models.generation import greedy_config
 from models.storage import write_json
@@ -50,10 +50,10 @@ def answers(model, decoder: Decoder | None, length: int) -> tuple[list[float], l
 
 
 def measure(found: base_model.Base, attachment: dict | None, length: int) -> dict:
-    model = base_model.load_model(found, "bfloat16")
+    model = model_loading.load_model(found, "bfloat16")
     if attachment is not None:
         torch.manual_seed(0)
-        model = adapters.attach(model, **attachment).eval()
+        model = adapters.attach_adapter(model, **attachment).eval()
     plain, expected = answers(model, None, length)
     recorded, tokens = answers(model, Decoder(), length)
     same = next((place for place, pair in enumerate(zip(tokens, expected, strict=True)) if pair[0] != pair[1]), length)

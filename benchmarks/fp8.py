@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.random_checkpoint import machine
-from models import adapters, base_model, precision, training
-from models.prompt import label
+from models import adapters, base_model, model_loading, precision, training
+from models.prompt import label_sample
 from models.storage import read_jsonl, write_json
 
 LORA = {"rank": 16, "alpha": 32, "target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]}
@@ -21,9 +21,9 @@ RUNS = {"bf16": (False, 42), "fp8": (True, 42), "bf16, other first weights": (Fa
 
 
 def losses(found: base_model.Base, rows: dict, fp8: bool, seed: int) -> dict:
-    model = base_model.load_model(found, "bfloat16")
+    model = model_loading.load_model(found, "bfloat16")
     torch.manual_seed(seed)
-    tuned = adapters.attach(model, "lora", **LORA)
+    tuned = adapters.attach_adapter(model, "lora", **LORA)
     if fp8:
         precision.convert_frozen_layers_to_fp8(model.transformer.layers)
     settings = training.TrainConfig(
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--commit", help="of the code, where git does not know it")
     arguments = parser.parse_args()
     rows = {
-        split: [label(row["prompt"], row["answer"]) for row in read_jsonl(arguments.encoded / f"{split}.jsonl")]
+        split: [label_sample(row["prompt"], row["answer"]) for row in read_jsonl(arguments.encoded / f"{split}.jsonl")]
         for split in ("train", "eval")
     }
     found = base_model.read_record(arguments.base)

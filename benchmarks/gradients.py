@@ -34,7 +34,7 @@ def make_model(config: ChatGLMConfig, method: str, dtype: str):
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = ChatGLMForConditionalGeneration(config).requires_grad_(False).to(getattr(torch, dtype))
     torch.manual_seed(1)
-    tuned = adapters.attach(model, method, **ADAPTERS[method])
+    tuned = adapters.attach_adapter(model, method, **ADAPTERS[method])
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
             if "lora_B" in name:
@@ -54,7 +54,7 @@ def make_rows(config: ChatGLMConfig, labelled: int) -> list[dict]:
 
 def gradient_of(tuned, rows: list[dict], scaled: bool = True) -> torch.Tensor:
     """The gradient of the mean loss over all rows, which the trainer takes in batches of at most 66."""
-    config = adapters.base_of(tuned).config
+    config = adapters.get_base_model(tuned).config
     count = next(size for size in range(min(66, len(rows)), 0, -1) if len(rows) % size == 0)
     settings = TrainConfig(
         count,
@@ -64,7 +64,7 @@ def gradient_of(tuned, rows: list[dict], scaled: bool = True) -> torch.Tensor:
         gradient_accumulation=len(rows) // count,
         gradient_checkpointing=True,
     )
-    adapters.base_of(tuned).gradient_checkpointing_enable({"use_reentrant": False})
+    adapters.get_base_model(tuned).gradient_checkpointing_enable({"use_reentrant": False})
     with tempfile.TemporaryDirectory() as folder:
         trainer = fit._trainer(tuned, rows, [], settings, fit._arguments(settings, Path(folder), False, False))
         if not scaled:

@@ -42,7 +42,7 @@ import torch.distributed as dist
 
 from benchmarks.random_checkpoint import SMALL, base_of, machine, make_checkpoint
 from benchmarks.training_speed import METHODS, ROW, StepTimes, rows_of
-from models import adapters, base_model, memory_estimate, training
+from models import adapters, memory_estimate, model_loading, training
 from models.chatglm import ChatGLMConfig
 from models.command_line import entry_point
 from models.errors import UserError
@@ -100,12 +100,12 @@ class Run:
 def train(checkpoint: Path, run: Run) -> dict:
     """What one process sees of a run; the losses are those of all."""
     begun = psutil.Process().create_time()
-    devices.take()
+    devices.set_device()
     full = run.method == "full"
-    model = base_model.load_model(base_of(checkpoint), "float32" if full else "bfloat16")
+    model = model_loading.load_model(base_of(checkpoint), "float32" if full else "bfloat16")
     torch.manual_seed(0)
     how = EVERYWHERE if run.learnable and not full else METHODS.get(run.method, {})
-    tuned = adapters.attach(model, run.method, **how)
+    tuned = adapters.attach_adapter(model, run.method, **how)
     loaded, times = time.time() - begun, StepTimes(WARM_UP)
     points = []
     training.fit(

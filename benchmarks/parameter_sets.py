@@ -21,7 +21,7 @@ import torch  # noqa: E402
 
 from benchmarks.random_checkpoint import base_of, machine, make_checkpoint  # noqa: E402
 from formats import params_schema  # noqa: E402
-from models import adapters, base_model, training  # noqa: E402
+from models import adapters, model_loading, training  # noqa: E402
 from models.chatglm import ChatGLMConfig  # noqa: E402
 
 
@@ -45,9 +45,9 @@ def measure(checkpoint: Path, knobs: params_schema.Params, name: str, checkpoint
     """Train one adapter of a parameter set for a number of steps."""
     adapter = knobs.adapters[name]
     found = base_of(checkpoint, knobs.base.model)
-    model = base_model.load_model(found, knobs.base.dtype, adapter.quantization)
+    model = model_loading.load_model(found, knobs.base.dtype, adapter.quantization)
     torch.manual_seed(0)
-    tuned = adapters.attach(model, adapter.method, **adapter.attachment())
+    tuned = adapters.attach_adapter(model, adapter.method, **adapter.attachment())
     fitted = training.fit(
         tuned,
         full_rows(model.config, knobs.encode, steps * adapter.batch_size),

@@ -27,7 +27,7 @@ def make_checkpoint(folder: Path, small: bool, **sizes) -> None:
     torch.set_default_dtype(torch.float32)
     model.save_pretrained(folder, max_shard_size="2GB")
     names = ["config.json", *(path.name for path in folder.glob("model*.safetensors*"))]
-    write_json(folder / FILES, base_model.hashes_of(folder, names))
+    write_json(folder / FILES, base_model.hash_files(folder, names))
 
 
 def base_of(folder: Path, name: str = "random") -> base_model.Base:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from transformers import TrainerCallback
 
 from benchmarks.random_checkpoint import SMALL, base_of, machine, make_checkpoint
-from models import adapters, base_model, memory_estimate, precision, training
+from models import adapters, memory_estimate, model_loading, precision, training
 from models.chatglm import ChatGLMConfig
 from models.storage import read_json, write_json
 
@@ -135,9 +135,9 @@ def rows_of(config, tokens: int, count: int) -> list[dict]:
 
 def measure(checkpoint: Path, case: Case, small: bool) -> dict:
     found = base_of(checkpoint)
-    model = base_model.load_model(found, "bfloat16", case.bits)
+    model = model_loading.load_model(found, "bfloat16", case.bits)
     torch.manual_seed(0)
-    tuned = adapters.attach(model, case.method, **METHODS[case.method] | case.attachment)
+    tuned = adapters.attach_adapter(model, case.method, **METHODS[case.method] | case.attachment)
     if case.fp8:
         precision.convert_frozen_layers_to_fp8(model.transformer.layers)
     if case.pad_to is not None:

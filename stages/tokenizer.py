@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 
 from formats import params_schema
-from models import base_model
+from models import base_model, base_verification
 from models.command_line import entry_point
-from models.storage import writing_folder
+from models.storage import atomic_write_folder
 
 log = logging.getLogger("tuneline.tokenizer")
 
@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = params_schema.load().base
 
-    with writing_folder(arguments.out) as folder:
+    with atomic_write_folder(arguments.out) as folder:
         if chosen.model == "tiny":
             from models import tiny_base_model
 
@@ -34,7 +34,7 @@ def main() -> None:
             texts = (message.content for messages in conversations for message in messages)
             tiny_base_model.train_tokenizer(texts, chosen.tiny.vocab_size, folder)
         else:
-            found = base_model.find_tokenizer(chosen.model, chosen.revision)
+            found = base_verification.find_tokenizer(chosen.model, chosen.revision)
             for name in (base_model.TOKENIZER, base_model.TOKENIZER_CONFIG):
                 shutil.copyfile(found / name, folder / name)
     log.info("tokenizer: that of %s", chosen.model)
