@@ -1,7 +1,7 @@
-"""Stage params: write the resolved parameters, in which every default is spelled out.
+"""Stage params: write the resolved parameters, defaults included.
 
 Reads params.yaml. Writes one JSON file. All other stages depend on their sections of that file, so DVC reruns them
-when a default in the code changes, and does not when params.yaml spells out a default. Fails on an unknown key or an
+when a default in the code changes, but not when params.yaml spells out a default. Fails on an unknown key or an
 invalid value.
 """
 
@@ -16,7 +16,7 @@ from models.storage import write_json
 @entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the resolved parameters.")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file")
     write_json(parser.parse_args().out, resolve(load()))
 
 

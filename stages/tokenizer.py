@@ -1,8 +1,8 @@
-"""Stage tokenizer: the base's tokenizer, before anything else of the base.
+"""Stage tokenizer: get the base's tokenizer before the other files of the base.
 
-The data checks count tokens with it, and run before a base of many gigabytes is fetched or the
-tiny one is trained. Writes ``ice_text.model`` and ``tokenizer_config.json``: copies of the base's,
-or for ``tiny`` a SentencePiece model trained on the base corpus. Fails if the base is not found.
+The data checks count tokens with it, so they can run before gigabytes of weights are downloaded or the tiny base is
+pretrained. Writes ``ice_text.model`` and ``tokenizer_config.json``: copies of the base's files, or for ``tiny`` a
+SentencePiece model trained on the base corpus. Fails if the base is not found.
 """
 
 import argparse
@@ -18,26 +18,36 @@ from models.storage import atomic_write_folder
 log = logging.getLogger("tuneline.tokenizer")
 
 
+def train_tiny_tokenizer(corpus: Path, vocab_size: int, folder: Path) -> None:
+    """Train the tiny base's tokenizer on its corpus."""
+    from models import tiny_base_model
+
+    conversations = tiny_base_model.read_corpus(corpus)
+    texts = (message.content for messages in conversations for message in messages)
+    tiny_base_model.train_tokenizer(texts, vocab_size, folder)
+
+
+def copy_tokenizer(model: str, revision: str | None, folder: Path) -> None:
+    """Copy the tokenizer files of a Hub repository or a folder."""
+    source = base_verification.find_tokenizer(model, revision)
+    for name in (base_model.TOKENIZER, base_model.TOKENIZER_CONFIG):
+        shutil.copyfile(source / name, folder / name)
+
+
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", type=Path, required=True, help="what the tiny base's tokenizer is trained on")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(description="Get the base's tokenizer.")
+    parser.add_argument("--corpus", type=Path, required=True, help="JSON Lines file to train the tiny tokenizer on")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tokenizer")
     arguments = parser.parse_args()
-    chosen = params_schema.load().base
+    params = params_schema.load().base
 
     with atomic_write_folder(arguments.out) as folder:
-        if chosen.model == "tiny":
-            from models import tiny_base_model
-
-            conversations = tiny_base_model.read_corpus(arguments.corpus)
-            texts = (message.content for messages in conversations for message in messages)
-            tiny_base_model.train_tokenizer(texts, chosen.tiny.vocab_size, folder)
+        if params.model == "tiny":
+            train_tiny_tokenizer(arguments.corpus, params.tiny.vocab_size, folder)
         else:
-            found = base_verification.find_tokenizer(chosen.model, chosen.revision)
-            for name in (base_model.TOKENIZER, base_model.TOKENIZER_CONFIG):
-                shutil.copyfile(found / name, folder / name)
-    log.info("tokenizer: that of %s", chosen.model)
+            copy_tokenizer(params.model, params.revision, folder)
+    log.info("tokenizer: %s the tokenizer of %s", "trained" if params.model == "tiny" else "copied", params.model)
 
 
 if __name__ == "__main__":
