@@ -17,7 +17,7 @@ log = logging.getLogger("tuneline")
 ERROR_FILE = "TUNELINE_ERROR_FILE"  # environment variable: path of an empty file that receives the error message
 
 
-class _MaskedLines(logging.Formatter):
+class _MaskingFormatter(logging.Formatter):
     """Formatter that masks credentials in messages and tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -33,10 +33,7 @@ def entry_point(main):
 
     @functools.wraps(main)
     def run(*args, **kwargs):
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_MaskedLines("%(message)s"))
-        logging.basicConfig(level=logging.WARNING, handlers=[handler])
-        logging.getLogger("tuneline").setLevel(logging.INFO)
+        _configure_logging()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
@@ -59,6 +56,13 @@ def entry_point(main):
             sys.exit(1)
 
     return run
+
+
+def _configure_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_MaskingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("tuneline").setLevel(logging.INFO)
 
 
 def _report(message: str) -> None:
