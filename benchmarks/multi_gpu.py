@@ -335,11 +335,11 @@ def full(bench: Bench) -> Iterator[tuple[str, dict]]:
     yield f"on {count}", {"devices": count, "rows_of_an_update": count, **bench.of(run)}
     labelled = run.row // run.sample * run.sample // 2
     for shards in (1, count):
-        wanted = memory_estimate.Training(
+        wanted = memory_estimate.TrainingSpec(
             ChatGLMConfig(**(SMALL if bench.small else {})), "full", {}, "bfloat16", rows=1, length=run.row,
             labelled=labelled, checkpointing=True, packed=True, shards=shards, gpu=torch.cuda.is_available(),
         )  # fmt: skip
-        yield f"planned on {shards}", {"memory_gib": round(memory_estimate.plan(wanted).total / memory_estimate.GIB, 2)}
+        yield f"planned on {shards}", {"memory_gib": round(memory_estimate.estimate(wanted).total / memory_estimate.GIB, 2)}
 
 
 # The table of the READMEs --------------------------------------------------------------------------

@@ -1,15 +1,15 @@
-"""Speed and memory of training at ChatGLM-6B's size, with random weights, through the code that stage train runs.
+"""Speed and memory of training at ChatGLM-6B's size, with random weights, through the code of stage train.
 
-``python -m benchmarks.training_speed --out benchmarks/results/training.json [CASE …]`` on a machine with an NVIDIA
-GPU and 14 GB of free disk; ``--small`` runs the same on a toy of that layout, on any machine, and leaves out what
-needs a GPU where there is none. Every case has a process of its own, which loads the base from disk, trains
-through :func:`models.training.fit`, and gives the median time of a step after the first ones, between events on
-the device. Compiling once more after these is an error. Tokens are those of samples, padding left out; memory is
-PyTorch's ``max_memory_allocated`` over loading and training, without a GPU the process's own.
+``python -m benchmarks.training_speed --out benchmarks/results/training.json [CASE …]`` on a machine with an NVIDIA GPU
+and 14 GB of free disk; ``--small`` runs a toy model on any machine, without the cases that need a GPU if there is none.
+Each case is a process that loads the base from disk and trains through :func:`models.training.fit`. Its time is the
+median step after the first ones, measured with events on the device; a recompilation after these is an error. Tokens are
+those of samples, without padding. Memory is PyTorch's ``max_memory_allocated`` over loading and training, or the resident
+memory of the process without a GPU.
 
-The cases named ``usual_loop`` are the reference: what scripts for this model do, written plainly. Attention
-computes its scores, logits are float32 and for all tokens, rows are padded to one length, everything is
-under float16 autocast and every block is checkpointed.
+The cases named ``usual_loop`` are the reference: a plain training loop, as in published scripts for this model. It
+materializes attention scores and the float32 logits of all tokens, pads rows to one length, and uses float16 autocast
+and gradient checkpointing in every block.
 """
 
 import argparse
@@ -27,28 +27,30 @@ import torch
 import torch.nn.functional as F
 from transformers import TrainerCallback
 
-from benchmarks.random_checkpoint import SMALL, base_of, machine, make_checkpoint
+from benchmarks.random_checkpoint import SMALL, describe_machine, make_checkpoint, read_checkpoint
 from models import adapters, memory_estimate, model_loading, precision, training
 from models.chatglm import ChatGLMConfig
+from models.prompt import IGNORED_LABEL
 from models.storage import read_json, write_json
 
-ROW = 8448  # tokens: 33 × 256, with which the products of an H100 or H200 fill its 132 processors in whole waves
+ROW = 8448  # tokens: 33 × 256, for which matrix products fill the 132 multiprocessors of an H100 or H200 in full waves
 LORA = {"rank": 4, "alpha": 32, "target_modules": ["query_key_value"]}
-EVERYWHERE = {"dropout": 0.1, "target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]}
-PREFIX = {"prefix_tokens": 128}
-METHODS = {"lora": LORA, "ptuning_v2": PREFIX}
+ALL_LINEAR = {"dropout": 0.1, "target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]}
+ADAPTERS = {"lora": LORA, "ptuning_v2": {"prefix_tokens": 128}}
 WARM_UP, STEPS = 4, 12
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained on what.
+    """A training to measure.
 
     Attributes:
-        sample: tokens of each sample, half of which is its answer.
-        samples: how many an update takes; with ``pack``, as many as fit into ``batch_size`` such rows.
-        pad_to: length that the usual loop pads rows to.
-        attachment: of the adapter, where it is not the usual one.
+        sample: tokens per sample, half of which are its answer.
+        pack: tokens per packed row; None for one sample per row.
+        bits: of a quantized base.
+        pad_to: row length of the usual loop; None trains with our code.
+        attachment: settings of the adapter that differ from :data:`ADAPTERS`.
+        targets: required figures.
     """
 
     method: str
@@ -81,8 +83,8 @@ CASES = {
     "ptuning_v2_4bit_1x600": Case("ptuning_v2", 600, bits=4, checkpointing=True, targets={"peak_memory_gib": 6.0}),
     "lora_4bit": Case("lora", 528, pack=ROW, bits=4, targets={"tokens_per_second": 8_000}),
     "ptuning_v2_8bit": Case("ptuning_v2", 528, pack=ROW // 2, bits=8),
-    "lora_8bit_everywhere": Case("lora", 528, pack=ROW // 2, bits=8, attachment=EVERYWHERE),
-    "lora_padded_everywhere": Case("lora", 512, batch_size=8, attachment=EVERYWHERE),
+    "lora_8bit_everywhere": Case("lora", 528, pack=ROW // 2, bits=8, attachment=ALL_LINEAR),
+    "lora_padded_everywhere": Case("lora", 512, batch_size=8, attachment=ALL_LINEAR),
     "ptuning_v2_4bit": Case("ptuning_v2", 528, pack=ROW, bits=4, targets={"tokens_per_second": 8_000}),
 }  # fmt: skip
 
@@ -91,7 +93,11 @@ CASES = {
 
 
 class StepTimes(TrainerCallback):
-    """When each update ended, by the device's own clock where it has one; the first ``warm_up`` do not count."""
+    """Records when each step ends, on the device's clock if it has one.
+
+    Args:
+        warm_up: number of first steps to leave out.
+    """
 
     def __init__(self, warm_up: int = WARM_UP):
         self.marks, self.warm_up = [], warm_up
@@ -105,7 +111,7 @@ class StepTimes(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         marks = self.marks[self.warm_up - 1 :]
-        return statistics.median(_between(one, other) for one, other in pairwise(marks))
+        return statistics.median(_seconds_between(start, end) for start, end in pairwise(marks))
 
 
 def _mark():
@@ -116,77 +122,80 @@ def _mark():
     return event
 
 
-def _between(one, other) -> float:
-    return other - one if isinstance(one, float) else one.elapsed_time(other) / 1000
+def _seconds_between(start, end) -> float:
+    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
 
 
-def rows_of(config, tokens: int, count: int) -> list[dict]:
-    """Samples of random tokens: half context, half answer."""
+def make_rows(config, tokens: int, count: int) -> list[dict]:
+    """Return samples of random tokens: half context, half answer."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for ids in torch.randint(1000, min(60_000, config.vocab_size - 4), (count, tokens), generator=generator):
         context = tokens // 2
         ids[context - 2], ids[context - 1], ids[-1] = config.gmask_token_id, config.bos_token_id, config.eos_token_id
         labels = ids.clone()
-        labels[:context] = -100
+        labels[:context] = IGNORED_LABEL
         rows.append({"input_ids": ids.tolist(), "labels": labels.tolist()})
     return rows
 
 
 def measure(checkpoint: Path, case: Case, small: bool) -> dict:
-    found = base_of(checkpoint)
-    model = model_loading.load_model(found, "bfloat16", case.bits)
+    """Return the figures of a case."""
+    model = model_loading.load_model(read_checkpoint(checkpoint), "bfloat16", case.bits)
     torch.manual_seed(0)
-    tuned = adapters.attach_adapter(model, case.method, **METHODS[case.method] | case.attachment)
+    adapted = adapters.attach_adapter(model, case.method, **ADAPTERS[case.method] | case.attachment)
     if case.fp8:
         precision.convert_frozen_layers_to_fp8(model.transformer.layers)
     if case.pad_to is not None:
-        seconds = usual_loop(tuned, case)
-        per_step = case.batch_size * case.sample
+        planned_gib = None
+        tokens_per_step = case.batch_size * case.sample
+        seconds = time_usual_loop(adapted, case)
     else:
+        planned_gib = round(memory_estimate.estimate(memory_spec(case, small)).total / memory_estimate.GIB, 2)
         pack = case.pack and (case.pack // 16 if small else case.pack)
-        per_row = pack // case.sample if pack else 1
-        per_step = per_row * case.batch_size * case.sample
-        times = StepTimes()
-        training.fit(
-            tuned,
-            rows_of(model.config, case.sample, per_row * case.batch_size * (WARM_UP + STEPS)),
-            [],
-            training.TrainConfig(
-                batch_size=case.batch_size,
-                pack_tokens=pack,
-                learning_rate=1e-4,
-                gradient_checkpointing=case.checkpointing,
-                evaluations=2,
-                logs=2,
-            ),
-            callbacks=[times],
-        )
-        seconds = times.median_seconds()
-    planned = (
-        None if case.pad_to else round(memory_estimate.plan(expectation(case, small)).total / memory_estimate.GIB, 2)
-    )
+        samples_per_step = case.batch_size * (pack // case.sample if pack else 1)
+        tokens_per_step = samples_per_step * case.sample
+        seconds = time_training(adapted, case, pack, samples_per_step)
     figures = {
-        "planned_memory_gib": planned,
-        "tokens_per_second": round(per_step / seconds),
+        "planned_memory_gib": planned_gib,
+        "tokens_per_second": round(tokens_per_step / seconds),
         "peak_memory_gib": round(training.peak_memory_gib(), 2),
         "step_seconds": round(seconds, 4),
-        "tokens_per_step": per_step,
+        "tokens_per_step": tokens_per_step,
     }
-    targets = case.targets.items()
-    if small:  # to which the targets do not apply
-        return {**asdict(case), **figures}
-    return {**asdict(case), **figures, "met": {name: _meets(name, figures[name], each) for name, each in targets}}
+    if not small:  # targets are for the full size
+        figures["met"] = {name: _is_met(name, figures[name], target) for name, target in case.targets.items()}
+    return {**asdict(case), **figures}
 
 
-def expectation(case: Case, small: bool = False) -> memory_estimate.Training:
-    """What decides a case's memory, as stage train would plan it."""
+def time_training(adapted, case: Case, pack: int | None, samples_per_step: int) -> float:
+    """Return the median seconds per step of our training."""
+    times = StepTimes()
+    training.fit(
+        adapted,
+        make_rows(adapted.config, case.sample, samples_per_step * (WARM_UP + STEPS)),
+        [],
+        training.TrainConfig(
+            batch_size=case.batch_size,
+            pack_tokens=pack,
+            learning_rate=1e-4,
+            gradient_checkpointing=case.checkpointing,
+            evaluations=2,
+            logs=2,
+        ),
+        callbacks=[times],
+    )
+    return times.median_seconds()
+
+
+def memory_spec(case: Case, small: bool = False) -> memory_estimate.TrainingSpec:
+    """Return the properties of a case that determine its memory, as stage train does."""
     length = case.pack // (16 if small else 1) if case.pack else case.sample
     samples = case.batch_size * (length // case.sample if case.pack else 1)
-    return memory_estimate.Training(
+    return memory_estimate.TrainingSpec(
         ChatGLMConfig(**(SMALL if small else {})),
         case.method,
-        {"dropout": 0.0} | METHODS[case.method] | case.attachment,
+        {"dropout": 0.0} | ADAPTERS[case.method] | case.attachment,
         "bfloat16",
         rows=case.batch_size,
         length=length,
@@ -199,37 +208,36 @@ def expectation(case: Case, small: bool = False) -> memory_estimate.Training:
     )
 
 
-def _meets(name: str, seen: float, target: float) -> bool:
-    return seen <= target if name == "peak_memory_gib" else seen >= target
+def _is_met(name: str, figure: float, target: float) -> bool:
+    return figure <= target if name == "peak_memory_gib" else figure >= target
 
 
 # The reference -------------------------------------------------------------------------------------
 
 
-def usual_loop(tuned, case: Case) -> float:
-    """Seconds a step of the plain loop described above."""
+def time_usual_loop(adapted, case: Case) -> float:
+    """Return the median seconds per step of the plain loop described above."""
     from models.chatglm import modeling_chatglm
 
-    device = next(tuned.parameters()).device
+    device = next(adapted.parameters()).device
     modeling_chatglm.F.scaled_dot_product_attention = plain_attention
-    tuned.gradient_checkpointing_enable({"use_reentrant": False})
-    config = tuned.get_base_model().config
-    rows = rows_of(config, case.sample, case.batch_size)
-    padded = training.PaddingCollator(config.pad_token_id)([*rows, {"input_ids": [0] * case.pad_to, "labels": []}])
+    adapted.gradient_checkpointing_enable({"use_reentrant": False})
+    config = adapted.get_base_model().config
+    rows = make_rows(config, case.sample, case.batch_size)
+    collate = training.PaddingCollator(config.pad_token_id)
+    padded = collate([*rows, {"input_ids": [0] * case.pad_to, "labels": []}])  # the last row sets the length
     batch = {name: values[:-1].to(device) for name, values in padded.items()}
-    del batch["label_indices"]  # by which it would get no logits
+    del batch["label_indices"]  # with it there would be no logits
     labels = batch.pop("labels")[:, 1:].flatten()
-    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-4)
-    marks = []
+    optimizer = torch.optim.AdamW([weight for weight in adapted.parameters() if weight.requires_grad], lr=1e-4)
+    times = StepTimes()
     for _ in range(WARM_UP + STEPS):
         with torch.autocast(device.type, torch.float16 if device.type == "cuda" else torch.bfloat16):
-            logits = tuned(**batch).logits.float()
+            logits = adapted(**batch).logits.float()
         F.cross_entropy(logits[:, :-1].flatten(0, 1), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
-        marks.append(_mark())
-    times = StepTimes()
-    times.marks = marks
+        times.marks.append(_mark())
     return times.median_seconds()
 
 
@@ -242,23 +250,34 @@ def plain_attention(query, key, value, attn_mask=None):
 # The program ---------------------------------------------------------------------------------------
 
 HEADERS = {
-    "en": "| case | samples of | tokens/s | peak memory | as planned |",
-    "zh": "| 情形 | 样本长度 | 词元/秒 | 显存峰值 | 事先估计 |",
+    "en": "| case | tokens per sample | tokens/s | peak memory | estimated memory |",
+    "zh": "| 情形 | 每个样本的词元数 | 词元/秒 | 显存峰值 | 事先估计 |",
 }
+SHOWN = ("tokens_per_second", "peak_memory_gib", "planned_memory_gib", "step_seconds", "met")
 
 
 def table(results: dict, language: str) -> str:
-    """The figures as the READMEs show them."""
+    """Return the figures as a Markdown table for the documentation."""
     lines = [HEADERS[language], "|---|---|---|---|---|"]
-    for name, one in results["cases"].items():
-        speed, peak = f"{one['tokens_per_second']:,}", f"{one['peak_memory_gib']:.1f} GiB"
-        planned = "–" if one["planned_memory_gib"] is None else f"{one['planned_memory_gib']:.1f} GiB"
-        lines.append(f"| `{name}` | {one['sample']} | {speed} | {peak} | {planned} |")
+    for name, case in results["cases"].items():
+        speed, peak = f"{case['tokens_per_second']:,}", f"{case['peak_memory_gib']:.1f} GiB"
+        planned = "–" if case["planned_memory_gib"] is None else f"{case['planned_memory_gib']:.1f} GiB"
+        lines.append(f"| `{name}` | {case['sample']} | {speed} | {peak} | {planned} |")
     return "\n".join(lines)
 
 
-def cases_of_this_machine() -> list[str]:
+def supported_cases() -> list[str]:
+    """Return the cases that this machine can run."""
     return [name for name, case in CASES.items() if torch.cuda.is_available() or not (case.fp8 or case.bits)]
+
+
+def run_case(name: str, checkpoint: Path, out: Path, small: bool) -> dict:
+    """Measure a case in a process of its own, and return its figures."""
+    command = [sys.executable, "-m", "benchmarks.training_speed", name, "--out", str(out)]
+    options = ["--checkpoint", str(checkpoint), *(["--small"] if small else [])]
+    if subprocess.run([*command, *options], check=False).returncode != 0:
+        return {"failed": True}
+    return read_json(out)
 
 
 def main() -> None:
@@ -266,32 +285,26 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--commit", help="of the code, where git does not know it")
+    parser.add_argument("--commit", help="commit of the code, outside a git repository")
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.checkpoint:
         write_json(arguments.out, measure(arguments.checkpoint, CASES[arguments.cases[0]], arguments.small))
         return
-    known = machine()
-    commit = arguments.commit or known.pop("commit")
-    results = {"machine": {name: value for name, value in known.items() if name != "commit"}, "cases": {}}
+    machine = describe_machine(arguments.commit)
+    commit = machine.pop("commit")  # stored per case, because cases are also measured one by one
+    results = {"machine": machine, "cases": {}}
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
-        checkpoint, one = Path(scratch) / "base", Path(scratch) / "one.json"
+        checkpoint = Path(scratch) / "base"
         make_checkpoint(checkpoint, arguments.small)
-        for name in arguments.cases or cases_of_this_machine():
-            command = [sys.executable, "-m", "benchmarks.training_speed", name, "--out", str(one)]
-            options = ["--checkpoint", str(checkpoint), *(["--small"] if arguments.small else [])]
-            if subprocess.run([*command, *options], check=False).returncode != 0:
-                results["cases"][name] = {"failed": True}
-                continue
-            results["cases"][name] = read_json(one) | {"commit": commit}
-            print(name, json.dumps({k: results["cases"][name].get(k) for k in SHOWN}), flush=True)
+        for name in arguments.cases or supported_cases():
+            figures = run_case(name, checkpoint, Path(scratch) / "figures.json", arguments.small)
+            results["cases"][name] = figures if "failed" in figures else figures | {"commit": commit}
+            print(name, json.dumps({key: figures.get(key) for key in SHOWN}), flush=True)
             write_json(arguments.out, results)
-    if failed := [name for name, one in results["cases"].items() if one.get("failed")]:
+    if failed := [name for name, case in results["cases"].items() if case.get("failed")]:
         sys.exit(f"failed: {', '.join(failed)}")
 
-
-SHOWN = ("tokens_per_second", "peak_memory_gib", "planned_memory_gib", "step_seconds", "met")
 
 if __name__ == "__main__":
     main()
