@@ -73,11 +73,17 @@ def test_commands_and_variables_in_the_documentation_exist():
     text = "\n".join(page.read_text(encoding="utf-8") for page in documents)
     for module in set(re.findall(r"python -m ((?:pipelines|flows|stages|chat|benchmarks)\b[\w.]*)", text)):
         assert importlib.util.find_spec(module.rstrip(".")), module
-    code = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*/*.py"))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (*ROOT.glob("*/*.py"), *ROOT.glob("deploy/*.*")))
     for variable in set(re.findall(r"TUNELINE_[A-Z_]+", text)):
-        assert f'"{variable}"' in code, variable
+        assert re.search(rf"\b{variable}\b", code), variable
     for target in set(re.findall(r"\bmake ([a-z-]+)", text)) - {"sure"}:
         assert re.search(rf"^{target}:", text_of("Makefile"), flags=re.M), target
+
+
+def test_source_files_in_the_documentation_exist():
+    for page in [*(ROOT / "docs").glob("*/*.md"), *ROOT.glob("*.md")]:
+        names = re.findall(r"`((?:\w+/)+[\w.-]+\.(?:py|po|yaml))`", page.read_text(encoding="utf-8"))
+        assert not [name for name in names if not (ROOT / name).is_file()], page
 
 
 # README --------------------------------------------------------------------------------------------
