@@ -29,7 +29,7 @@ from flows.orphan_processes import watch_orphans
 from models.command_line import entry_point
 from models.errors import UserError
 from pipelines.clone import home
-from pipelines.processes import run_module, terminate_by_environment
+from pipelines.processes import AGENT_VARIABLE, run_module, terminate_by_environment
 from texts import translate
 
 PROCESS_POOL = "process"  # type of the work pools that agents serve
@@ -94,11 +94,11 @@ def main() -> None:
     name = f"{socket.gethostname()}-{'cpu' if arguments.cpu else f'gpu-{gpu_names}'}"
     lock_agent_name(name)
     marker = f"{home()} {name}"  # with the home, since another site on this host may use the same agent name
-    terminate_by_environment("TUNELINE_AGENT", marker)  # of an earlier process of this agent
+    terminate_by_environment(AGENT_VARIABLE, marker)  # of an earlier process of this agent
     locks = gpus.claim_gpus(owned)
     for gpu in owned:  # processes of a killed agent with another name or home, which held no lock of this name
         terminate_by_environment(gpu.marker, gpus.MARKER_VALUE, grace=RUN_STOP_TIMEOUT)
-    os.environ |= {"TUNELINE_AGENT": marker, "PYTHONPATH": str(Path.cwd())}
+    os.environ |= {AGENT_VARIABLE: marker, "PYTHONPATH": str(Path.cwd())}
     os.environ |= {gpu.marker: gpus.MARKER_VALUE for gpu in owned}
     os.environ[gpus.VISIBLE_DEVICES] = ",".join(gpu.uuid for gpu in owned)  # empty hides all GPUs
     queue = ("--pool", "cpu", "--limit", str(CPU_RUN_LIMIT))
@@ -130,7 +130,7 @@ def supervise_worker(worker: Sequence[str], marker: str, locks: Sequence[int]) -
             stopped.set()
             uptime = time.monotonic() - started
             # A worker does not wait for its runs on SIGTERM; they would continue without it.
-            terminate_by_environment("TUNELINE_AGENT", marker, grace=RUN_STOP_TIMEOUT)
+            terminate_by_environment(AGENT_VARIABLE, marker, grace=RUN_STOP_TIMEOUT)
         if code == 0 or uptime < MIN_WORKER_UPTIME:
             return code
         print(translate("The worker crashed (exit code {code}); restarting it.", code=code), flush=True)

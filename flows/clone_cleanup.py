@@ -7,12 +7,12 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 
+from flows.orphan_processes import RUN_VARIABLE
 from models.errors import UserError
 from pipelines import retraining
 from pipelines.clone import list_clones
 from pipelines.processes import terminate_by_environment
 
-FLOW_RUN_ID = "PREFECT__FLOW_RUN_ID"  # environment variable of all processes of a flow run
 FAILED_CLONE_SECONDS = 7 * 86_400.0  # for which the clone of a failed run is kept
 
 
@@ -26,7 +26,7 @@ def remove_old_clones(run: str) -> None:
         for other, age in list_clones():
             with suppress(UserError):  # a broken clone of another run must not fail this one
                 if other != run and _is_disposable(client, other, age):
-                    terminate_by_environment(FLOW_RUN_ID, other)
+                    terminate_by_environment(RUN_VARIABLE, other)
                     retraining.discard_run(other)
 
 

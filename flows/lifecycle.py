@@ -19,7 +19,8 @@ from prefect.states import Failed
 
 from flows import notifications
 from flows.child_runs import cancel_children
-from flows.clone_cleanup import FLOW_RUN_ID, remove_old_clones
+from flows.clone_cleanup import remove_old_clones
+from flows.orphan_processes import RUN_VARIABLE
 from flows.run_metadata import HEARTBEAT_LABEL
 from models.errors import DataBlocked, UserError
 from pipelines import retraining, run_refs
@@ -78,7 +79,7 @@ def set_up_run() -> str:
     """
     run = str(runtime.flow_run.id)
     report_heartbeat(run)
-    terminate_by_environment(FLOW_RUN_ID, run)
+    terminate_by_environment(RUN_VARIABLE, run)
     remove_old_clones(run)
     return run
 
@@ -118,5 +119,5 @@ def clean_up_cancelled(flow, flow_run: FlowRun, state) -> None:
     """Cancel the children of a cancelled run, and remove its processes and clone; a hook with Prefect's parameters."""
     with get_client(sync_client=True) as client:
         cancel_children(client, flow_run.id)
-    terminate_by_environment(FLOW_RUN_ID, str(flow_run.id))
+    terminate_by_environment(RUN_VARIABLE, str(flow_run.id))
     retraining.discard_run(str(flow_run.id))

@@ -9,11 +9,11 @@ from contextlib import suppress
 
 import psutil
 
-from pipelines.processes import terminate_all
+from pipelines.processes import AGENT_VARIABLE, terminate_all
 from texts import translate
 
 SCAN_INTERVAL = 5.0  # seconds
-AGENT_VARIABLE, RUN_VARIABLE = "TUNELINE_AGENT", "PREFECT__FLOW_RUN_ID"  # inherited by the processes of agent and run
+RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"  # environment variable of all processes of a flow run
 
 
 def watch_orphans(agent: str, stop_timeout: float, stopped: threading.Event) -> None:

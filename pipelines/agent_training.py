@@ -16,13 +16,11 @@ from models.errors import UserError
 from models.storage import read_json
 from pipelines import checkpoint_sync, promotion, registry
 from pipelines.clone import Clone, open_clone
-from pipelines.processes import terminate_by_environment
+from pipelines.processes import AGENT_VARIABLE, terminate_by_environment
 from pipelines.retraining import PREPARED_STAGES, model_stages
 from pipelines.retries import retry_while_unavailable
 from pipelines.stage_paths import WEIGHTS
 from texts import translate
-
-AGENT = "TUNELINE_AGENT"  # environment variable of all processes that an agent starts
 
 
 def open_job_clone(run: str, ref: str, name: str) -> Clone:
@@ -86,8 +84,8 @@ def attempts_while_killed(clone: Clone, name: str, max_restarts: int) -> Iterato
 
 def terminate_agent_leftovers() -> None:
     """Terminate the processes of this agent's earlier runs, which would still hold its GPUs."""
-    if agent := os.environ.get(AGENT):
-        terminate_by_environment(AGENT, agent)
+    if agent := os.environ.get(AGENT_VARIABLE):
+        terminate_by_environment(AGENT_VARIABLE, agent)
 
 
 def measure_challengers(clone: Clone, names: list[str]) -> None:

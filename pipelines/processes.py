@@ -21,6 +21,7 @@ from models.errors import UserError
 from models.program_environment import QUIET, program_environment
 from pipelines import watchdog
 
+AGENT_VARIABLE = "TUNELINE_AGENT"  # environment variable of all processes that an agent starts
 NETWORK_COMMANDS = frozenset({"clone", "fetch", "ls-remote", "pull", "push"})  # git subcommands that wait for a server
 SSH_CONNECT_SECONDS = 30
 SSH = "ssh -o BatchMode=yes -o ConnectTimeout={seconds} -o ServerAliveInterval=15 -o ServerAliveCountMax=4"

@@ -85,9 +85,9 @@ def _list_tags(pattern: str) -> Iterator[tuple[str, str]]:
         yield name, commits[-1]  # an annotated tag has the tag object first
 
 
-def version_at() -> str:
-    """Return the version of the champion on this branch, or "without a version here" if its tag was not fetched."""
-    pointer = output_of("git", "rev-parse", f"HEAD:{POINTER}")
+def version_at(revision: str = "HEAD") -> str:
+    """Return the version of the champion in a revision, or "without a version here" if its tag was not fetched."""
+    pointer = output_of("git", "rev-parse", f"{revision}:{POINTER}")
     for version, commit in reversed(versions().items()):
         if output_of("git", "ls-tree", "--object-only", commit, "--", str(POINTER)) == pointer:
             return version
