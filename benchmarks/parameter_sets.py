@@ -1,10 +1,9 @@
-"""Memory and speed of the ready-made parameter sets, at ChatGLM-6B's size with random weights.
+"""Memory and speed of the parameter sets in ``params/``, at ChatGLM-6B's size with random weights.
 
-``python benchmarks/parameter_sets.py --out benchmarks/results/parameter_sets.json`` on a machine with
-an NVIDIA GPU and 14 GB of free disk. For each set a process of its own loads the base as stage train does
-and trains the set's adapter on rows that fill the token budget. Peak memory is PyTorch's
-``max_memory_allocated`` over loading and training; tokens/s is the mean after the first third of
-the steps. ``--small`` runs the same on a toy of that layout, on any machine.
+``python benchmarks/parameter_sets.py --out benchmarks/results/parameter_sets.json`` on a machine with an NVIDIA GPU and
+14 GB of free disk; ``--small`` runs a toy model on any machine. For each set, a process loads the base as stage train
+does, and trains the set's adapter on rows that fill the token budget. Peak memory is PyTorch's ``max_memory_allocated``
+over loading and training; tokens/s is the mean after the first third of the steps.
 """
 
 import argparse
@@ -19,14 +18,15 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.random_checkpoint import base_of, machine, make_checkpoint  # noqa: E402
+from benchmarks.random_checkpoint import describe_machine, make_checkpoint, read_checkpoint  # noqa: E402
 from formats import params_schema  # noqa: E402
 from models import adapters, model_loading, training  # noqa: E402
 from models.chatglm import ChatGLMConfig  # noqa: E402
+from models.prompt import IGNORED_LABEL  # noqa: E402
 
 
-def full_rows(config: ChatGLMConfig, budget: params_schema.Encode, count: int) -> list[dict]:
-    """Rows of random tokens that use the whole budget."""
+def make_rows(config: ChatGLMConfig, budget: params_schema.Encode, count: int) -> list[dict]:
+    """Return rows of random tokens that use the whole token budget."""
     generator = torch.Generator().manual_seed(0)
     rows = []
     for _ in range(count):
@@ -36,33 +36,34 @@ def full_rows(config: ChatGLMConfig, budget: params_schema.Encode, count: int) -
         ids[budget.max_prompt_tokens - 1] = config.bos_token_id
         ids[-1] = config.eos_token_id
         labels = ids.clone()
-        labels[: budget.max_prompt_tokens] = -100
+        labels[: budget.max_prompt_tokens] = IGNORED_LABEL
         rows.append({"input_ids": ids.tolist(), "labels": labels.tolist()})
     return rows
 
 
-def measure(checkpoint: Path, knobs: params_schema.Params, name: str, checkpointing: bool, steps: int) -> dict:
-    """Train one adapter of a parameter set for a number of steps."""
-    adapter = knobs.adapters[name]
-    found = base_of(checkpoint, knobs.base.model)
-    model = model_loading.load_model(found, knobs.base.dtype, adapter.quantization)
+def measure(checkpoint: Path, params: params_schema.Params, name: str, checkpointing: bool, steps: int) -> dict:
+    """Train an adapter of a parameter set for a number of steps, and return its speed and memory."""
+    adapter = params.adapters[name]
+    base = read_checkpoint(checkpoint, params.base.model)
+    model = model_loading.load_model(base, params.base.dtype, adapter.quantization)
     torch.manual_seed(0)
-    tuned = adapters.attach_adapter(model, adapter.method, **adapter.attachment())
-    fitted = training.fit(
-        tuned,
-        full_rows(model.config, knobs.encode, steps * adapter.batch_size),
+    adapted = adapters.attach_adapter(model, adapter.method, **adapter.attachment())
+    result = training.fit(
+        adapted,
+        make_rows(model.config, params.encode, steps * adapter.batch_size),
         [],
         training.TrainConfig(adapter.batch_size, adapter.learning_rate, gradient_checkpointing=checkpointing),
     )
-    points = [point for point in fitted.history if point["split"] == "train"]
-    first, last = points[len(points) // 3], points[-1]
-    per_step = fitted.tokens / fitted.steps
+    records = [record for record in result.history if record["split"] == "train"]
+    first, last = records[len(records) // 3], records[-1]
+    tokens_per_step = result.tokens / result.steps
+    steps_per_second = (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])
     return {
         "gradient_checkpointing": checkpointing,
-        "tokens_per_row": knobs.encode.max_prompt_tokens + knobs.encode.max_answer_tokens,
+        "tokens_per_row": params.encode.max_prompt_tokens + params.encode.max_answer_tokens,
         "batch_size": adapter.batch_size,
-        "steps": fitted.steps,
-        "tokens_per_second": round(per_step * (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])),
+        "steps": result.steps,
+        "tokens_per_second": round(tokens_per_step * steps_per_second),
         "peak_memory_gib": round(training.peak_memory_gib(), 2),
     }
 
@@ -76,23 +77,23 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         path, checkpoint, checkpointing = arguments.one
-        knobs = params_schema.load(Path(path))
-        (name,) = knobs.adapters
-        figures = measure(Path(checkpoint), knobs, name, checkpointing == "True", arguments.steps)
+        params = params_schema.load(Path(path))
+        (name,) = params.adapters
+        figures = measure(Path(checkpoint), params, name, checkpointing == "True", arguments.steps)
         arguments.out.write_text(json.dumps({"set": Path(path).stem, **figures}))
         return
     results = []
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
-        checkpoint, one = Path(scratch) / "base", Path(scratch) / "one.json"
+        checkpoint, figures_path = Path(scratch) / "base", Path(scratch) / "figures.json"
         make_checkpoint(checkpoint, arguments.small)
         for path in sorted((ROOT / "params").glob("*.yaml")):
             for checkpointing in (False, True):
-                # A process for each, so that no memory is left over from another.
-                command = [sys.executable, __file__, "--out", str(one), "--steps", str(arguments.steps)]
+                # A process for each case, so that peak memory does not include that of other cases.
+                command = [sys.executable, __file__, "--out", str(figures_path), "--steps", str(arguments.steps)]
                 subprocess.run([*command, "--one", str(path), str(checkpoint), str(checkpointing)], check=True)
-                results.append(json.loads(one.read_text()))
+                results.append(json.loads(figures_path.read_text()))
                 print(results[-1], flush=True)
-    arguments.out.write_text(json.dumps({**machine(), "results": results}, indent=2) + "\n")
+    arguments.out.write_text(json.dumps({**describe_machine(), "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

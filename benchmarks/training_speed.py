@@ -3,9 +3,9 @@
 ``python -m benchmarks.training_speed --out benchmarks/results/training.json [CASE …]`` on a machine with an NVIDIA GPU
 and 14 GB of free disk; ``--small`` runs a toy model on any machine, without the cases that need a GPU if there is none.
 Each case is a process that loads the base from disk and trains through :func:`models.training.fit`. Its time is the
-median step after the first ones, measured with events on the device; a recompilation after these is an error. Tokens are
-those of samples, without padding. Memory is PyTorch's ``max_memory_allocated`` over loading and training, or the resident
-memory of the process without a GPU.
+median step after the first ones, measured with events on the device; a recompilation after these is an error. Tokens
+are those of samples, without padding. Memory is PyTorch's ``max_memory_allocated`` over loading and training, or the
+resident memory of the process without a GPU.
 
 The cases named ``usual_loop`` are the reference: a plain training loop, as in published scripts for this model. It
 materializes attention scores and the float32 logits of all tokens, pads rows to one length, and uses float16 autocast

@@ -2,7 +2,7 @@ import os
 import shutil
 from pathlib import Path
 
-# Before torch. Figures are recorded, and bytes repeat, on the CPU; a GPU is for the tests that need one.
+# Set before torch is imported: recorded results and equal bytes need the CPU; only some tests use a GPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("TUNELINE_TEST_GPU", "")
 
 import pytest
@@ -15,12 +15,12 @@ from models.chatglm import ChatGLMForConditionalGeneration
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory) -> Path:
-    """A whole checkpoint in the official layout: a trained vocabulary, random weights."""
+    """A complete checkpoint in the official layout, with a trained vocabulary and random weights."""
     folder = tmp_path_factory.mktemp("weights") / "base"
     tokenizer = tiny_base_model.train_tokenizer(TEXTS * 3, 4500, folder)
     torch.manual_seed(0)
     config = tiny_base_model.build_config(tokenizer, hidden_size=32, layers=2, heads=2)
-    config.initializer_range = 0.3  # so that attention weighs in: it is faint beside the scaled residuals
+    config.initializer_range = 0.3  # with the default, attention is negligible beside the scaled residuals
     model = ChatGLMForConditionalGeneration(config)
     model.save_pretrained(folder)
     base_model.write_record(base_verification.verify_base(folder, "tiny"), folder)
@@ -29,7 +29,7 @@ def base_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def base_copy(base_folder, tmp_path) -> Path:
-    """The same, to spoil."""
+    """A copy of the checkpoint for a test to modify."""
     return Path(shutil.copytree(base_folder, tmp_path / "base"))
 
 

@@ -19,7 +19,7 @@ class _PlaceholderConfig(ChatGLMConfig):
     """Registers the tokenizer by its class name, which published and saved checkpoints contain.
 
     If it was registered for ChatGLMConfig itself, AutoTokenizer would prefer the code in a checkpoint wherever a script
-    passes ``trust_remote_code=True``.
+    passes ``trust_remote_code``.
     """
 
     model_type = "chatglm-placeholder"

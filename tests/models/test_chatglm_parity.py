@@ -1,4 +1,4 @@
-"""What the published code computes on the same weights is the definition of correct."""
+"""Parity with recorded results of the published code on the same weights."""
 
 import json
 from pathlib import Path
@@ -16,12 +16,16 @@ VECTORS = ["lora_base", "prefix", "prefix_projection", "own"]
 
 
 class Recorded:
-    """One file of recorded figures and the model that they belong to."""
+    """A file of recorded results and the model that they belong to.
+
+    Attributes:
+        tensors: recorded inputs and results, by name.
+    """
 
     def __init__(self, path: Path):
-        self.figures = load_file(path)
+        self.tensors = load_file(path)
         self.settings = json.loads(path.with_suffix(".json").read_text())
-        weights = self._under("weights.")
+        weights = self._tensors_below("weights.")
         self.config = ChatGLMConfig(**self.settings)
         self.base = ChatGLMForConditionalGeneration(self.config)
         missing, unexpected = self.base.load_state_dict(weights, strict=False)
@@ -29,13 +33,13 @@ class Recorded:
         assert all("prefix_encoder" in name for name in unexpected)
         self.model = self.base
         if self.settings["pre_seq_len"]:
-            self.model = self._with_prefix(weights)
+            self.model = self._attach_prefix(weights)
         self.model.eval()
 
-    def _under(self, start: str) -> dict:
-        return {name.removeprefix(start): value for name, value in self.figures.items() if name.startswith(start)}
+    def _tensors_below(self, prefix: str) -> dict:
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
-    def _with_prefix(self, weights: dict):
+    def _attach_prefix(self, weights: dict):
         config = PrefixTuningConfig(
             task_type="CAUSAL_LM",
             num_virtual_tokens=self.settings["pre_seq_len"],
@@ -43,20 +47,23 @@ class Recorded:
         )
         model = get_peft_model(self.base, config)
         self.encoder = model.prompt_encoder["default"]
-        names = {name: self._of_peft(name) for name in weights if "prefix_encoder" in name}
-        self.encoder.load_state_dict({own: weights[name] for name, own in names.items()})
-        self.base.lm_head.requires_grad_(True)  # the published code leaves it trainable
+        names = {name: self._peft_name(name) for name in weights if "prefix_encoder" in name}
+        self.encoder.load_state_dict({peft_name: weights[name] for name, peft_name in names.items()})
+        self.base.lm_head.requires_grad_(True)  # the published code does not freeze it
         return model
 
     @staticmethod
-    def _of_peft(name: str) -> str:
+    def _peft_name(name: str) -> str:
         return name.removeprefix("transformer.prefix_encoder.").replace("trans.", "transform.")
 
     def gradients(self):
-        """Pairs of computed and recorded gradient, by name."""
-        for name, recorded in self._under("grads.").items():
-            owner, own = (self.encoder, self._of_peft(name)) if "prefix_encoder" in name else (self.base, name)
-            yield name, owner.get_parameter(own).grad, recorded
+        """Yield name, computed gradient and recorded gradient of every parameter."""
+        for name, recorded in self._tensors_below("grads.").items():
+            in_prefix = "prefix_encoder" in name
+            parameter = (
+                self.encoder.get_parameter(self._peft_name(name)) if in_prefix else self.base.get_parameter(name)
+            )
+            yield name, parameter.grad, recorded
 
     def generate(self, input_ids, attention_mask=None):
         generated = self.model.generate(
@@ -79,36 +86,35 @@ def recorded(request):
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_logits_loss_and_gradients(recorded, mode):
-    figures = recorded.figures
+    tensors = recorded.tensors
     getattr(recorded.model, mode)()
-    output = recorded.model(input_ids=figures["input_ids"], labels=figures["labels"])
-    assert (output.logits - figures["logits"]).abs().max() < 2e-5
-    assert abs(output.loss - figures["loss"]) < 1e-5
+    output = recorded.model(input_ids=tensors["input_ids"], labels=tensors["labels"])
+    assert (output.logits - tensors["logits"]).abs().max() < 2e-5
+    assert abs(output.loss - tensors["loss"]) < 1e-5
     output.loss.backward()
     for name, computed, expected in recorded.gradients():
         assert (computed - expected).norm() / expected.norm() < 1e-4, name
 
 
-def test_greedy_continuations_row_by_row(recorded):
-    for row, expected in zip(recorded.figures["input_ids"], recorded.figures["greedy"], strict=True):
+def test_greedy_answers_row_by_row(recorded):
+    for row, expected in zip(recorded.tensors["input_ids"], recorded.tensors["greedy"], strict=True):
         prompt = row[: row.tolist().index(recorded.config.bos_token_id) + 1][None]
         assert recorded.generate(prompt)[0].tolist() == expected.tolist()
 
 
-def test_greedy_continuations_of_one_batch(recorded):
-    """Left-padded, as recorded, or, where no such batch was recorded, padded here."""
-    rows = recorded.figures["input_ids"].tolist()
+def test_greedy_answers_of_a_left_padded_batch(recorded):
+    rows = recorded.tensors["input_ids"].tolist()
     prompts = [row[: row.index(recorded.config.bos_token_id) + 1] for row in rows]
     length = max(map(len, prompts))
     batch = torch.tensor([[3] * (length - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    if "leftpad.input_ids" in recorded.figures:
-        assert batch.tolist() == recorded.figures["leftpad.input_ids"].tolist()
-    assert recorded.generate(batch, mask).tolist() == recorded.figures["greedy"].tolist()
+    if "leftpad.input_ids" in recorded.tensors:
+        assert batch.tolist() == recorded.tensors["leftpad.input_ids"].tolist()
+    assert recorded.generate(batch, mask).tolist() == recorded.tensors["greedy"].tolist()
 
 
 def test_positions_and_mask(recorded):
-    figures = recorded.figures
-    positions = derive_position_ids(figures["input_ids"], recorded.config)
-    assert torch.equal(positions, figures["position_ids"])
-    assert torch.equal(prefix_lm_mask(positions[:, 1], 0, None), ~figures["masked_out"])
+    tensors = recorded.tensors
+    positions = derive_position_ids(tensors["input_ids"], recorded.config)
+    assert torch.equal(positions, tensors["position_ids"])
+    assert torch.equal(prefix_lm_mask(positions[:, 1], 0, None), ~tensors["masked_out"])

@@ -1,4 +1,4 @@
-"""What the GPU computes with compiled blocks, against the same without: loss and every gradient."""
+"""Loss and gradients of compiled blocks on the GPU, compared with those without compilation."""
 
 import pytest
 import torch
@@ -6,63 +6,66 @@ import torch
 from models import adapters
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from models.packing import PackingCollator
+from models.prompt import IGNORED_LABEL
 from models.training.compiling import compile_blocks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and TUNELINE_TEST_GPU=0")
 SIZES = {"num_layers": 3, "hidden_size": 128, "num_attention_heads": 2, "inner_hidden_size": 512, "vocab_size": 2048}
-SPECIAL = {"bos_token_id": 2044, "eos_token_id": 2045, "mask_token_id": 2046, "gmask_token_id": 2047}
-METHODS = {
+SPECIAL_IDS = {"bos_token_id": 2044, "eos_token_id": 2045, "mask_token_id": 2046, "gmask_token_id": 2047}
+ADAPTER_SETTINGS = {
     "full": {},
     "lora": {"rank": 4, "alpha": 8, "target_modules": ["query_key_value", "dense_4h_to_h"]},
     "ptuning_v2": {"prefix_tokens": 5},
 }
 
 
-def small() -> ChatGLMForConditionalGeneration:
+def make_model() -> ChatGLMForConditionalGeneration:
     torch.manual_seed(0)
-    config = ChatGLMConfig(**SIZES, **SPECIAL)
-    config.initializer_range = 0.2  # so that attention weighs in: it is faint beside the scaled residuals
+    config = ChatGLMConfig(**SIZES, **SPECIAL_IDS)
+    config.initializer_range = 0.2  # with the default, attention is negligible beside the scaled residuals
     return ChatGLMForConditionalGeneration(config).cuda()
 
 
-def rows(length: int) -> list[list[dict]]:
-    """Two packed rows, one filled to its end and one not, of samples that span several blocks and less than one."""
-    draw = torch.Generator().manual_seed(1)
+def make_rows(length: int) -> list[list[dict]]:
+    """Return a full packed row and one with padding, of samples longer and shorter than a block of attention."""
+    generator = torch.Generator().manual_seed(1)
 
-    def one(context: int, answer: int) -> dict:
-        ids = torch.randint(20, 2000, (context + answer,), generator=draw).tolist()
+    def make_sample(context: int, answer: int) -> dict:
+        ids = torch.randint(20, 2000, (context + answer,), generator=generator).tolist()
         ids[context - 2 : context] = [2047, 2044]
-        return {"input_ids": ids, "labels": [-100] * context + ids[context:]}
+        return {"input_ids": ids, "labels": [IGNORED_LABEL] * context + ids[context:]}
 
-    whole = [one(300, 150), one(20, 9), one(40, 70)]
-    used = sum(len(each["input_ids"]) for each in whole)
-    return [[*whole, one(30, length - used - 30)], [one(9, 200), one(290, 60)]]
+    full_row = [make_sample(300, 150), make_sample(20, 9), make_sample(40, 70)]
+    num_tokens = sum(len(sample["input_ids"]) for sample in full_row)
+    full_row.append(make_sample(30, length - num_tokens - 30))
+    return [full_row, [make_sample(9, 200), make_sample(290, 60)]]
 
 
 def loss_and_gradients(method: str, length: int, compiled: bool) -> tuple[float, dict[str, torch.Tensor]]:
-    model = small()
+    model = make_model()
     torch.manual_seed(2)
-    tuned = adapters.attach(model, method, **METHODS[method])
+    adapted = adapters.attach_adapter(model, method, **ADAPTER_SETTINGS[method])
     with torch.no_grad():
-        for each in tuned.parameters():
-            if each.requires_grad and method != "full":
-                each.normal_(std=0.1)  # LoRA begins with zeros
+        for parameter in adapted.parameters():
+            if parameter.requires_grad and method != "full":
+                parameter.normal_(std=0.1)  # LoRA starts with zeros
     if compiled:
-        compile_blocks(tuned)
-    tuned.train()
-    batch = PackingCollator(length, model.config)(rows(length))
-    loss = tuned(**{name: value.cuda() for name, value in batch.items()}).loss
+        compile_blocks(adapted)
+    adapted.train()
+    batch = PackingCollator(length, model.config)(make_rows(length))
+    loss = adapted(**{name: values.cuda() for name, values in batch.items()}).loss
     loss.backward()
-    return float(loss), {name: each.grad for name, each in tuned.named_parameters() if each.grad is not None}
+    gradients = {name: parameter.grad for name, parameter in adapted.named_parameters() if parameter.grad is not None}
+    return float(loss), gradients
 
 
-@pytest.mark.parametrize("length", [896, 950], ids=["whole blocks", "a block in part"])
-@pytest.mark.parametrize("method", METHODS)
-def test_compiled_blocks_give_the_same_loss_and_gradients(method, length):
+@pytest.mark.parametrize("length", [896, 950], ids=["whole blocks", "partial block"])
+@pytest.mark.parametrize("method", ADAPTER_SETTINGS)
+def test_compiled_blocks_have_the_same_loss_and_gradients(method, length):
     torch._dynamo.reset()
-    loss, expected = loss_and_gradients(method, length, compiled=False)
-    found_loss, found = loss_and_gradients(method, length, compiled=True)
-    assert found_loss == pytest.approx(loss, rel=1e-4)
-    assert found.keys() == expected.keys()
+    expected_loss, expected = loss_and_gradients(method, length, compiled=False)
+    loss, gradients = loss_and_gradients(method, length, compiled=True)
+    assert loss == pytest.approx(expected_loss, rel=1e-4)
+    assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() <= 5e-3 * gradient.norm() + 1e-6, name
+        assert (gradients[name] - gradient).norm() <= 5e-3 * gradient.norm() + 1e-6, name

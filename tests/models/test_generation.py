@@ -16,17 +16,17 @@ CONVERSATIONS = [
 ]
 
 
-def answers(model, tokenizer, batch_size):
-    found = dict(generate_answers(model, tokenizer, CONVERSATIONS, max_new_tokens=8, batch_size=batch_size))
-    return [found[index].text for index in range(len(CONVERSATIONS))]
+def answer_texts(model, tokenizer, batch_size) -> list[str]:
+    answers = dict(generate_answers(model, tokenizer, CONVERSATIONS, max_new_tokens=8, batch_size=batch_size))
+    return [answers[index].text for index in range(len(CONVERSATIONS))]
 
 
-def test_batches_of_any_size_answer_the_same(model, tokenizer):
-    alone = answers(model, tokenizer, 1)
-    assert alone == answers(model, tokenizer, 2) == answers(model, tokenizer, 3)
+def test_answers_do_not_depend_on_the_batch_size(model, tokenizer):
+    single = answer_texts(model, tokenizer, 1)
+    assert single == answer_texts(model, tokenizer, 2) == answer_texts(model, tokenizer, 3)
 
 
-def test_the_answer_ends_at_eop(model, tokenizer):
+def test_answer_ends_at_the_end_token(model, tokenizer):
     prompt = torch.tensor([encode_prompt(tokenizer, CONVERSATIONS[0])])
     third = model.generate(prompt, max_new_tokens=3, eos_token_id=None)[0, -1].item()
     model.config.eos_token_id = third
@@ -34,19 +34,28 @@ def test_the_answer_ends_at_eop(model, tokenizer):
     assert answer.tokens == 2
 
 
-@pytest.mark.parametrize("generation", [greedy_config, sampling_config])
-@pytest.mark.parametrize("decoder", [None, Decoder()])
-def test_the_pieces_of_a_stream_make_its_answer(model, tokenizer, generation, decoder):
+def test_full_length_ignores_the_end_token(model, tokenizer):
+    prompt = torch.tensor([encode_prompt(tokenizer, CONVERSATIONS[0])])
+    model.config.eos_token_id = model.generate(prompt, max_new_tokens=1, eos_token_id=None)[0, -1].item()
+    ((_, answer),) = generate_answers(
+        model, tokenizer, CONVERSATIONS[:1], max_new_tokens=8, batch_size=1, force_full_length=True
+    )
+    assert answer.tokens == 8
+
+
+@pytest.mark.parametrize("build_config", [greedy_config, sampling_config])
+@pytest.mark.parametrize("decoder", [None, Decoder()], ids=["generate", "decoder"])
+def test_pieces_of_a_stream_add_up_to_its_answer(model, tokenizer, build_config, decoder):
     torch.manual_seed(0)
-    for messages in CONVERSATIONS * 5:  # of sampling_config ones, some hold ids that are no piece
-        stream = AnswerStream(model, tokenizer, messages, generation(model, 24), decoder)
+    for messages in CONVERSATIONS * 5:  # some sampled answers contain ids without a piece
+        stream = AnswerStream(model, tokenizer, messages, build_config(model, 24), decoder)
         text = "".join(stream)
         assert text == stream.answer.text
         assert text == restore_chinese_punctuation(text)
         assert stream.answer.seconds > 0
 
 
-def test_a_stream_hands_its_error_on(model, tokenizer):
+def test_a_stream_raises_the_error_of_its_thread(model, tokenizer):
     def fail(*args, **kwargs):
         raise RuntimeError("out of memory")
 
@@ -56,15 +65,15 @@ def test_a_stream_hands_its_error_on(model, tokenizer):
 
 
 @pytest.mark.parametrize("decoder", [None, Decoder()], ids=["generate", "decoder"])
-def test_an_answer_that_nobody_reads_on_is_stopped(model, tokenizer, decoder):
+def test_closing_a_stream_stops_generation(model, tokenizer, decoder):
     steps = []
     model.register_forward_hook(lambda *_: steps.append(1) or time.sleep(0.01))
     config = greedy_config(model, 400)
-    config.eos_token_id = None  # which would end it by itself
+    config.eos_token_id = None  # would end the answer earlier
     pieces = iter(AnswerStream(model, tokenizer, CONVERSATIONS[0], config, decoder))
     next(pieces)
     pieces.close()
-    done = len(steps)
-    assert done < 300
+    num_steps = len(steps)
+    assert num_steps < 300
     time.sleep(0.1)
-    assert len(steps) == done
+    assert len(steps) == num_steps
