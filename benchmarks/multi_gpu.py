@@ -1,13 +1,13 @@
 """Speed and fault tolerance of training on several GPUs, at ChatGLM-6B's size, with random weights.
 
 ``python -m benchmarks.multi_gpu --out benchmarks/results/devices.json [PART …]`` on a machine with several NVIDIA GPUs,
-14 GB of free disk (100 for ``resumed``) and 64 GiB of memory; ``--small`` runs a toy model, on CPU processes if there is
-no GPU. Runs are started as stage train starts its ranks, by :func:`models.launch.launch`. The parts:
+14 GB of free disk (100 for ``resumed``) and 64 GiB of memory; ``--small`` runs a toy model, on CPU processes without a
+GPU. Runs are started as stage train starts its ranks, by :func:`models.launch.launch`. The parts:
 
 ``speed_lora``, ``speed_ptuning_v2``
-    DDP on 1, 2, 4, … devices. An update takes 8 packed rows of 8,448 tokens, one per device and step, so that the update
-    and the batch of a device are the same for every number of devices. Then the same with one row per device and
-    update, where gradients are all-reduced in every step.
+    DDP on 1, 2, 4, … devices. An update takes 8 packed rows of 8,448 tokens, one per device and step, so that the
+    update and the batch of a device are the same for every number of devices. Then the same with one row per device
+    and update, where gradients are all-reduced in every step.
 ``curve``
     Training losses on 1 device and on several, over the same updates; and on 1 device with two rows per step, which
     changes the order of summation, as a scale for the difference.
@@ -286,10 +286,9 @@ def killed(bench: Bench) -> Iterator[tuple[str, dict]]:
     time.sleep(0.5)  # into the steps after the checkpoint
     started = time.monotonic()
     os.kill(pid, signal.SIGKILL)
-    yield (
-        "killed",
-        {"devices": count, **exit_figures(process), "seconds_to_the_end": round(time.monotonic() - started, 2)},
-    )
+    figures = exit_figures(process)
+    seconds = round(time.monotonic() - started, 2)
+    yield "killed", {"devices": count, **figures, "seconds_to_the_end": seconds}
     yield from resume(bench, run, folder, undisturbed, (count, max(count // 2, 1)))
 
 
@@ -377,11 +376,15 @@ def table(results: dict, language: str) -> str:
     """Return the speeds as a Markdown table."""
     lines = [HEADERS[language], "|---|---|---|---|---|---|"]
     for case in (case for method in ADAPTERS for case in results[f"speed_{method}"]["found"].values()):
-        speed, peak = f"{case['tokens_per_second']:,}", f"{case['peak_memory_gib']:.1f} GiB"
-        efficiency = f"{case['efficiency']:.1%}" if case["devices"] > 1 else "–"
-        lines.append(
-            f"| `{case['method']}` | {case['rows_of_an_update']} | {case['devices']} | {speed} | {efficiency} | {peak} |"
+        cells = (
+            f"`{case['method']}`",
+            case["rows_of_an_update"],
+            case["devices"],
+            f"{case['tokens_per_second']:,}",
+            f"{case['efficiency']:.1%}" if case["devices"] > 1 else "–",
+            f"{case['peak_memory_gib']:.1f} GiB",
         )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -397,7 +400,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--commit", help="of the code, where git does not know it")
+    parser.add_argument("--commit", help="commit of the code, outside a git repository")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
