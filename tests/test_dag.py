@@ -114,7 +114,7 @@ def test_parameter_dependencies_are_the_sections_that_the_code_reads(name):
     folders = [ROOT.joinpath(*module.split(".")) for module in modules_of_stage(name)]
     files = [file for folder in folders for file in (folder.rglob("*.py") if folder.is_dir() else [f"{folder}.py"])]
     code = "\n".join(Path(file).read_text(encoding="utf-8") for file in files)
-    read = set(re.findall(rf"(?:params|knobs|settings|load\(\))\.({SECTIONS})_?\b(?!\()", code))
+    read = set(re.findall(rf"(?:params|load\(\))\.({SECTIONS})_?\b(?!\()", code))
     assert read
     assert read <= declared
 
