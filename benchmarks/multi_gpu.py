@@ -31,135 +31,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import psutil
 import torch
-import torch.distributed as dist
 
-from benchmarks.random_checkpoint import SMALL, describe_machine, make_checkpoint, read_checkpoint
-from benchmarks.training_speed import ADAPTERS, ROW, StepTimes, make_rows
-from models import adapters, memory_estimate, model_loading, training
+from benchmarks.multi_gpu_run import ROWS_PER_UPDATE, Run
+from benchmarks.random_checkpoint import SMALL, describe_machine, make_checkpoint
+from benchmarks.training_speed import ADAPTERS
+from models import memory_estimate
 from models.chatglm import ChatGLMConfig
 from models.command_line import entry_point
 from models.errors import UserError
-from models.launch import launch
 from models.storage import read_json, write_json
-from models.training import devices
 
-ALL_LINEAR = {"rank": 16, "alpha": 32, "target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]}
-ROWS_PER_UPDATE = 8
 FOUR_LAYERS = {"num_layers": 4, "vocab_size": 16_384}
 FOUR_LAYERS |= {f"{name}_token_id": 16_380 + number for number, name in enumerate(("bos", "eos", "mask", "gmask"))}
-WARM_UP, STEPS = 2, 6
-ANSWER_TOKENS, CURVE_STEPS = 64, 24
-QUARTER_ROW = 2176  # tokens: about a quarter of ROW, in whole blocks of attention
+CURVE_STEPS = 24
+QUARTER_ROW = 2176  # tokens: about a quarter of the usual row, in whole blocks of attention
 BY_STEP = ("losses", "gradient_norms")  # not printed
 TARGETS = {2: 0.92, 8: 0.88}  # required efficiency by number of devices
-
-
-@dataclass(frozen=True)
-class Run:
-    """A training on several devices.
-
-    Attributes:
-        rows: packed rows per update, on all devices.
-        at_once: rows per step and device.
-        row: tokens per packed row.
-        sample: tokens per sample.
-        steps: optimizer steps.
-        timed: measure the steps after the first two; otherwise return losses.
-        learnable: samples follow a rule, so that the loss can fall.
-        checkpoints: folder for checkpoints, of which ``saved`` are written.
-    """
-
-    method: str
-    devices: int
-    rows: int = ROWS_PER_UPDATE
-    at_once: int = 1
-    row: int = ROW
-    sample: int = 528
-    steps: int = WARM_UP + STEPS
-    timed: bool = True
-    learnable: bool = False
-    checkpointing: bool = False
-    sharded: bool = False
-    learning_rate: float = 1e-4
-    checkpoints: str | None = None
-    saved: int = 4
-
-    @property
-    def tokens(self) -> int:
-        """Tokens per update, without padding."""
-        return self.rows * (self.row // self.sample) * self.sample
-
-
-# In each rank --------------------------------------------------------------------------------------
-
-
-def train(checkpoint: Path, run: Run) -> dict:
-    """Return the figures of one rank; the losses are those of all ranks."""
-    process_started = psutil.Process().create_time()
-    devices.set_device()
-    full = run.method == "full"
-    model = model_loading.load_model(read_checkpoint(checkpoint), "float32" if full else "bfloat16")
-    torch.manual_seed(0)
-    settings = ALL_LINEAR if run.learnable and not full else ADAPTERS.get(run.method, {})
-    adapted = adapters.attach_adapter(model, run.method, **settings)
-    load_seconds, times = time.time() - process_started, StepTimes(WARM_UP)
-    records = []
-    training.fit(
-        adapted,
-        make_samples(model.config, run),
-        [],
-        make_config(run),
-        on_record=records.append,
-        callbacks=[times] if run.timed else [],
-        checkpoint_folder=run.checkpoints and Path(run.checkpoints),
-    )
-    figures = {"seconds_to_load": round(load_seconds, 1), "peak_memory_gib": round(training.peak_memory_gib(), 2)}
-    if run.timed:
-        seconds = times.median_seconds()
-        figures |= {"step_seconds": round(seconds, 4), "tokens_per_second": round(run.tokens / seconds)}
-    else:
-        for name, key in (("losses", "loss"), ("gradient_norms", "gradient_norm")):
-            figures[name] = {record["step"]: record.get(key) for record in records}
-    return figures
-
-
-def make_config(run: Run) -> training.TrainConfig:
-    return training.TrainConfig(
-        batch_size=run.at_once,
-        gradient_accumulation=run.rows // (run.at_once * run.devices),
-        pack_tokens=run.row,
-        max_steps=run.steps,
-        learning_rate=run.learning_rate,
-        gradient_checkpointing=run.checkpointing,
-        autocast="bfloat16" if run.method == "full" else "float32",
-        sharded=run.sharded,
-        evaluations=run.saved,
-        logs=2 if run.timed else run.steps,
-    )
-
-
-def make_samples(config, run: Run) -> list[dict]:
-    samples = make_rows(config, run.sample, run.rows * run.steps * (run.row // run.sample))
-    for sample in samples if run.learnable else ():
-        ids, first = sample["input_ids"], sample["input_ids"][0]
-        for index in range(run.sample // 2, run.sample - 1):  # the answer counts up from the first token, cyclically
-            ids[index] = sample["labels"][index] = 1000 + (first + index) % ANSWER_TOKENS
-    return samples
-
-
-def with_largest_memory(figures: dict) -> dict:
-    """Return the figures of this rank with the largest peak memory of all ranks."""
-    if devices.world_size() > 1:
-        peaks = [None] * devices.world_size()
-        dist.all_gather_object(peaks, figures["peak_memory_gib"])
-        figures["peak_memory_gib"] = max(peaks)
-    return figures
 
 
 # Starting runs -------------------------------------------------------------------------------------
@@ -200,7 +93,7 @@ class Bench:
         if device is not None and torch.cuda.is_available():
             variables = {"CUDA_VISIBLE_DEVICES": str(device)}
         return subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.multi_gpu", *arguments],
+            [sys.executable, "-m", "benchmarks.multi_gpu_run", *arguments],
             env=os.environ | variables,
             stderr=subprocess.PIPE,
             text=True,
@@ -401,12 +294,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--commit", help="commit of the code, outside a git repository")
-    parser.add_argument("--run", help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.run:
-        run_rank(Run(**json.loads(arguments.run)), arguments)
-        return
     machine = describe_machine(arguments.commit) | {"devices": device_counts()[-1]}
     results, failures = read_json(arguments.out) if arguments.out.exists() else {}, []
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
@@ -424,16 +312,6 @@ def main() -> None:
                 print(failures[-1], file=sys.stderr, flush=True)
     if failures:
         raise UserError("Failed: " + "; ".join(failure.splitlines()[0] for failure in failures))
-
-
-def run_rank(run: Run, arguments: argparse.Namespace) -> None:
-    """Launch the ranks of a run; in a rank, train and write the figures."""
-    if "RANK" not in os.environ:
-        launch("benchmarks.multi_gpu", sys.argv[1:], run.devices)
-        return
-    figures = with_largest_memory(train(arguments.checkpoint, run))
-    if devices.rank() == 0:
-        write_json(arguments.out, figures)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,8 @@ def _split(mixed, query, key, value, cos, sin, length, heads: tl.constexpr, tile
     head = tl.arange(0, tile)[:, None]
     pair = tl.arange(0, 2 * quarter)[None, :]
     is_head = head < heads
-    low = (
-        pair // quarter * 2 * quarter + pair % quarter
-    )  # in each half of a head, the first quarter pairs with the second
+    # In each half of a head, channels of the first quarter form pairs with those of the second.
+    low = pair // quarter * 2 * quarter + pair % quarter
     width: tl.constexpr = 4 * quarter
     pair_cos = tl.load(cos + token * 2 * quarter + pair).to(tl.float32)
     pair_sin = tl.load(sin + token * 2 * quarter + pair).to(tl.float32)

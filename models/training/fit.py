@@ -110,6 +110,7 @@ def fit(
             statistics,
             callbacks=[  # in the order in which they run
                 DefaultFlowCallback(),  # decides in each step whether to log, evaluate and save
+                # A checkpoint must be complete before BestWeights removes files that no complete checkpoint needs.
                 *([stop, CheckpointCompletion(states, history), EpochRestorer(data.order)] if save else []),
                 guard,  # before the history, so that a diverged loss is not recorded
                 *([] if arguments.disable_tqdm else [ProgressBar()]),
