@@ -1,7 +1,7 @@
 """Copies, near-duplicates and conflicting answers among all rows.
 
-Near-duplicates are found by MinHash with a search of our own. datasketch's ``MinHashLSH`` keeps all signatures in
-Python dictionaries and returns every row of a bucket: thousands of rows made from one template give millions of pairs.
+Near-duplicates are found by MinHash with a search of our own. datasketch's ``MinHashLSH`` keeps all bands in Python
+dictionaries and returns every row of a bucket: thousands of rows made from one template give millions of pairs.
 The search below sorts arrays of bands and bounds the pairs per row. Its pairs among the first rows do not depend on the
 rows after them, so that the split of old rows stays the same when rows are appended.
 """
