@@ -95,7 +95,7 @@ def test_token_perfect_answers_have_perfect_scores(model, tokenizer, tmp_path, m
     def answer_with_reference(model, tokenizer, conversations, *_):
         for index, messages in enumerate(conversations):
             ids = [*encode_text(tokenizer, references[messages[-1].content]), tokenizer.eop_token_id]
-            yield index, generation._answer(model, tokenizer, ids, 0.1)
+            yield index, generation.build_answer(model, tokenizer, ids, 0.1)
 
     monkeypatch.setattr(answer_cache, "generate_answers", answer_with_reference)
     eval_set = EvalSet(samples, samples[:2], read_probes(write_rows(tmp_path / "probes.jsonl", probes)))
