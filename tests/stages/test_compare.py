@@ -219,7 +219,7 @@ def test_models_scored_by_different_metrics_versions_are_not_compared(evaluated,
         assert load(evaluated)
         return
     for common_rows_only in (False, True):
-        with pytest.raises(UserError, match="base by version 1, lora by version 2"):
+        with pytest.raises(UserError, match="base has version 1, lora has version 2"):
             load(evaluated, common_rows_only)
 
 
