@@ -143,7 +143,7 @@ def identity_shares(identities: Sequence[str]) -> dict | None:
 # Name, path in the metrics file, decimals. Names are short, and there are eight of them: `dvc metrics show` makes one
 # column of each, and is 120 characters wide with the demo's files. A header takes two characters more than its name.
 DVC_METRICS = (
-    ("loss", ("eval", "loss"), 4),  # nats per token
+    ("loss", ("eval", "loss"), 6),  # nats per token, as exact as the loss of a row: experiments are ranked by it
     ("rouge-l", ("eval", "rouge-l"), 2),  # 0 to 100
     ("exact", ("eval", "exact_match"), 4),  # share of evaluation rows
     ("probes", ("probes", "rates", "all", "rate"), 4),  # share of probes that passed

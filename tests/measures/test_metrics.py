@@ -86,7 +86,7 @@ def test_dvc_metrics_omit_missing_values_and_are_rounded():
         "probes": {"rates": {"all": None}},
         "training": {"tokens_per_second": 1234.5, "peak_memory_gib": None},
     }
-    assert select_dvc_metrics(metrics) == {"loss": 1.5432, "rouge-l": 45.68, "tok/s": 1234}
+    assert select_dvc_metrics(metrics) == {"loss": 1.54321, "rouge-l": 45.68, "tok/s": 1234}
 
 
 def test_pass_rate_has_wilsons_interval():
