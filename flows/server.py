@@ -238,10 +238,10 @@ def main() -> None:
 
 def print_instructions(address: str, folder: Path, *, has_generated_login: bool) -> None:
     """Print the address, and the shell commands that set up a client of this server."""
-    print(
-        translate("{address} · logs in {folder} · Ctrl-C stops all programs", address=address, folder=folder),
-        flush=True,
+    message = translate(
+        "Starting {address}, with logs in {folder}. Ctrl-C stops all programs.", address=address, folder=folder
     )
+    print(message, flush=True)
     print(f"export PREFECT_API_URL={address}/api", flush=True)
     if has_generated_login:
         path = shlex.quote(str(folder / "login"))
