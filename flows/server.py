@@ -212,9 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run server, keeper and agents on this machine.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"port to listen on (default: {DEFAULT_PORT})")
-    parser.add_argument(
-        "--gpus", action="append", help="GPUs of one agent, such as 0,1 (default: one agent per GPU)"
-    )
+    parser.add_argument("--gpus", action="append", help="GPUs of one agent, such as 0,1 (default: one agent per GPU)")
     arguments = parser.parse_args()
     gpu_sets = choose_gpu_sets(arguments.gpus)
     require_login_if_public(arguments.host)
