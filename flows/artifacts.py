@@ -28,7 +28,7 @@ from pipelines.retraining import BRANCH, Outcome
 from texts import terminal_language, translatable, translate
 
 CHECKS = Path("reports/data_checks.json")
-PREDICTIONS, TRAINING = Path("data/predictions"), Path("reports/training")
+METRICS, TRAINING = Path("reports/metrics"), Path("reports/training")
 VERDICTS = {"passed": translatable("The data passed."), "blocked": translatable("The data are blocked.")}
 METRIC_LABELS = {  # by name in reports/metrics
     "loss": translatable("Evaluation loss"),
@@ -80,21 +80,13 @@ def show_comparison(folder: Path, names: list[str]) -> None:
         folder: of the repository.
         names: of the models.
     """
-    metrics = {name: read_json(folder / PREDICTIONS / name / "figures.json") for name in names}
+    metrics = {name: read_json(folder / METRICS / f"{name}.json") for name in names}
     rows = [
         {translate("Metric"): translate(label)}
         | {name: _format_number(values.get(key)) for name, values in metrics.items()}
         for key, label in METRIC_LABELS.items()
     ]
     create_table_artifact(rows, key="comparison", description=translate("Base model and adapters"))
-
-
-def _value_at(metrics: dict, path: tuple[str, ...]) -> float | None:
-    """Return a metric, or None if it or a part of its path is missing or null."""
-    value = metrics
-    for key in path:
-        value = (value or {}).get(key)
-    return value
 
 
 def show_outcome(outcome: Outcome, address: str) -> None:
