@@ -15,7 +15,7 @@ def test_option_onto_16_bits_is_passed_on(monkeypatch, capsys, tmp_path, has_opt
         "sys.argv", ["export", "champion", "--merged", str(tmp_path / "out"), *["--onto-16-bits"] * has_option]
     )
     monkeypatch.setattr(base_model, "read_record", lambda folder: "the base")
-    monkeypatch.setattr(adapter_conversion, "save_merged", lambda *arguments: merged.append(arguments))
+    monkeypatch.setattr(adapter_conversion, "export_merged_model", lambda *arguments: merged.append(arguments))
     export.main()
     assert merged == [(Path("models/champion"), "the base", tmp_path / "out", has_option)]
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
