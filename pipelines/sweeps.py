@@ -102,7 +102,8 @@ def _run_dvc_experiment(clone: Clone, name: str, adapter: str, point: Point) -> 
     ]
     options = ("--name", name, *changes, "--single-item", *clone.pull_option)
     with clone.requiring_remote():
-        dvc.run_with_stage_error("exp", "run", *options, *model_stages(adapter), folder=clone.folder)
+        # Stage params first: train and evaluate depend on its output, and would not see the changes of params.yaml.
+        dvc.run_with_stage_error("exp", "run", *options, "params", *model_stages(adapter), folder=clone.folder)
 
 
 def push_experiment(clone: Clone, run: str, adapter: str, point: Point) -> None:
