@@ -80,6 +80,7 @@ def test_sweep_tries_every_set_and_retrains_with_the_best(site):
             process.kill()
     assert site.final_state(run) == "Completed"
     diverged = [child for child in site.children(run) if "learning_rate" in child["name"]]
+    assert diverged
     assert all("Training diverged" in child["state"]["message"] for child in diverged)
     tries = sorted(
         (child for child in site.children(run) if child["name"].startswith("try lora-rank")),
