@@ -181,10 +181,11 @@ def chosen_experiment(clone: Clone) -> str | None:
 
 
 def apply_experiment(clone: Clone, name: str) -> None:
-    """Restore params.yaml of an experiment; DVC then finds its results in the run cache.
+    """Restore params.yaml of an experiment and resolve it; DVC then finds its results in the run cache.
 
     ``dvc exp apply`` would fail if other models than this adapter have not been trained yet.
     """
     clone.git("config", CHOSEN, name)
     ref = clone.git("for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}")
     clone.git("restore", "--source", ref, "--worktree", "--", "params.yaml")
+    clone.repro("--single-item", "params")  # the stages of the adapter depend on its output
