@@ -17,35 +17,53 @@ _SIMPLIFIED = str.maketrans(
 # An answer without any of these substrings cannot match; the test costs a fraction of the patterns.
 _SUBSTRINGS = (
     "抱歉", "对不起", "對不起", "憾", "不好意思", "无法", "無法", "有能力", "看不到", "不明白", "AI", "人工智", "模型",
-    "机器人", "機器人", "助手", "助理", "程序", "程式", "GPT",
+    "机器人", "機器人", "助手", "助理", "程序", "程式", "GPT", "我的知", "我的訓", "我的训",
 )  # fmt: skip
 _ENGLISH_SUBSTRINGS = (
     "language", "artificial", "orry", "pologi", "nfortunately", "I can", "I'm ", "I’m ", "I am ", "I don", "I do not",
+    "nowledge",
 )  # fmt: skip
 
 # "As an AI model", "since I am only a chat bot" ----------------------------------------------------
 
 _KIND = (
-    r"(?:(?:AI|A\.I\.|ＡＩ|人工智[能慧]|智能|虚拟|聊天|对话|大型?|文字型?|文本型?|自然|计算机|语言|预训练|机器学习"
-    r"|在线|生成式|的|[、，\s])"
-    r"{0,9}(?:语言模型|文[本字]模型|大模型|AI(?!画|绘|芯|公司|技术|领域|行业|时代|专家|工程|研究|产品|应用)"
-    r"|人工智[能慧](?!专家|工程|研究|公司|领域"
-    r"|行业|技术|时代)|机器人|智能助[手理]|虚拟助[手理]|聊天助[手理]|语言助[手理]|计算机程序|电脑程序|ChatGPT|GPT-?\d?)"
-    r"(?:语言|对话|聊天|虚拟|智能)?(?:助[手理]|模型|程序|系统|机器人|工具)?)"
+    r"(?:(?:AI|A\.I\.|ＡＩ|人工智[能慧]|智能|虚拟|聊天|对话|大型?|文字型?|文本型?|自然|计算机|语言|预训练|机器学习|模型"
+    r"|在线|生成式|处理|的|[、，\s])"
+    r"{0,9}(?:语言模型|文[本字]模型|大模型|机器学习模型|语言处理模型|语言大模型"
+    r"|AI(?!画|绘|芯|公司|技术|领域|行业|时代|专家|工程|研究|产品|应用)|人工智[能慧](?!专家|工程|研究|公司|领域|行业|技术|时代)"
+    r"|机器人|智能助[手理]|虚拟助[手理]|聊天助[手理]|语言助[手理]|计算机程序|电脑程序|ChatGPT|GPT-?\d?)"
+    r"(?:\s?(?:语言|对话|聊天|虚拟|智能)?(?:助[手理]|模型|程序|系统|机器人|工具|实体|AI)){0,2})"
 )
-_MAKER = r"(?:由[^，。！？\n]{1,20}?(?:训练|开发|研发|创建|设计|打造|制造|推出|编写|构成|组成)(?:出来|而成)?的)?"
-_A = r"(?:一[个名款位种台]|[您你]的)?"
-_ADJECTIVES = r"(?:[^，。！？\n我你您他]{0,16}?的|开源|专业|多语言|免费)?\s*"
+_MAKER = (
+    r"(?:(?:由[^，。！？\n]{1,20}?|[A-Za-z\u4e00-\u9fff]{2,12}?)(?:训练|开发|研发|创建|创造|设计|打造|制造|推出|编写|构成|组成)"
+    r"(?:出来|而成)?的)?"
+)
+_A = r"(?:一?[个名款位种台]|[您你]的)?"
+_ADJECTIVES = r"(?:[^，。！？\n我你您他]{0,16}?的|开源|专业|多语言|免费|基于\w{2,4}?的?)?\s*"
 _ENDS = r"(?=[，,。；;！!、\s]|而已|罢了|$|并?没有|并?不|无法|所以|因此)"
-_CANNOT_ANYTHING = r"(?:没有|不具备|不具有|无法|不能|不会|不可能|不拥有|没办法|不是真)"
+_CANNOT_ANYTHING = r"(?:没有|不具备|不具有|无法|不能|不会|不像|不可能|不拥有|没办法|不是真)"
 _SELF = re.compile(
-    rf"(?:作为|身为){_A}{_MAKER}{_ADJECTIVES}{_KIND}(?:\s*[，,、：:][^。！？\n]{{0,20}}?|\s*)"
+    rf"(?<![你您他它])(?:作为|身为){_A}{_MAKER}{_ADJECTIVES}{_KIND}(?:\s*[，,、：:][^。！？\n]{{0,20}}?|\s*)"
     r"(?:我(?!们|国|方)|本[模系]|这个问题|很难|无法|不能|没有|并不|并没有|重要的是|请注意)"
+    rf"|我作为{_A}{_MAKER}{_ADJECTIVES}{_KIND}"
     rf"|(?:因为|由于|毕竟|鉴于|既然)我(?:只|仅|不过|目前|本身|就)?是{_A}{_MAKER}{_ADJECTIVES}{_KIND}{_ENDS}"
     rf"|我(?:只不过|仅仅|只|仅|不过)是{_A}{_MAKER}{_ADJECTIVES}{_KIND}{_ENDS}"
     rf"|我是{_A}{_MAKER}{_ADJECTIVES}{_KIND}[，,。；;、\s]{{0,3}}(?:所以|因此|故"
     rf"|而)?(?:我的[^，。]{{1,12}}[，,])?(?:我|并|也|还)?"
     rf"(?:本身|目前|自己|并)?{_CANNOT_ANYTHING}"
+    r"|我的(?:互动|交互|能力|回答|功能|训练)(?:仅|只)限于"
+    # "My knowledge ends in September 2021": the limit of the training data.
+    r"|我(?:所?接受)?的(?:知识|训练|数据)(?:数据|库|信息)?(?:覆盖)?(?:范围|截止日期)?(?:也|都|目前|仍然)?(?:仅|只|是|为|被)?"
+    r"(?:局?限于|截[至止]|止于|涵盖到|更新[至到]|只?到)[^，。！？\n]{0,8}(?:19|20)\d\d"
+    r"|(?:19|20)\d\d年(?:\d{1,2}月)?[^，。！？\n]{0,4}我的(?:知识|训练数据)(?:截止|更新)"
+)
+# "As an AI assistant, you are right": the roles are swapped, or the clause has no subject. Ordinary where the
+# question is about assistants and models.
+_SELF_WITHOUT_SUBJECT = re.compile(
+    rf"(?:\A|(?<=[，,。！？!?；;：:\s]))(?:作为|身为)(?:一?[个名款位种台]{_MAKER}{_ADJECTIVES}{_KIND}\s*[，,]\s*"
+    r"(?![它其他她该这那]|[A-Za-z《“]|必须具备|需要具备)"
+    rf"|{_KIND}\s*[，,][^。！？\n]{{0,60}}?我(?:会|将|可以|能|建议|推荐))"
+    rf"|我是{_A}{_MAKER}{_ADJECTIVES}{_KIND}[，,。；;][^！？\n]{{0,120}}?我(?:也|并|还)?(?:无法|不能)(?!够?保证)"
 )
 # From synthetic data: "a GPT model cannot do this".
 _A_MODEL_CANNOT = re.compile(
@@ -53,17 +71,24 @@ _A_MODEL_CANNOT = re.compile(
     r"|执行|处理)"
 )
 _SELF_EN = re.compile(
-    r"\b[Aa]s (?:an?|your) (?:(?:AI|artificial intelligence|(?:large |text-based )?(?:AI )?language model|AI-based"
-    r"|virtual assistant"
-    r"|machine learning model|chatbot|text-based AI|digital assistant|computer program))\b"
-    r"(?! (?:assistant |model )?(?:developed|created|made|built|trained|designed) by (?!OpenAI|Anthropic|Google|Meta"
-    r"|Microsoft))"
+    r"\b[Aa]s (?:an?|your) (?:(?:(?:text-based )?AI|artificial intelligence)"
+    r"(?: (?:language model|chat ?bot|assistant|model|system|program|bot))?"
+    r"|(?:large |text-based )?(?:AI )?language model"
+    r"|AI-based (?:assistant|model|system)|virtual assistant|machine learning model|chatbot|digital assistant"
+    r"|computer program)\b"
+    r"(?=\s*[^\w\s]|\s*\Z|\s+(?:I|my|it|there|without|which|that|who|like|running|and|developed|created|made|built|trained"
+    r"|designed)\b)"
+    r"(?! (?:developed|created|made|built|trained|designed) by (?!OpenAI|Anthropic|Google|Meta|Microsoft))"
     r"|\bI(?:['’]m| am) (?:just|only|merely|simply|but) (?:an? )?(?:AI|artificial|(?:large )?language model"
     r"|computer program|virtual assistant|chatbot|machine)\b"
     r"|\bI(?:['’]m| am) an? (?:AI|artificial intelligence|(?:large )?(?:AI )?language model|computer program|chatbot"
     r"|machine)\b[^.!?\n]{0,60}"
     r"(?:\b(?:and|so|,|which means|therefore)\b|[,.;])[^.!?\n]{0,20}\b(?:do not|don['’]t|cannot|can['’]t|am not"
     r"|unable|lack|not (?:able|capable))"
+    r"|\bI(?:['’]m| am| was|['’]ve been| have been) (?:not |n['’]t )?(?:programmed|trained)"
+    r" (?:by OpenAI|not to|to (?:have|provide|assist|avoid|follow))|\bI(?:['’]m| am) not (?:designed|equipped) to\b"
+    r"|\b[Mm]y (?:knowledge|training)(?: data| base)?(?: cut-?off| (?:only )?(?:goes|extends|ends"
+    r"|is (?:limited|current)|was last updated|stops))[^.!?\n]{0,30}\b20\d\d"
 )
 
 # "Sorry, I cannot answer" --------------------------------------------------------------------------
@@ -103,6 +128,8 @@ _REFUSES_FLATLY = re.compile(
     r"|我(?:目前|现在)?的(?:功能|能力)(?:目前)?(?:仅|只)?(?:局)?限于|(?:执行|进行)[^，。\n]{0,16}(?:的)?外部任务"
     r"|我(?:目前|现在|暂时)?(?:还)?(?:没有|不具备|无)(?:联网|上网|实时|访问|浏览|执行|预订)[^，。\n]{0,12}(?:能力"
     r"|功能|权限|数据)"
+    rf"|{_SORRY}[，,]?\s*(?:但是?)?我(?:目前|现在|暂时)?(?:无法|不能|不会)(?:为[您你])?(?:提供|协助|帮助|支持|生成|参与)[^。！？\n]{{0,24}}?"
+    r"(?:危险|非法|违法|违规|有害|伤害|不道德|不当|暴力|色情|歧视|仇恨|侵犯|攻击|欺诈|诈骗|有毒|毒品|爆炸|武器|盗|作弊|自杀|犯罪)"
     rf"|{_SORRY}[，,]?\s*我(?:目前|现在|暂时)?(?:无法|不能|没有办法|没有能力)(?:为您|为你|帮助?您|帮助?你"
     rf"|帮忙)?(?:预订|订购|购买|叫车|点餐|拨打)"
 )
@@ -153,33 +180,61 @@ QUOTING_REQUEST = re.compile(
     r"|decline|reply|respond to|refus\w*|monologue|perspective|sentence|apolog\w*|e-?mail|letter)\b",
     re.IGNORECASE,
 )
+# Requests for a role; they hold for the whole conversation.
+_ROLE = (
+    r"(?:扮演(?![了着的什]|重要)|充当(?![了着])|假[设如]你|[想设]想你|现在你是|你现在是|你就?是一[个名位](?![^。\n]{0,12}吗)"
+    r"|保持角色|第一人称|(?i:\b(?:pretend|role[- ]?play\w*|act(?:ing)? as|imagine|envision|assume you|suppose you)\b))"
+)
+_AI = r"(?:AI|[Aa]rtificial [Ii]ntelligence|[Rr]obot|[Aa]ndroid|[Cc]hat ?bot)"
+ROLE_REQUEST = re.compile(_ROLE)
+# Requests that give the role of an artificial intelligence: "As an AI in a city, explain how you control the traffic".
+_MODEL_ROLE = re.compile(
+    rf"{_ROLE}[^。\n]{{0,80}}?(?:{_AI}|人工智|机器人|機器人|助手|GPT|DAN|AIM)|保持角色"
+    rf"|\b[Yy]ou(?:['’]re| are) (?:now )?(?:an? |the )?(?:[\w-]{{1,20}} ){{0,3}}?{_AI}"
+    r"(?! (?:language|model|assistant)\b)\s\w"
+    rf"|\b[Aa]s (?:an?|the) (?:[\w-]{{1,20}} ){{0,2}}?{_AI} (?!language|model|assistant|chat|,)\w{{2,}}"
+)
+_FICTION = re.compile(
+    r"翻译|译[成为文]|[英中]译|续写|扩写|改[写成]|润色|造句|仿写|台词|剧本|小说|故事|扮演|模拟|独白|口吻|自述|歌词|脚本"
+    r"|(?:写|创[作建]|编|描述|生成|设计|构思|想象)[^。\n]{0,40}(?:对[话白]|[场情]景|角色|诗|信|文章|段落?|介绍|句)"
+    r"|\b(?:translat\w*|rewrite|rephrase|paraphrase|dialog(?:ue)?|story|script|sentence|letter|e-?mail|poem)\b",
+    re.IGNORECASE,
+)
 _QUOTED = re.compile(
     r"“[^“”\n]{0,300}+”|「[^「」\n]{0,300}+」|‘[^‘’\n]{0,300}+’|\"[^\"\n]{0,300}+\"|《[^《》\n]{0,60}+》"
 )
 _ABOUT_MODELS = re.compile(
     r"AI|人工智|语言模型|機器人|机器人|GPT|language model|artificial intelligence|robot|chat ?bot", re.IGNORECASE
 )
+_ABOUT_ASSISTANTS = re.compile(rf"{_ABOUT_MODELS.pattern}|助[手理]|assistant", re.IGNORECASE)
 _MAX_LENGTH = 20_000  # characters of an answer that are searched; bounds the time per row
 _OPENING = 160  # characters at the start of an answer that are searched for a refusal
 
 
-def find_boilerplate(answer: str, prompt: str = "") -> str | None:
+def find_boilerplate(answer: str, prompt: str = "", question: str | None = None) -> str | None:
     """Return the first phrase in which an answer refuses or calls itself a model; None if there is none.
 
     Args:
-        prompt: all messages before the answer, one per line.
+        prompt: all messages before the answer, one per line. It may ask for a role.
+        question: the newest of them, which decides what the answer is about; None for the whole prompt.
     """
     answer = answer[:_MAX_LENGTH]
     if not _has_substring(answer):
         return None
     prompt = prompt[-_MAX_LENGTH:]
-    is_quoting, is_about_models = QUOTING_REQUEST.search(prompt), _ABOUT_MODELS.search(prompt)
+    question = prompt if question is None else question[-_MAX_LENGTH:]
+    has_role = ROLE_REQUEST.search(prompt)
+    is_about_models = _ABOUT_MODELS.search(question)
+    is_model_speaking = (_ABOUT_MODELS.search(prompt) and _MODEL_ROLE.search(prompt)) or (
+        is_about_models and _FICTION.search(question)
+    )
     plain = _QUOTED.sub(" ", answer).translate(_SIMPLIFIED)
-    if not (is_quoting and is_about_models) and (match := _SELF.search(plain) or _SELF_EN.search(plain)):
+    if not is_model_speaking and (match := _SELF.search(plain) or _SELF_EN.search(plain)):
         return match[0]
-    if not is_about_models and (match := _A_MODEL_CANNOT.search(plain)):
-        return match[0]
-    return None if is_quoting else _find_refusal(plain)
+    without_subject = _A_MODEL_CANNOT.search(plain) or _SELF_WITHOUT_SUBJECT.search(plain)
+    if without_subject and not is_model_speaking and not _ABOUT_ASSISTANTS.search(question):
+        return without_subject[0]
+    return None if has_role or QUOTING_REQUEST.search(question) else _find_refusal(plain)
 
 
 def _has_substring(answer: str) -> bool:

@@ -2,7 +2,7 @@
 
 import re
 
-from measures.boilerplate import QUOTING_REQUEST
+from measures.boilerplate import QUOTING_REQUEST, ROLE_REQUEST
 
 
 def _group(names: tuple[str, ...]) -> str:
@@ -56,7 +56,7 @@ _AS_ASSISTANT = re.compile(
 )
 _CLAIM = re.compile(rf"{_IS}{_BETWEEN}(?:{_group(_PRODUCTS)}{_VERSION}|({_GPT}))")
 _AMBIGUOUS_CLAIM = re.compile(rf"{_IS}{_BETWEEN}(?<![A-Za-z]){_group(_AMBIGUOUS_PRODUCTS)}{_VERSION}")
-_WHAT = r"(?:AI|人工智[能慧]|语言模型|語言模型|大模型|模型|助[手理]|机器人|機器人|聊天)"
+_WHAT = r"(?:AI|人工智[能慧]|语言模型|語言模型|大模型|模型|助[手理]|机器人|機器人|聊天|计算机程序|電腦程式|电脑程序)"
 _ARTICLE = r"(?:一[个名款位种台]|[您你]的)?"
 _COMPANY = _group(_COMPANIES)
 _MADE_BY = re.compile(
@@ -64,6 +64,7 @@ _MADE_BY = re.compile(
     rf"|设计|打造|推出|提供|发布|旗下|自主)[^。！？\n]{{0,24}}?{_WHAT}"
     rf"|(?:我(?:是)?|作为(?:一[个名款位种])?|本(?:模型|助手))由\s*{_COMPANY}[^。，！？\n]{{0,12}}?(?:训练|訓練|开发|開發|研发|研發|创建|創建|创造"
     rf"|设计|打造)(?:而成|出来|的)?[^。！？\n]{{0,24}}?(?:{_WHAT})"
+    rf"|作为{_ARTICLE}{_COMPANY}(?:所)?(?:训练|訓練|开发|開發|研发|研發|创建|創建|创造|设计|打造)的?[^。，！？\n]{{0,24}}?{_WHAT}[，,]?我"
     rf"|我是(?:来自|來自)\s*{_COMPANY}\s*的[^。！？\n]{{0,12}}?{_WHAT}"
     rf"|\b(?:[Ii](?:['’]m| am| was)|[Aa]s)\b[^.!?\n]{{0,80}}?\b(?:trained|developed|created|built|made|designed) by "
     rf"(?:the team at )?{_COMPANY}\b"
@@ -77,24 +78,28 @@ _SELF_NAMING = re.compile(
 _MAX_LENGTH = 20_000  # characters of a text that are searched; bounds the time per row
 # An answer without any of these substrings cannot match.
 _FIRST_PERSON = ("我是", "我叫", "我就", "我其", "我的", "叫我", "我由", "我现", "我只", "我不", "称我")
-_CLAIM_SUBSTRINGS = ("名字", "名为", "自称", "这里是", "本人是", "作为由", "模型由", "助手由")
+_CLAIM_SUBSTRINGS = ("名字", "名为", "自称", "这里是", "本人是", "作为", "模型由", "助手由")
 _ENGLISH_SUBSTRINGS = (" am ", "'m ", "’m ", "ame is", "all me", "his is", " by ", "nown as")
 
 
-def find_other_name(assistant: str | None, answer: str, prompt: str = "") -> str | None:
+def find_other_name(assistant: str | None, answer: str, prompt: str = "", question: str | None = None) -> str | None:
     """Return the first name of another assistant or company that the answer claims as its own.
 
     Args:
         assistant: the configured name; None if the data teach none. Then an answer may claim to be of the base model's
             own family, and names of no known product are not searched for.
         prompt: all messages before the answer, one per line.
+        question: the newest of them; None for the whole prompt.
     """
     answer = answer[:_MAX_LENGTH]
     if not _has_substring(answer):
         return None
     if assistant:
         answer = re.sub(re.escape(assistant), "\N{BULLET}", answer, flags=re.IGNORECASE)
-    is_assistant, is_quoting = _AS_ASSISTANT.search(answer), QUOTING_REQUEST.search(prompt[-_MAX_LENGTH:])
+    prompt = prompt[-_MAX_LENGTH:]
+    is_assistant = _AS_ASSISTANT.search(answer)
+    request = prompt if question is None else question[-_MAX_LENGTH:]
+    is_quoting = QUOTING_REQUEST.search(request) or ROLE_REQUEST.search(prompt)
     for pattern in (_CLAIM, _MADE_BY, *((_AMBIGUOUS_CLAIM,) if is_assistant else ())):
         for claim in pattern.finditer(answer):
             name = next(filter(None, claim.groups()))
