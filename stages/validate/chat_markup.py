@@ -1,6 +1,8 @@
 """Chat markup inside a text (role marks, prompt templates, end-of-turn tokens), and truncated answers."""
 
+import logging
 import re
+from functools import cache
 
 # Tokens of prompt templates. Full-width bars and blanks are DeepSeek's.
 _TOKEN = re.compile(
@@ -86,7 +88,11 @@ _OPEN_ENDING = re.compile(
     r"[，、,；(（\[【{“‘「『《]\Z|(?<![:：\w])[:：]\Z|(?<![:：])\b\w{1,40}[:：]\Z|(?<=\w) [+=]\Z|[\u4e00-\u9fff]—\Z"
     r"|(?:^|\n)[ \t]{0,8}(?:\d{1,3}[.、)）]|[-*•·]|[（(]\d{1,3}[)）])\Z"
     r"|(?:例如|比如|譬如|包括|以及|并且|而且|但是|因为|由于|所以|如果|或者|其中|此外|另外|同时"
-    r"|[和与及或且把被将对从向在于为如由给让使])\Z"
+    r"|任何|通过|逐渐|不断|尽量|能够|关于|对于|根据|按照|随着|以便|从而|甚至|更加"
+    # Not 总和, 参与, 涉及, 行为, 存在: words that end with the character of a conjunction or preposition.
+    r"|(?<![总饱柔温缓平共调附随])和|(?<![参赠授])与|(?<![涉普顾])及|[或且于如]|(?<![一火车拖手几两])把|被|(?<![即麻])将"
+    r"|(?<![相绝不面针核])对|(?<![服跟顺遵听])从|(?<![方倾导趋取志意动])向|(?<![存现所实潜内外健自])在"
+    r"|(?<![行认作因人])为|(?<![自理缘事])由|(?<!供)给|(?<![退转礼谦忍])让|(?<![天大促])使)\Z"
     r"|(?<=[A-Za-z,] )(?:the|an|and|or|but|of|to|in|on|at|for|with|from|by|is|are|was|were|as|that|which|because"
     r"|such as|including|e\.g|i\.e)\Z"
 )
@@ -95,23 +101,39 @@ _TERMINATOR = re.compile(r"[。！？!?]")
 _COMPLETE_ENDINGS = frozenset("。！？!?～~”』」》}`'…|％%") | {""}
 # A letter or character with which no sentence of a conversation ends.
 _MID_SENTENCE = re.compile(r"(?:[A-Za-z]|(?![的了吧啦啊呢哦呀吗嘛哈好复康乐谢油您你他她它们])[\u4e00-\u9fff])\Z")
+# Words that modify the next one, and a number that was cut after a preposition: "在202".
+_MODIFIER = re.compile(r"(?:直接|日常|有关|相应|各种|某些|这些|那些|进一步|[在于至到从约达]\s?\d{1,3})\Z")
+_LIST_ITEM = re.compile(
+    r"[ \t]{0,8}(?:\d{1,3}[.、)）]|[-*•·①-⑳]|[（(][\d一二三四五六七八九十]{1,3}[)）]|[一二三四五六七八九十]{1,3}、)"
+)
+_CLOSING = re.compile(r"[#_/@|=*<>]|(?:祝|希望|[谢感]谢|此致|敬上)[^，,]{0,30}\Z|http|[：:][^，,：:]*\Z")
+_OPEN_BRACKET = re.compile(r"[\w\u4e00-\u9fff] ?(?:\([^()\n]{0,30}|（[^（）\n]{0,30}|《[^《》\n]{0,30})\Z")
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)```\Z", re.DOTALL)
+_STRING = re.compile(r"\"[^\"\n]{0,200}+\"|'[^'\n]{0,200}+'")
+_MIN_CODE_LINES = 8  # a shorter piece of code with a single open brace may be an excerpt on purpose
 _PROSE, _TERMINATORS = 200, 3  # characters, and full stops near the end, of an answer that punctuates its sentences
+_SHORT_PROSE, _FEW_TERMINATORS = 60, 2  # the same, where the last word itself is incomplete
+_BOUND_SHARE = 0.2  # a character that stands alone in less of its uses is the beginning of a word
+# Characters with a low share that end clauses: complements and modal particles.
+_FREE_CHARACTERS = frozenset("的了吧啦啊呢哦呀吗嘛哈好行成到见掉完开来去起上下中里外内等人们住过得着您你我他她它")
 _TAIL, _EXCERPT = 400, 16  # characters that are searched, and that a report shows
 
 
 def find_truncation(answer: str) -> str | None:
-    """Return the end of an answer that was cut at a length limit: a comma, an open fence, an empty list item.
+    """Return the end of an answer that was cut at a length limit: a comma, an open fence, an incomplete word.
 
     Poems, lists and labels may end without a full stop, so only endings that cannot be complete count.
     """
     text = answer.rstrip()
-    if text.count("```") % 2:
+    if text.count("```") % 2 or _has_open_block(text):
         return f"``` … {' '.join(text[-_EXCERPT:].split())}"
     if text[-1:] in _COMPLETE_ENDINGS:
         return None
     tail = text[-_TAIL:]
     has_open_ending = _OPEN_ENDING.search(tail[-60:]) and not _is_label(text)
-    if has_open_ending or (len(text) >= _PROSE and _stops_mid_sentence(tail, text)):
+    if has_open_ending or (
+        len(text) >= _SHORT_PROSE and (_stops_mid_sentence(tail, text) or _stops_mid_word(tail, text))
+    ):
         return " ".join(tail[-_EXCERPT:].split())
     return None
 
@@ -122,10 +144,66 @@ def _is_label(text: str) -> bool:
     return len(text) < max_length and "\n" not in text and not re.search(r"[，。、,;；]|[^\d\s]\.", text)
 
 
+def _has_open_block(text: str) -> bool:
+    """Whether the answer ends with a fence whose code opens more braces than it closes."""
+    if not text.endswith("```") or not (fence := _FENCE.search(text, max(text.rfind("```", 0, -3), 0))):
+        return False
+    code = fence[1].rstrip()
+    if code.endswith(("...", "…")):
+        return False
+    code = _STRING.sub("", code)
+    return code.count("{") > code.count("}") + (code.count("\n") < _MIN_CODE_LINES)
+
+
 def _stops_mid_sentence(tail: str, text: str) -> bool:
     """Whether the last line of prose stops within a sentence, in a text whose sentences end with a full stop."""
     line = tail[tail.rfind("\n") + 1 :]
     rest = _TERMINATOR.split(line)[-1]
-    if len(rest) == len(line) or len(rest) < 8 or re.search(r"[#_：:/@|=*]|祝|希望|谢|http", rest):
+    if len(text) < _PROSE or len(rest) == len(line) or len(rest) < 8 or _CLOSING.search(rest):
         return False
     return bool(_MID_SENTENCE.search(rest)) and len(_TERMINATOR.findall(text[-4 * _PROSE :])) >= _TERMINATORS
+
+
+def _stops_mid_word(tail: str, text: str) -> bool:
+    """Whether the last line stops within a word, a number or a bracket, in a text with complete sentences."""
+    line = tail[tail.rfind("\n") + 1 :]
+    if _OPEN_BRACKET.search(line) and not line.startswith((" ", "\t")):
+        return True
+    if len(_TERMINATOR.findall(text[-4 * _PROSE :])) < _FEW_TERMINATORS or not _continues_prose(tail, line):
+        return False
+    rest = _TERMINATOR.split(line)[-1]
+    return bool(_MODIFIER.search(rest)) or (len(rest) >= 4 and _ends_with_bound_character(rest[-12:]))
+
+
+def _continues_prose(tail: str, line: str) -> bool:
+    """Whether the last line has complete sentences, or the line before it is of the same kind and has one."""
+    if _CLOSING.search(_TERMINATOR.split(line)[-1]) or line.startswith("  "):
+        return False
+    if _TERMINATOR.search(line):
+        return True
+    before = tail[: len(tail) - len(line)].rstrip()
+    previous = before[before.rfind("\n") + 1 :]
+    is_item, is_previous_item = bool(_LIST_ITEM.match(line)), bool(_LIST_ITEM.match(previous))
+    return is_item == is_previous_item and previous[-1:] in "。！？" and len(line) >= 8
+
+
+def _ends_with_bound_character(clause: str) -> bool:
+    """Whether the last word is a single character that is nearly always the beginning of a longer word."""
+    last = clause[-1]
+    if not "\u4e00" <= last <= "\u9fff" or last in _FREE_CHARACTERS:
+        return False
+    cut, shares = _load_segmenter()
+    return list(cut(clause, HMM=False))[-1] == last and shares.get(last, 1.0) < _BOUND_SHARE
+
+
+@cache
+def _load_segmenter():
+    """Return jieba's function that cuts a text into words, and how often each character stands alone, by character."""
+    import jieba  # takes a second, and few rows need it
+
+    jieba.setLogLevel(logging.WARNING)
+    jieba.initialize()
+    counts: dict[str, int] = {}
+    for word, count in jieba.dt.FREQ.items():
+        counts[word[0]] = counts.get(word[0], 0) + count
+    return jieba.cut, {first: jieba.dt.FREQ.get(first, 0) / max(count, 1) for first, count in counts.items()}
