@@ -4,6 +4,7 @@ Both are intended where a row asks for code, a web page or a template, so the to
 """
 
 import re
+from html.entities import name2codepoint
 
 # Not placeholders: <UNK>, the out-of-vocabulary word of data sets such as ADGEN; keys of a keyboard; names of tags.
 _NOT_PLACEHOLDERS = (
@@ -15,6 +16,13 @@ _SLOT = re.compile(
     r"|\{\{[ #/^>&]{0,4}[A-Za-z_\u4e00-\u9fff][\w .|-]{0,60}\}\}"
     r"|\$\{(?!(?:HOME|PATH|USER|PWD|SHELL)\})[A-Za-z_\u4e00-\u9fff][\w.-]{2,60}\}|\{%.{0,80}?%\}"
 )
+# Media that were to be inserted: no letter or form is sent with them.
+_MEDIA = re.compile(
+    r"[\[【](?:插入|提供的|附上?的?|此处[为是]?|上传的|添加)\s?(?:一?[张个段幅])?(?:图片|图像|照片|GIF|视频|音频|截图|图表|动图|表情)"
+    r"[^\[\]【】\n]{0,8}[\]】](?!\()|\[insert (?:an? )?(?:image|picture|photo|gif|video)\b[^\[\]\n]{0,20}\](?!\()",
+    re.IGNORECASE,
+)
+_QUOTED = re.compile(r"“[^“”\n]{0,300}+”|「[^「」\n]{0,300}+」|\"[^\"\n]{0,300}+\"")
 _CODE_SLOT = re.compile(r"[{$]|<(?:your|insert|api|path|file|url|token|key|host|user|db|port|secret|id)", re.IGNORECASE)
 # Blanks for a person to fill in; intended in a letter or a form.
 _BLANK = re.compile(
@@ -35,7 +43,8 @@ _DOCUMENT = re.compile(
 )
 _LETTER = re.compile(
     r"(?m:^)\W{0,4}(?:Dear|Hi|Hello|Hey|To whom|Subject:|尊敬的|亲爱的|敬爱的|致[：:]|主题[：:])|此致|敬礼|敬上"
-    r"|Sincerely|Regards|regards|Best wishes"
+    r"|Sincerely|Regards|regards|Best wishes|(?m:^)[你您]好[^，,。\n]{0,12}[，,：:]?$"
+    r"|(?m:^)[^，,。\n]{2,10}[，,]\s{1,4}[\[【][^\[\]【】\n]{1,16}[\]】]\s*\Z"  # a closing formula and a name
 )
 
 _TAGS = (
@@ -49,6 +58,11 @@ _TAG = (
 )
 _ARTIFACT = re.compile(f"{_TAG}|{_ENTITY}", re.IGNORECASE)
 _ENTITIES = re.compile(_ENTITY, re.IGNORECASE)
+_NAMED_ENTITY = re.compile(r"&([A-Za-z]{3,8}\d{0,2});")
+# The characters that are escaped in pages. In code they are artifacts, unless they are a whole string or piece of code.
+_ESCAPED_CHARACTER = re.compile(
+    r"(?:(?<![\"'`/])|(?<=[\"'`])(?=&[a-z#0-9]{2,4};[^\"'`/]))&(?:quot|lt|gt|amp|apos|#39|#x27);"
+)
 _ESCAPED_TAG = re.compile(r"&lt;/?[a-z][a-z0-9]{0,9}[^&<>\n]{0,60}?&gt;", re.IGNORECASE)
 _ANY_TAG = re.compile(
     r"</?([A-Za-z][\w:.-]{0,40})(?:\s[^<>]{0,400})?/?>|<!--.{0,200}?-->|<![A-Za-z][^<>]{0,200}>", re.DOTALL
@@ -91,6 +105,7 @@ _CODE_LINE = re.compile(
     r"|@\w+|//|/\*|if ?\(|for ?\(|while ?\(|export |async |SELECT |INSERT |\}|\);?$)|[;{]$|=> ?[({]"
 )
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
+_MIN_FRAME = 10  # characters around a quotation; a text with fewer is the quotation itself
 _MAX_LENGTH = 20_000  # characters of a text that are searched for its topic; bounds the time per row
 
 
@@ -103,18 +118,26 @@ def find_placeholder(answer: str, prompt: str = "") -> str | None:
     for slot in _SLOT.finditer(f"{_remove_code(prompt)}\n{_remove_code(answer)}"):
         if not (_CODE_SLOT.match(slot[0]) and _is_code(answer, prompt)):
             return slot[0]
-    if not (blank := _BLANK.search(_remove_code(answer))):
+    if (media := _MEDIA.search(f"{_remove_code(prompt)}\n{_remove_code(answer)}")) and not _MARKUP_TOPIC.search(prompt):
+        return media[0]
+    if not (blank := _BLANK.search(_remove_quotes(_remove_code(answer)))):
         return None
     is_document = _DOCUMENT.search(prompt[-_MAX_LENGTH:]) or _LETTER.search(answer[:_MAX_LENGTH])
     return None if blank[0] in prompt or is_document else blank[0]
 
 
+def _remove_quotes(text: str) -> str:
+    """Remove quotations in a text: an example for others to fill in."""
+    rest = _QUOTED.sub(" ", text)
+    return rest if len(rest.strip()) >= _MIN_FRAME else text
+
+
 def find_html(answer: str, prompt: str = "") -> str | None:
     """Return the first HTML tag or entity outside of code, unless the row is about markup or code."""
     text = f"{_remove_code(prompt)}\n{_remove_code(answer)}"
-    artifact = _ARTIFACT.search(text)
+    artifact = _ARTIFACT.search(text) or _find_named_entity(text)
     if not artifact:
-        return None
+        return _find_escaped_code(answer, prompt)
     if escaped := _find_escaped_markup(answer, prompt):
         return escaped
     is_about_markup = _MARKUP_TOPIC.search(prompt[-_MAX_LENGTH:]) or _MARKUP_WORD.search(answer[:_MAX_LENGTH])
@@ -123,7 +146,26 @@ def find_html(answer: str, prompt: str = "") -> str | None:
     if not _is_code(answer, prompt):
         return artifact[0]
     entity = _ENTITIES.search(text)  # code does not write > as &gt;
-    return entity and entity[0]
+    return entity[0] if entity else _find_escaped_code(answer, prompt)
+
+
+def _find_named_entity(text: str) -> re.Match | None:
+    """Return the first character of HTML 4 written as an entity, such as ``&deg;``."""
+    return next((match for match in _NAMED_ENTITY.finditer(text) if match[1] in name2codepoint), None)
+
+
+def _find_escaped_code(answer: str, prompt: str) -> str | None:
+    """Return the first escaped character within code of a language that has no entities."""
+    if "`" not in answer and "`" not in prompt:
+        return None
+    for text in (prompt, answer):
+        for code in _CODE.finditer(text):
+            escaped = _ESCAPED_CHARACTER.search(code[0])
+            if escaped and not (
+                _ANY_TAG.search(code[0]) or _MARKUP_TOPIC.search(f"{code[0][:20]} {prompt}"[:_MAX_LENGTH])
+            ):
+                return escaped[0]
+    return None
 
 
 def _remove_code(text: str) -> str:
