@@ -22,6 +22,14 @@ _ESCAPE_TOPIC = re.compile(
     r"|\bshell|\bbash|\bsql\b",
     re.IGNORECASE,
 )
+# Line breaks that no program writes: after the mark of a fence, and between two Chinese sentences.
+_FENCE_BREAK = re.compile(
+    r"```[A-Za-z+#]{0,12}(?:\\r)?\\n(?!(?:ew|ode|abla|eq|eg|ot|oindent|umber|orm)[a-z]*\b)|\\n```"
+)
+_SENTENCE_BREAK = re.compile(rf"(?<=[。！？])(?:\\r)?(?:\\n)+(?=[{_HAN}])")
+_LINE_BREAK_TOPIC = re.compile(
+    r"转义|换行|反斜[杠线]|字符串|正则|escap|newline|line break|\bstring|regex", re.IGNORECASE
+)
 _MANY = 3  # escapes in a text without a line break: encoded twice, whatever its topic
 
 
@@ -31,6 +39,9 @@ def find_escape(messages: Sequence[Message]) -> str | None:
     prose = _CODE.sub(" ", text) if "`" in text or "$" in text else text
     if (excel_escape := _EXCEL_ESCAPE.search(prose)) and not _asks_about_excel(messages):
         return excel_escape[0]
+    line_break = _FENCE_BREAK.search(text) or _SENTENCE_BREAK.search(prose)
+    if line_break and not _LINE_BREAK_TOPIC.search(text):
+        return line_break[0]
     if not (json_escape := _JSON_ESCAPE.search(prose)):
         return None
     if _ESCAPE_TOPIC.search(text) and not any(_is_encoded_twice(message.content) for message in messages):
