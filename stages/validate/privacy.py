@@ -63,7 +63,8 @@ _EXAMPLE_ADDRESS = re.compile(
 _ROLE_ADDRESS = re.compile(
     r"^(?:support|info|service|contact|sales|help|hello|no-?reply|do-?not-?reply|alerts?|notifications?|webmaster"
     r"|postmaster|marketing|press|feedback|customer[._-]?(?:service|care|support)|kefu|jobs|careers|privacy|security"
-    r"|legal|billing|newsletter|enquir(?:y|ies))@(?!(?:qq|126|163|139|189|sina|sohu|foxmail|gmail|yahoo|hotmail|outlook"
+    r"|legal|billing|newsletter|[ei]nquir(?:y|ies)|foia|media|office|admissions|registrar|library|editor|news"
+    r"|events|reservations|bookings?|orders|recruitment|research|secretary|reception|records|public[._-]?affairs)@(?!(?:qq|126|163|139|189|sina|sohu|foxmail|gmail|yahoo|hotmail|outlook"
     r"|aliyun|yeah|icloud|live|msn)\.)",
     re.IGNORECASE,
 )
@@ -83,8 +84,16 @@ def iter_personal_data(text: str) -> Iterator[tuple[str, re.Match]]:
     for match in _DOTTED.finditer(text) if text.count(".") > 1 else ():
         yield "mobile number", match
     for match in _EMAIL.finditer(text) if "@" in text else ():
-        if not _EXAMPLE_ADDRESS.search(match[0]) and not _ROLE_ADDRESS.search(match[0]):
+        if not (_EXAMPLE_ADDRESS.search(match[0]) or _is_role_address(match[0])):
             yield "e-mail address", match
+
+
+def _is_role_address(address: str) -> bool:
+    """Whether an address is of an office; it may repeat the organization: uscis.foia@uscis.dhs.gov."""
+    local, _, domain = address.lower().partition("@")
+    labels = domain.split(".")
+    words = [word for word in re.split("[._-]", local) if word not in labels[:-1]]
+    return bool(_ROLE_ADDRESS.search(f"{'-'.join(words)}@{domain}"))
 
 
 def _trim_run(text: str, start: int, end: int) -> tuple[int, int] | None:
@@ -177,8 +186,9 @@ _SECRET_NAMES = (
     "passwd", "password", "pwd", "密码", "密碼", "密钥", "密鑰", "金鑰", "口令",
 )  # fmt: skip
 _ASSIGNMENT = re.compile(
-    r"(?:(?:a(?:pi[_-]?key|ccess[_-]?(?:key|token)|uth[_-]?token)|secret(?:[_-]?(?:access[_-]?)?key)?|passw(?:or)?d"
-    r"|\bpwd)"
+    # Encrypted and hashed passwords are no secrets.
+    r"(?:(?:a(?:pi[_-]?key|ccess[_-]?(?:key|token)|uth[_-]?token)|secret(?:[_-]?(?:access[_-]?)?key)?"
+    r"|(?<!enc_)(?<!crypted_)(?<!crypted )(?<!hash_)(?<!hashed_)(?<!hashed )passw(?:or)?d|\bpwd)"
     r"|密[码碼钥鑰]|金鑰|口令)[\"'”」]?\s{0,4}(?:(?:is|as|[为為是])?\s{0,4}[:=：]|is\b|[是为為])\s{0,4}[\"'“「]?"
     r"([A-Za-z0-9_/+=!@#$%^&*.-]{8,200}+)(?!\()",
     re.IGNORECASE,
