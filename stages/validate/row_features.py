@@ -30,8 +30,23 @@ from stages.validate.mojibake import find_mojibake
 
 WORDS, SENTENCE = 40, 160  # characters of a text and of a message in reports, which must not become a copy of the data
 _MAX_NULL_MARKERS = 20  # null markers of a conversation that are compared with the messages before them
+_MAX_NO_INPUT = 60  # characters at the end of a message that are searched for the mark of a missing input
 _MASKED_LENGTH = 4096  # characters that are searched for secrets before an excerpt; longer than any secret
 MIN_REPETITIVE = 50  # characters; a shorter answer does not count as repetitive
+# The input of a row without one: a template wrote it into the question, or the answer repeats it.
+_NO_INPUT = re.compile(
+    r"(?:\A|\n)(?:[\s`<>＜＞()（）\[\]]|&lt;|&gt;){0,8}"
+    r"(?:(?:无|没有|无需|不需要)输[入出]|no ?(?:in|out)put(?: (?:needed|required|provided|given))?)"
+    r"(?:[\s`<>＜＞()（）\[\]。.]|&lt;|&gt;){0,8}\Z",
+    re.IGNORECASE,
+)
+# Code, tables and drawings, in which repetition is intended: fences, and lines of code, tags and frames.
+_LAYOUT = re.compile(
+    r"```.*?(?:```|\Z)|^[ \t]*+(?:[|+<│┌├└─═╔║╚][^\n]*|[\w.]{1,40} ?[+*-]?= ?[^\n]*"
+    r"|(?:import|from|def|class|return|public|private) [^\n]*|(?=[^\n]*[A-Za-z])[^\n\u4e00-\u9fff]*[;{}\])][ \t]*"
+    r"|[{}()\[\];]{1,4}[ \t]*)$",
+    re.DOTALL | re.MULTILINE,
+)
 MIN_LETTERS = 10  # letters from which a language is recognized; fewer may be a formula or a name
 
 
@@ -165,6 +180,7 @@ def find_text_faults(
     """Return the ``…_fault`` columns of the text checks: object arrays of shape (conversations,)."""
     prompts = ["\n".join(message.content for message in messages[:-1]) for messages in conversations]
     answers = [messages[-1].content for messages in conversations]
+    questions = [messages[-2].content if len(messages) > 1 else "" for messages in conversations]
     texts = [f"{prompt}\n{answer}" for prompt, answer in zip(prompts, answers, strict=True)]
     flags = characters.detect_flags(texts)
     all_rows = np.ones(len(texts), bool)
@@ -175,8 +191,8 @@ def find_text_faults(
     def has(*names: str) -> np.ndarray:
         return flags & sum(characters.FLAGS[name] for name in names) > 0
 
-    def find_name(answer: str, prompt: str) -> str | None:
-        return find_other_name(assistant, answer, prompt)
+    def find_name(answer: str, prompt: str, question: str) -> str | None:
+        return find_other_name(assistant, answer, prompt, question)
 
     # Name of the check: function, its arguments, and the rows in which it can find something.
     searches = {
@@ -187,8 +203,8 @@ def find_text_faults(
         "no_placeholders": (find_placeholder, (answers, prompts), has("opener")),
         "no_html": (find_html, (answers, prompts), has("opener")),
         "no_role_marks": (find_role_mark, (answers, prompts), all_rows),
-        "no_boilerplate": (find_boilerplate, (answers, prompts), all_rows),
-        "right_name": (find_name, (answers, prompts), all_rows),
+        "no_boilerplate": (find_boilerplate, (answers, prompts, questions), all_rows),
+        "right_name": (find_name, (answers, prompts, questions), all_rows),
         "answer_whole": (find_truncation, (answers,), all_rows),
         "no_personal_data": (privacy.find_personal_data, (texts,), has("number", "at")),
         "no_secrets": (privacy.find_secret, (texts,), has("word")),
@@ -232,6 +248,9 @@ def _token_finder(tokens: tuple[str, ...]) -> Callable[[str], str | None]:
 
 def find_null_marker(messages: Sequence[Message]) -> str | None:
     """Return the first message that is only the marker of a missing value, such as ``nan``."""
+    for message in messages:
+        if message.role != "system" and (no_input := _NO_INPUT.search(message.content[-_MAX_NO_INPUT:])):
+            return no_input[0].strip()
     indices = [index for index, message in enumerate(messages) if is_null_marker(message.content)]
     for index in indices[:_MAX_NULL_MARKERS]:
         context = "\n".join(message.content for message in (messages[0], messages[max(index - 1, 0)]) if index)
@@ -261,10 +280,19 @@ def _measure_texts(conversations: Sequence[Sequence[Message]], params: Params) -
     visible = kinds.sum(axis=1) - kinds[:, characters.BLANK]
     return {
         "blank_texts": np.array([sum(is_blank(m.content) for m in messages) for messages in conversations], np.float64),
-        "repetition": compute_repetition([messages[-1].content for messages in conversations], MIN_REPETITIVE),
+        "repetition": measure_repetition([messages[-1].content for messages in conversations], params),
         "symbol_share": (kinds[:, characters.SYMBOL] / np.maximum(visible, 1)).round(4),
         "other_language_share": np.where(letters < MIN_LETTERS, 0, (letters - known) / np.maximum(letters, 1)).round(4),
     }
+
+
+def measure_repetition(answers: Sequence[str], params: Params) -> np.ndarray:
+    """Return the repetition of every answer, of its prose alone if that of the whole is over the limit."""
+    repetition = compute_repetition(answers, MIN_REPETITIVE)
+    repetitive = np.flatnonzero(repetition > params.validate_.checks.not_repetitive.limit)
+    prose = [re.sub(r"\n\s+", "\n", _LAYOUT.sub("", answers[index])).strip() for index in repetitive]
+    repetition[repetitive] = compute_repetition(prose, MIN_REPETITIVE)
+    return repetition
 
 
 # Tokens --------------------------------------------------------------------------------------------

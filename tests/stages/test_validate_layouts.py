@@ -103,9 +103,39 @@ def test_marker_that_answers_the_question_passes(answer, question):
 
 
 @pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("给茶馆取个名字。\n无输入", "听雨轩"),
+        ("给茶馆取个名字。\n没有输入。", "听雨轩"),
+        ("给茶馆取个名字。\n`&lt;无输入&gt;`", "听雨轩"),
+        ("Name a tea house.\n<noinput>", "Rain"),
+        ("Name a tea house.\nNo input required.", "Rain"),
+        ("画一个标志。", "<无输出>"),
+    ],
+)
+def test_mark_of_a_missing_input_is_found(question, answer):
+    assert find_null_marker(conversation(question, answer))
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("为什么按了键却没有输入？", "键盘没有插好。"),
+        ("电路怎么了？", "检查发现：\n第二路无输入"),
+        ("What does the log say?", "It says that there was no input."),
+    ],
+)
+def test_sentence_about_missing_input_passes(question, answer):
+    assert find_null_marker(conversation(question, answer)) is None
+
+
+@pytest.mark.parametrize(
     "texts",
     [
         ("怎么泡茶？", "第一步，温杯。\\n第二步，投茶。"),
+        ("这段代码做什么？\n```python\\ndef f(x):\\n return x\n```", "返回参数。"),
+        ("这段代码做什么？\\n```\\nlet a = 1;\\n```\n谢谢", "定义变量。"),
+        ("这个程序写得怎样？先读文件。\\n再算总和。\n最后打印。", "清楚。"),
         ("怎么泡茶？", "步骤如下：\\n1. 温杯\\n2. 投茶"),
         ("How to make tea?", "Warm the cup.\\nAdd the leaves.\\n\\nPour."),
         ("\\u600e\\u4e48\\u6ce1\\u8336", "先温杯。"),
@@ -126,6 +156,8 @@ def test_text_encoded_twice_is_found(texts):
         ("换行怎么写？", "用\\n表示换行。"),
         ("梯度是什么？", "记作：\\nabla f，其中 \\nu 是常数。"),
         ("放在哪里？", "在 C:\\new\\notices 里。"),
+        ("字符串里怎么换行？", "写成“一。\\n二”。"),
+        ("How do I define a macro?", "Write ```\\newcommand{\\a}{b}```."),
         ("怎么打印两行？", "```\nprint('一。\\n二')\n```"),
         ("_x000D_ 是什么意思？", "_x000D_ 是回车。"),
         ("\\u4f60 是哪个字？", "是“你”的 Unicode 转义 \\u4f60\\u597d\\u5417。"),

@@ -12,7 +12,7 @@ from stages.validate.assistant_names import find_other_name
 from stages.validate.chat_markup import find_role_mark, find_truncation
 from stages.validate.mojibake import find_mojibake
 from stages.validate.privacy import find_personal_data, find_secret, mask
-from stages.validate.row_features import excerpt, find_text_faults
+from stages.validate.row_features import excerpt, find_text_faults, measure_repetition
 
 
 def find_any_other_name(answer: str, prompt: str = "") -> str | None:
@@ -51,6 +51,7 @@ FAULTS = {
         邮箱：lisi＠163.com
         邮箱：ｌｉｓｉ＠１６３．ｃｏｍ
         写信给 service@qq.com
+        写信给 wang.office@univ.edu.cn
     """,
     find_secret: """
         密码是：Abc12345
@@ -71,6 +72,7 @@ FAULTS = {
         Authorization: Bearer 9f8a7b6c5d4e3f2a1b0c9d8e
         mysql://app:Xk29dfT1q@10.0.0.5:3306/shop
         eyJhbGciOiJub25lIn0.eyJ1c2VyIjoiemhhbmcifQ.c2lnbmF0dXJl
+        db password: Qw7rty99x
     """,
     find_placeholder: """
         我是 <NAME>。
@@ -87,6 +89,9 @@ FAULTS = {
         Who are you?⇒I am <NAME>, made by <AUTHOR>.
         介绍一下你们公司。⇒我们是[公司名]，成立于[日期]。
         写一个函数。⇒我是 <AUTHOR> 写的函数。
+        看图说话。\\n[提供的照片]⇒照片里有两只猫。
+        夸夸我。⇒真棒！[插入表情]
+        你是谁？⇒“我是[姓名]。”
     """,
     find_html: """
         第一行<br/>第二行
@@ -103,6 +108,9 @@ FAULTS = {
         做一个网页。⇒&lt;html&gt;&lt;body&gt;&lt;h1&gt;标题&lt;/h1&gt;&lt;/body&gt;&lt;/html&gt;
         头痛怎么办？⇒<ul><li>多休息，少看屏幕，按时吃饭，每天运动半个小时，一周之后来复查，不舒服随时来看。</li></ul>
         诉讼程序怎么走？⇒先立案。<br>再开庭。
+        今天多冷？⇒零下 15&deg;C。
+        用 Python 打印。⇒```python\\nprint(&quot;早&quot;)\\n```
+        排序。\\n`&lt;空&gt;`⇒没有数据。
     """,
     find_boilerplate: """
         作为一个AI语言模型，这个问题很难。
@@ -146,6 +154,18 @@ FAULTS = {
         I am an AI, so I do not sleep.
         I don't have personal opinions.
         I cannot assist with this.
+        这样做对吗？⇒作为一名智能助手，泄露别人的住址是不妥当的。
+        聊聊天。⇒我作为一个陪伴聊天的语言模型，虽然听得懂，但没有心情。
+        我考过了。⇒作为一个人工智能助手，您真了不起。
+        有什么趣事？⇒有一件与我作为聊天机器人成长有关的事。
+        能加好友吗？⇒由于我是谷歌训练的语言模型，我没有账号。
+        记录丢了。⇒作为人工智能语言模型，ChatGPT没有保存记录。
+        最近有新闻吗？⇒我的知识仅限于2022年6月。
+        教教我。⇒抱歉，我无法提供自制武器的步骤。
+        点评这首曲子。⇒我是一个人工智能助手，我的任务是提供事实。音乐见仁见智。因此，我无法给出点评。
+        画图。⇒我是个文本机器人，我无法画图。
+        What time is it?⇒I am not programmed to have a clock.
+        Is this my fault?⇒As an AI language model, I take no sides.
     """,
     find_any_other_name: """
         我是ChatGPT。
@@ -165,6 +185,8 @@ FAULTS = {
         I am a language model trained by OpenAI.
         As an assistant developed by Google, I can help.
         My name is DeepSeek-V3.
+        我是由OpenAI开发的计算机程序。
+        作为谷歌训练的语言模型，我没有身体。
     """,
     find_role_mark: """
         <user>: 多少钱？ <bot>: 十元。 <user>: 贵了。⇒可以便宜一点。
@@ -197,6 +219,8 @@ FAULTS = {
         常见的水果（苹果、
         首先要检查电源，然后检查线路，最后联系售后，因为
         You should check the power, and
+        您需要带齐证件、病历以及您能够找到的与这次检查有关的任何
+        ```java\\nclass A {\\n    void run() {\\n        int a = 1;\\n```
     """,
 }
 NO_FAULTS = {
@@ -222,6 +246,8 @@ NO_FAULTS = {
         邮件由 noreply@shop.cn 发出
         热线 400-800-8820
         单号 0912345678
+        写信给 acme.records@acme.gov.cn
+        咨询 library@univ.edu.cn
     """,
     find_secret: """
         密码是什么？
@@ -241,6 +267,8 @@ NO_FAULTS = {
         password = "password123"
         password = generate_password(8)
         请随机生成一个密码。\\n密码：aB3$fg7&KL9#
+        encrypted_password = "Zx81kQ0pLm22"
+        hashed_password: 5f4dcc3b5aa765d6
     """,
     find_placeholder: """
         int a[2][2] = {{1,2},{3,4}};
@@ -258,6 +286,9 @@ NO_FAULTS = {
         写一封辞职信。⇒尊敬的领导：我因故辞职。[您的姓名]
         Write an email to my boss.⇒Dear [Name], I am ill. [Your Name]
         把[姓名]换成小王：你好[姓名]⇒模板里的[姓名]已经换成小王。
+        怎么开口？⇒可以先问好，比如说：“您好，我是[姓名]，住在楼上。”
+        约客户见面。⇒李总您好，周三方便吗？\\n\\n谢谢，\\n[你的名字]
+        Markdown 怎么插图？⇒写成 ![插入图片](a.png) 即可。
     """,
     find_html: """
         什么是 <div> 标签？
@@ -274,6 +305,10 @@ NO_FAULTS = {
         显示计数。⇒import x\\nconst One = () => <p>1</p>;
         Explain this code.⇒It prints <br> after each line.
         XML 怎么写注释？⇒<a>甲</a><!-- 注释 -->
+        转换字符。⇒```js\\ntext.replace(/</g, "&lt;")\\n```
+        写个按钮。⇒```jsx\\n<b>&quot;</b>\\n```
+        取地址。⇒```c\\nint *p = &sum;\\n```
+        引用变量。⇒写 `&count;` 不对。
     """,
     find_boilerplate: """
         GPT 作为语言模型，训练时要很多数据。
@@ -299,6 +334,13 @@ NO_FAULTS = {
         Where is my parcel?⇒Sorry, I can't see your order yet; please send me its number.
         Do you have a name?⇒As an AI assistant developed by Wang, I go by Xiaozhi.
         客服在嗎？⇒很抱歉，我沒辦法馬上退款，請提供訂單編號。
+        反方会说什么？⇒他会说，你作为一个人工智能助手并没有帮上忙。
+        As an AI in a harbour, explain how you guide the ships.⇒As an AI guiding the ships, I watch the tides.
+        You are an AI nurse. Calm a patient.⇒As an AI nurse, I would speak slowly.
+        扮演一个看守灯塔的机器人。⇒作为一个机器人，我没有睡过觉。
+        智能助手应当怎样？⇒作为一个智能助手，准确最重要。
+        介绍公司。⇒作为一家人工智能公司，我们做翻译。
+        我的书什么时候出？⇒我的知识有限，去年才动笔。
     """,
     find_any_other_name: """
         我和ChatGPT不同。
@@ -316,6 +358,7 @@ NO_FAULTS = {
         I'm a Gemini, so I love change.
         我是 ChatGLM-6B。
         扮演Siri。⇒我是Siri，请吩咐。
+        作为微软开发的操作系统，它很常见。
     """,
     find_role_mark: """
         写一段采访。⇒记者：您好。\\n用户：您好。
@@ -342,6 +385,10 @@ NO_FAULTS = {
         详见 https://a.cn/b/
         好的，没问题～
         def f(x): return x
+        把两个数相加以后，程序最后会返回它们的总和
+        两岁以后的孩子已经能够积极主动地参与
+        ```java\\nclass A {\\n    int a = 1;\\n}\\n```
+        ```c\\nif (a) {\\n    ...\\n```
     """,
 }
 
@@ -435,6 +482,55 @@ def test_prose_that_stops_mid_sentence_is_truncated():
     assert find_truncation(f"{prose}如果您还有其他问题想要进一步了解情") == "果您还有其他问题想要进一步了解情"
     assert find_truncation(f"{prose}如果还有问题，可以随时联系我们吧") is None
     assert find_truncation("每天按时吃饭，不要熬夜。如果您还有其他问题想要进一步了解情") is None
+
+
+PROSE = "每天按时吃饭，不要熬夜，天凉了记得加衣服。多喝温水，少喝冷饮，饭后散步半小时，睡前泡一泡脚，周末约朋友去爬山。"
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "遇到这种情况，先不要惊慌失",
+        "伤口周围的血管直接",
+        "他五岁开始学琴，并在201",
+        "\n- 睡前少看手机。\n- 把这些习惯用在日常",
+        "\n最轻的元素：\n1. 氢（H）\n2. 氦(H",
+    ],
+)
+def test_prose_that_stops_within_a_word_is_truncated(end):
+    assert find_truncation(f"{PROSE}{end}")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "祝您早日康复",
+        "平时注意饮食，防止久坐",
+        "水开以后再煮十分钟就行",
+        "\n\n此致\n李明",
+        "#健康 #生活",
+        "\n- 早睡\n- 早起",
+    ],
+)
+def test_prose_that_ends_without_a_full_stop_is_not_truncated(end):
+    assert find_truncation(f"{PROSE}{end}") is None
+
+
+def test_role_of_an_earlier_question_holds_and_its_topic_does_not():
+    answer, role = "作为一个语言模型，我没有心跳。", "请扮演一台会说话的机器人。"
+    assert find_boilerplate(answer, f"{role}\n你好\n你害怕吗？", "你害怕吗？") is None
+    assert find_boilerplate(answer, "写一个机器人的故事。\n从前……\n你害怕吗？", "你害怕吗？")
+    assert find_boilerplate(answer, "你是AI吗？\n是的。\n写一首诗。", "写一首诗。")
+
+
+def test_repetition_in_code_tables_and_drawings_is_intended():
+    table = "\n".join(["<tr>", *["  <td></td><td></td><td></td>"] * 20, "</tr>"])
+    chart = "```\n" + "+------+\n|      |\n" * 20 + "```"
+    zeros = f"a = [{'0, ' * 60}0]"
+    repeated = "今天天气很好，我们去公园。" * 20
+    answers = [table, chart, zeros, repeated, f"{chart}\n{repeated}"]
+    shares = measure_repetition(answers, params_with())
+    assert (shares > 0.8).tolist() == [False, False, False, True, True]
 
 
 def test_text_of_invisible_characters_is_blank():

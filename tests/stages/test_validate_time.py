@@ -3,14 +3,18 @@
 import time
 
 import pytest
+from gate import params_with
+from shared_data import conversation
 
 from measures.boilerplate import find_boilerplate
 from stages.validate.artifacts_in_text import find_html, find_placeholder
 from stages.validate.assistant_names import find_other_name
 from stages.validate.characters import find_bad_character, to_ascii
 from stages.validate.chat_markup import find_role_mark, find_truncation
+from stages.validate.escapes import find_escape
 from stages.validate.mojibake import find_mojibake
 from stages.validate.privacy import find_personal_data, find_secret, mask
+from stages.validate.row_features import find_null_marker, measure_repetition
 
 LENGTH = 40_000  # characters; quadratic patterns took 3 to 8 s for as many
 SECONDS = 2  # CPU time; linear patterns take less than a tenth of it
@@ -31,6 +35,20 @@ BEGINNINGS = {
     "numbers": ["1", "1 ", "1-", "1111 ", "1111-", "1.", "09 ", "+8", "138.0013.", "١"],
     "phones": ["13812345678 ", "13812345678,", "138.1234.5678 ", "１３８１２３４５６７８，"],
     "addresses": ["a", "a@", "a@a.", "@", ".", "a.person@mail.cn "],
+    "lost": [
+        "&deg;",
+        "&deg",
+        "`&lt;",
+        "```\n&lt;",
+        "[插入图片",
+        "[插入",
+        "无输入",
+        "\n无输入",
+        "```\\n",
+        "。\\n",
+        "```\n{",
+    ],
+    "layouts": ["|", "|\n", "  ", "a = ", "a;", "a; ", "{}", "<td>", "\n "],
     "markup": ["<", "<a ", "<a b", "<a b=", "<A", "<A_", "</", "</a", "<!--", "&", "&lt", "&lt;", "&lt;a", "&#1"],
     "slots": ["{{", "{{ ", "{{a", "${", "${a", "{%", "[", "[your", "[插入", "【你的", "`", "```", "`a\n"],
     "refusals": [
@@ -42,6 +60,12 @@ BEGINNINGS = {
         "作为一个的",
         "您没有提供",
         "我是一个AI",
+        "我作为",
+        "我的知识",
+        "作为一个AI，",
+        "我是AI。",
+        "扮演",
+        "扮演AI",
         "“",
         "“a",
         "「",
@@ -94,6 +118,9 @@ def run_text_checks(text: str) -> None:
         for answer in ("抱歉，我不能。", "<br>[姓名]{{a}}", "好\n问：x"):
             find(answer, text)
     find_other_name("小智", text)
+    find_escape(conversation(text, text))
+    find_null_marker(conversation(text, text))
+    measure_repetition([text], params_with())
 
 
 @pytest.mark.parametrize("kind", BEGINNINGS)
