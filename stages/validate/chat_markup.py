@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Callable, Iterator
 from functools import cache
 
 # Tokens of prompt templates. Full-width bars and blanks are DeepSeek's.
@@ -197,7 +198,7 @@ def _ends_with_bound_character(clause: str) -> bool:
 
 
 @cache
-def _load_segmenter():
+def _load_segmenter() -> tuple[Callable[..., Iterator[str]], dict[str, float]]:
     """Return jieba's function that cuts a text into words, and how often each character stands alone, by character."""
     import jieba  # takes a second, and few rows need it
 
