@@ -18,10 +18,10 @@ from models.prompt import PROMPT_VERSION
 from models.schemas import parse_json, to_printable
 from models.storage import atomic_write_folder, write_json
 
-PREFIX = "transformer.prefix_encoder."
+KEY_PREFIX = "transformer.prefix_encoder."
 EMBEDDING, PROJECTION = "embedding.weight", ("trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias")
 MAX_PREFIX_TOKENS = 4096  # one token takes 0.9 MB for ChatGLM-6B
-MAX_BYTES = 2**34  # of a published prefix checkpoint
+MAX_CHECKPOINT_BYTES = 2**34  # of a published prefix checkpoint
 WEIGHTS, CONFIG = "pytorch_model.bin", "config.json"
 MERGED_RECORD = "merged.json"
 MAX_SHARD_SIZE = "2GB"
@@ -80,7 +80,7 @@ def export_official_prefix(folder: Path, base: base_model.Base, out: Path) -> No
     config = parse_json(base.read(base_model.CONFIG), base.folder / base_model.CONFIG)
     config |= {"pre_seq_len": len(rows), "prefix_projection": False}
     with atomic_write_folder(out) as temporary:
-        torch.save({f"{PREFIX}{EMBEDDING}": rows}, temporary / WEIGHTS)
+        torch.save({f"{KEY_PREFIX}{EMBEDDING}": rows}, temporary / WEIGHTS)
         (temporary / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
@@ -135,18 +135,20 @@ def compute_prefix(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     Raises:
         UserError: there is no prefix among the tensors, their shapes do not match, or a value is NaN or infinite.
     """
-    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-    expected = {EMBEDDING, *(PROJECTION if any(name in own for name in PROJECTION) else ())}
-    if EMBEDDING not in own:
-        raise UserError(f"The checkpoint has no {PREFIX}{EMBEDDING}; it is no P-Tuning checkpoint.")
-    if missing := sorted(expected - own.keys()):
-        raise UserError(f"The layers of the checkpoint's prefix do not fit one another: {missing[0]} is missing.")
-    if unknown := sorted(own.keys() - expected):
-        raise UserError(f"The checkpoint has {PREFIX}{to_printable(unknown[0])}, which no P-Tuning checkpoint has.")
-    _check_shapes({name: list(tensor.shape) for name, tensor in own.items()})
-    rows = own[EMBEDDING].float()
+    prefix_tensors = {
+        name.removeprefix(KEY_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(KEY_PREFIX)
+    }
+    expected = {EMBEDDING, *(PROJECTION if any(name in prefix_tensors for name in PROJECTION) else ())}
+    if EMBEDDING not in prefix_tensors:
+        raise UserError(f"The checkpoint has no {KEY_PREFIX}{EMBEDDING}; it is no P-Tuning checkpoint.")
+    if missing := sorted(expected - prefix_tensors.keys()):
+        raise UserError(f"The prefix projection is incomplete: {missing[0]} is missing.")
+    if unknown := sorted(prefix_tensors.keys() - expected):
+        raise UserError(f"The checkpoint has {KEY_PREFIX}{to_printable(unknown[0])}, which no P-Tuning checkpoint has.")
+    _check_shapes({name: list(tensor.shape) for name, tensor in prefix_tensors.items()})
+    rows = prefix_tensors[EMBEDDING].float()
     if len(expected) > 1:
-        first, first_bias, second, second_bias = (own[name].float() for name in PROJECTION)
+        first, first_bias, second, second_bias = (prefix_tensors[name].float() for name in PROJECTION)
         hidden = torch.tanh(torch.nn.functional.linear(rows, first, first_bias))
         rows = torch.nn.functional.linear(hidden, second, second_bias)
     if not rows.isfinite().all():
@@ -155,24 +157,24 @@ def compute_prefix(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _check_shapes(shapes: dict[str, list[int]]) -> None:
-    """Check that the embedding is a matrix of up to ``MAX_PREFIX_TOKENS`` rows, and that the projection fits it.
+    """Check that the embedding is a matrix of 1 to ``MAX_PREFIX_TOKENS`` rows, and that the projection fits it.
 
     Raises:
-        UserError: it is not, or does not.
+        UserError: the embedding has another shape, or the shapes of the projection's layers do not match.
     """
     embedding = shapes[EMBEDDING]
     if len(embedding) != 2 or 0 in embedding or embedding[0] > MAX_PREFIX_TOKENS:
         raise UserError(
-            f"The prefix of the checkpoint is damaged: its shape is {embedding}, but it must be a matrix of 1 to "
-            f"{MAX_PREFIX_TOKENS} rows."
+            f"{KEY_PREFIX}{EMBEDDING} has shape {embedding}; expected a matrix of 1 to {MAX_PREFIX_TOKENS} rows."
         )
     if len(shapes) > 1:
         first, first_bias, second, second_bias = (shapes[name] for name in PROJECTION)
         are_matrices = len(first) == len(second) == 2 and 0 not in (*first, *second)
-        fits = [first, second[1:], second_bias] == [[*first_bias, embedding[1]], first_bias, second[:1]]
-        if not are_matrices or not fits:
-            shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-            raise UserError(f"The layers of the checkpoint's prefix do not fit one another: {shown}.")
+        first_layer_fits = first == [*first_bias, embedding[1]]
+        second_layer_fits = second[1:] == first_bias and second[:1] == second_bias
+        if not (are_matrices and first_layer_fits and second_layer_fits):
+            listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            raise UserError(f"The shapes of the prefix projection's layers do not match: {listed}.")
 
 
 def _load_checkpoint(file: Path) -> dict[str, torch.Tensor]:
@@ -188,6 +190,6 @@ def _load_checkpoint(file: Path) -> dict[str, torch.Tensor]:
             raise UserError(
                 f"{file} was not written by PyTorch. It may be a Git LFS pointer or an HTML page; fetch it again."
             )
-    if file.stat().st_size > MAX_BYTES:
-        raise UserError(f"{file} is larger than {MAX_BYTES} bytes, the limit for a prefix checkpoint.")
+    if file.stat().st_size > MAX_CHECKPOINT_BYTES:
+        raise UserError(f"{file} is larger than {MAX_CHECKPOINT_BYTES} bytes, the limit for a prefix checkpoint.")
     return tensor_files.load_pickled(file)

@@ -95,7 +95,9 @@ def verify_base(folder: Path, name: str, revision: str | None = None) -> Base:
         raise UserError(f"The base model in {folder} is incomplete; these files are missing: {', '.join(missing)}.")
     truncated = [file for file in weights if not tensor_files.is_complete(folder / file)]
     if truncated:
-        raise UserError(f"The base model in {folder} is half-downloaded; fetch these again: {', '.join(truncated)}.")
+        raise UserError(
+            f"The base model in {folder} is incompletely downloaded; fetch these files again: {', '.join(truncated)}."
+        )
     small_files = [CONFIG, TOKENIZER, TOKENIZER_CONFIG]
     _check_vocabulary(Base(name, folder, revision, hash_files(folder, small_files)))
     return Base(name, folder, revision, hash_files(folder, [*small_files, *weights, *index]))

@@ -1,8 +1,9 @@
-"""Checkpoints of a training on disk: complete or absent, and keyed by everything that the training depends on.
+"""Checkpoints of a training run on disk: complete or absent, and keyed by everything that the training depends on.
 
-They lie outside DVC's outs, which DVC deletes before a stage runs. A checkpoint is the folder that transformers'
-Trainer writes: weights, optimizer, scheduler and random states. It is complete once it has ``progress.json``, which is
-written last, after all other files have reached the disk, and while all files have the sizes recorded there.
+Checkpoints are stored outside DVC's outs, which DVC deletes before a stage runs. A checkpoint is the folder that
+transformers' Trainer writes: weights, optimizer, scheduler and random states. It is complete once it has
+``progress.json``, which is written last, after all other files have reached the disk, and while all files have the
+sizes recorded there.
 """
 
 import os
@@ -20,7 +21,7 @@ PROGRESS = "progress.json"
 
 
 def prepare_folder(folder: Path) -> None:
-    """Create the checkpoint folder of a training, and remove those of the same adapter with another key.
+    """Create the checkpoint folder of a training run, and remove those of the same adapter with another key.
 
     Args:
         folder: named ``<adapter>.<key>``, where the key is a hash of everything that the training depends on.
@@ -38,8 +39,8 @@ def prepare_folder(folder: Path) -> None:
 def exclusive_lock(parent: Path, name: str) -> Iterator[None]:
     """Lock an adapter for this process; the system releases the lock when the process ends.
 
-    DVC's own lock does not suffice: after a kill of DVC alone, the training goes on. While the lock is held, its file
-    holds the process id, by which :func:`was_killed` recognizes a holder that did not release it.
+    DVC's own lock does not suffice: if DVC alone is killed, the training process continues. While the lock is held, its
+    file contains the process id, by which :func:`was_killed` recognizes a holder that did not release it.
 
     Raises:
         UserError: another process trains the adapter.
@@ -73,7 +74,7 @@ def _lock_path(parent: Path, name: str) -> Path:
 
 
 def latest_complete(folder: Path) -> Path | None:
-    """Return the latest complete checkpoint of a training, and remove incomplete and damaged ones."""
+    """Return the latest complete checkpoint of a training run, and remove incomplete and damaged ones."""
     complete = complete_checkpoints(folder)
     for path in folder.glob("checkpoint-*"):
         if path not in complete:
@@ -82,7 +83,7 @@ def latest_complete(folder: Path) -> Path | None:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Return the complete checkpoints of a training, in the order of their steps."""
+    """Return the complete checkpoints of a training run, in the order of their steps."""
     candidates = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
     return sorted(filter(is_complete, candidates), key=lambda path: step_from_name(path.name))
 
@@ -118,7 +119,7 @@ def mark_complete(checkpoint: Path, progress: dict, beside: Path | None = None) 
     """Flush the files of a checkpoint to disk, then write ``progress.json``.
 
     Args:
-        progress: JSON that a resumed training reads.
+        progress: JSON that a resumed training run reads.
         beside: file beside the checkpoint that it needs, such as the best weights so far.
     """
     for path in (*checkpoint.iterdir(), checkpoint):

@@ -2,7 +2,7 @@
 
 As a program (``python -I -S models/credentials.py SOURCE:TARGET …``) it copies open files and masks every line, because
 DVC prints the URL of a remote with its password. The program imports the standard library only. It runs until all
-writers have closed the source, even if the process that started it was killed, so that a training that survives its
+writers have closed the source, even if the process that started it was killed, so that a training run that survives its
 flow can still write its output.
 """
 
@@ -45,14 +45,14 @@ def mask_credentials(text: str) -> str:
 
     User names that are no secret stay: ``ssh://git@host``.
     """
-    text = re.sub(r"\S+", _mask_addresses, text)
+    text = re.sub(r"\S+", _mask_urls, text)
     text = _PARAMETER.sub(_mask_parameter, text)
     text = _SETTING.sub(rf"\g<1>{MASK}", text)
     text = _AUTHORIZATION.sub(rf"\g<1>{MASK}", text)
     return _KEY.sub(MASK, text)
 
 
-def _mask_addresses(match: re.Match) -> str:
+def _mask_urls(match: re.Match) -> str:
     """Remove ``user:password@`` from the URLs in a word."""
     word, last = match[0], match[0].rfind("@")
     if last < 0:
@@ -116,7 +116,7 @@ def _read(source: int) -> bytes:
 def _write(target: int, lines: bytes) -> None:
     text = lines.decode("utf-8", "surrogateescape")
     masked = memoryview(mask_credentials(text).encode("utf-8", "surrogateescape"))
-    with suppress(OSError):  # the target is closed; go on reading, so that the writers do not block
+    with suppress(OSError):  # the target is closed; keep reading, so that the writers do not block
         while masked:
             masked = masked[os.write(target, masked) :]
 

@@ -1,4 +1,4 @@
-"""Launching the ranks of a training, one process per device, with torchrun's launcher."""
+"""Launch the ranks of a training run, one process per device, with torchrun's launcher."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Estimate of a training's peak memory, made before anything loads.
+"""Estimate of a training run's peak memory, made before anything loads.
 
 The estimate counts what the forward pass keeps for the backward pass. With B rows of L tokens, hidden size h and inner
 size i, a layer keeps these elements per token:
@@ -27,7 +27,7 @@ INTERPRETER = 0.45 * GIB  # Python with torch, transformers and peft, if the dev
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """Properties of a training that determine its memory.
+    """Properties of a training run that determine its memory.
 
     Attributes:
         method, attachment: see :func:`models.adapters.attach_adapter`.
@@ -38,7 +38,7 @@ class TrainingSpec:
         fp8: frozen layers in fp8.
         packed: rows of several samples. On a GPU their blocks are compiled, and attention needs no L × L mask.
         gpu: False if the device is the CPU, whose memory the interpreter shares.
-        shards: devices over which weights and optimizer state are spread.
+        shards: devices across which weights and optimizer state are sharded.
     """
 
     config: ChatGLMConfig
@@ -91,7 +91,7 @@ class MemoryEstimate:
 
 
 def estimate(spec: TrainingSpec) -> MemoryEstimate:
-    """Return the estimated peak memory of a training."""
+    """Return the estimated peak memory of a training run."""
     config, size = spec.config, BYTES[spec.dtype]
     linear = sum(outputs * inputs for outputs, inputs in _linear_shapes(config).values())
     vocabulary = 2 * config.vocab_size * config.hidden_size
@@ -115,7 +115,7 @@ def list_alternatives(spec: TrainingSpec) -> Iterator[tuple[str, str, TrainingSp
     """Yield settings that train nearly the same with less memory, the least intrusive first.
 
     Yields:
-        Kind of the change (``checkpointing``, ``batch`` or ``quantization``), settings, and the training with them.
+        Kind of the change (``checkpointing``, ``batch`` or ``quantization``), settings, and the spec with them.
     """
     if not spec.checkpointing:
         yield "checkpointing", "gradient_checkpointing: true", replace(spec, checkpointing=True)
@@ -136,7 +136,7 @@ def list_alternatives(spec: TrainingSpec) -> Iterator[tuple[str, str, TrainingSp
 
 
 def explain_misfit(spec: TrainingSpec, free_bytes: float) -> str | None:
-    """Return None if a training fits into ``free_bytes``, else a message with numbers and up to two ways that fit."""
+    """Return None if a training run fits into ``free_bytes``, else a message with up to two settings that fit."""
     needed = estimate(spec)
     if needed.total <= free_bytes:
         return None

@@ -200,7 +200,7 @@ def _check_tensor(model, name: str, tensor, is_duplicate: bool, path: Path) -> N
     """Check that the model has a parameter of this name and shape, and that it was not loaded before.
 
     Raises:
-        UserError: it does not, or it was.
+        UserError: the name is unknown or a duplicate, or the shape differs.
     """
     try:
         parameter = model.get_parameter(name)

@@ -75,6 +75,7 @@ class PackingCollator:
         return batch | {"label_indices": find_label_indices(batch["labels"])}
 
     def _collate_row(self, samples: Sequence[dict]) -> dict[str, torch.Tensor]:
+        """Concatenate samples and pad the row; the label mask (``IGNORED_LABEL``) covers prompts and padding."""
         lengths = [len(sample["input_ids"]) for sample in samples]
         segments = self._pad(
             torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(lengths)), PADDING_SEGMENT

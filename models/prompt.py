@@ -1,4 +1,4 @@
-"""Conversion of conversations to prompts and token ids; encoding, evaluation and chat all use it.
+"""Prompt template of ChatGLM-6B, and encoding of conversations for training, evaluation and chat.
 
 The published code numbers the turns differently in training and in evaluation. Here :func:`render_prompt` serves both,
 and follows the published ``chat()``.
@@ -10,7 +10,7 @@ from models.sample import Message
 
 PROMPT_VERSION = "chatglm-6b/1"  # saved in manifests; increase it when the same messages give other tokens
 
-IGNORED_LABEL = -100
+IGNORED_LABEL = -100  # the ignore_index of cross_entropy
 PROMPT_SPECIAL_TOKENS, ANSWER_SPECIAL_TOKENS = 2, 1  # ``[gMASK] <sop>`` after the prompt, ``<eop>`` after the answer
 
 
@@ -52,5 +52,5 @@ def encode_text(tokenizer, text: str) -> list[int]:
 
 
 def label_sample(prompt: list[int], answer: list[int]) -> dict[str, list[int]]:
-    """Return a training row whose loss covers the answer only: ``input_ids`` and ``labels``, each (length,)."""
+    """Return a training row whose label mask excludes the prompt: ``input_ids`` and ``labels``, each (length,)."""
     return {"input_ids": prompt + answer, "labels": [IGNORED_LABEL] * len(prompt) + answer}

@@ -1,6 +1,6 @@
 """Hash of the code, and versions of the libraries, that a result depends on.
 
-Both are part of the keys of checkpoints and cached answers. Otherwise a training could resume from a checkpoint of
+Both are part of the keys of checkpoints and cached answers. Otherwise a training run could resume from a checkpoint of
 other code, and end with weights that no version of the code produces.
 """
 

@@ -1,18 +1,19 @@
 """Training with transformers' Trainer on encoded rows.
 
-Trains all weights of the tiny base model, and adapters on a frozen base. Modules in the order of a training:
+Trains all weights of the tiny base model, and adapters on a frozen base. The modules,
+in the order in which a training run uses them:
 
 ========================  ==================================================================================
 ``train_config``          hyperparameters, and transformers' ``TrainingArguments`` made from them
 ``batches``               rows to batches: order of an epoch, padding, packing
 ``compiling``             ``torch.compile`` of the blocks for packed rows on a GPU
-``sharding``              FSDP: weights, gradients and optimizer spread over the devices
+``sharding``              FSDP: weights, gradients and optimizer state sharded across devices
 ``loss_scaling``          GradScaler for float16 gradients
 ``trainer``               ``AdapterTrainer``: token counts, evaluation loss, checkpoints of trained weights only
 ``callbacks``             loss history, divergence guard, best weights, early stopping
 ``checkpointing``         complete checkpoints, resuming, SIGTERM
-``devices``               ranks, all-reduce, aborting together, utilization and energy
-``fit``                   a whole training, from rows to fitted weights
+``devices``               ranks, all-reduce, collective abort, utilization and energy
+``fit``                   a complete training run, from rows to fitted weights
 ========================  ==================================================================================
 """
 

@@ -46,8 +46,8 @@ class PaddingCollator:
 class EpochOrder(Sampler):
     """Row order of each epoch, determined by seed and epoch alone.
 
-    Trainer's own length-grouped sampler draws from the global random state. A training that resumes in the middle of
-    an epoch cannot restore the state of that epoch's beginning.
+    Trainer's own length-grouped sampler draws from the global random state. A training run that resumes within an epoch
+    cannot restore the state of that epoch's beginning.
 
     Args:
         count: number of rows.
@@ -72,7 +72,7 @@ class EpochOrder(Sampler):
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices(self.epoch))
 
-    @lru_cache(maxsize=2)  # noqa: B019 (the sampler lives as long as the training)
+    @lru_cache(maxsize=2)  # noqa: B019 (the sampler lives as long as the training run)
     def indices(self, epoch: int) -> tuple[int, ...]:
         """Return the row indices of an epoch, counted from 0, in order."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -95,7 +95,7 @@ class EpochOrder(Sampler):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows of a training, their order and their collation.
+    """Rows of a training run, their order and their collation.
 
     Attributes:
         train_rows, eval_rows: samples; where they are packed, lists of samples.

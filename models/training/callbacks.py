@@ -1,4 +1,4 @@
-"""Callbacks of a training: loss history, divergence guard, best weights, early stopping, progress bar."""
+"""Callbacks of a training run: loss history, divergence guard, best weights, early stopping, progress bar."""
 
 import logging
 import math
@@ -133,9 +133,9 @@ class Diverged(UserError):
 
 
 class DivergenceGuard(TrainerCallback):
-    """Stops a diverged training with the step, the rows of that step, and what to try.
+    """Stops a diverged training run; the error names the step, its rows, and settings to try.
 
-    A training has diverged when its loss or evaluation loss is NaN or infinite, or when the loss stays above its
+    A training run has diverged when its loss or evaluation loss is NaN or infinite, or when the loss stays above its
     minimum by more than ``ln(vocab_size)``, the loss of a uniform guess, for :data:`PATIENCE` consecutive steps; a
     single step may be a hard row. With loss scaling, a scale below :data:`MIN_SCALE` of the first one means that the
     gradients overflow at every scale.
@@ -192,7 +192,7 @@ class DivergenceGuard(TrainerCallback):
         )
 
     def state_dict(self) -> dict:
-        """Return the state that makes a resumed training diverge at the same step."""
+        """Return the state that makes a resumed training run diverge at the same step."""
         lowest_loss = self.lowest_loss if math.isfinite(self.lowest_loss) else None
         return {"lowest_loss": lowest_loss, "high_losses": self.high_losses}
 
@@ -259,10 +259,10 @@ def best_weights_path(folder: Path, step: int) -> Path:
 
 
 class EarlyStopping(TrainerCallback):
-    """Stops the training after ``patience`` evaluations without a lower loss; None never stops it.
+    """Stops training after ``patience`` evaluations without a lower loss; None never stops it.
 
     transformers' EarlyStoppingCallback does not resume exactly. Killed after its last evaluation but before the adapter
-    is saved, a training would resume until the next evaluation and stop with other weights. It also needs
+    is saved, a training run would resume until the next evaluation and stop with other weights. It also needs
     ``metric_for_best_model``, with which Trainer keeps the best checkpoint instead of the second newest, the fallback
     for a damaged one.
     """

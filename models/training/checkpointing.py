@@ -1,4 +1,4 @@
-"""Checkpoints during a training: completing them, resuming from the latest, saving one on SIGTERM."""
+"""Checkpoints during a training run: complete them, resume from the latest, save one on SIGTERM."""
 
 import contextlib
 import logging
@@ -30,13 +30,13 @@ class Stateful(Protocol):
 
 
 class Stopped(UserError):
-    """SIGTERM stopped the training after a checkpoint; exit code 143, as of a program that SIGTERM ended."""
+    """SIGTERM stopped training after a checkpoint; exit code 143, as of a program that SIGTERM ended."""
 
     exit_code = 128 + signal.SIGTERM
 
 
 class StopOnSigterm(TrainerCallback):
-    """On SIGTERM, finishes the current step, saves a checkpoint and stops the training on all ranks."""
+    """On SIGTERM, finishes the current step, saves a checkpoint and stops training on all ranks."""
 
     def __init__(self):
         self.terminated = False
@@ -62,7 +62,7 @@ class StopOnSigterm(TrainerCallback):
             signal.signal(signal.SIGTERM, previous)
 
     def raise_if_terminated(self, step: int) -> None:
-        """Raise after a training that SIGTERM stopped.
+        """Raise after a training run that SIGTERM stopped.
 
         Raises:
             Stopped: on rank 0, which reports it.
@@ -120,7 +120,7 @@ class EpochRestorer(TrainerCallback):
 def load_latest_state(folder: Path, states: dict[str, Stateful]) -> Path | None:
     """Restore ``states`` from the latest complete checkpoint in a folder, and return it; None without one.
 
-    All ranks must call it: rank 0 removes incomplete checkpoints before the other ranks look.
+    All ranks must call it: rank 0 removes incomplete checkpoints before the other ranks list them.
     """
     if devices.rank() > 0:
         devices.barrier()
@@ -136,6 +136,6 @@ def load_latest_state(folder: Path, states: dict[str, Stateful]) -> Path | None:
 
 
 def load_final_checkpoint(trainer: AdapterTrainer, checkpoint: Path) -> None:
-    """Load a training that had already ended when it was killed: its weights and number of steps."""
+    """Load weights and number of steps of a process that was killed after its last training step."""
     trainer._load_from_checkpoint(checkpoint)
     trainer.state.global_step = checkpoints.step_from_name(checkpoint.name)

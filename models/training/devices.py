@@ -1,4 +1,4 @@
-"""Ranks and devices of a training: collectives, aborting together, utilization and energy.
+"""Ranks and devices of a training run: collectives, collective abort, utilization and energy.
 
 torchrun sets ``WORLD_SIZE``, ``RANK`` and ``LOCAL_RANK``. Each rank is a process with one device.
 """
@@ -112,9 +112,9 @@ def translate_device_errors() -> Iterator[None]:
         raise
 
 
-# Aborting together ---------------------------------------------------------------------------------
+# Collective abort ----------------------------------------------------------------------------------
 
-PEER_ENDED = "Another process of this training ended. Run the command again to resume from the last checkpoint."
+PEER_ENDED = "Another process of this training run ended. Run the command again to resume from the last checkpoint."
 FINISHED, FAILED = 0, 1
 GRACE_SECONDS = 2.0  # time for a rank to report its own error before it is aborted
 
@@ -154,7 +154,7 @@ class PeerWatchdog:
         self._sent, self._lock = False, threading.Lock()
 
     def finish(self, status: int) -> None:
-        """Send this rank's final status; the rank is not aborted any more."""
+        """Send this rank's final status; from then on the rank is not aborted."""
         self.finished.set()
         self._send(status)
 
@@ -227,7 +227,7 @@ def _nvml_handle():
 
 
 class TrainingClock:
-    """Wall-clock seconds of a training, continued after a resume."""
+    """Wall-clock seconds of a training run, continued after a resume."""
 
     def __init__(self):
         self.start(0.0)

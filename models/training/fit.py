@@ -1,4 +1,4 @@
-"""A whole training: from rows to fitted weights."""
+"""A complete training run: from rows to fitted weights."""
 
 import contextlib
 import tempfile
@@ -128,15 +128,28 @@ def fit(
             if latest is not None and early_stopping.is_exhausted():
                 load_final_checkpoint(trainer, latest)
             else:
-                with stop.handle_signal() if save else contextlib.nullcontext():
-                    trainer.train(resume_from_checkpoint=latest and str(latest))
-                stop.raise_if_terminated(trainer.state.global_step)
+                _train(trainer, latest, stop, handle_signal=save)
             if config.keep_best:
                 best.restore(model)
             num_tokens, num_slots = statistics.totals()
-
-    steps = trainer.state.global_step
     best_evaluation = history.best_evaluation() if config.keep_best else None
+    return _build_result(history, best_evaluation, trainer.state.global_step, num_tokens, num_slots)
+
+
+def _train(trainer: AdapterTrainer, latest: Path | None, stop: StopOnSigterm, *, handle_signal: bool) -> None:
+    """Train from the latest checkpoint, or from the start without one.
+
+    Raises:
+        Stopped: SIGTERM arrived.
+    """
+    with stop.handle_signal() if handle_signal else contextlib.nullcontext():
+        trainer.train(resume_from_checkpoint=latest and str(latest))
+    stop.raise_if_terminated(trainer.state.global_step)
+
+
+def _build_result(
+    history: LossHistory, best_evaluation: dict | None, steps: int, num_tokens: int, num_slots: int
+) -> TrainResult:
     return TrainResult(
         history=history.losses(),
         steps=steps,

@@ -1,6 +1,6 @@
-"""FSDP: weights, gradients and optimizer state spread over the devices (Zhao et al., arXiv:2304.11277).
+"""FSDP: weights, gradients and optimizer state sharded across devices (Zhao et al., arXiv:2304.11277).
 
-Blocks are sharded one by one with torch's ``fully_shard``. Checkpoints hold full tensors, so a training can resume
+Blocks are sharded one by one with torch's ``fully_shard``. Checkpoints hold full tensors, so a training run can resume
 with another number of devices.
 """
 

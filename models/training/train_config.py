@@ -1,4 +1,4 @@
-"""Hyperparameters of a training, and the TrainingArguments of transformers made from them."""
+"""Hyperparameters of a training run, and the TrainingArguments of transformers made from them."""
 
 import sys
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from models.training import devices
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Hyperparameters of a training.
+    """Hyperparameters of a training run.
 
     Attributes:
         batch_size: rows per step and device; an update takes ``batch_size * gradient_accumulation * devices`` rows.
@@ -21,12 +21,12 @@ class TrainConfig:
         warmup: warmup steps, or a fraction of all steps if below 1.
         pack_tokens: pack samples into rows of this many tokens, which ``batch_size`` then counts; on a GPU the blocks
             are compiled for rows of this length. None pads each batch to its longest row.
-        evaluations: evaluations per training, evenly spaced; at least 2.
-        logs: minimum number of log entries per training; each waits for the device.
+        evaluations: evaluations per training run, evenly spaced; at least 2.
+        logs: minimum number of log entries per training run; each waits for the device.
         keep_best: end with the weights of the lowest evaluation loss instead of the last ones.
         patience: evaluations without a lower loss before early stopping; None disables it.
         autocast: compute dtype where the weights are float32.
-        sharded: spread weights, gradients and optimizer over the devices (FSDP) instead of replicating them (DDP).
+        sharded: shard weights, gradients and optimizer state across devices (FSDP) instead of replicating them (DDP).
     """
 
     batch_size: int

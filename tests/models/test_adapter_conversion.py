@@ -77,7 +77,7 @@ def test_a_published_projection_is_applied():
     torch.manual_seed(0)
     embedding, (first, second) = torch.nn.Embedding(4, 8), (torch.nn.Linear(8, 8), torch.nn.Linear(8, 32))
     layers = torch.nn.ModuleDict({"embedding": embedding, "trans": torch.nn.Sequential(first, torch.nn.Tanh(), second)})
-    tensors = {adapter_conversion.PREFIX + name: value.half() for name, value in layers.state_dict().items()}
+    tensors = {adapter_conversion.KEY_PREFIX + name: value.half() for name, value in layers.state_dict().items()}
     expected = layers["trans"](embedding.weight)
     torch.testing.assert_close(adapter_conversion.compute_prefix(tensors), expected, rtol=1e-2, atol=1e-3)
 
@@ -93,19 +93,22 @@ def test_invalid_exports_and_imports_are_rejected(base_folder, tmp_path):
     assert not (tmp_path / "out").exists()
     files = {
         "none.bin": ({"lm_head.weight": torch.zeros(2)}, "no P-Tuning checkpoint"),
-        "other.bin": ({adapter_conversion.PREFIX + "embedding.weight": torch.zeros(2, 6)}, "belongs to another base"),
+        "other.bin": (
+            {adapter_conversion.KEY_PREFIX + "embedding.weight": torch.zeros(2, 6)},
+            "belongs to another base",
+        ),
         "code.bin": ({"x": UserError("code")}, "more than tensors"),
         "list.bin": ([1, 2], "no tensors by name"),
-        "flat.bin": ({adapter_conversion.PREFIX + "embedding.weight": torch.zeros(6)}, "is damaged"),
-        "empty.bin": ({adapter_conversion.PREFIX + "embedding.weight": torch.zeros(0, 6)}, "is damaged"),
-        "nan.bin": ({adapter_conversion.PREFIX + "embedding.weight": torch.full((2, 6), torch.nan)}, "is damaged"),
+        "flat.bin": ({adapter_conversion.KEY_PREFIX + "embedding.weight": torch.zeros(6)}, "has shape"),
+        "empty.bin": ({adapter_conversion.KEY_PREFIX + "embedding.weight": torch.zeros(0, 6)}, "has shape"),
+        "nan.bin": ({adapter_conversion.KEY_PREFIX + "embedding.weight": torch.full((2, 6), torch.nan)}, "is damaged"),
         "shapes.bin": (
             {
-                adapter_conversion.PREFIX + "embedding.weight": torch.zeros(2, 6),
-                adapter_conversion.PREFIX + "trans.0.weight": torch.zeros(5, 5),
-                adapter_conversion.PREFIX + "trans.0.bias": torch.zeros(5),
+                adapter_conversion.KEY_PREFIX + "embedding.weight": torch.zeros(2, 6),
+                adapter_conversion.KEY_PREFIX + "trans.0.weight": torch.zeros(5, 5),
+                adapter_conversion.KEY_PREFIX + "trans.0.bias": torch.zeros(5),
             },
-            "do not fit",
+            "projection is incomplete",
         ),
     }
     for name, (content, message) in files.items():
@@ -152,7 +155,7 @@ def test_a_merged_model_has_a_record_of_its_adapter(base_folder, tmp_path):
 
 # Files without a prefix ---------------------------------------------------------------------------
 
-ROWS = f"{adapter_conversion.PREFIX}embedding.weight"
+ROWS = f"{adapter_conversion.KEY_PREFIX}embedding.weight"
 LAYERS = {
     "embedding.weight": torch.ones(4, 8),
     "trans.0.weight": torch.ones(6, 8),
@@ -165,7 +168,7 @@ LAYERS = {
 def layers(**changes) -> dict:
     """Return a published projection with some tensors replaced, or removed by None; underscores stand for dots."""
     changed = LAYERS | {name.replace("_", "."): value for name, value in changes.items()}
-    return {adapter_conversion.PREFIX + name: value for name, value in changed.items() if value is not None}
+    return {adapter_conversion.KEY_PREFIX + name: value for name, value in changed.items() if value is not None}
 
 
 def nested(depth: int) -> dict:
@@ -198,24 +201,24 @@ STORED = {
     "sparse": ({ROWS: torch.eye(8).to_sparse()}, "no plain matrix"),
     "no data": ({ROWS: torch.ones(2, 8, device="meta")}, "no plain matrix"),
     "more than the file holds": ({ROWS: torch.ones(1).expand(2**20, 2**20)}, "more than the file holds"),
-    "a scalar": ({ROWS: torch.tensor(1.0)}, "is damaged"),
-    "three dimensions": ({ROWS: torch.ones(2, 2, 2)}, "is damaged"),
-    "no numbers": ({ROWS: torch.ones(2, 0)}, "is damaged"),
-    "too many tokens": ({ROWS: torch.ones(adapter_conversion.MAX_PREFIX_TOKENS + 1, 1)}, "is damaged"),
+    "a scalar": ({ROWS: torch.tensor(1.0)}, "expected a matrix"),
+    "three dimensions": ({ROWS: torch.ones(2, 2, 2)}, "expected a matrix"),
+    "no numbers": ({ROWS: torch.ones(2, 0)}, "expected a matrix"),
+    "too many tokens": ({ROWS: torch.ones(adapter_conversion.MAX_PREFIX_TOKENS + 1, 1)}, "expected a matrix"),
     "infinity": ({ROWS: torch.full((2, 8), torch.inf)}, "NaN or inf"),
     "infinity in float32": ({ROWS: torch.full((2, 8), 1e300, dtype=torch.float64)}, "NaN or inf"),
     "one layer of two": (layers(trans_2_weight=None, trans_2_bias=None), "trans.2.bias is missing"),
     "no first layer": (layers(trans_0_weight=None), "trans.0.weight is missing"),
     "no embedding": (layers(embedding_weight=None), "no P-Tuning checkpoint"),
     "another layer": (layers(trans_4_weight=torch.ones(2)), "trans.4.weight, which no"),
-    "a bias that would be spread": (layers(trans_0_bias=torch.ones(1)), "do not fit"),
-    "another bias": (layers(trans_2_bias=torch.ones(31)), "do not fit"),
-    "another width": (layers(trans_0_weight=torch.ones(6, 9)), "do not fit"),
-    "a flat layer": (layers(trans_2_weight=torch.ones(32)), "do not fit"),
-    "another width behind": (layers(trans_2_weight=torch.ones(32, 5)), "do not fit"),
+    "a bias that would be spread": (layers(trans_0_bias=torch.ones(1)), "do not match"),
+    "another bias": (layers(trans_2_bias=torch.ones(31)), "do not match"),
+    "another width": (layers(trans_0_weight=torch.ones(6, 9)), "do not match"),
+    "a flat layer": (layers(trans_2_weight=torch.ones(32)), "do not match"),
+    "another width behind": (layers(trans_2_weight=torch.ones(32, 5)), "do not match"),
     "empty layers": (
         layers(trans_0_weight=torch.ones(0, 8), trans_0_bias=torch.ones(0), trans_2_weight=torch.ones(32, 0)),
-        "do not fit",
+        "do not match",
     ),
 }
 

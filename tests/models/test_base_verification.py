@@ -55,7 +55,7 @@ def test_missing_shards_are_named(base_copy):
 def test_a_truncated_safetensors_file_is_rejected(base_copy, keep):
     content = (base_copy / "model.safetensors").read_bytes()
     (base_copy / "model.safetensors").write_bytes(content[:keep])
-    with pytest.raises(UserError, match="half-downloaded"):
+    with pytest.raises(UserError, match="incompletely downloaded"):
         base_verification.verify_base(base_copy, "tiny")
 
 
@@ -65,7 +65,7 @@ def test_a_truncated_bin_file_is_rejected(base_copy):
     assert "pytorch_model.bin" in base_verification.verify_base(base_copy, "tiny").files
     content = (base_copy / "pytorch_model.bin").read_bytes()
     (base_copy / "pytorch_model.bin").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="half-downloaded"):
+    with pytest.raises(UserError, match="incompletely downloaded"):
         base_verification.verify_base(base_copy, "tiny")
 
 
@@ -80,7 +80,7 @@ def test_a_malformed_weight_index_is_rejected(base_copy, index):
 @pytest.mark.parametrize("header", [b"[]", b'{"a": {}}', b'{"a": "x"}', b"{"])
 def test_a_malformed_safetensors_header_is_rejected(base_copy, header):
     (base_copy / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(UserError, match="half-downloaded"):
+    with pytest.raises(UserError, match="incompletely downloaded"):
         base_verification.verify_base(base_copy, "tiny")
 
 

@@ -12,10 +12,10 @@ from shared_data import ROOT, developer_file
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from models.chatglm.masks import derive_position_ids, prefix_lm_mask
 
-VECTORS = ["lora_base", "prefix", "prefix_projection", "own"]
+VECTORS = ["lora_base", "prefix", "prefix_projection", "fixture"]
 
 
-class Recorded:
+class RecordedModel:
     """A file of recorded results and the model that they belong to.
 
     Attributes:
@@ -25,7 +25,7 @@ class Recorded:
     def __init__(self, path: Path):
         self.tensors = load_file(path)
         self.settings = json.loads(path.with_suffix(".json").read_text())
-        weights = self._tensors_below("weights.")
+        weights = self._tensors_with_prefix("weights.")
         self.config = ChatGLMConfig(**self.settings)
         self.base = ChatGLMForConditionalGeneration(self.config)
         missing, unexpected = self.base.load_state_dict(weights, strict=False)
@@ -36,7 +36,7 @@ class Recorded:
             self.model = self._attach_prefix(weights)
         self.model.eval()
 
-    def _tensors_below(self, prefix: str) -> dict:
+    def _tensors_with_prefix(self, prefix: str) -> dict:
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
     def _attach_prefix(self, weights: dict):
@@ -58,7 +58,7 @@ class Recorded:
 
     def gradients(self):
         """Yield name, computed gradient and recorded gradient of every parameter."""
-        for name, recorded in self._tensors_below("grads.").items():
+        for name, recorded in self._tensors_with_prefix("grads.").items():
             in_prefix = "prefix_encoder" in name
             parameter = (
                 self.encoder.get_parameter(self._peft_name(name)) if in_prefix else self.base.get_parameter(name)
@@ -79,9 +79,9 @@ class Recorded:
 
 @pytest.fixture(params=VECTORS)
 def recorded(request):
-    if request.param == "own":
-        return Recorded(ROOT / "tests/fixtures/prefix.safetensors")
-    return Recorded(developer_file(f"reference/vectors/{request.param}.safetensors"))
+    if request.param == "fixture":
+        return RecordedModel(ROOT / "tests/fixtures/prefix.safetensors")
+    return RecordedModel(developer_file(f"reference/vectors/{request.param}.safetensors"))
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -106,7 +106,7 @@ def test_greedy_answers_of_a_left_padded_batch(recorded):
     rows = recorded.tensors["input_ids"].tolist()
     prompts = [row[: row.index(recorded.config.bos_token_id) + 1] for row in rows]
     length = max(map(len, prompts))
-    batch = torch.tensor([[3] * (length - len(prompt)) + prompt for prompt in prompts])
+    batch = torch.tensor([[recorded.config.pad_token_id] * (length - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     if "leftpad.input_ids" in recorded.tensors:
         assert batch.tolist() == recorded.tensors["leftpad.input_ids"].tolist()

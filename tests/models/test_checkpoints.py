@@ -69,7 +69,7 @@ CALLBACKS = [LimitFileSize()]
 
 
 def start(*arguments, setup: str = NO_CALLBACKS) -> subprocess.Popen:
-    """Start a training.
+    """Start a training run.
 
     Args:
         arguments: folders of base, checkpoints and adapter, and the method.
@@ -83,7 +83,7 @@ def start(*arguments, setup: str = NO_CALLBACKS) -> subprocess.Popen:
 
 
 def wait_until_finished(process: subprocess.Popen) -> str:
-    """Wait for a training that must succeed, and return its output."""
+    """Wait for a training run that must succeed, and return its output."""
     output, log = process.communicate(timeout=120)
     assert process.returncode == 0, log
     return output

@@ -191,7 +191,7 @@ def update_hashes(folder: Path) -> None:
 @given(data=st.data())
 def test_published_prefixes(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzzed.bin"
-    torch.save({f"{adapter_conversion.PREFIX}embedding.weight": torch.ones(2, 8)}, path)
+    torch.save({f"{adapter_conversion.KEY_PREFIX}embedding.weight": torch.ones(2, 8)}, path)
     content = path.read_bytes()
     path.write_bytes(content[:2] + data.draw(mutated_bytes(content[2:])))
     assert_loads_or_user_error(lambda: adapter_conversion.compute_prefix(adapter_conversion._load_checkpoint(path)))

@@ -78,7 +78,7 @@ main()
 
 @pytest.fixture
 def start(tmp_path, base_folder):
-    """A function that starts a training with some ranks, in a folder of its own."""
+    """A function that starts a training run with some ranks, in a folder of its own."""
     (tmp_path / "program.py").write_text(PROGRAM)
 
     def start_training(ranks: int, name: str, **settings) -> subprocess.Popen:
@@ -94,7 +94,7 @@ def start(tmp_path, base_folder):
 
 
 def wait_until_finished(process: subprocess.Popen) -> str:
-    """Wait for a training that must succeed, and return its log."""
+    """Wait for a training run that must succeed, and return its log."""
     _, log = process.communicate(timeout=180)
     assert process.returncode == 0, log
     return log

@@ -1,4 +1,4 @@
-"""Gradients of float16 trainings, compared with those of float32, for any number of labelled tokens per update."""
+"""Gradients of float16 training runs, compared with those of float32, for any number of labelled tokens per update."""
 
 import pytest
 import torch
@@ -121,7 +121,7 @@ def test_gradients_of_sharded_full_fine_tuning_equal_those_of_float32(base_folde
 
 
 def fit_in_float16(base_folder, callbacks, checkpoint_folder=None, **settings):
-    """Return the result of a training, and LoRA's B before and after it."""
+    """Return the result of a training run, and LoRA's B before and after it."""
     model = model_loading.load_model(base_model.read_record(base_folder), "float16")
     torch.manual_seed(0)
     adapted = adapters.attach_adapter(model, "lora", **ADAPTER_SETTINGS["lora"])
