@@ -1,4 +1,4 @@
-"""``python -m chat``: chat with the champion, else the base model; ``--adapter lora``: chat with an adapter."""
+"""``python -m chat``: chat with the champion, or the base model if there is none; ``--adapter lora`` selects one."""
 
 import argparse
 import contextlib
@@ -10,7 +10,7 @@ from chat.chat_model import ChatModel
 from models.command_line import entry_point
 
 
-def positive_int(text: str) -> int:
+def parse_positive_int(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
     return number
@@ -20,16 +20,20 @@ def positive_int(text: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m chat", description="Chat with the base model or an adapter on it.")
     parser.add_argument(
-        "--adapter", help="base, champion, or an adapter's name; by default the champion if there is one"
+        "--adapter", help="base, champion, or an adapter's name (default: champion, or base if there is none)"
     )
-    parser.add_argument("--weights", type=Path, default=Path("models/weights"))
+    parser.add_argument(
+        "--weights", type=Path, default=Path("models/weights"), help="folder of base model and adapters"
+    )
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "float16", "bfloat16"),
         default="auto",
-        help="dtype of the base model's weights; auto: that of the checkpoint, or with an adapter that of its training",
+        help="dtype of the base model's weights; auto: dtype of the checkpoint, or the adapter's training dtype",
     )
-    parser.add_argument("--max-new-tokens", type=positive_int, default=256)
+    parser.add_argument(
+        "--max-new-tokens", type=parse_positive_int, default=256, help="maximum length of an answer (default: 256)"
+    )
     parser.add_argument("--sample", action="store_true", help="sample answers instead of greedy decoding")
     arguments = parser.parse_args()
     sys.stdin.reconfigure(errors="replace")  # input that is not UTF-8 must not end the chat

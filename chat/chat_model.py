@@ -21,8 +21,7 @@ class ChatModel:
     Args:
         weights: folder of the base model and the adapters; ``champion`` and ``imported`` lie beside it.
         name: ``base``, ``champion``, an adapter's name, or None for the champion if there is one, else the base.
-        dtype: of the base model's weights; ``auto`` for the checkpoint's dtype, or with an adapter that of its
-            training.
+        dtype: of the base model's weights; ``auto`` for the dtype of the checkpoint, or the adapter's training dtype.
         max_new_tokens: limit for the length of an answer.
         sample: sample answers instead of greedy decoding.
 

@@ -1,4 +1,4 @@
-"""Terminal chat with the modes and commands of ChatGLM-6B's own, in English or Chinese."""
+"""Terminal chat with the modes and commands of ChatGLM-6B's published demo, in English or Chinese."""
 
 import json
 import sys
