@@ -1,5 +1,6 @@
-"""Prefect flows, deployments and the programs that run them: server, keeper, agents and workers.
+"""Prefect flows, deployments and the programs that run them: server, agents, workers and keeper.
 
+The keeper is the monitor that restarts crashed runs.
 A flow adds retries, concurrency limits, artifacts and schedules to a pipeline; the logic is in ``pipelines``.
 """
 

@@ -1,8 +1,8 @@
-"""Access control of the Prefect server: a password, and checks of the Host and Origin headers.
+"""Access control of the Prefect server: a login (``user:password``), and checks of the Host and Origin headers.
 
 Every page in a browser on the server's machine can reach a server on loopback. A page of another site can send requests
 without reading the response (CSRF), and with DNS rebinding it can read the response too. The server therefore checks
-Host and Origin of each request, and requires the password on loopback as well.
+Host and Origin of each request, and requires the login on loopback as well.
 """
 
 import ipaddress
@@ -22,7 +22,7 @@ from starlette.websockets import WebSocketClose
 from models.errors import UserError
 
 ORIGINS_VARIABLE = "TUNELINE_ORIGINS"  # in the server's environment: additional origins of the server
-LOGIN_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"  # in the server's environment: user:password
+LOGIN_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"  # in the server's environment: login, as user:password
 DEFAULT_PORT = 4200
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SCHEME_PORTS = {"http": 80, "https": 443}
@@ -134,20 +134,20 @@ def load_or_create_login(path: Path) -> str:
         draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
             file.write(f"tuneline:{secrets.token_urlsafe(24)}\n")
-        with suppress(FileExistsError):  # another process was faster; link(2), unlike rename(2), never overwrites
+        with suppress(FileExistsError):  # another process has created it; link(2), unlike rename(2), never overwrites
             path.hardlink_to(draft)
         draft.unlink()
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="ascii", errors="replace") as file:
         status, text = os.fstat(file.fileno()), file.read().strip()
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise UserError(f"Other users can read or change the password file {path}; delete it to generate a new one.")
+        raise UserError(f"Other users can read or change the login file {path}; delete it to generate a new one.")
     if not re.fullmatch(r"tuneline:[\w-]{32,}", text, re.ASCII):
-        raise UserError(f"The password file {path} is damaged; delete it to generate a new one.")
+        raise UserError(f"The login file {path} is damaged; delete it to generate a new one.")
     return text
 
 
 def validate_login(login: str) -> None:
-    """Raise UserError if the login is empty or not ``user:password`` in ASCII, which Prefect compares."""
+    """Raise UserError if the login is not ``user:password`` in ASCII; Prefect compares it as ASCII."""
     if not re.fullmatch(r"[^:]+:.+", login) or not login.isascii():
         raise UserError(
             f"Set {LOGIN_VARIABLE} to user:password in ASCII characters; `make server` generates one by itself."

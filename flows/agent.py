@@ -36,11 +36,11 @@ PROCESS_POOL = "process"  # type of the work pools that agents serve
 CPU_RUN_LIMIT = 8  # concurrent orchestrating runs
 SERVER_TIMEOUT = 120.0  # seconds until the server must answer
 WORKER_STOP_TIMEOUT = 5.0  # seconds between SIGTERM and SIGKILL for the worker
-RUN_STOP_TIMEOUT = 40.0  # seconds between SIGTERM and SIGKILL for a run, in which a training saves a checkpoint
+RUN_STOP_TIMEOUT = 40.0  # seconds between SIGTERM and SIGKILL for a flow run: enough to save a checkpoint
 MIN_WORKER_UPTIME = 60.0  # seconds: a worker that crashes sooner would crash again, so it is not restarted
 REJECTION_HINTS = {  # by HTTP status
-    httpx.codes.BAD_REQUEST: "unknown host name; add the address to TUNELINE_ORIGINS of the server.",
-    httpx.codes.UNAUTHORIZED: "the password is missing or wrong; set PREFECT_API_AUTH_STRING to the server's.",
+    httpx.codes.BAD_REQUEST: "unknown host name; add its URL to TUNELINE_ORIGINS of the server.",
+    httpx.codes.UNAUTHORIZED: "the login is missing or wrong; set PREFECT_API_AUTH_STRING to the server's login.",
 }
 
 
@@ -64,22 +64,22 @@ def wait_for_server() -> None:
 
     Raises:
         UserError: PREFECT_API_URL is not set, the server does not answer within SERVER_TIMEOUT, or it rejects the
-            host name or the password.
+            host name or the login.
     """
-    address, login = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
-    if not address:
-        raise UserError("PREFECT_API_URL is not set; `make server` starts a server and prints its address.")
+    api_url, login = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
+    if not api_url:
+        raise UserError("PREFECT_API_URL is not set; `make server` starts a server and prints its URL.")
     auth = httpx.BasicAuth(*login.partition(":")[::2]) if login else None
     deadline = time.monotonic() + SERVER_TIMEOUT
     while time.monotonic() < deadline:
         with suppress(httpx.HTTPError):
-            response = httpx.get(f"{address}/version", auth=auth, timeout=5)  # /health requires no password
+            response = httpx.get(f"{api_url}/version", auth=auth, timeout=5)  # /health requires no login
             if response.status_code == httpx.codes.OK:
                 return
             if hint := REJECTION_HINTS.get(response.status_code):
-                raise UserError(f"The Prefect server at {address} rejects requests of this host: {hint}")
+                raise UserError(f"The Prefect server at {api_url} rejects requests of this host: {hint}")
         time.sleep(1)
-    raise UserError(f"No Prefect server answers at {address}.")
+    raise UserError(f"No Prefect server answers at {api_url}.")
 
 
 @entry_point

@@ -1,6 +1,6 @@
 """Prefect's API server and UI behind access control: ``python -m flows.api_server --port 4200``.
 
-Starts the application of ``prefect server start`` behind :class:`flows.access.OriginCheckMiddleware`. The password in
+Starts the application of ``prefect server start`` behind :class:`flows.access.OriginCheckMiddleware`. The login in
 ``PREFECT_SERVER_API_AUTH_STRING`` is mandatory. ``TUNELINE_ORIGINS`` lists additional origins of the server, such as
 ``http://gpu-host:4200,https://tuneline.example``.
 """
@@ -34,7 +34,9 @@ from models.command_line import entry_point
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Prefect's API server and UI, for this site only.")
+    parser = argparse.ArgumentParser(
+        description="Start Prefect's API server and UI with checks of login, host and origin."
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"port to listen on (default: {DEFAULT_PORT})")
     arguments = parser.parse_args()

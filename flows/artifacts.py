@@ -89,24 +89,24 @@ def show_comparison(folder: Path, names: list[str]) -> None:
     create_table_artifact(rows, key="comparison", description=translate("Base model and adapters"))
 
 
-def show_outcome(outcome: Outcome, address: str) -> None:
+def show_outcome(outcome: Outcome, repository: str) -> None:
     """Create a text with the decisions on all challengers and their reasons, and a link to the commit.
 
     Args:
-        address: of the repository.
+        repository: its URL or folder.
     """
     if outcome.version:
         title = translate("Champion {version} was promoted.", version=outcome.version)
     else:
         title = translate("No adapter is better than the champion.")
-    location = f"{BRANCH}, commit {outcome.commit}, `{address}`"
+    location = f"{BRANCH}, commit {outcome.commit}, `{repository}`"
     parts = [f"## {title}", location, *map(_render_decision, outcome.decisions)]
     if outcome.version:
-        parts.append(f"```\ndvc artifacts get {address} champion --rev champion@{outcome.version}\n```")
+        parts.append(f"```\ndvc artifacts get {repository} champion --rev champion@{outcome.version}\n```")
     show_text("promotion", "\n\n".join(parts))
-    if address.startswith("https://"):
+    if repository.startswith("https://"):
         create_link_artifact(
-            f"{address.removesuffix('.git')}/commit/{outcome.commit}",
+            f"{repository.removesuffix('.git')}/commit/{outcome.commit}",
             link_text=f"{title} {BRANCH}",
             key="retrained",
         )
@@ -154,7 +154,7 @@ def show_drift(report: dict, page: Path | None) -> None:
 
 
 def show_losses(name: str, history: list[dict]) -> None:
-    """Create a chart of the losses of a training."""
+    """Create a chart of the losses of a training run."""
     points = [point for point in history if math.isfinite(point["loss"])]
     if points:
         create_image_artifact(loss_chart.render_data_url(name, points), key=f"loss-{_artifact_key(name)}")
@@ -162,7 +162,7 @@ def show_losses(name: str, history: list[dict]) -> None:
 
 @contextmanager
 def progress(folder: Path, name: str, interval: float = 5.0) -> Iterator[None]:
-    """Show a progress bar of a training while the block runs.
+    """Show a progress bar of a training run while the block runs.
 
     Args:
         folder: of the repository.
@@ -193,7 +193,7 @@ def progress(folder: Path, name: str, interval: float = 5.0) -> Iterator[None]:
 
 
 def _update(bar: UUID, percent: float) -> None:
-    """Update a progress bar; the training continues if the server is unavailable."""
+    """Update a progress bar; training continues if the server is unavailable."""
     with suppress(httpx.HTTPError, PrefectHTTPStatusError):
         update_progress_artifact(bar, percent)
 

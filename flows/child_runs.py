@@ -18,18 +18,17 @@ from flows.run_metadata import PAGE_SIZE, PROJECT_TAG, UNSUCCESSFUL, child_tag
 def start_child_run(deployment: str, key: str, name: str, parameters: dict, gpus: int | None = None) -> FlowRun:
     """Start a run of a deployment; a second call with the same key returns the same run.
 
-    A child that has failed is started again only if its parent failed after it and was retried. A parent that crashed
-    and was restarted has changed nothing, so its failed child would fail again. A child that was cancelled is started
-    again if its parent was cancelled too.
+    A failed child is restarted only if its parent failed later and was retried. After a mere crash of the parent the
+    inputs are unchanged, so the child would fail again. A cancelled child is restarted if its parent was cancelled too.
 
     Args:
         deployment: ``flow/name``.
         key: identifies the child among all runs.
-        gpus: number of GPUs. It selects the work queue of process agents with so many GPUs; for Kubernetes it is a
-            job variable, which other pools ignore.
+        gpus: number of GPUs. It selects the work queue of process agents with this number of GPUs. Kubernetes pools
+            read it as a job variable, which other pools ignore.
     """
     parent = runtime.flow_run.id
-    ends = _unsuccessful_ends(parent)
+    failure_times = _read_failure_times(parent)
     for attempt in itertools.count():
         run = run_deployment(
             deployment,
@@ -41,13 +40,13 @@ def start_child_run(deployment: str, key: str, name: str, parameters: dict, gpus
             job_variables={"gpus": gpus} if gpus else None,
             tags=[PROJECT_TAG, *([child_tag(parent)] if parent else [])],
         )
-        if not _needs_new_attempt(run, ends):
+        if not _needs_new_attempt(run, failure_times):
             break
     return run
 
 
-def _unsuccessful_ends(run: str | None) -> list[datetime]:
-    """Return when earlier attempts of a run failed or were cancelled, by the server's clock."""
+def _read_failure_times(run: str | None) -> list[datetime]:
+    """Return the times at which earlier attempts of a run failed or were cancelled, by the server's clock."""
     if run is None:
         return []
     with get_client(sync_client=True) as client:
@@ -55,13 +54,13 @@ def _unsuccessful_ends(run: str | None) -> list[datetime]:
     return [state.timestamp for state in states if state.type in UNSUCCESSFUL]
 
 
-def _needs_new_attempt(run: FlowRun, parent_ends: Sequence[datetime]) -> bool:
-    """Return whether a child was unsuccessful in an earlier attempt of its parent."""
+def _needs_new_attempt(run: FlowRun, parent_failure_times: Sequence[datetime]) -> bool:
+    """Return whether a child failed or was cancelled in an earlier attempt of its parent."""
     if run.state is None or not (run.state.type in UNSUCCESSFUL or run.state.is_cancelling()):
         return False
     if run.state.is_failed():
-        return any(end > run.state.timestamp for end in parent_ends)
-    return bool(parent_ends)  # a child may end after the parent with which it was cancelled
+        return any(time > run.state.timestamp for time in parent_failure_times)
+    return bool(parent_failure_times)  # a child may end after the parent with which it was cancelled
 
 
 def cancel_children(client: SyncPrefectClient, run: UUID | str) -> None:

@@ -31,7 +31,7 @@ def remove_old_clones(run: str) -> None:
 
 
 def _is_disposable(client: SyncPrefectClient, run: str, age: float) -> bool:
-    """Return whether the clone of a run is needed no more.
+    """Return whether the clone of a run is no longer needed.
 
     Args:
         age: seconds since the clone was made.

@@ -100,7 +100,7 @@ def measure_on_agent(clone: Clone, run: str, names: list[str]) -> None:
 def report_outcome(clone: Clone, outcome: Outcome, cause: str) -> str:
     """Show the outcome in Prefect's UI, notify of a promotion, and remove the clone; return one sentence."""
     artifacts.show_comparison(clone.folder, list(clone.params().evaluate.models))
-    artifacts.show_outcome(outcome, clone.address)
+    artifacts.show_outcome(outcome, clone.masked_origin)
     if outcome.version:
         notifications.notify("promoted", f"champion {outcome.version}", version=outcome.version, cause=cause)
     clone.discard()
@@ -118,7 +118,7 @@ def _print_result(sentence: str) -> str:
 
 
 def training_title(name: str, data: str, params: params_schema.Params) -> str:
-    """Return the name of a training's run, such as ``finetune lora · data 3f2a · rank 8``."""
+    """Return the name of the flow run that trains an adapter, such as ``finetune lora · data 3f2a · rank 8``."""
     if name == "base":
         return f"evaluate base · data {data[:4]}"
     adapter = params.adapters[name]

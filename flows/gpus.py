@@ -1,7 +1,7 @@
 """List, select and lock the NVIDIA GPUs of this host.
 
-GPUs are named by their index in nvidia-smi or by UUID. CUDA's own default order is fastest first, so that processes
-always receive UUIDs in CUDA_VISIBLE_DEVICES.
+GPUs are named by their index in nvidia-smi or by UUID. CUDA's default order is fastest first and may differ from
+nvidia-smi's, so processes always receive UUIDs in CUDA_VISIBLE_DEVICES.
 """
 
 import errno
@@ -38,9 +38,9 @@ class Gpu(NamedTuple):
 
 
 def list_gpus() -> list[Gpu]:
-    """Return the usable GPUs of this host; the MIG instances in place of a partitioned GPU.
+    """Return the usable GPUs of this host; a partitioned GPU is replaced by its MIG instances.
 
-    A GPU that the driver lists but cannot access is left out with a message.
+    A GPU that the driver lists but cannot access is skipped with a message.
 
     Raises:
         UserError: NVIDIA's driver is installed but does not work.

@@ -1,12 +1,12 @@
-"""The keeper reschedules runs that crashed: ``python -m flows.keeper``, one beside each server.
+"""The keeper, a monitor that restarts crashed runs: ``python -m flows.keeper``, one beside each server.
 
 Prefect's workers report a flow whose process died, but nothing reports a worker or a host that died, and Prefect
 restarts none of them. The keeper sets a run without heartbeats to Crashed, and schedules a crashed run again, up to
 ``TUNELINE_RESTARTS`` times; after that the run is set to Failed, with a notification (:mod:`flows.notifications`).
 
 The keeper measures silence on its own monotonic clock, and counts heartbeats instead of reading their timestamps,
-because clocks of hosts differ and jump. No run is set to Crashed during an outage of the server and for two minutes
-after. Several keepers on one server do no harm.
+because the clocks of hosts differ and may jump. No run is set to Crashed during an outage of the server and for two
+minutes after. Several keepers on one server do not interfere.
 """
 
 import logging
@@ -128,7 +128,7 @@ class Keeper:
             activity.silent = -OUTAGE_GRACE
 
     def activity_of(self, run: FlowRun) -> str:
-        """Return state id and number of heartbeats, which change while the run is alive, whatever its clock shows."""
+        """Return state id and number of heartbeats, which change while the run is alive."""
         of_run = {"event": {"name": [HEARTBEAT_EVENT]}, "any_resource": {"id": [f"prefect.flow-run.{run.id}"]}}
         body = {"filter": of_run | {"occurred": ANY_TIME}, "limit": 1}
         return f"{run.state_id} {self.client.request('POST', '/events/filter', json=body).json()['total']}"
@@ -148,8 +148,10 @@ class Keeper:
             return START_TIMEOUTS.get(pool_type, DEFAULT_START_TIMEOUT)
         heartbeat = run.labels.get(HEARTBEAT_LABEL)
         if not isinstance(heartbeat, int | float):  # the run has not reported it yet
-            own = get_current_settings().flows.heartbeat_frequency or 0  # the agents of this project have the same
-            heartbeat = own if pool_type == PROCESS_POOL else DEFAULT_HEARTBEAT
+            configured = (
+                get_current_settings().flows.heartbeat_frequency or 0
+            )  # the same for all agents of this project
+            heartbeat = configured if pool_type == PROCESS_POOL else DEFAULT_HEARTBEAT
         return MISSED_HEARTBEATS * heartbeat + DELIVERY_DELAY if heartbeat else math.inf
 
     def end_if_silent(self, run: FlowRun) -> None:

@@ -29,7 +29,7 @@ from pipelines.processes import terminate_by_environment
 
 
 def max_restarts() -> int:
-    """Return how often a run or training that was killed is restarted: ``TUNELINE_RESTARTS``, by default 3.
+    """Return how often a killed flow run or training run is restarted: ``TUNELINE_RESTARTS``, by default 3.
 
     Raises:
         UserError: the variable is not a number.
@@ -58,7 +58,7 @@ def flow(**options):
             except UserError as error:
                 get_run_logger().error("%s", error)
                 for name in ("prefect.flow_runs", "prefect.engine"):
-                    logging.getLogger(name).addFilter(_is_no_failed_run)
+                    logging.getLogger(name).addFilter(_has_no_failed_run)
                 return Failed(message=str(error))
 
         return prefect.flow(log_prints=True, on_cancellation=[clean_up_cancelled], **options)(run_and_report)
@@ -66,16 +66,16 @@ def flow(**options):
     return decorate
 
 
-def _is_no_failed_run(record: logging.LogRecord) -> bool:
-    """Filter Prefect's traceback of a run that has returned state Failed: the reason is in the log already."""
+def _has_no_failed_run(record: logging.LogRecord) -> bool:
+    """Return False for Prefect's traceback of a run that returned state Failed: the log has the reason already."""
     return record.exc_info is None or not isinstance(record.exc_info[1], FailedRun)
 
 
 def set_up_run() -> str:
     """Prepare this flow run, and return its id.
 
-    Reports the run's heartbeat to the keeper, terminates processes of the run before a restart, which would train
-    beside the new ones, and removes clones of other runs that have ended.
+    Reports the heartbeat interval to the keeper. Terminates leftover processes of the run from before a restart, which
+    would train in parallel with the new ones. Removes clones of other runs that have ended.
     """
     run = str(runtime.flow_run.id)
     report_heartbeat(run)
@@ -110,7 +110,7 @@ def reporting_failure(run: str) -> Iterator[None]:
             cancel_children(client, run)
         # The message of an unexpected error may quote a sample; only the run's log has it.
         is_expected = isinstance(error, UserError)
-        message = str(error) if is_expected else f"{type(error).__name__}; the details are in the log of the run"
+        message = str(error) if is_expected else f"{type(error).__name__}; see the log of the run for details"
         notifications.notify("failed", message)
         raise
 

@@ -1,4 +1,4 @@
-"""The loss curves of a training as an SVG image, in the terminal's language: Prefect's UI has no charts of its own."""
+"""Loss curves of a training run as an SVG image in the terminal's language, since Prefect's UI has no charts."""
 
 import base64
 from collections.abc import Sequence

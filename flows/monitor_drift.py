@@ -24,10 +24,10 @@ CHATS = "TUNELINE_CHATS"
 
 @flow(name="monitor-drift", flow_run_name="monitor drift")
 def monitor_drift(revision: str = "HEAD", again: bool = False) -> str:
-    """Look for drift, and start a retraining if there is some.
+    """Detect drift, and start a retraining if there is any.
 
     Args:
-        again: start it even if drift of the same features has started a retraining today.
+        again: start a retraining even if drift of the same features has started one today.
 
     Returns:
         The result in one sentence.
@@ -53,7 +53,7 @@ def detect_drift(clone: Clone) -> dict:
 
 
 def list_sources() -> list[Path]:
-    """Return where new rows are: the raw data of params.yaml, and the folder of logged chats unless it is empty."""
+    """Return the sources of new rows: raw data of params.yaml, and the folder of logged chats unless it is empty."""
     sources = [Path(params_schema.load().ingest.source)]
     if chats := os.environ.get(CHATS):
         if Path(chats).is_dir() and not any(Path(chats).iterdir()):

@@ -38,11 +38,11 @@ def notify(event: str, text: str, **fields) -> None:
         "link": flow_run_url(runtime.flow_run.id),
         **fields,
     }
-    if address := os.environ.get("TUNELINE_WEBHOOK"):
+    if url := os.environ.get("TUNELINE_WEBHOOK"):
         try:
-            post_json(address, body)
-        # The type only: the messages quote the address, which may contain a key. ValueError: invalid host name.
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            post_json(url, body)
+        # Print only the exception type: the message contains the URL, which may hold a key.
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: invalid host name
             print(f"Webhook notification of event {event!r} failed: {type(error).__name__}.")
     if command := os.environ.get("TUNELINE_COMMAND", "").strip():
         try:
@@ -51,7 +51,7 @@ def notify(event: str, text: str, **fields) -> None:
             print(f"Command notification of event {event!r} failed: {error}")
 
 
-def post_json(address: str, body: dict) -> None:
+def post_json(url: str, body: dict) -> None:
     """POST a JSON body and wait at most ``TIMEOUT`` for the status; the response body is not read.
 
     Raises:
@@ -62,12 +62,13 @@ def post_json(address: str, body: dict) -> None:
 
     def send(client: httpx.Client) -> None:
         try:
-            with client.stream("POST", address, json=body) as response:
+            with client.stream("POST", url, json=body) as response:
                 response.raise_for_status()
         except Exception as error:
             failures.append(error)
 
-    # httpx's timeout restarts with every byte and excludes name resolution, so a thread sends and this one times out.
+    # httpx's timeout restarts with every byte and excludes name resolution, so the request runs in a thread joined with
+    # a timeout.
     with httpx.Client(timeout=TIMEOUT) as client:
         sender = threading.Thread(target=send, args=(client,), daemon=True)
         sender.start()
@@ -79,6 +80,6 @@ def post_json(address: str, body: dict) -> None:
 
 
 def flow_run_url(run: UUID | str | None) -> str | None:
-    """Return the address of a run in Prefect's UI; None without a run or a UI."""
+    """Return the URL of a run in Prefect's UI; None without a run or a UI."""
     ui = PREFECT_UI_URL.value()
     return f"{ui}/runs/flow-run/{run}" if run and ui else None

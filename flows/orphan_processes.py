@@ -1,6 +1,6 @@
 """End training processes whose flow process was killed.
 
-An orphaned training keeps the worker's output pipe open, so that Prefect's worker believes the flow to be alive, and
+An orphaned training process keeps the worker's output pipe open. Prefect's worker then treats the flow as alive, and
 crashes when the run is submitted again.
 """
 
@@ -21,13 +21,14 @@ def watch_orphans(agent: str, stop_timeout: float, stopped: threading.Event) -> 
 
     Args:
         agent: the value of TUNELINE_AGENT.
-        stop_timeout: seconds between SIGTERM and SIGKILL, in which a training saves a checkpoint.
+        stop_timeout: seconds between SIGTERM and SIGKILL, in which a training run saves a checkpoint.
         stopped: set when the worker has ended, after which every flow is without a parent.
     """
     previous: set[str] = set()
     while not stopped.wait(SCAN_INTERVAL):
         orphans = find_orphans(agent)
-        confirmed = previous & orphans.keys()  # in two scans: a flow that ends normally takes a moment
+        # In two scans: the processes of a flow that ends normally take a moment to exit.
+        confirmed = previous & orphans.keys()
         if confirmed and not stopped.is_set():
             terminate_all([process for run in confirmed for process in orphans[run]], stop_timeout)
             print(translate("Ended orphaned processes of flow runs: {runs}", runs=", ".join(confirmed)), flush=True)

@@ -1,4 +1,4 @@
-"""Flow prepare_data: ingest, check and encode the data. It fails with the reasons if the data is blocked."""
+"""Flow prepare_data: ingest, check and encode the data. Fails with the reasons if the data is blocked."""
 
 from flows import artifacts, notifications
 from flows.lifecycle import flow, reporting_failure, set_up_run

@@ -15,11 +15,11 @@ from models.errors import UserError
 
 POLL_SECONDS = 3.0
 CRASH_GRACE_SECONDS = 300.0  # for the keeper to restart a crashed run
-PREFECT_EXCEPTION = "Flow run encountered an exception"  # Prefect's message for an error that is no UserError
+PREFECT_EXCEPTION = "Flow run encountered an exception"  # Prefect's message for an error other than UserError
 
 
 def wait_for_runs(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] | None = None) -> None:
-    """Wait until all runs have ended, also after one has failed: the next retraining uses the results of the others.
+    """Wait until all runs have ended, even after a failure: the next retraining reuses the results of the other runs.
 
     Args:
         on_change: called with a run whenever its state has changed; by default :func:`log_state`.
@@ -33,7 +33,7 @@ def wait_for_runs(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] 
 
 
 def runs_as_ended(runs: Sequence[FlowRun], on_change: Callable[[FlowRun], None] | None = None) -> Iterator[FlowRun]:
-    """Yield each run when it has ended, in whatever state. An outage of the server only prolongs the wait.
+    """Yield each run when it has ended, in any final state. An outage of the server only prolongs the wait.
 
     Raises:
         UserError: a run was deleted.

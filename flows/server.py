@@ -1,12 +1,12 @@
-"""Start a whole site on one machine: ``python -m flows.server``, or ``make server``.
+"""Start a complete site on one machine: ``python -m flows.server``, or ``make server``.
 
 supervisord runs a Prefect server on loopback (SQLite), the keeper, a CPU agent, an agent for each GPU, and the creation
 of the deployments in prefect.yaml. It restarts programs that end, and Ctrl-C or SIGTERM stops all of them. Files are in
 ``TUNELINE_HOME``, logs in ``TUNELINE_HOME/server``.
 
-The server requires a password on loopback as well: ``PREFECT_SERVER_API_AUTH_STRING``, or a generated one in
-``server/login``. ``--host 0.0.0.0`` requires the former, and ``TUNELINE_ORIGINS`` with the addresses under which other
-hosts reach the server. ``PREFECT_API_DATABASE_CONNECTION_URL`` selects another database.
+The server requires a login on loopback as well: ``PREFECT_SERVER_API_AUTH_STRING``, or a generated one in
+``server/login``. ``--host 0.0.0.0`` requires the former, and ``TUNELINE_ORIGINS`` with the URLs under which other hosts
+reach the server. ``PREFECT_API_DATABASE_CONNECTION_URL`` selects another database.
 """
 
 import argparse
@@ -47,7 +47,7 @@ SUPERVISOR = "supervisor.supervisord"
 
 
 def require_login_if_public(host: str) -> None:
-    """Raise UserError if other hosts can reach the server and no password is set."""
+    """Raise UserError if other hosts can reach the server and no login is set."""
     try:
         is_loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -224,23 +224,21 @@ def main() -> None:
     lock_site(make_private_folder(folder))
     check_port_is_free(arguments.host, arguments.port)
     host = {"0.0.0.0": "127.0.0.1"}.get(arguments.host, arguments.host)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}"
-    os.environ |= {"PREFECT_API_URL": f"{address}/api", "TUNELINE_REPOSITORY": repository(), SITE_VARIABLE: str(folder)}
+    url = f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}"
+    os.environ |= {"PREFECT_API_URL": f"{url}/api", "TUNELINE_REPOSITORY": repository(), SITE_VARIABLE: str(folder)}
     os.environ.setdefault("PREFECT_HOME", str(folder / "prefect"))
     site_login = login or load_or_create_login(folder / "login")
     os.environ |= dict.fromkeys((LOGIN_VARIABLE, CLIENT_LOGIN_VARIABLE), site_login)
     config = write_supervisor_config(folder, list_programs(arguments.host, arguments.port, gpu_sets))
-    print_instructions(address, folder, has_generated_login=not login)
+    print_instructions(url, folder, has_generated_login=not login)
     exec_module(SUPERVISOR, "--nodaemon", "--configuration", str(config))
 
 
-def print_instructions(address: str, folder: Path, *, has_generated_login: bool) -> None:
-    """Print the address, and the shell commands that set up a client of this server."""
-    message = translate(
-        "Starting {address}, with logs in {folder}. Ctrl-C stops all programs.", address=address, folder=folder
-    )
+def print_instructions(url: str, folder: Path, *, has_generated_login: bool) -> None:
+    """Print the URL, and the shell commands that set up a client of this server."""
+    message = translate("Starting {url}, with logs in {folder}. Ctrl-C stops all programs.", url=url, folder=folder)
     print(message, flush=True)
-    print(f"export PREFECT_API_URL={address}/api", flush=True)
+    print(f"export PREFECT_API_URL={url}/api", flush=True)
     if has_generated_login:
         path = shlex.quote(str(folder / "login"))
         print(f'export PREFECT_API_AUTH_STRING="$(cat {path})"', flush=True)

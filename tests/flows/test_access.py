@@ -1,4 +1,4 @@
-"""Access control: checks of Host and Origin, and the generated password."""
+"""Access control: checks of Host and Origin, and the generated login."""
 
 import stat
 import threading
@@ -155,7 +155,7 @@ def test_malformed_origin_is_rejected(text):
         access.allowed_origins("127.0.0.1", 4200, text)
 
 
-def test_password_is_generated_once_and_readable_by_its_user_only(tmp_path):
+def test_login_is_generated_once_and_readable_by_its_user_only(tmp_path):
     path = tmp_path / "login"
     login = access.load_or_create_login(path)
     user, _, password = login.partition(":")
@@ -168,7 +168,7 @@ def test_password_is_generated_once_and_readable_by_its_user_only(tmp_path):
     access.validate_login(login)
 
 
-def test_concurrent_generation_gives_one_password(tmp_path, monkeypatch):
+def test_concurrent_generation_gives_one_login(tmp_path, monkeypatch):
     """Both threads find no file; the slower one uses the file of the other."""
     both, logins = threading.Barrier(2), []
     exists = access.Path.exists
@@ -190,7 +190,7 @@ def test_concurrent_generation_gives_one_password(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o660, 0o604])
-def test_password_file_readable_by_others_is_rejected(tmp_path, mode):
+def test_login_file_readable_by_others_is_rejected(tmp_path, mode):
     path = tmp_path / "login"
     access.load_or_create_login(path)
     path.chmod(mode)
@@ -199,7 +199,7 @@ def test_password_file_readable_by_others_is_rejected(tmp_path, mode):
 
 
 @pytest.mark.parametrize("text", ["", "\n", "tuneline:", "tuneline:short", "密码" * 20, "a:b\nc:d", "x" * 50])
-def test_damaged_password_file_is_rejected(tmp_path, text):
+def test_damaged_login_file_is_rejected(tmp_path, text):
     path = tmp_path / "login"
     access.load_or_create_login(path)
     path.write_text(text, encoding="utf-8")

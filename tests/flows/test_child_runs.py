@@ -14,7 +14,7 @@ def make_run(state_type: StateType, **fields) -> FlowRun:
 
 
 @pytest.mark.parametrize(
-    ("state_type", "parent_ends", "attempts"),
+    ("state_type", "parent_failure_times", "attempts"),
     [
         (StateType.FAILED, [], 1),  # the parent has crashed only
         (StateType.FAILED, [-60], 1),  # the parent failed before the child, which was started again since
@@ -27,9 +27,9 @@ def make_run(state_type: StateType, **fields) -> FlowRun:
     ],
 )
 def test_unsuccessful_child_is_started_again_if_its_parent_failed_with_it(
-    monkeypatch, state_type, parent_ends, attempts
+    monkeypatch, state_type, parent_failure_times, attempts
 ):
-    """Parent ends are in seconds after the end of the child. The second attempt is always a new run."""
+    """The parent's failures are in seconds after the end of the child. The second attempt is always a new run."""
     keys, ended = [], datetime.now(UTC)
 
     def run_deployment(_, idempotency_key, **options):
@@ -37,7 +37,7 @@ def test_unsuccessful_child_is_started_again_if_its_parent_failed_with_it(
         return make_run(state_type, timestamp=ended) if len(keys) == 1 else make_run(StateType.SCHEDULED)
 
     monkeypatch.setattr(child_runs, "run_deployment", run_deployment)
-    ends = [ended + timedelta(seconds=seconds) for seconds in parent_ends]
-    monkeypatch.setattr(child_runs, "_unsuccessful_ends", lambda run: ends)
+    failure_times = [ended + timedelta(seconds=seconds) for seconds in parent_failure_times]
+    monkeypatch.setattr(child_runs, "_read_failure_times", lambda run: failure_times)
     child_runs.start_child_run("train-adapter/train-adapter", key="key", name="a", parameters={})
     assert keys == ["key 0", "key 1"][:attempts]

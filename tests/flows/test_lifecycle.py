@@ -18,7 +18,7 @@ def test_failure_is_reported_although_server_and_origin_are_unavailable(monkeypa
     monkeypatch.setattr(lifecycle.notifications, "notify", lambda *event: notifications.append(event))
     for error, text in (
         (UserError("because"), "because"),
-        (ValueError("a sample"), "ValueError; the details are in the log of the run"),
+        (ValueError("a sample"), "ValueError; see the log of the run for details"),
     ):
         with pytest.raises(type(error), match=str(error)), lifecycle.reporting_failure("run"):
             raise error

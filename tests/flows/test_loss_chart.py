@@ -1,4 +1,4 @@
-"""The chart of a training's losses."""
+"""The chart of a training run's losses."""
 
 import base64
 from xml.etree import ElementTree

@@ -33,12 +33,12 @@ def webhook():
     server.server_close()
 
 
-def address(server) -> str:
+def webhook_url(server) -> str:
     return f"http://127.0.0.1:{server.server_port}/hook?key=secret"
 
 
 def test_webhook_and_command_receive_the_event(webhook, tmp_path, monkeypatch):
-    monkeypatch.setenv("TUNELINE_WEBHOOK", address(webhook))
+    monkeypatch.setenv("TUNELINE_WEBHOOK", webhook_url(webhook))
     monkeypatch.setenv("TUNELINE_COMMAND", f"tee '{tmp_path}/received event'")
     notifications.notify("promoted", "champion v2.0.0 · 晋级", version="v2.0.0")
     (body,) = webhook.bodies
@@ -50,7 +50,7 @@ def test_webhook_and_command_receive_the_event(webhook, tmp_path, monkeypatch):
 def test_failed_notification_is_printed_without_secrets(webhook, monkeypatch, capsys, command):
     webhook.status = 500
     monkeypatch.setattr(notifications, "TIMEOUT", 0.5)
-    monkeypatch.setenv("TUNELINE_WEBHOOK", address(webhook))
+    monkeypatch.setenv("TUNELINE_WEBHOOK", webhook_url(webhook))
     monkeypatch.setenv("TUNELINE_COMMAND", command)
     notifications.notify("failed", "because")
     output = capsys.readouterr().out
@@ -58,9 +58,9 @@ def test_failed_notification_is_printed_without_secrets(webhook, monkeypatch, ca
     assert "secret" not in output
 
 
-@pytest.mark.parametrize("address", ["http://host:secret/x", f"http://{'secret' * 20}/", "secret"])
-def test_invalid_address_is_printed_without_secrets(monkeypatch, capsys, address):
-    monkeypatch.setenv("TUNELINE_WEBHOOK", address)
+@pytest.mark.parametrize("url", ["http://host:secret/x", f"http://{'secret' * 20}/", "secret"])
+def test_invalid_url_is_printed_without_secrets(monkeypatch, capsys, url):
+    monkeypatch.setenv("TUNELINE_WEBHOOK", url)
     monkeypatch.setenv("TUNELINE_COMMAND", " ")
     notifications.notify("failed", "because")
     output = capsys.readouterr().out

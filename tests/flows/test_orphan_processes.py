@@ -13,7 +13,7 @@ import pytest
 from flows import agent, orphan_processes
 from pipelines.processes import terminate_by_environment
 
-# A worker with two flows, each with a training that sleeps; one flow has started a daemonized process.
+# A worker with two flows, each with a training run that sleeps; one flow has started a daemonized process.
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)", "stages.train"]
 FLOW = f"import subprocess; subprocess.run({SLEEPER!r})"
 DAEMON = "import subprocess; subprocess.run(['sh', '-c', 'sleep 61 &'])"

@@ -1,4 +1,4 @@
-"""A site on one machine: password, port, locks, and supervisord's configuration."""
+"""A site on one machine: login, port, locks, and supervisord's configuration."""
 
 import configparser
 import os
@@ -17,7 +17,7 @@ from models.errors import UserError
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "::", "gpu-host"])
-def test_public_server_needs_a_password(host, monkeypatch):
+def test_public_server_needs_a_login(host, monkeypatch):
     monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
     with pytest.raises(UserError, match="PREFECT_SERVER_API_AUTH_STRING"):
         server.require_login_if_public(host)
@@ -26,7 +26,7 @@ def test_public_server_needs_a_password(host, monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-def test_loopback_needs_no_password_from_the_user(host, monkeypatch):
+def test_loopback_needs_no_login_from_the_user(host, monkeypatch):
     monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
     server.require_login_if_public(host)
 

@@ -33,18 +33,21 @@ def make_template(**defaults) -> dict:
 
 
 def test_runs_of_the_project_pass():
-    allowed = worker.allowed_entrypoints()
+    allowed = worker.read_allowed_entrypoints()
     assert {ENTRYPOINT, "flows.sweep_parameters.sweep_parameters"} <= allowed
     for entrypoint in allowed:
         assert (
-            worker.find_objection(make_run(), make_deployment(entrypoint=entrypoint), allowed, make_template()) is None
+            worker.find_refusal_reason(make_run(), make_deployment(entrypoint=entrypoint), allowed, make_template())
+            is None
         )
     for variables in ({"gpus": 2}, {"command": None}, {"env": {}}):
-        assert worker.find_objection(make_run(**variables), make_deployment(job_variables=variables), allowed) is None
-    assert worker.find_objection(make_run(), make_deployment(pull_steps=[], path=""), allowed) is None
+        assert (
+            worker.find_refusal_reason(make_run(**variables), make_deployment(job_variables=variables), allowed) is None
+        )
+    assert worker.find_refusal_reason(make_run(), make_deployment(pull_steps=[], path=""), allowed) is None
     template = make_template()
     template["job_configuration"] |= {"env": {}, "command": None}
-    assert worker.find_objection(make_run(), make_deployment(), allowed, template) is None
+    assert worker.find_refusal_reason(make_run(), make_deployment(), allowed, template) is None
 
 
 @pytest.mark.parametrize(
@@ -53,12 +56,12 @@ def test_runs_of_the_project_pass():
 )
 def test_other_job_variable_is_refused_by_name(name):
     variables = {name: "secret"}
-    for run, deployment, setter in (
+    for run, deployment, source in (
         (make_run(**variables), make_deployment(), "the run"),
         (make_run(), make_deployment(job_variables=variables), "deployment 'train'"),
     ):
-        reason = worker.find_objection(run, deployment, [ENTRYPOINT])
-        assert reason.startswith(f"Refused: {setter} sets")
+        reason = worker.find_refusal_reason(run, deployment, [ENTRYPOINT])
+        assert reason.startswith(f"Refused: {source} sets")
         assert repr(name) in reason
         assert "secret" not in reason
 
@@ -78,13 +81,13 @@ def test_other_job_variable_is_refused_by_name(name):
     ],
 )
 def test_deployment_of_other_code_is_refused(fields):
-    assert worker.find_objection(make_run(), make_deployment(**fields), [ENTRYPOINT]).startswith(
+    assert worker.find_refusal_reason(make_run(), make_deployment(**fields), [ENTRYPOINT]).startswith(
         "Refused: deployment 'train'"
     )
 
 
 def test_run_without_a_deployment_is_refused():
-    assert "no deployment" in worker.find_objection(make_run(), None, [ENTRYPOINT])
+    assert "no deployment" in worker.find_refusal_reason(make_run(), None, [ENTRYPOINT])
 
 
 @pytest.mark.parametrize("name", ["command", "env", "working_dir"])
@@ -94,7 +97,7 @@ def test_process_pool_that_sets_what_is_executed_is_refused(name, value):
     template = make_template()
     template["job_configuration"][name] = value
     for changed in (make_template(**{name: value}), template):
-        assert f"sets {name!r}" in worker.find_objection(make_run(), make_deployment(), [ENTRYPOINT], changed)
+        assert f"sets {name!r}" in worker.find_refusal_reason(make_run(), make_deployment(), [ENTRYPOINT], changed)
 
 
 class Client:
