@@ -1,4 +1,4 @@
-"""The part of a retraining that runs on an agent: train or measure models in a clone of the prepared data.
+"""The part of a retraining that runs on an agent: train or measure models in a clone with the prepared data.
 
 The orchestrator publishes the data as a commit under ``refs/tuneline/runs/``, see :mod:`pipelines.run_refs`; the
 results return through DVC's cache or remote.
@@ -48,7 +48,7 @@ def train(clone: Clone, run: str, name: str, max_restarts: int) -> None:
     """Train and evaluate one model.
 
     Args:
-        max_restarts: how often a killed training is restarted from its last checkpoint.
+        max_restarts: how often a killed training run is restarted from its last checkpoint.
 
     Raises:
         UserError: a stage failed.
@@ -61,7 +61,7 @@ def train(clone: Clone, run: str, name: str, max_restarts: int) -> None:
 
 
 def attempts_while_killed(clone: Clone, name: str, max_restarts: int) -> Iterator[AttemptManager]:
-    """Yield attempts at a training: another one after each that was killed, e.g. by a lack of memory."""
+    """Yield attempts at a training run; a killed attempt, e.g. by the OOM killer, is followed by another."""
 
     def is_killed(error: BaseException) -> bool:
         return isinstance(error, UserError) and checkpoints.was_killed(
@@ -69,8 +69,8 @@ def attempts_while_killed(clone: Clone, name: str, max_restarts: int) -> Iterato
         )
 
     def prepare_restart(_: RetryCallState) -> None:
-        terminate_agent_leftovers()  # a training whose parent alone was killed still runs
-        print(translate("The training was killed; it resumes from its last checkpoint."))
+        terminate_agent_leftovers()  # if only its parent was killed, the training process still runs
+        print(translate("The training run was killed; it resumes from its last checkpoint."))
 
     return iter(
         Retrying(

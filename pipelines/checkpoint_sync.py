@@ -1,10 +1,10 @@
-"""Copy checkpoints of a training to DVC's remote, so that another host can resume it.
+"""Copy checkpoints of a training run to DVC's remote, so that another host can resume it.
 
-Hosts that share only a repository and a remote would lose a training's checkpoints with its host. So the newest
-checkpoint, with the best weights so far beside it, is uploaded to ``tuneline/checkpoints/<run>`` in the remote, beside
-DVC's own objects. An agent that starts the run downloads it unless it has a later one; the end of the run removes it.
-``progress.json`` is uploaded last, as it is written last: a checkpoint without it, or whose files have other sizes
-than it lists, is ignored.
+Hosts that share only a repository and a remote would lose the checkpoints of a training run together with its host.
+Therefore the newest checkpoint, and the best weights so far, are uploaded to ``tuneline/checkpoints/<run>`` in the
+remote, beside DVC's own objects. An agent that starts the run downloads them unless it has a later checkpoint; the end
+of the run removes them. ``progress.json`` is uploaded last, as it is written last: a checkpoint without it, or whose
+files have other sizes than it lists, is ignored.
 """
 
 import contextvars
@@ -29,10 +29,10 @@ from texts import translate
 REMOTE_FOLDER = ("tuneline", "checkpoints")
 LOCAL_FOLDER = Path("models/checkpoints")
 MAX_BYTES = 8 * 2**30  # the optimizer state of full fine-tuning takes longer to upload than a retraining saves
-POLL_SECONDS = 5.0  # between two looks for a new checkpoint
+POLL_SECONDS = 5.0  # between two checks for a new checkpoint
 MAX_UPLOAD_SHARE = 0.1  # of the time
 MIN_PAUSE_SECONDS = 60.0  # between two uploads
-STOP_SECONDS = 10.0  # for an upload when its training ends: a remote that hangs must not hold the GPU
+STOP_SECONDS = 10.0  # for an upload when its training run ends: a remote that hangs must not hold the GPU
 CHECKPOINT_FILE = re.compile(r"(?P<training>[\w-]+\.\w+)/(?P<name>checkpoint-\d+)/(?P<file>[\w./-]+)")
 BEST_WEIGHTS = re.compile(r"(?P<training>[\w-]+\.\w+)/(?P<file>best-\d+\.safetensors)")
 
@@ -50,12 +50,12 @@ class RemoteCheckpoints:
         Raises:
             UserError: DVC has no default remote.
         """
-        # DVC's own file systems, which have the remote's address and keys. The import takes a second.
+        # DVC's own file systems have the remote's URL and keys. The import takes a second.
         from dvc.fs import get_cloud_fs
 
         config = dvc.load_config(clone.folder)
         if not config["core"].get("remote"):
-            raise UserError(f"{clone.address} has no default DVC remote; set one with `dvc remote default`.")
+            raise UserError(f"{clone.masked_origin} has no default DVC remote; set one with `dvc remote default`.")
         kind, settings, root = get_cloud_fs(config, name=config["core"]["remote"])
         self.is_cancelled = False
         self.remote, self.local = kind(**settings), clone.folder / LOCAL_FOLDER
@@ -193,7 +193,7 @@ def _start_thread(target: Callable[[], None]) -> threading.Thread:
 def _snapshot(checkpoint: Path) -> Iterator[dict[Path, Path]]:
     """Yield hard links to a checkpoint's files by their paths in the training's folder.
 
-    The training may remove its own files meanwhile.
+    Meanwhile the training run may remove its own files.
     """
     training = checkpoint.parent
     with tempfile.TemporaryDirectory(prefix=".relay-", dir=training.parent) as folder:
@@ -216,7 +216,7 @@ def download_checkpoint(clone: Clone, run: str) -> None:
     """Download the newest checkpoint that another host has uploaded for this run.
 
     Raises:
-        RemoteUnavailable: the remote is still unavailable after all retries. A training from the start would cost
+        RemoteUnavailable: the remote is still unavailable after all retries. A training run from the start would cost
             more than the wait.
         UserError: the remote cannot be used.
     """
@@ -248,7 +248,7 @@ def remove_checkpoints(clone: Clone, run: str) -> None:
 
 @contextmanager
 def uploading_checkpoints(clone: Clone, run: str, name: str) -> Iterator[None]:
-    """Upload the newest checkpoint of an adapter's training from time to time during the block."""
+    """Periodically upload the newest checkpoint of an adapter during the block."""
     stopped = threading.Event()
     message = translate("A checkpoint could not be uploaded to DVC's remote; the training continues.")
 

@@ -65,15 +65,15 @@ def repository() -> str:
         UserError: there is none.
     """
     try:
-        address = os.environ.get(REPOSITORY) or output_of("git", "rev-parse", "--show-toplevel")
+        origin = os.environ.get(REPOSITORY) or output_of("git", "rev-parse", "--show-toplevel")
     except UserError as error:
         raise UserError(f"There is no repository to clone ({error}); set {REPOSITORY} to its folder or URL.") from None
-    return address if is_remote_address(address) else str(Path(address).absolute())
+    return origin if is_remote(origin) else str(Path(origin).absolute())
 
 
-def is_remote_address(address: str) -> bool:
-    """Return whether an address is a URL or ``host:path``; otherwise it is a folder."""
-    return re.match(r"[\w+.-]+://|[^/]+:", address) is not None
+def is_remote(origin: str) -> bool:
+    """Return whether an origin is a URL or ``host:path``; otherwise it is a folder."""
+    return re.match(r"[\w+.-]+://|[^/]+:", origin) is not None
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Clone:
     origin: str
 
     @property
-    def address(self) -> str:
+    def masked_origin(self) -> str:
         """The origin without a password or token, for messages."""
         return mask_credentials(self.origin)
 
@@ -158,7 +158,7 @@ class Clone:
         self._push_data(*options)
 
     def raise_if_unavailable(self) -> None:
-        """Raises RemoteUnavailable: the repository has a DVC remote, and a push to it fails."""
+        """Raise RemoteUnavailable if the repository has a DVC remote, and a push to it fails."""
         if self.has_remote:
             self._push_data()
 
@@ -172,7 +172,7 @@ class Clone:
                 raise RemoteUnavailable(f"DVC's remote is full or unreachable ({error}).") from None
         elif not self.shares_cache:
             raise UserError(
-                f"{self.address} has no DVC remote, through which hosts exchange data; add one with "
+                f"{self.masked_origin} has no DVC remote, through which hosts exchange data; add one with "
                 "`dvc remote add --default`."
             )
 
@@ -209,7 +209,7 @@ class Clone:
             try:
                 self.git("ls-remote", "--heads", "origin")
             except UserError as error:
-                raise RemoteUnavailable(f"{self.address} does not answer ({error}).") from None
+                raise RemoteUnavailable(f"{self.masked_origin} does not answer ({error}).") from None
             raise
 
     def discard(self) -> None:
@@ -234,7 +234,7 @@ def open_clone(run: str, revision: str, origin: str | None = None) -> Clone:
     origin = origin or repository()
     clone = Clone(home() / "runs" / run, origin)
     if _is_intact(clone):
-        # Locks of an earlier process: DVC would wait for a process that has ended, or for one that reuses its number.
+        # Locks of an earlier process: DVC would wait for a process that has ended, or for one that reuses its PID.
         for name in DVC_LOCKS:
             (clone.folder / ".dvc/tmp" / name).unlink(missing_ok=True)
         return clone
@@ -285,15 +285,15 @@ def _make_clone(clone: Clone, revision: str) -> None:
     try:
         output_of("git", "clone", "--quiet", "--no-checkout", "--", clone.origin, str(clone.folder))
     except ProgramFailed as error:
-        if is_remote_address(clone.origin) and not GIT_PERMANENT.search(error.output):
-            raise RemoteUnavailable(f"{clone.address} does not answer ({error}).") from None
+        if is_remote(clone.origin) and not GIT_PERMANENT.search(error.output):
+            raise RemoteUnavailable(f"{clone.masked_origin} does not answer ({error}).") from None
         raise
     if revision.startswith("refs/"):
         with clone.requiring_origin():
             clone.git("fetch", "--quiet", "origin", revision)
     clone.git("checkout", "--quiet", "--detach", resolve_commit(clone, revision))
     if not (clone.folder / ".dvc").is_dir():
-        raise UserError(f"{clone.address} is not a DVC repository; run `dvc init` there, and commit its files.")
+        raise UserError(f"{clone.masked_origin} is not a DVC repository; run `dvc init` there, and commit its files.")
     _configure_committer(clone)
     _configure_cache(clone)
 
@@ -310,7 +310,7 @@ def resolve_commit(clone: Clone, revision: str) -> str:
             return clone.git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
         except ProgramFailed:
             continue
-    raise UserError(f"{clone.address} has no revision {revision!r}.")
+    raise UserError(f"{clone.masked_origin} has no revision {revision!r}.")
 
 
 def _configure_committer(clone: Clone) -> None:

@@ -34,7 +34,7 @@ def adapter_folder(name: str) -> Path:
 
 
 def require_empty(out: Path) -> None:
-    """Raises UserError: the path exists, and is not an empty folder."""
+    """Raise UserError if the path exists, and is not an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; pass a new folder.")
 

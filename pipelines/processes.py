@@ -1,4 +1,4 @@
-"""Run programs: process groups that end with this process, captured or masked output, timeouts for silent servers."""
+"""Run programs: process groups that end with this process, captured or masked output, timeouts for hanging servers."""
 
 import os
 import pty
@@ -146,10 +146,10 @@ def _wait(process: subprocess.Popen, name: str, grace: float | None, guard: watc
                 try:
                     return process.wait(guard and watchdog.POLL_SECONDS)
                 except subprocess.TimeoutExpired:
-                    complaint = guard.check()
-                if complaint:
+                    reason = guard.check_progress()
+                if reason:
                     grace = TERMINATE_SECONDS
-                    raise RemoteUnavailable(f"`{name}` {complaint}: its server does not answer.")
+                    raise RemoteUnavailable(f"`{name}` {reason}: its server does not answer.")
     finally:
         if process.poll() is None:
             _terminate_group(process, grace)
@@ -272,12 +272,12 @@ def terminate_by_environment(variable: str, value: str, grace: float = 10.0) -> 
     Returns:
         The number of these processes.
     """
-    psutil.process_iter.cache_clear()  # a cached process may have ended, and its number been reused
-    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    psutil.process_iter.cache_clear()  # a cached process may have ended, and its PID may be reused
+    excluded = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     matches = [
         process
         for process in psutil.process_iter()
-        if process.pid not in own and _read_variable(process, variable) == value
+        if process.pid not in excluded and _read_variable(process, variable) == value
     ]
     terminate_all(matches, grace)
     return len(matches)

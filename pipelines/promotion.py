@@ -61,7 +61,7 @@ class PromotionResult:
 
 
 def require_adapter(params: params_schema.Params, name: str) -> None:
-    """Raises UserError: params.yaml has no adapter of this name."""
+    """Raise UserError if params.yaml has no adapter of this name."""
     if name not in params.adapters:
         raise UserError(f"params.yaml has no adapter {name!r}; it has {', '.join(params.adapters)}.")
 
@@ -103,7 +103,7 @@ def _promote(name: str) -> PromotionResult:
 
 
 def require_up_to_date(name: str) -> None:
-    """Raises UserError: data, parameters, code or answers have changed since DVC evaluated base and challenger."""
+    """Raise UserError if data, parameters, code or answers have changed since DVC evaluated base and challenger."""
     stages = [f"evaluate@{model}" for model in dict.fromkeys(("base", name))]
     changes = json.loads(dvc.capture("status", "--json", "--with-deps", *stages) or "{}")
     if changes:
@@ -114,7 +114,7 @@ def require_up_to_date(name: str) -> None:
 
 
 def require_evaluated(challenger: Path, predictions: Path) -> None:
-    """Raises UserError: the folder has no adapter, or the predictions are of another adapter."""
+    """Raise UserError if the folder has no adapter, or the predictions are of another adapter."""
     if not (challenger / "manifest.json").is_file():
         raise UserError(f"There is no adapter in {challenger}; run `dvc repro` first.")
     evaluated = read_json(predictions / "figures.json").get("of", {})
@@ -125,7 +125,7 @@ def require_evaluated(challenger: Path, predictions: Path) -> None:
 
 
 def require_not_champion(challenger: Path, champion: Path) -> None:
-    """Raises UserError: the challenger is the champion. A push that failed at its promotion is repeated."""
+    """Raise UserError if the challenger is the champion. A push that failed at its promotion is repeated."""
     if adapter_fingerprint(challenger) == adapter_fingerprint(champion):
         registry.push_champion()
         raise UserError(f"{challenger} is the champion already, as {registry.version_at()}.")

@@ -33,7 +33,7 @@ VERSION = re.compile(rf"{ARTIFACT}@(v(\d+)\.\d+\.\d+)")
 
 
 def require_git() -> None:
-    """Raises UserError: this is not a git repository with a commit and a branch, or git has no committer."""
+    """Raise UserError if this is not a git repository with a commit and a branch, or git has no committer."""
     for arguments, message in (
         (("rev-parse", "--verify", "HEAD"), "The champion's versions are git tags; run this in a git repository"),
         (("symbolic-ref", "HEAD"), "No branch is checked out, so a commit would be lost; `git switch` to a branch"),

@@ -15,7 +15,7 @@ from models.errors import UserError
 from models.storage import read_json, sha256_of
 from pipelines import checkpoint_sync, dvc, promotion, registry, run_refs, stage_paths
 from pipelines.clone import Clone, existing_clone, open_clone
-from pipelines.finetune import checks_state, raise_if_blocked
+from pipelines.finetune import raise_if_blocked, read_report_state
 from pipelines.processes import ProgramFailed, RemoteUnavailable
 from pipelines.promotion import PromotionResult
 from pipelines.retries import retry_while_unavailable
@@ -131,7 +131,7 @@ def reproduce_data(clone: Clone) -> None:
     """
     clone.params()  # reports a mistake in params.yaml before anything runs
     clone.checkout_data(*PREPARED_STAGES)
-    checks_before = checks_state(clone.folder)
+    checks_before = read_report_state(clone.folder)
     with clone.requiring_remote():
         try:
             # Without the error of the stage: stages of raw data may quote samples.

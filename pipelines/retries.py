@@ -1,4 +1,4 @@
-"""Retries with growing pauses while a remote is unavailable."""
+"""Retries with backoff while a remote is unavailable."""
 
 import time
 
@@ -7,7 +7,7 @@ from tenacity import RetryCallState, retry, retry_if_exception_type
 from pipelines.processes import RemoteUnavailable
 from texts import translate
 
-PAUSES = (10, 30, 60, 300, 900, 1800)  # seconds between attempts: 52 minutes in all
+PAUSES = (10, 30, 60, 300, 900, 1800)  # backoff: seconds between attempts, 52 minutes in total
 
 
 def _pause(state: RetryCallState) -> float:
@@ -18,8 +18,8 @@ def _log_retry(state: RetryCallState) -> None:
     print(state.outcome.exception(), translate("Retry in {seconds} s.", seconds=_pause(state)))
 
 
-# A decorator for functions that call DVC's remote or the origin. Decorate only the function that makes the call:
-# where one decorated function calls another, the pauses multiply.
+# Decorator for functions that access DVC's remote or the origin. Decorate only the innermost function: in nested
+# decorated functions, every outer attempt repeats the whole backoff of the inner ones.
 retry_while_unavailable = retry(
     retry=retry_if_exception_type(RemoteUnavailable),
     wait=_pause,

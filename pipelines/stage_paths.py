@@ -53,7 +53,7 @@ def run_compare(names: list[str], folder: Path, page: Path, *options: str) -> st
 
 
 def require_html(page: Path) -> None:
-    """Raises UserError: a path is not one of an HTML file."""
+    """Raise UserError if a path does not end with .html."""
     if page.suffix != ".html":
         raise UserError(f"--out: {page} must end with .html.")
 

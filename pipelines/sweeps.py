@@ -63,7 +63,7 @@ def experiment_name(adapter: str, point: Point) -> str:
 
 
 def validate_points(params: params_schema.Params, adapter: str, points: Sequence[Point]) -> None:
-    """Raises UserError: params.yaml has no such adapter, or a point is not valid for it."""
+    """Raise UserError if params.yaml has no such adapter, or a point is not valid for it."""
     require_adapter(params, adapter)
     for point in points:
         params_schema.override_adapter(params, adapter, point)
@@ -76,7 +76,7 @@ def run_experiment(clone: Clone, run: str, adapter: str, point: Point, max_resta
     """Train and evaluate an adapter with one parameter set, as a DVC experiment.
 
     Args:
-        max_restarts: how often a killed training is restarted from its last checkpoint.
+        max_restarts: how often a killed training run is restarted from its last checkpoint.
 
     Raises:
         RemoteUnavailable: DVC's remote is still unavailable after all retries.

@@ -1,8 +1,8 @@
-"""Detect programs that wait for a silent server.
+"""Detect programs that hang on an unresponsive server.
 
-A pull of 20 GB may take hours, and a server that accepts a connection and never answers takes forever, so a timeout
-on the whole does not help. A program makes progress while it or one of its children uses CPU time, reads, writes, or
-has sent bytes acknowledged.
+A fixed timeout does not fit: a pull of 20 GB may take hours, while a server that accepts a connection may never answer.
+Instead, a program is stopped after :data:`MAX_IDLE_SECONDS` without progress. A program makes progress while it or one
+of its descendants uses CPU time, reads, writes, or has sent bytes acknowledged.
 """
 
 import math
@@ -17,19 +17,18 @@ POLL_SECONDS = 5.0
 MAX_IDLE_SECONDS = 120.0  # without progress
 MIN_BYTES_PER_SECOND = 100.0  # read and written, that count as progress
 MIN_CPU_SHARE = 0.01  # that counts as progress; DVC uses 0.001 while it waits
-MAX_TRANSFER_SECONDS = 3600.0  # for one transfer of git, whose server may also trickle bytes
+MAX_TRANSFER_SECONDS = 3600.0  # for one transfer of git, since a server that trickles bytes makes progress
 
 
 class _Counters(NamedTuple):
-    """What a process has done so far.
+    """Cumulative counters of a process, and the queues of its sockets.
 
-    Reads and writes of files count as bytes; sends to a socket do not, but its queue changes when bytes are
-    acknowledged.
+    ``bytes_moved`` includes file reads and writes, but not sends to a socket; those show in ``queues``.
 
     Attributes:
         cpu_seconds: user and system time.
         bytes_moved: read and written.
-        queues: bytes in the queues of its TCP sockets, by inode.
+        queues: by socket inode, ``tx:rx`` as in /proc/net/tcp: bytes in both queues of a TCP socket, in hexadecimal.
     """
 
     cpu_seconds: float
@@ -38,17 +37,18 @@ class _Counters(NamedTuple):
 
 
 class Watchdog:
-    """Watches a program and all its descendants.
+    """Detects that a program and all its descendants make no progress.
 
     Attributes:
         idle_seconds: time without progress.
     """
 
     def __init__(self, pid: int, waits_for_children: bool = False, max_seconds: float = math.inf):
-        """Start to watch.
+        """Start the clock.
 
         Args:
-            waits_for_children: a program with children counts as making progress, e.g. DVC while a stage runs.
+            pid: of the program.
+            waits_for_children: whether a program with children counts as making progress, e.g. DVC while a stage runs.
             max_seconds: time limit for the program, with or without progress.
         """
         self.pid, self.waits_for_children, self.max_seconds = pid, waits_for_children, max_seconds
@@ -56,16 +56,16 @@ class Watchdog:
         self._started = self._last_check = time.monotonic()
         self._before: dict[int, _Counters] = {}
 
-    def check(self) -> str | None:
-        """Compare with the previous check; return why the program is to be terminated, or None."""
+    def check_progress(self) -> str | None:
+        """Compare with the previous check; return the reason to terminate the program, or None."""
         now = time.monotonic()
         # At most two intervals: this process itself may have been suspended.
-        passed, self._last_check = min(now - self._last_check, 2 * POLL_SECONDS), now
+        elapsed, self._last_check = min(now - self._last_check, 2 * POLL_SECONDS), now
         processes = _process_tree(self.pid)
         after = {process.pid: counters for process in processes if (counters := _read_counters(process)) is not None}
         runs_children = self.waits_for_children and len(processes) > 1
-        is_progress = runs_children or _is_progress(self._before, after, passed)
-        self.idle_seconds = 0.0 if is_progress else self.idle_seconds + passed
+        has_progressed = runs_children or _has_progressed(self._before, after, elapsed)
+        self.idle_seconds = 0.0 if has_progressed else self.idle_seconds + elapsed
         self._before = after
         if self.idle_seconds >= MAX_IDLE_SECONDS:
             return f"made no progress for {self.idle_seconds:.0f} s"
@@ -79,14 +79,14 @@ def _process_tree(pid: int) -> list[psutil.Process]:
     return []
 
 
-def _is_progress(before: dict[int, _Counters], after: dict[int, _Counters], passed: float) -> bool:
+def _has_progressed(before: dict[int, _Counters], after: dict[int, _Counters], elapsed: float) -> bool:
     if after.keys() - before.keys():
         return True  # a program was started
     pairs = [(before[pid], counters) for pid, counters in after.items()]
     cpu_seconds = sum(now.cpu_seconds - then.cpu_seconds for then, now in pairs)
     bytes_moved = sum(now.bytes_moved - then.bytes_moved for then, now in pairs)
     has_sent = any(now.queues.get(inode, queue) != queue for then, now in pairs for inode, queue in then.queues.items())
-    return cpu_seconds >= MIN_CPU_SHARE * passed or bytes_moved >= MIN_BYTES_PER_SECOND * passed or has_sent
+    return cpu_seconds >= MIN_CPU_SHARE * elapsed or bytes_moved >= MIN_BYTES_PER_SECOND * elapsed or has_sent
 
 
 def _read_counters(process: psutil.Process) -> _Counters | None:
@@ -102,7 +102,7 @@ def _read_counters(process: psutil.Process) -> _Counters | None:
 
 
 def _read_socket_queues(pid: int) -> dict[str, str]:
-    """Return bytes sent but not acknowledged, and received but not read, of each TCP socket of a process, by inode."""
+    """Return the queues of a process's TCP sockets by inode: ``tx:rx``, bytes not acknowledged and not read, in hex."""
     folder, sockets, queues = Path("/proc", str(pid)), set(), {}
     with suppress(OSError):  # not Linux, or the process has ended
         for descriptor in (folder / "fd").iterdir():

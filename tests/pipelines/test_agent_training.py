@@ -1,4 +1,4 @@
-"""Restarts of killed trainings on an agent."""
+"""Restarts of killed training runs on an agent."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from pipelines.clone import Clone
 
 @pytest.fixture
 def training(tmp_path, monkeypatch):
-    """Return a function that runs a training; its attempts are killed, or fail, or complete."""
+    """Return a function that trains; its attempts are killed, or fail, or complete."""
     monkeypatch.setenv("TUNELINE_LANG", "en")
     cleanups = []
     monkeypatch.setattr(agent_training, "terminate_agent_leftovers", lambda: cleanups.append("terminated"))

@@ -314,9 +314,9 @@ def test_full_remote_has_only_complete_objects_and_a_later_push_adds_the_others(
 
 @pytest.mark.parametrize("secret", ["team:secret", "secret"])
 def test_address_is_shown_without_its_secret(secret):
-    assert Clone(Path("x"), f"https://{secret}@host.example/repo.git").address == "https://host.example/repo.git"
-    assert Clone(Path("x"), "ssh://git@host.example/repo").address == "ssh://git@host.example/repo"
-    assert Clone(Path("x"), "/a/folder").address == "/a/folder"
+    assert Clone(Path("x"), f"https://{secret}@host.example/repo.git").masked_origin == "https://host.example/repo.git"
+    assert Clone(Path("x"), "ssh://git@host.example/repo").masked_origin == "ssh://git@host.example/repo"
+    assert Clone(Path("x"), "/a/folder").masked_origin == "/a/folder"
 
 
 # Revisions -----------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_programs_with_progress_are_not_terminated(monkeypatch):
         complaints = dict.fromkeys(WORK)
         for _ in range(6):
             for kind, guard in guards.items():
-                complaints[kind] = complaints[kind] or guard.check()
+                complaints[kind] = complaints[kind] or guard.check_progress()
             time.sleep(0.4)
     finally:
         slow.close()
@@ -270,9 +270,9 @@ def test_children_count_as_progress_for_dvc_only(monkeypatch):
     try:
         for waits_for_children in (True, False):
             guard = watchdog.Watchdog(process.pid, waits_for_children)
-            guard.check()  # the program and its child are new
+            guard.check_progress()  # the program and its child are new
             time.sleep(0.3)
-            assert (guard.check() is None) == waits_for_children
+            assert (guard.check_progress() is None) == waits_for_children
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -392,7 +392,7 @@ def test_output_of_dvc_is_masked(tmp_path, monkeypatch, capfd):
 
 
 def test_output_is_copied_after_the_parent_was_killed(tmp_path, monkeypatch):
-    """A training whose flow was killed must neither lose its output nor fail at a write."""
+    """A training run whose flow was killed must neither lose its output nor fail at a write."""
     sleeping = "import time; print('first', flush=True); time.sleep(2); print('https://a:b@last', flush=True)"
     (tmp_path / "sleeping.py").write_text(sleeping)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Steps of a retraining in a real git and DVC repository with two small stages in place of trainings."""
+"""Steps of a retraining in a real git and DVC repository with two small stages in place of training runs."""
 
 import shutil
 
