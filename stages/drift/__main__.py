@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas
+
 from formats import params_schema, raw_rows
 from measures.confidence_intervals import MIN_ROWS
 from models import base_model
@@ -16,7 +18,7 @@ from models.sample import Message, Sample, UnknownFormat, read_messages
 from models.storage import atomic_write, read_json, read_jsonl, write_json
 from models.vocabulary import Vocabulary
 from stages.drift import conversation_features, quarantine_drift
-from stages.drift.drift_tests import DRIFT, STEADY, UNKNOWN, FeatureDrift, compare_features
+from stages.drift.drift_tests import DRIFT, STEADY, UNKNOWN, FeatureDrift, bonferroni_level, compare_features
 
 log = logging.getLogger("tuneline.drift")
 UNREADABLE_CHECKS = ("parseable", "known_format")  # rows that fail these checks have no conversation
@@ -31,14 +33,14 @@ def read_conversations(sources: Iterable[Path]) -> tuple[list[Conversation], int
         for name, path in raw_rows.find_files(source).items():
             for row in raw_rows.read_rows(path, name):
                 try:
-                    conversations.append(read_messages(_without_origin(json.loads(row.content))))
+                    conversations.append(read_messages(remove_origin(json.loads(row.content))))
                 except (UnknownFormat, ValueError, RecursionError):
                     num_unreadable += 1
     return conversations, num_unreadable
 
 
-def _without_origin(row: object) -> object:
-    """Remove id and source, which rows have that passed the data checks."""
+def remove_origin(row: object) -> object:
+    """Remove id and source, the fields that the data checks add to a row."""
     return {"messages": row["messages"]} if isinstance(row, dict) and "messages" in row else row
 
 
@@ -46,11 +48,13 @@ def sample_rows(conversations: Sequence[Conversation], max_rows: int) -> list[Co
     """Return all conversations, or ``max_rows`` of them in their order, sampled with a fixed seed."""
     if len(conversations) <= max_rows:
         return list(conversations)
-    numbers = sorted(random.Random(0).sample(range(len(conversations)), max_rows))
-    return [conversations[number] for number in numbers]
+    indices = sorted(random.Random(0).sample(range(len(conversations)), max_rows))
+    return [conversations[index] for index in indices]
 
 
-def build_tables(datasets: Sequence[Sequence[Conversation]], vocabulary: Vocabulary, num_topics: int) -> list:
+def build_tables(
+    datasets: Sequence[Sequence[Conversation]], vocabulary: Vocabulary, num_topics: int
+) -> list[pandas.DataFrame]:
     """Return a table of features for each dataset, one row for each conversation."""
     texts = [[conversation_features.topic_text(messages) for messages in dataset] for dataset in datasets]
     topics = conversation_features.compute_topics(texts, num_topics)
@@ -64,7 +68,7 @@ def build_tables(datasets: Sequence[Sequence[Conversation]], vocabulary: Vocabul
 
 def compare_datasets(
     datasets: tuple[Sequence[Conversation], Sequence[Conversation]],
-    facts: tuple[dict, dict],
+    check_records: tuple[dict, dict],
     tokenizer: Path,
     page: Path,
     params: params_schema.Monitor,
@@ -73,26 +77,27 @@ def compare_datasets(
 
     Args:
         datasets: conversations of the reference, and the current ones.
-        facts: what the data checks wrote about each dataset.
+        check_records: row counts, checks and tokenizer that the data checks recorded for each dataset.
         tokenizer: folder of the base model's tokenizer.
         page: file for Evidently's report; not written if there are too few rows.
     """
     min_rows = max(params.least_rows, MIN_ROWS)
-    num_share_tests = int(quarantine_drift.is_comparable(*facts, min_rows))
-    features, level = [], params.false_alarms
+    num_share_tests = int(quarantine_drift.is_comparable(*check_records, min_rows))
+    features: list[FeatureDrift] = []
     if min(map(len, datasets)) >= min_rows:
         tables = build_tables(datasets, Vocabulary(tokenizer / base_model.TOKENIZER), params.topics)
-        level /= tables[0].shape[1] + num_share_tests
+        significance_level = bonferroni_level(params.false_alarms, tables[0].shape[1] + num_share_tests)
         with atomic_write(page) as path:
-            features += compare_features(*tables, params.false_alarms, params.effect, path, num_share_tests)
+            features += compare_features(*tables, significance_level, params.effect, path)
     if num_share_tests:
-        row_counts = (dataset_facts["books"] for dataset_facts in facts)
-        features.append(quarantine_drift.compare_shares(*row_counts, level, params.effect))
+        significance_level = bonferroni_level(params.false_alarms, len(features) + num_share_tests)
+        row_counts = (record["books"] for record in check_records)
+        features.append(quarantine_drift.compare_shares(*row_counts, significance_level, params.effect))
     return features
 
 
 def decide_verdict(features: Sequence[FeatureDrift]) -> str:
-    """Return the verdict: unknown if there were too few rows for the features of conversations, and no other drift."""
+    """Return drift if any feature drifted; unknown if no conversation feature was tested; else no drift."""
     if any(feature.drifted for feature in features):
         return DRIFT
     has_conversations = any(feature.column != conversation_features.QUARANTINED_SHARE for feature in features)
@@ -126,12 +131,14 @@ def parse_arguments() -> argparse.Namespace:
 @entry_point
 def main() -> None:
     arguments, params = parse_arguments(), params_schema.load().monitor
-    facts = tuple(read_json(path) if path else {} for path in (arguments.reference_facts, arguments.current_facts))
+    check_records = tuple(
+        read_json(path) if path else {} for path in (arguments.reference_facts, arguments.current_facts)
+    )
     reference = [Sample.from_json(row).messages for row in read_jsonl(arguments.reference)]
     current, num_unreadable = read_conversations(arguments.current)
     datasets = sample_rows(reference, params.most_rows), sample_rows(current, params.most_rows)
-    features = compare_datasets(datasets, facts, arguments.tokenizer, arguments.page, params)
-    checked = facts[1].get("books", {})
+    features = compare_datasets(datasets, check_records, arguments.tokenizer, arguments.page, params)
+    checked = check_records[1].get("books", {})
     row_counts = {
         "reference": len(reference),
         "current": len(current),

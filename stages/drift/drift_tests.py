@@ -1,8 +1,7 @@
 """Drift of each feature, by Evidently: is the difference significant, and is it large?
 
-Significant: the two-sample Kolmogorov-Smirnov test, with its level divided by the number of tests (Bonferroni), so that
-unchanged data raises a false alarm in at most ``false_alarms`` of all comparisons. Large: the Wasserstein distance in
-standard deviations of the reference, because with many rows even negligible differences are significant.
+Significant: the two-sample Kolmogorov-Smirnov test at the level of :func:`bonferroni_level`. Large: the Wasserstein
+distance in standard deviations of the reference, because with many rows even negligible differences are significant.
 """
 
 import warnings
@@ -36,51 +35,68 @@ class FeatureDrift:
     current_mean: float
 
 
+def bonferroni_level(false_alarms: float, num_tests: int) -> float:
+    """Return the significance level of each test with which unchanged data rarely raises any alarm (Bonferroni).
+
+    Args:
+        false_alarms: maximum probability that at least one test raises a false alarm.
+        num_tests: number of tests of a comparison.
+    """
+    return false_alarms / num_tests
+
+
 def compare_features(
     reference: pandas.DataFrame,
     current: pandas.DataFrame,
-    false_alarms: float,
+    significance_level: float,
     effect: float,
     page: Path | None = None,
-    num_other_tests: int = 0,
 ) -> list[FeatureDrift]:
     """Compare two tables of features, column by column.
 
     Args:
-        false_alarms: probability that unchanged data raises an alarm, over all tests.
+        significance_level: p-value below which a difference is significant, see :func:`bonferroni_level`.
         effect: distance above which a difference is large.
         page: file for Evidently's report in HTML, with the features' names in the terminal's language.
-        num_other_tests: number of tests of other features, which share ``false_alarms``.
+    """
+    values = _run_evidently(reference, current, {"ks": significance_level, "wasserstein": effect}, page)
+    return [
+        FeatureDrift(
+            column,
+            p_value,
+            distance,
+            bool(p_value < significance_level and distance > effect),
+            float(reference[column].mean()),
+            float(current[column].mean()),
+        )
+        for column, p_value, distance in zip(reference.columns, values[::2], values[1::2], strict=True)
+    ]
+
+
+def _run_evidently(
+    reference: pandas.DataFrame, current: pandas.DataFrame, thresholds: dict[str, float], page: Path | None
+) -> list[float]:
+    """Return the value of each drift method for each column: all methods of the first column, then of the next.
+
+    Args:
+        thresholds: by method of Evidently; the report marks features beyond them.
     """
     warnings.filterwarnings("ignore", module="evidently")
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
 
-    columns = list(reference.columns)
-    titles = {column: feature_label(column)[terminal_language()] for column in columns}
-    level = false_alarms / (len(columns) + num_other_tests)
+    titles = {column: feature_label(column)[terminal_language()] for column in reference.columns}
     definition = DataDefinition(numerical_columns=list(titles.values()))
     datasets = [
         Dataset.from_pandas(table.rename(columns=titles).astype(float), data_definition=definition)
         for table in (current, reference)
     ]
     metrics = [
-        ValueDrift(column=titles[column], method=method, threshold=threshold)
-        for column in columns
-        for method, threshold in (("ks", level), ("wasserstein", effect))
+        ValueDrift(column=title, method=method, threshold=threshold)
+        for title in titles.values()
+        for method, threshold in thresholds.items()
     ]
     result = Report(metrics, include_tests=True).run(*datasets)
     if page is not None:
         result.save_html(str(page))
-    values = [float(metric["value"]) for metric in result.dict()["metrics"]]
-    return [
-        FeatureDrift(
-            column,
-            p_value,
-            distance,
-            bool(p_value < level and distance > effect),
-            float(reference[column].mean()),
-            float(current[column].mean()),
-        )
-        for column, p_value, distance in zip(columns, values[::2], values[1::2], strict=True)
-    ]
+    return [float(metric["value"]) for metric in result.dict()["metrics"]]

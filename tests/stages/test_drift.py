@@ -17,9 +17,9 @@ from models import base_model
 from models.vocabulary import Vocabulary
 from stages.drift import conversation_features, quarantine_drift
 from stages.drift.__main__ import build_tables, compare_datasets, decide_verdict, read_conversations, sample_rows
-from stages.drift.drift_tests import compare_features
+from stages.drift.drift_tests import bonferroni_level, compare_features
 
-LEVEL = {"false_alarms": 0.01, "effect": 0.2}
+FALSE_ALARMS, EFFECT = 0.01, 0.2
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,9 @@ def vocabulary(base_folder):
 
 def drifted_columns(reference, current, vocabulary) -> set[str]:
     tables = build_tables([reference, current], vocabulary, 4)
-    return {feature.column for feature in compare_features(*tables, **LEVEL) if feature.drifted}
+    significance_level = bonferroni_level(FALSE_ALARMS, tables[0].shape[1])
+    features = compare_features(*tables, significance_level, EFFECT)
+    return {feature.column for feature in features if feature.drifted}
 
 
 def demo_conversations() -> list:
@@ -41,12 +43,12 @@ def test_100_resamples_of_unchanged_data_raise_at_most_5_alarms(vocabulary):
     # Topics are fitted to both datasets together, so one fit serves for all ways to divide the rows.
     rows = demo_conversations()
     table = pandas.concat(build_tables([rows[:100], rows[100:]], vocabulary, 4))
-    num_alarms = 0
+    significance_level, num_alarms = bonferroni_level(FALSE_ALARMS, table.shape[1]), 0
     for seed in range(100):
         shuffled = table.sample(frac=1, random_state=seed, ignore_index=True)
         middle = len(rows) // 2
         halves = (half.reset_index(drop=True) for half in (shuffled[:middle], shuffled[middle:]))
-        num_alarms += any(feature.drifted for feature in compare_features(*halves, **LEVEL))
+        num_alarms += any(feature.drifted for feature in compare_features(*halves, significance_level, EFFECT))
     assert num_alarms <= 5
 
 
@@ -102,7 +104,7 @@ def test_equal_shares_raise_at_most_the_allowed_false_alarms():
             {"rows_in": rows, "failed_row_checks": int(rng.binomial(rows, 0.15))}
             for rows in rng.integers(20, 2000, 2).tolist()
         ]
-        num_alarms += quarantine_drift.compare_shares(*row_counts, level=0.01, effect=0.0).drifted
+        num_alarms += quarantine_drift.compare_shares(*row_counts, significance_level=0.01, effect=0.0).drifted
     assert num_alarms <= 12  # more have a probability of 1 in 500
 
 
@@ -165,9 +167,9 @@ def test_test_of_the_share_counts_among_the_tests(compare, monkeypatch):
     levels = []
     compare_shares = quarantine_drift.compare_shares
 
-    def recording_level(reference, current, level, effect):
-        levels.append(level)
-        return compare_shares(reference, current, level, effect)
+    def recording_level(reference, current, significance_level, effect):
+        levels.append(significance_level)
+        return compare_shares(reference, current, significance_level, effect)
 
     monkeypatch.setattr(quarantine_drift, "compare_shares", recording_level)
     rows = demo_conversations()[:30]
