@@ -1,7 +1,7 @@
 """Confidence interval of a mean over rows, to tell real differences from chance.
 
 With fewer than :data:`MIN_ROWS` rows the interval is unbounded: rows of one sign occur by chance in more than 5 % of
-cases, whatever their values.
+cases.
 """
 
 import itertools
@@ -9,17 +9,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from measures.metrics import CONFIDENCE_LEVEL
+
 RESAMPLES = 9_999
-LEVEL = 0.95
 MIN_ROWS = 6  # five rows have the same sign by chance in 2 of 2⁵ cases, more than 5 %
+SIGN_FLIP_BATCHES = 9  # divides RESAMPLES; one matrix of all signs takes 9 times the memory
 MAX_EXACT_ROWS = 13  # up to this number of rows, all 2ⁿ sign flips are enumerated
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the mean: the wider bounds of bootstrap and sign-flip test.
+    """Return the 95 % confidence interval of the mean: the smallest that contains three intervals.
 
-    The bootstrap (BCa, Efron 1987; percentile where BCa is undefined) is too narrow for few rows, and for many rows
-    of which few differ. The sign-flip test (Fisher 1935), exact for symmetric values, is not.
+    1. Bootstrap (BCa, Efron 1987; percentile where BCa is undefined). Too narrow for few rows, and for many rows of
+       which few differ.
+    2. Sign-flip test (Fisher 1935), exact for symmetric values.
+    3. Mean ± margin for subpopulations absent from the sample, see :func:`_unseen_rows_margin`. Alone if all values are
+       equal.
 
     Args:
         values: one per row, e.g. paired differences.
@@ -39,13 +44,13 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]
 
 
 def _unseen_rows_margin(values: np.ndarray) -> float:
-    """Return how far rows of a kind that the sample lacks may move the mean, if the sample's rows are nearly equal.
+    """Return the half-width for subpopulations absent from the sample (rule of three).
 
-    Up to ``1 - (0.05 / 2) ** (1 / rows)`` of all rows may be of a kind that the sample lacks (two-sided rule of three).
-    Their values are assumed to mirror the mean at zero. The sample's range is subtracted: rows with a spread are
-    bounded by resampling, so the margin matters for nearly equal rows only.
+    They make up at most ``1 - (0.05 / 2) ** (1 / rows)`` of all rows (two-sided). Their mean is assumed to be the
+    sample's mean with the opposite sign. The sample's range is subtracted: resampling covers values with a spread, so
+    the margin matters for nearly equal values only.
     """
-    share = 1 - ((1 - LEVEL) / 2) ** (1 / len(values))
+    share = 1 - ((1 - CONFIDENCE_LEVEL) / 2) ** (1 / len(values))
     return max(2 * share * abs(float(values.mean())) - float(np.ptp(values)), 0.0)
 
 
@@ -55,7 +60,13 @@ def _bootstrap_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
     for method in ("BCa", "percentile"):
         rng = np.random.default_rng(seed)
         interval = bootstrap(
-            (values,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method=method, rng=rng, batch=1000
+            (values,),
+            np.mean,
+            confidence_level=CONFIDENCE_LEVEL,
+            n_resamples=RESAMPLES,
+            method=method,
+            rng=rng,
+            batch=1000,
         ).confidence_interval
         if np.isfinite([interval.low, interval.high]).all():
             break
@@ -69,7 +80,7 @@ def _sign_flip_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
 
     def is_rejected(candidate: float) -> bool:
         distance = abs(mean - candidate)
-        return np.mean(np.abs(flipped_means - candidate * sign_means) >= distance * (1 - 1e-9)) < 1 - LEVEL
+        return np.mean(np.abs(flipped_means - candidate * sign_means) >= distance * (1 - 1e-9)) < 1 - CONFIDENCE_LEVEL
 
     return tuple(_bisect(is_rejected, mean, mean + side * 2 * radius) for side in (-1, 1))
 
@@ -89,8 +100,10 @@ def _flip_signs(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         return signs @ values / len(values), signs.mean(axis=1)
     rng = np.random.default_rng(seed)
     flipped_means, sign_means = [values.mean()], [1.0]  # the observed signs are one of the assignments
-    for _ in range(9):
-        signs = rng.integers(0, 2, (RESAMPLES // 9, len(values)), dtype=np.int8) * np.int8(2) - np.int8(1)
+    for _ in range(SIGN_FLIP_BATCHES):
+        signs = rng.integers(0, 2, (RESAMPLES // SIGN_FLIP_BATCHES, len(values)), dtype=np.int8) * np.int8(2) - np.int8(
+            1
+        )
         flipped_means.extend(signs @ values / len(values))
         sign_means.extend(signs.mean(axis=1))
     return np.array(flipped_means), np.array(sign_means)

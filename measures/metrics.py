@@ -18,6 +18,7 @@ METRICS_FILE = "figures.json"  # all metrics of a model, beside its scored rows
 # Raise this when the same answers get other scores. Version 2: references pass through the tokenizer, both texts are
 # in NFKC, and a system message does not count as a turn of a probe. Metrics without a version have version 1.
 METRICS_VERSION = 2
+CONFIDENCE_LEVEL = 0.95  # here rather than in confidence_intervals, a change of which must not repeat the evaluation
 SCORES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4", "chrf")
 PROPERTIES = {"exact": "exact_match", "empty": "empty_rate", "repetition": "repetition", "length_ratio": "length_ratio"}
 
@@ -125,7 +126,7 @@ def pass_rate(passed: int, total: int) -> dict | None:
         return None
     from scipy.stats import binomtest
 
-    interval = binomtest(passed, total).proportion_ci(confidence_level=0.95, method="wilson")
+    interval = binomtest(passed, total).proportion_ci(confidence_level=CONFIDENCE_LEVEL, method="wilson")
     low, high = (round(float(bound), 4) for bound in interval)
     return {"rate": round(passed / total, 4), "low": low, "high": high, "of": total}
 

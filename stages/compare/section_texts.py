@@ -14,8 +14,9 @@ QUALITY_TITLE = translatable("Quality")
 DIFFERENCES_TITLE = translatable("Paired differences")
 DIFFERENCES_NOTE = translatable(
     "Differences are paired by row, and every row counts once (losses in the table above are means over tokens). Bold: "
-    "the 95 % interval excludes zero. The interval covers both the bootstrap over rows and the sign-flip test. With "
-    "fewer than {rows} rows there is no interval, and the table above marks no best value."
+    "the 95 % interval excludes zero. It is the smallest interval that contains the BCa bootstrap interval over rows, "
+    "the sign-flip interval, and a margin for kinds of rows absent from the sample. With fewer than {rows} rows there "
+    "is no interval, and the table above marks no best value."
 )
 DIFFERENCES_HEADER = (
     translatable("Models"),
