@@ -1,4 +1,4 @@
-"""Losses of a training on a base in fp8, compared with those on a base in bfloat16.
+"""Losses of a training run on a base in fp8, compared with those on a base in bfloat16.
 
 ``python -m benchmarks.fp8 --base models/weights/base --encoded data/encoded --out benchmarks/results/fp8.json``
 on a machine with an fp8 GPU, after ``dvc repro encode``. A LoRA is trained on the same rows in the same order: on a

@@ -103,7 +103,7 @@ class Bench:
         return self.folder / f"figures-{device}.json"
 
     def run(self, run: Run, checkpoint: Path | None = None) -> dict:
-        """Run a training that must succeed, and return its figures."""
+        """Start a training run that must succeed, and return its figures."""
         return self.wait(run, self.start(run, checkpoint))
 
     def wait(self, run: Run, process: subprocess.Popen, device: int | None = None) -> dict:
@@ -169,7 +169,7 @@ def relative_difference(losses: dict, reference: dict) -> dict:
 
 
 def killed(bench: Bench) -> Iterator[tuple[str, dict]]:
-    """End of a training whose last rank is killed, and losses after resuming."""
+    """End of a training run whose last rank is killed, and losses after resuming."""
     count, folder = device_counts()[-1], bench.folder / "killed"
     run = learnable_run(bench, count)
     undisturbed = bench.run(run, bench.small_checkpoint)["losses"]

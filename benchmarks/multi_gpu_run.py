@@ -32,7 +32,7 @@ ANSWER_TOKENS = 64  # distinct tokens in the answers of learnable samples
 
 @dataclass(frozen=True)
 class Run:
-    """A training on several devices.
+    """A training run on several devices.
 
     Attributes:
         rows: packed rows per update, on all devices.

@@ -1,4 +1,4 @@
-"""Overhead of orchestration: of a training, of a retraining without changes, and between queued runs.
+"""Overhead of orchestration: of a training run, of a retraining without changes, and between queued runs.
 
 ``python -m benchmarks.orchestration prepare --repository FOLDER`` clones this project with LoRA alone, which trains for
 some ten minutes on two cores (``--epochs``). ``TUNELINE_REPOSITORY=FOLDER python -m flows.server`` starts a site on it,

@@ -42,7 +42,7 @@ WARM_UP, STEPS = 4, 12
 
 @dataclass(frozen=True)
 class Case:
-    """A training to measure.
+    """A training run to measure.
 
     Attributes:
         sample: tokens per sample, half of which are its answer.

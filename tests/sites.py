@@ -138,7 +138,7 @@ class Site:
         return processes
 
     def wait_for_training(self) -> psutil.Process:
-        """Wait for a training that has saved a checkpoint, and return its process."""
+        """Wait for a training run that has saved a checkpoint, and return its process."""
 
         def find_training() -> psutil.Process | None:
             for process in self.processes(TRAINING):
@@ -147,7 +147,7 @@ class Site:
                         return process
             return None
 
-        return wait_until(find_training, "a training with a checkpoint", TIMEOUT)
+        return wait_until(find_training, "a training run with a checkpoint", TIMEOUT)
 
     # Runs --------------------------------------------------------------------------------------------
 

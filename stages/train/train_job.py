@@ -1,4 +1,4 @@
-"""The inputs of a training, with the memory check before anything loads and the key of its checkpoints."""
+"""The inputs of a training run, with the memory check before anything loads and the key of its checkpoints."""
 
 import argparse
 import logging
@@ -130,7 +130,7 @@ def memory_spec(
     train_rows: Sequence[dict],
     eval_rows: Sequence[dict],
 ) -> memory_estimate.TrainingSpec:
-    """Return the memory-relevant properties of a training, whose largest step has the longest rows."""
+    """Return the memory-relevant properties of a training run, whose largest step has the longest rows."""
     rows = [*train_rows, *eval_rows]
     longest = max(len(row["input_ids"]) for row in rows)
     most_labels = max(sum(label != IGNORED_LABEL for label in row["labels"]) for row in rows)
@@ -153,7 +153,7 @@ def memory_spec(
 
 
 def free_memory() -> float:
-    """Return the bytes of this rank's device that a training may use."""
+    """Return the bytes of this rank's device that a training run may use."""
     if torch.cuda.is_available():
         return (torch.cuda.mem_get_info()[0] - CUDA_CONTEXT) * (1 - FRAGMENTATION)
     return psutil.virtual_memory().available / devices.world_size()

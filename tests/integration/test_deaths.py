@@ -52,7 +52,7 @@ def test_run_survives_death_of_training_flow_and_agent(site):
     run = site.run("finetune-adapters", cause="killed")
     first = site.wait_for_training()
     first.kill()
-    wait_until(lambda: "The training was killed" in site.log("gpu"), "the flow to restart the training")
+    wait_until(lambda: "The training run was killed" in site.log("gpu"), "the flow to restart the training")
     second = wait_for_new_training(site, first)
     dvc = next(process for process in second.parents() if {"dvc", "repro"} <= set(process.cmdline()))
     dvc.parent().kill()  # the flow
@@ -70,7 +70,7 @@ def test_run_survives_death_of_training_flow_and_agent(site):
 
 
 def test_run_survives_power_failure_and_server_restart(site, tmp_path):
-    """Kill both agents and everything below them during a training; restart the server once the keeper has noticed.
+    """Kill both agents and everything below them during a training run; restart the server once the keeper has noticed.
 
     The adapter has the same bytes as after an uninterrupted training.
     """
@@ -142,7 +142,7 @@ def test_clock_jumps_of_a_day_disturb_no_run(site):
     site.restart_with({"LD_PRELOAD": str(library), "TUNELINE_TEST_CLOCK": str(clock)})
     site.set_epochs(1000)
     run = site.run("finetune-adapters", cause="clock")
-    training = wait_until(lambda: site.processes(TRAINING), "a training", TIMEOUT)[0]
+    training = wait_until(lambda: site.processes(TRAINING), "a training run", TIMEOUT)[0]
     for seconds_ahead in (86_400, 0):
         clock.write_text(str(seconds_ahead))
         time.sleep(10)
