@@ -19,7 +19,7 @@ class ChatModel:
     """A base model with a tokenizer and an adapter that can be switched.
 
     Args:
-        weights: folder of the base model and the adapters; ``champion`` and ``imported`` lie beside it.
+        weights: folder of the base model and the adapters; ``champion`` and ``imported`` are next to it.
         name: ``base``, ``champion``, an adapter's name, or None for the champion if there is one, else the base.
         dtype: of the base model's weights; ``auto`` for the dtype of the checkpoint, or the adapter's training dtype.
         max_new_tokens: limit for the length of an answer.

@@ -1,6 +1,6 @@
-"""The receipt of checked data: hashes of the files beside it, verified by every later stage.
+"""The receipt of checked data: hashes of the files next to it, verified by every later stage.
 
-Stage validate writes a receipt beside ``train.jsonl`` and ``eval.jsonl``. Stage encode writes another one beside its
+Stage validate writes a receipt next to ``train.jsonl`` and ``eval.jsonl``. Stage encode writes another one next to its
 own files, with the hash of the first. The verification cannot be skipped.
 
 A stage parses exactly the bytes that it hashed: :meth:`VerifiedFolder.rows` reads a file once, so that a file swapped
@@ -32,7 +32,7 @@ class Receipt(BaseModel):
     """The content of ``receipt.json``.
 
     Attributes:
-        files: hashes of the split files beside the receipt.
+        files: hashes of the split files next to the receipt.
         tokenizer_sha256: hash of the tokenizer that counted or encoded the tokens.
         read: by validate: hashes of the raw files.
         suite: by validate: all checks with their limits.

@@ -3,7 +3,7 @@
 The published code saves a prefix as ``pytorch_model.bin``. Without projection, its
 ``transformer.prefix_encoder.embedding.weight`` has one row per prefix token: key and value of the first layer, then of
 the second, and so on. With projection, the embedding is hidden_size wide, and ``trans`` (linear, tanh, linear) maps it
-to such rows. ``config.json`` beside it holds ``pre_seq_len`` and ``prefix_projection``.
+to such rows. ``config.json`` next to it holds ``pre_seq_len`` and ``prefix_projection``.
 """
 
 import json
@@ -32,7 +32,7 @@ TOKENIZER_FILES = (base_model.TOKENIZER, base_model.TOKENIZER_CONFIG)
 def export_merged_model(folder: Path, base: base_model.Base, out: Path, onto_16_bits: bool = False) -> None:
     """Merge an adapter into its base and write the model in the official file layout, in the dtype of training.
 
-    ``merged.json`` beside the weights names the adapter and the quantization of the base in training.
+    ``merged.json`` next to the weights names the adapter and the quantization of the base in training.
 
     Args:
         out: folder of the merged model.
@@ -140,7 +140,7 @@ def compute_prefix(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     }
     expected = {EMBEDDING, *(PROJECTION if any(name in prefix_tensors for name in PROJECTION) else ())}
     if EMBEDDING not in prefix_tensors:
-        raise UserError(f"The checkpoint has no {KEY_PREFIX}{EMBEDDING}; it is no P-Tuning checkpoint.")
+        raise UserError(f"The checkpoint has no {KEY_PREFIX}{EMBEDDING}; it is not a P-Tuning checkpoint.")
     if missing := sorted(expected - prefix_tensors.keys()):
         raise UserError(f"The prefix projection is incomplete: {missing[0]} is missing.")
     if unknown := sorted(prefix_tensors.keys() - expected):

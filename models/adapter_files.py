@@ -211,7 +211,7 @@ def reloaded_adapter(model, folder: Path):
     saved.copy_into(model, "reloaded")
     for name, parameter in model.named_parameters():
         if ".reloaded." in name:
-            parameter.data = parameter.data.to(device)  # beside fp8 layers peft leaves it on the CPU
+            parameter.data = parameter.data.to(device)  # for fp8 layers peft leaves it on the CPU
     model.set_adapter("reloaded")
     adapters.replace_lora_layers(model)
     try:

@@ -89,7 +89,7 @@ def check_foreign_files(folder: Path) -> None:
     """
     if foreign_files := [name for name in FOREIGN_FILES if (folder / name).exists()]:
         raise UserError(
-            f"The base model in {folder} has {' and '.join(foreign_files)} beside its weights. Other libraries load "
+            f"The base model in {folder} has {' and '.join(foreign_files)} next to its weights. Other libraries load "
             "that too, Tuneline loads the weights only: merge it into the weights, or move it out of the folder."
         )
     weight_sets = [name for name in (*SINGLE_WEIGHTS, *WEIGHT_INDEXES) if (folder / name).exists()]

@@ -97,7 +97,7 @@ def is_complete(checkpoint: Path) -> bool:
     try:
         sizes = read_progress(checkpoint)["sizes"]
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, UserError, KeyError, TypeError, AttributeError, ValueError):  # progress.json may be damaged anyhow
+    except (OSError, UserError, KeyError, TypeError, AttributeError, ValueError):  # of any damage in progress.json
         return False
 
 
@@ -106,7 +106,7 @@ def read_progress(checkpoint: Path) -> dict:
 
 
 def list_files(checkpoint: Path) -> list[Path]:
-    """Return all files of a complete checkpoint, those beside it included, and ``progress.json`` last."""
+    """Return all files of a complete checkpoint, those next to it included, and ``progress.json`` last."""
     beside = [checkpoint.parent / name[3:] for name in read_progress(checkpoint)["sizes"] if name.startswith("../")]
     inside = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != PROGRESS)
     return [*beside, *inside, checkpoint / PROGRESS]

@@ -16,7 +16,7 @@ from contextlib import suppress
 MASK = "***"
 MAX_LINE_BYTES = 2**16  # a longer line is masked and written in parts
 
-# Schemes whose user name is no secret. For https it may be a token: https://token@host.
+# Schemes whose user name is not secret. For https it may be a token: https://token@host.
 _PUBLIC_USER_SCHEME = re.compile(r"(?:ssh|sftp|scp)\Z", re.IGNORECASE)
 _HOST = re.compile(r"(?:\[[^\]]*\]|[^:\[]*)(?::\d+)?")  # with or without a port
 _END_OF_HOST = re.compile(r"[/?#]")
@@ -43,7 +43,7 @@ _KEY = re.compile(
 def mask_credentials(text: str) -> str:
     """Mask passwords, tokens and keys in URLs, query parameters, settings such as DVC's, and headers, in linear time.
 
-    User names that are no secret stay: ``ssh://git@host``.
+    User names that are not secret stay: ``ssh://git@host``.
     """
     text = re.sub(r"\S+", _mask_urls, text)
     text = _PARAMETER.sub(_mask_parameter, text)

@@ -1,9 +1,9 @@
 """Decoding with a preallocated KV cache and a CUDA graph.
 
 At batch size 1 on a fast GPU, ``generate()`` spends most of its time launching about a thousand kernels per token. Here
-keys and values lie in buffers of fixed length, so every step does the same work on the same memory; it is captured once
-as a CUDA graph and replayed. On the CPU the same steps run without a graph. Shapes: B rows, H heads, D channels per
-head.
+keys and values are stored in buffers of fixed length, so every step does the same work on the same memory; it is
+captured once as a CUDA graph and replayed. On the CPU the same steps run without a graph. Shapes: B rows, H heads, D
+channels per head.
 """
 
 import torch
@@ -31,7 +31,7 @@ class PreallocatedCache(Cache):
         self.position = torch.zeros(1, dtype=torch.long, device=self.keys[0].device)
 
     def copy_from(self, filled: Cache) -> None:
-        """Copy the contents of another cache, and continue behind them."""
+        """Copy the contents of another cache, and continue after them."""
         for buffers, contents in zip((self.keys, self.values), _keys_and_values(filled), strict=True):
             for buffer, content in zip(buffers, contents, strict=True):
                 buffer[:, :, : content.shape[2]] = content
@@ -72,7 +72,7 @@ class _DecodingStep:
         return rows == len(self.ids) and length <= self.capacity
 
     def start(self, filled: Cache, positions: torch.Tensor, mask: torch.Tensor) -> None:
-        """Continue behind a prompt.
+        """Continue after a prompt.
 
         Args:
             filled: the prompt's cache, of length P.
@@ -85,7 +85,7 @@ class _DecodingStep:
         self.mask[:, 0, 0, : mask.shape[1]] = mask
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-        """Process one more token per row, (B,), and return the logits behind it, (B, vocab_size)."""
+        """Process one more token per row, (B,), and return the logits after it, (B, vocab_size)."""
         self.ids.copy_(ids[:, None])
         if self.graph is None and self.can_capture:
             self._capture()

@@ -72,7 +72,7 @@ class MemoryEstimate:
         weights: of the base.
         trained: trained weights with gradients and optimizer state.
         activations: kept by the forward pass for the backward pass.
-        working: largest temporary memory beside all that.
+        working: largest temporary memory in addition.
     """
 
     weights: float

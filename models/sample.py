@@ -126,8 +126,8 @@ def is_null_marker(text: str, question: str = "") -> bool:
     """Whether a text is a marker of a missing value, such as ``nan``, ``None``, ``#N/A`` or ``待补充``.
 
     Args:
-        question: question or instruction that the text belongs to. The text is no marker if the question mentions it,
-            or is about programming, where ``None`` can be a right answer.
+        question: question or instruction that the text belongs to. The text is not a marker if the question mentions
+            it, or is about programming, where ``None`` can be a right answer.
     """
     marker = text.strip(_AROUND_MARKER) or text.strip() if len(text) <= _MAX_MARKER_LENGTH else ""
     if not marker or not _NULL_MARKER.fullmatch(marker):

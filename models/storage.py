@@ -1,9 +1,9 @@
 """Hashes, atomic writes, and reading and writing of JSON files.
 
-Files are written under a temporary name beside their target and renamed, so that a killed process leaves the old or the
-new version. A folder is exchanged with the old one in one step (renameat2 with RENAME_EXCHANGE). File systems without
-RENAME_EXCHANGE need two renames; if the process is killed between them, the next writer in the parent folder restores
-the old folder.
+Files are written under a temporary name next to their target and renamed, so that a killed process leaves the old or
+the new version. A folder is exchanged with the old one in one step (renameat2 with RENAME_EXCHANGE). File systems
+without RENAME_EXCHANGE need two renames; if the process is killed between them, the next writer in the parent folder
+restores the old folder.
 
 Temporary names hold a random token, because process ids repeat on hosts and in containers that share a volume. A lock
 file with the same token is locked (flock) while its process lives; the next writer in the folder removes temporary
@@ -73,7 +73,7 @@ def atomic_write_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside ``path``, and remove it after the block."""
+    """Yield an empty temporary folder next to ``path``, and remove it after the block."""
     with _temporary_path(path) as temporary:
         temporary.mkdir()
         yield temporary
@@ -109,7 +109,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 @contextmanager
 def _temporary_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; during the block its lock is held, and after it the path is removed."""
+    """Yield a temporary path next to ``path``; during the block its lock is held, and after it the path is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
     token, lock = _create_lock(path.parent)

@@ -163,7 +163,7 @@ def _read_header(file: IO[bytes], path: Path) -> tuple[bytes, list[tuple[str, st
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or not 0 < length <= min(size - 8, MAX_HEADER):
-        raise DamagedFile(f"{path} is no safetensors file, or was cut off; fetch or create it again.")
+        raise DamagedFile(f"{path} is not a safetensors file, or is truncated; fetch or create it again.")
     header = file.read(length)
     entries = _parse_header(header, path)
     end = 0
@@ -271,7 +271,7 @@ def unpickle(file: Path, path: Path) -> dict[str, "torch.Tensor"]:
         reason = to_printable(next(iter(str(error).strip().splitlines()), ""), 200) or type(error).__name__
         raise DamagedFile(f"{path} cannot be read ({reason}); fetch it again.") from None
     if not isinstance(content, dict) or not content:
-        raise DamagedFile(f"{path} holds no tensors by name; it is no checkpoint.")
+        raise DamagedFile(f"{path} holds no tensors by name; it is not a checkpoint.")
     return {_checked_name(name, path): _checked_tensor(name, value, path) for name, value in content.items()}
 
 
@@ -285,7 +285,7 @@ def _check_not_compressed(file: Path, path: Path) -> None:
         if not zipfile.is_zipfile(file):
             with file.open("rb") as start:
                 if start.read(2) == b"PK":
-                    raise DamagedFile(f"{path} was cut off; fetch it again.")
+                    raise DamagedFile(f"{path} is truncated; fetch it again.")
             return  # a plain pickle, as written before PyTorch 1.6
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -300,7 +300,7 @@ def _check_not_compressed(file: Path, path: Path) -> None:
 
 def _checked_name(name: object, path: Path) -> str:
     if not isinstance(name, str) or len(name) > 1000:
-        raise DamagedFile(f"{path} holds no tensors by name; it is no checkpoint.")
+        raise DamagedFile(f"{path} holds no tensors by name; it is not a checkpoint.")
     return name
 
 
@@ -310,10 +310,10 @@ def _checked_tensor(name: object, value: object, path: Path) -> "torch.Tensor":
     label = f"{path}: {to_printable(name)}"
     if not isinstance(value, torch.Tensor):
         raise DamagedFile(
-            f"{path} holds no tensors by name ({to_printable(name)} is not a tensor); it is no checkpoint."
+            f"{path} holds no tensors by name ({to_printable(name)} is not a tensor); it is not a checkpoint."
         )
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
-        raise DamagedFile(f"{label} is no plain matrix of numbers (sparse, quantized or without data); refused.")
+        raise DamagedFile(f"{label} is not a plain matrix of numbers (sparse, quantized or without data); refused.")
     if str(value.dtype).removeprefix("torch.") not in DTYPES.values():
         raise DamagedFile(f"{label} has type {value.dtype}; weights are {', '.join(DTYPES.values())}.")
     if value.dim() > MAX_RANK or value.numel() * value.element_size() > value.untyped_storage().nbytes():

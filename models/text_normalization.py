@@ -13,7 +13,7 @@ _GRAPHEME_JOINER = "\u034f"
 
 
 def restore_chinese_punctuation(text: str) -> str:
-    """Strip an answer and make punctuation beside Chinese characters Chinese.
+    """Strip an answer and make punctuation next to Chinese characters Chinese.
 
     The tokenizer's normalization turns it into ASCII. The published ``process_response`` does the same.
     """

@@ -20,7 +20,7 @@ def base_folder(tmp_path_factory) -> Path:
     tokenizer = tiny_base_model.train_tokenizer(TEXTS * 3, 4500, folder)
     torch.manual_seed(0)
     config = tiny_base_model.build_config(tokenizer, hidden_size=32, layers=2, heads=2)
-    config.initializer_range = 0.3  # with the default, attention is negligible beside the scaled residuals
+    config.initializer_range = 0.3  # with the default, attention is negligible compared with the scaled residuals
     model = ChatGLMForConditionalGeneration(config)
     model.save_pretrained(folder)
     base_model.write_record(base_verification.verify_base(folder, "tiny"), folder)

@@ -107,7 +107,7 @@ def attended_intervals(block_position: torch.Tensor, segment_ids: torch.Tensor) 
     """Return the interval of keys that each query attends to, as first key and end (exclusive).
 
     The interval starts with the sample. It ends before the next token that is not context or starts another sample:
-    behind the context for queries of the context, behind the query itself for those of the answer.
+    after the context for queries of the context, after the query itself for those of the answer.
 
     Args:
         block_position, segment_ids: (B, L), see :func:`prefix_lm_mask`; samples start with their context.
@@ -133,7 +133,7 @@ def prefix_lm_block_mask(block_position: torch.Tensor, past_length: int, segment
     the partial blocks not contiguous.
 
     Args:
-        block_position, segment_ids: (B, L); padding has a segment of its own.
+        block_position, segment_ids: (B, L); padding has a separate segment.
     """
     length = segment_ids.shape[-1]
     first, end = (bound + past_length for bound in attended_intervals(block_position, segment_ids))

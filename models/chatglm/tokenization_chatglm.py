@@ -25,7 +25,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         vocab_file: path of ``ice_text.model``.
         do_lower_case, remove_space: published options, both off in published checkpoints.
         num_image_tokens: ids before the first text token. By default derived from ``vocab_size`` in the config.json
-            beside the vocabulary: 20,000 for 150,528, else 0.
+            next to the vocabulary: 20,000 for 150,528, else 0.
 
     Attributes:
         gmask_token_id, sop_token_id, eop_token_id, end_token_id: ids of ``[gMASK]``, ``<sop>``, ``<eop>`` and ``</s>``.

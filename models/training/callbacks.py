@@ -207,7 +207,7 @@ class DivergenceGuard(TrainerCallback):
 class BestWeights(TrainerCallback):
     """Keeps the trained weights of the lowest evaluation loss.
 
-    They are written beside the checkpoints, with the step in the file's name. Files of earlier best steps are removed
+    They are written next to the checkpoints, with the step in the file's name. Files of earlier best steps are removed
     when no checkpoint needs them.
 
     Args:

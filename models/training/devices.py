@@ -96,7 +96,7 @@ def translate_device_errors() -> Iterator[None]:
 
     Raises:
         PeerLost: another rank left a collective operation; the cause is in that rank.
-        UserError: out of memory, in spite of the estimate.
+        UserError: out of memory, despite the estimate.
     """
     try:
         yield
@@ -146,7 +146,7 @@ class PeerWatchdog:
     """Ring of ranks: each sends its status, once, to the rank before it and receives that of the rank after it.
 
     Args:
-        group: gloo process group of its own, as other collectives must not overtake the messages.
+        group: separate gloo process group, as other collectives must not overtake the messages.
     """
 
     def __init__(self, group):

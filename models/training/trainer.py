@@ -149,7 +149,7 @@ class AdapterTrainer(Trainer):
             eval_dataset=data.eval_rows or None,
         )
         self.data, self.statistics, self.grad_scaler = data, statistics, grad_scaler
-        self.callback_handler.callbacks = list(callbacks)  # Trainer would put its own before and behind them
+        self.callback_handler.callbacks = list(callbacks)  # Trainer would put its own before and after them
         if grad_scaler is not None:
             self.accelerator.scaler = grad_scaler
         if shard_dtype is not None:

@@ -92,7 +92,7 @@ def test_invalid_exports_and_imports_are_rejected(base_folder, tmp_path):
         adapter_conversion.export_merged_model(tmp_path / "prefix", base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     files = {
-        "none.bin": ({"lm_head.weight": torch.zeros(2)}, "no P-Tuning checkpoint"),
+        "none.bin": ({"lm_head.weight": torch.zeros(2)}, "not a P-Tuning checkpoint"),
         "other.bin": (
             {adapter_conversion.KEY_PREFIX + "embedding.weight": torch.zeros(2, 6)},
             "belongs to another base",
@@ -198,8 +198,8 @@ STORED = {
     "bool": ({ROWS: torch.ones(2, 8, dtype=torch.bool)}, "has type torch.bool"),
     "complex": ({ROWS: torch.ones(2, 8, dtype=torch.complex64)}, "has type torch.complex64"),
     "float8": ({ROWS: torch.ones(2, 8).to(torch.float8_e4m3fn)}, "has type torch.float8"),
-    "sparse": ({ROWS: torch.eye(8).to_sparse()}, "no plain matrix"),
-    "no data": ({ROWS: torch.ones(2, 8, device="meta")}, "no plain matrix"),
+    "sparse": ({ROWS: torch.eye(8).to_sparse()}, "not a plain matrix"),
+    "no data": ({ROWS: torch.ones(2, 8, device="meta")}, "not a plain matrix"),
     "more than the file holds": ({ROWS: torch.ones(1).expand(2**20, 2**20)}, "more than the file holds"),
     "a scalar": ({ROWS: torch.tensor(1.0)}, "expected a matrix"),
     "three dimensions": ({ROWS: torch.ones(2, 2, 2)}, "expected a matrix"),
@@ -209,7 +209,7 @@ STORED = {
     "infinity in float32": ({ROWS: torch.full((2, 8), 1e300, dtype=torch.float64)}, "NaN or inf"),
     "one layer of two": (layers(trans_2_weight=None, trans_2_bias=None), "trans.2.bias is missing"),
     "no first layer": (layers(trans_0_weight=None), "trans.0.weight is missing"),
-    "no embedding": (layers(embedding_weight=None), "no P-Tuning checkpoint"),
+    "no embedding": (layers(embedding_weight=None), "not a P-Tuning checkpoint"),
     "another layer": (layers(trans_4_weight=torch.ones(2)), "trans.4.weight, which no"),
     "a bias that would be spread": (layers(trans_0_bias=torch.ones(1)), "do not match"),
     "another bias": (layers(trans_2_bias=torch.ones(31)), "do not match"),
@@ -267,7 +267,7 @@ RAW = {
     "an empty file": (b"", "not written by PyTorch"),
     "a tar": (tarred(), "not written by PyTorch"),
     "a page": (b"<!DOCTYPE html>", "not written by PyTorch"),
-    "the first bytes of a zip": (b"PK", "was cut off"),
+    "the first bytes of a zip": (b"PK", "is truncated"),
     "another zip": (zipped("readme.txt", b"hello"), "cannot be read"),
     "an empty zip": (b"PK\x05\x06" + b"\0" * 18, "cannot be read|damaged directory"),
     "a zip with a pickle": (zipped("archive/data.pkl", pickle.dumps({"a": 1})), "cannot be read"),
@@ -297,7 +297,7 @@ def test_a_truncated_file_is_rejected(tmp_path, keep, new_format):
     torch.save({ROWS: torch.ones(20, 80)}, tmp_path / "a.bin", _use_new_zipfile_serialization=new_format)
     content = (tmp_path / "a.bin").read_bytes()
     (tmp_path / "a.bin").write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
-    with pytest.raises(UserError, match=r"cannot be read|more than tensors|was cut off"):
+    with pytest.raises(UserError, match=r"cannot be read|more than tensors|is truncated"):
         adapter_conversion._load_checkpoint(tmp_path / "a.bin")
 
 

@@ -12,7 +12,7 @@ def test_foreign_files_beside_the_weights_are_rejected(base_copy, name):
     """transformers applies an adapter_config.json to the weights without a message."""
     (base_copy / name).write_text("{}")
     for read in (lambda: base_verification.verify_base(base_copy, "tiny"), lambda: base_model.read_record(base_copy)):
-        with pytest.raises(UserError, match=rf"has {name} beside its weights"):
+        with pytest.raises(UserError, match=rf"has {name} next to its weights"):
             read()
 
 

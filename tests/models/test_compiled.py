@@ -22,7 +22,7 @@ ADAPTER_SETTINGS = {
 def make_model() -> ChatGLMForConditionalGeneration:
     torch.manual_seed(0)
     config = ChatGLMConfig(**SIZES, **SPECIAL_IDS)
-    config.initializer_range = 0.2  # with the default, attention is negligible beside the scaled residuals
+    config.initializer_range = 0.2  # with the default, attention is negligible compared with the scaled residuals
     return ChatGLMForConditionalGeneration(config).cuda()
 
 
