@@ -6,7 +6,7 @@ with a CPU agent and a GPU agent. The other parts call the server at ``PREFECT_A
 ``PREFECT_API_AUTH_STRING``, preferably in this order, and write ``benchmarks/results/flows.json``:
 
 - *around*: a retraining that trains LoRA. Seconds without any of the pipeline's programs running, in the adapter's run
-  and in the whole retraining; and the seconds of the adapter's run beside the training loop, which include starting
+  and in the whole retraining; and the seconds of the adapter's run outside the training loop, which include starting
   Python, loading the base, and the evaluation.
 - *idle*: ``retrain`` from its schedule to its end, without changes.
 - *between*: a sweep over many parameter sets, from the end of a run on the agent to the start of the next. The sweep is

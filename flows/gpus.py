@@ -92,7 +92,7 @@ def select_gpus(names: str, available: Sequence[Gpu]) -> list[Gpu]:
     if len(set(selected)) < len(selected):
         raise UserError(f"{names!r} names a GPU twice; name each GPU once.")
     if len(selected) > 1 and any(gpu.uuid.startswith("MIG") for gpu in selected):
-        raise UserError(f"{names!r}: CUDA can use one MIG instance and no other device beside it; name it alone.")
+        raise UserError(f"{names!r}: CUDA can use one MIG instance and no other device with it; name it alone.")
     return selected
 
 

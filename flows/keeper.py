@@ -1,4 +1,4 @@
-"""The keeper, a monitor that restarts crashed runs: ``python -m flows.keeper``, one beside each server.
+"""The keeper, a monitor that restarts crashed runs: ``python -m flows.keeper``, one per server.
 
 Prefect's workers report a flow whose process died, but nothing reports a worker or a host that died, and Prefect
 restarts none of them. The keeper sets a run without heartbeats to Crashed, and schedules a crashed run again, up to

@@ -73,7 +73,7 @@ def compare(revisions: tuple[str, str], page: Path) -> None:
     """Write the comparison of two revisions, and print its summary.
 
     Args:
-        page: HTML file; the Markdown file goes beside it.
+        page: HTML file; the Markdown file goes next to it.
 
     Raises:
         UserError: a revision has no answers, or both revisions are the same commit.
@@ -93,7 +93,7 @@ def compare(revisions: tuple[str, str], page: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the models of two revisions.")
     parser.add_argument("revisions", nargs=2, metavar="REV")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"HTML file; Markdown goes beside it ({OUT})")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"HTML file; Markdown goes next to it ({OUT})")
     arguments = parser.parse_args()
     compare(tuple(arguments.revisions), arguments.out)
 

@@ -21,7 +21,7 @@ def compare_quantization(name: str, page: Path, widths: Sequence[int] = BITS) ->
     """Evaluate and compare an adapter on its base model in several bit widths; return the summary.
 
     Args:
-        page: HTML file to write; the Markdown file goes beside it.
+        page: HTML file to write; the Markdown file goes next to it.
 
     Raises:
         UserError: there is no such adapter, or it cannot be evaluated.
@@ -42,7 +42,7 @@ def compare_quantization(name: str, page: Path, widths: Sequence[int] = BITS) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate an adapter on its base model in 16, 8 and 4 bits.")
     parser.add_argument("adapter", help="its key under adapters: in params.yaml")
-    parser.add_argument("--out", type=Path, help="HTML file; Markdown goes beside it")
+    parser.add_argument("--out", type=Path, help="HTML file; Markdown goes next to it")
     parser.add_argument("--bits", type=int, nargs="+", choices=BITS, default=BITS)
     arguments = parser.parse_args()
     page = arguments.out or Path(f"reports/quantization_{arguments.adapter}.html")

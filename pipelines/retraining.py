@@ -219,7 +219,7 @@ def _format_metrics(clone: Clone, name: str) -> str:
 def challengers(clone: Clone) -> list[str]:
     """Return the adapters to compare with the champion, the lowest loss first.
 
-    An adapter with a higher loss than the champion's is no challenger, if the champion is one of the adapters.
+    An adapter with a higher loss than the champion's is not a challenger, if the champion is one of the adapters.
     """
     losses = {name: read_json(clone.folder / METRICS / f"{name}.json")["loss"] for name in clone.params().adapters}
     ranked = sorted(losses, key=losses.get)

@@ -64,7 +64,7 @@ def _delete_ref(clone: Clone, run: str) -> None:
 def publish_measurements(clone: Clone, run: str) -> None:
     """Publish the measurements of champion and challengers, tracked by DVC; see :func:`publish`."""
     remove_measurements(clone)
-    # A copy: git ignores the folder of the measurements, and DVC writes a .gitignore beside what it tracks.
+    # A copy: git ignores the folder of the measurements, and DVC writes a .gitignore next to what it tracks.
     shutil.copytree(clone.folder / promotion.MEASUREMENTS, clone.folder / MEASUREMENTS)
     dvc.capture("add", str(MEASUREMENTS), folder=clone.folder)
     publish(clone, run)

@@ -37,7 +37,7 @@ def run_compare(names: list[str], folder: Path, page: Path, *options: str) -> st
 
     Args:
         folder: has ``predictions/NAME`` and ``weights/NAME/manifest.json`` of each model.
-        page: HTML file to write; the Markdown files go beside it.
+        page: HTML file to write; the Markdown files go next to it.
 
     Raises:
         UserError: the models cannot be compared; the stage has printed the reason.

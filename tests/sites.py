@@ -17,7 +17,7 @@ from project import PATH, Project, create_project
 from shared_data import ROOT
 
 LOGIN = "tests:the password of a test's site"
-TIMEOUT = 1200.0  # seconds for anything that runs beside other tests on a slow machine
+TIMEOUT = 1200.0  # seconds for anything that runs in parallel with other tests on a slow machine
 TRAINING = "stages.train"
 FINAL_STATES = ("Completed", "Failed", "Cancelled")
 DEMO_ROWS = {"dialogues": 20, "identity": 40, "skills": 60, "dirty": 8}  # rows of each file that are kept
