@@ -42,17 +42,12 @@ class GateRun:
             self.decision = decide_rows(self.table, checks, params.validate_, pool)
         self.written = write_rows(self.table, self.decision, checks, out)
         self.rows = {
-            destination: [
-                json.loads(line) for line in (out / f"{destination}.jsonl").read_bytes().split(b"\n") if line
-            ]
+            destination: [json.loads(line) for line in (out / f"{destination}.jsonl").read_bytes().split(b"\n") if line]
             for destination in self.written
         }
 
     def failed(self, line: int) -> set[str]:
         """Return the checks that the row on this line fails."""
         return {
-            finding.check
-            for finding in self.decision.findings
-            for row in finding.rows
-            if self.table.lines[row] == line
+            finding.check for finding in self.decision.findings for row in finding.rows if self.table.lines[row] == line
         }
