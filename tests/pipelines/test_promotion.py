@@ -71,7 +71,7 @@ def repository(tmp_path, monkeypatch):
     write_evaluation("lora", 1.0)
     seconds = {"champion": 0.5, "challenger": 0.5}
     write_json(tmp_path / "times.json", {"seconds_an_answer": seconds})
-    # DVC's stages have made nothing here; tests/integration/test_pipeline.py promotes a result of theirs.
+    # DVC's stages have made nothing here; tests/integration/test_pipeline.py promotes a result of `dvc repro`.
     monkeypatch.setattr(promotion, "require_up_to_date", lambda _: None)
     # These adapters are not real models; tests/stages/test_latency.py measures real ones.
     monkeypatch.setattr(promotion, "measure_latency", lambda *_: tmp_path / "times.json")

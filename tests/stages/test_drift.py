@@ -216,3 +216,10 @@ def test_stage_writes_report_and_page(base_folder, tmp_path):
     page = (tmp_path / "drift.html").read_text(encoding="utf-8")
     assert json.dumps("回答字符数")[1:-1] in page
     assert '<script src="http' not in page
+
+
+def test_false_alarms_are_divided_among_all_tests_of_a_comparison():
+    """Independent tests at the Bonferroni level raise any alarm with at most the probability that was asked for."""
+    for num_tests in (1, 9, 40):
+        level = bonferroni_level(0.05, num_tests)
+        assert 0.048 < 1 - (1 - level) ** num_tests <= 0.05 + 1e-12

@@ -49,6 +49,7 @@ def test_a_translation_is_chinese_and_has_the_placeholders_of_its_message(messag
         ({"LANGUAGE": "zh_CN:en", "LANG": "en_US.UTF-8"}, "zh"),
         ({"LANG": "zh_CN.UTF-8", "TUNELINE_LANG": "en"}, "en"),
         ({"LC_ALL": "C", "TUNELINE_LANG": "zh"}, "zh"),
+        ({"LANGUAGE": "zh_CN", "TUNELINE_LANG": "en"}, "en"),
     ],
 )
 def test_the_terminal_speaks_the_language_of_the_locale_unless_told_otherwise(monkeypatch, environment, language):
