@@ -67,10 +67,20 @@ class UnknownLayout(UnknownFormat):
 
 @dataclass(frozen=True)
 class Message:
-    """One message; ``role`` is one of :data:`ROLES`."""
+    """One message.
+
+    Attributes:
+        role: one of :data:`ROLES`.
+        learn: whether an assistant's message is trained on; False if the row gives it a loss weight of 0.
+    """
 
     role: str
     content: str
+    learn: bool = True
+
+    def to_json(self) -> dict:
+        """Return the message as it is stored in JSON Lines files, where ``learn`` is written only if it is False."""
+        return {"role": self.role, "content": self.content} | ({} if self.learn else {"learn": False})
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ class Sample:
         return {
             "id": self.id,
             "source": {"file": self.file, "line": self.line, **number},
-            "messages": [dict(vars(message)) for message in self.messages],
+            "messages": [message.to_json() for message in self.messages],
         }
 
     @classmethod

@@ -163,7 +163,7 @@ def _is_near_limit(model: ModelUnderTest, ids: dict) -> bool:
 def _answer_row(identifier: str, messages: Sequence[Message], answer: Answer) -> dict:
     return {
         "id": identifier,
-        "messages": [vars(message) for message in messages[:-1]],
+        "messages": [message.to_json() for message in messages[:-1]],
         "reference": messages[-1].content,
         "answer": answer.text,
         "tokens": answer.tokens,

@@ -18,7 +18,8 @@ module                input → output
 ``checks``            params.yaml → the checks with their limits and severities
 ``rows``              raw files → row table; row table and decision → train, eval and quarantine files
 ``row_table``         chunk of rows → row table: features, findings, keys, 4-grams, samples
-``row_features``      bytes of a row → messages; messages → features
+``row_parsing``       bytes of a row → messages, or the reason why it has none
+``row_features``      messages → features
 ``characters``        text → counts by kind of character, prefilter flags, invalid characters
 ``artifacts_in_text`` prompt and answer → unfilled placeholder, HTML
 ``assistant_names``   prompt and answer → name of another assistant

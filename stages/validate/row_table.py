@@ -23,7 +23,8 @@ from stages.validate.dedup import RowKeys, compute_keys
 from stages.validate.expectations import Finding, run_checks
 from stages.validate.layouts import Layout
 from stages.validate.minhash import compute_bands
-from stages.validate.row_features import ParseFault, compute_features, drop_oldest_turns, excerpt, parse_row
+from stages.validate.row_features import compute_features, drop_oldest_turns, excerpt
+from stages.validate.row_parsing import ParseFault, parse_row
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
 # Limits of a chunk, which a worker holds in memory. Great Expectations takes a third of a second per table, so smaller

@@ -190,7 +190,7 @@ def test_test_of_the_share_counts_among_the_tests(compare, monkeypatch):
 def run_stage(folder: Path, current: Path, base_folder: Path) -> dict:
     """Run stage drift on the demo's rows as the reference, and return the report."""
     rows = [
-        {"id": str(number), "source": {"file": "a", "line": 1}, "messages": [vars(message) for message in messages]}
+        {"id": str(number), "source": {"file": "a", "line": 1}, "messages": [message.to_json() for message in messages]}
         for number, messages in enumerate(demo_conversations())
     ]
     write_rows(folder / "train.jsonl", rows)

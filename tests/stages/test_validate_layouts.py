@@ -14,7 +14,8 @@ from models.sample import UnknownFormat, read_messages
 from stages.validate.escapes import find_escape
 from stages.validate.layouts import conversion_command, describe_conversion, recognize_layout
 from stages.validate.notices import collect_notices, layout_notices
-from stages.validate.row_features import find_null_marker, parse_row
+from stages.validate.row_features import find_null_marker
+from stages.validate.row_parsing import parse_row
 
 SHAREGPT = {"conversations": [{"from": "human", "value": "茶怎么泡？"}, {"from": "gpt", "value": "先温杯。"}]}
 TWO_TEXTS = ["茶怎么泡？", "先温杯。"]
