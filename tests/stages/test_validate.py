@@ -1,15 +1,14 @@
 """The data gate: every check, near-duplicates, drift of lengths, and the command that a user runs."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from commands import check
 from gate import GOOD, GateRun, params_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared_data import ROOT, conversation, developer_file, write_rows
+from shared_data import conversation, developer_file, write_rows
 
 from formats import receipt
 from formats.raw_rows import read_rows
@@ -76,8 +75,8 @@ def test_every_check_finds_its_fault_and_no_other(gate, tmp_path):
     (tmp_path / "raw/a.jsonl").write_text("\n".join(lines), encoding="utf-8")
     run = gate()
     assert run.failed(1) == set()
-    for line, (check, _) in enumerate(BAD, start=2):
-        assert run.failed(line) - WARNING_CHECKS == {check}, lines[line - 1]
+    for line, (name, _) in enumerate(BAD, start=2):
+        assert run.failed(line) - WARNING_CHECKS == {name}, lines[line - 1]
     assert run.written["quarantine"] == len(BAD)
     assert [row["content"] for row in run.rows["quarantine"]] == lines[1:]
 
@@ -274,11 +273,6 @@ def test_role_faults_and_repetition():
 
 
 # Command -------------------------------------------------------------------------------------------
-
-
-def check(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pipelines.check", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_self_cognition_is_blocked_because_of_its_placeholders(tmp_path):
