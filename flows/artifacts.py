@@ -54,10 +54,11 @@ def show_checks(folder: Path) -> None:
     ]
     rows += [_check_row(finding, "–", finding["seen"]) for finding in checks["data"] if not finding["passed"]]
     row_counts = translate(
-        "{rows:,} rows = {train:,} training + {evaluation:,} evaluation + {quarantined:,} quarantined",
+        "{rows:,} rows = {train:,} training + {evaluation:,} evaluation + {test:,} test + {quarantined:,} quarantined",
         rows=checks["books"]["rows_in"],
         train=checks["books"]["train"],
         evaluation=checks["books"]["eval"],
+        test=checks["books"]["test"],
         quarantined=checks["books"]["quarantined"],
     )
     description = f"{translate(VERDICTS[checks['verdict']])} {row_counts}"

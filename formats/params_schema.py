@@ -242,14 +242,25 @@ class Checks(Section):
 
 
 class Validate(Section):
-    """Data checks and the split into training and evaluation rows."""
+    """Data checks and the split into training, evaluation and test rows."""
 
     eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of accepted rows held out for evaluation, between 0 and 1."""
+    """Share of accepted rows by which checkpoints, early stopping and sweeps are chosen, between 0 and 1."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of accepted rows that choose nothing, by which comparison and promotion decide, between 0 and 1."""
     cut_history: bool = False
     """Remove the oldest turns of a prompt over the token budget instead of quarantining the row."""
     checks: Checks = Checks()
     """Severity and limits of each check."""
+
+    @model_validator(mode="after")
+    def _check_shares(self):
+        if self.eval_share + self.test_share >= 1:
+            raise ValueError(
+                f"eval_share ({self.eval_share}) and test_share ({self.test_share}) leave no rows for training; their "
+                "sum must be below 1"
+            )
+        return self
 
 
 class Encode(Section):

@@ -14,7 +14,7 @@ from stages.promote.promotion_rules import Evidence, Guards, decide
 
 def read_evidence(name: str, predictions: Path) -> Evidence:
     """Read a model's evaluation rows and metrics."""
-    return Evidence(name, read_jsonl(predictions / "eval.jsonl"), read_json(predictions / metrics.METRICS_FILE))
+    return Evidence(name, read_jsonl(predictions / "test.jsonl"), read_json(predictions / metrics.METRICS_FILE))
 
 
 def read_latencies(path: Path) -> tuple[float, float]:
@@ -29,7 +29,7 @@ def read_questions(predictions: Path) -> list[tuple]:
     Raises:
         UserError: a row is not one of stage evaluate.
     """
-    rows = (row for kind in ("eval", "general", "probes") for row in read_jsonl(predictions / f"{kind}.jsonl"))
+    rows = (row for kind in ("test", "general", "probes") for row in read_jsonl(predictions / f"{kind}.jsonl"))
     try:
         return [(row["id"], row.get("wording"), row["messages"][-1]["content"]) for row in rows]
     except (AttributeError, IndexError, KeyError, TypeError):
@@ -55,7 +55,7 @@ def main() -> None:
     champion = read_evidence(arguments.champion, arguments.champion_predictions)
     challenger = read_evidence(arguments.challenger, arguments.challenger_predictions)
     if not challenger.rows:
-        raise UserError("There are no evaluation rows to measure a gain on; raise validate.eval_share in params.yaml.")
+        raise UserError("There are no test rows to measure a gain on; raise validate.test_share in params.yaml.")
     if read_questions(arguments.champion_predictions) != read_questions(arguments.challenger_predictions):
         raise UserError(
             f"{champion.name} and {challenger.name} were evaluated on different rows; run `dvc repro`, then promote."

@@ -21,7 +21,7 @@ from models.sample import Message, Sample
 from models.storage import read_jsonl, write_json
 
 log = logging.getLogger("tuneline.latency")
-MAX_ROWS = 16  # evenly spaced evaluation rows
+MAX_ROWS = 16  # evenly spaced test rows
 MAX_TOKENS = 64  # per answer; evaluate.max_new_tokens if that is less
 CONFIRMATION_FACTOR = 1.1  # the second fastest round takes at most this factor of the fastest
 MAX_ROUNDS = 6  # per model
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--champion", type=Path, help="adapter folder (default: the base model)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
-    rows = evenly_spaced(read_jsonl(arguments.checked / "eval.jsonl"))
+    rows = evenly_spaced(read_jsonl(arguments.checked / "test.jsonl"))
     conversations = [Sample.from_json(row).messages[:-1] for row in rows]
     adapters = {"champion": arguments.champion, "challenger": arguments.challenger}
     base = base_model.read_record(arguments.base)
