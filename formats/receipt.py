@@ -21,8 +21,8 @@ from models.errors import DataBlocked
 from models.storage import sha256_of, write_json
 
 RECEIPT = "receipt.json"
-# Training fits the training rows. Checkpoints, early stopping and sweeps are chosen by the evaluation rows. The test rows
-# choose nothing: comparison and promotion decide by them.
+# Training fits the training rows. Checkpoints, early stopping and sweeps are chosen by the evaluation rows. The test
+# rows choose nothing: comparison and promotion decide by them.
 SPLITS = ("train", "eval", "test")
 ENCODED_SPLITS = ("train", "eval")
 MAX_BYTES = 16 * 2**20  # of a receipt, which lists every raw file

@@ -56,7 +56,6 @@ def read_eval_set(checked: receipt.VerifiedFolder, general: receipt.VerifiedFold
         UserError: a probe is invalid.
     """
 
-
     def read(folder: receipt.VerifiedFolder, *splits: str) -> list[Sample]:
         return [Sample.from_json(row) for split in splits for row in folder.rows(split)]
 
@@ -78,7 +77,9 @@ def cache_key(model: Mapping, eval_set: EvalSet, params: params_schema.Params) -
     Args:
         model: identity of the base, hashes of the adapter, and bits of the base.
     """
-    samples = [[asdict(sample) for sample in samples] for samples in (eval_set.task, eval_set.chosen_by, eval_set.general)]
+    samples = [
+        [asdict(sample) for sample in samples] for samples in (eval_set.task, eval_set.chosen_by, eval_set.general)
+    ]
     inputs = {
         "model": dict(model),
         "samples": samples,

@@ -159,9 +159,7 @@ def measure_loss(model: ModelUnderTest, samples: Sequence[Sample]) -> dict:
     """Return the number of samples and the mean loss over their answer tokens; no answers are generated."""
     encoded = model.encode(samples)
     losses = mean_row_losses(model.model, encoded, model.params.batch_size)
-    rows = [
-        {"loss": loss, "answer_tokens": len(ids["answer"])} for loss, ids in zip(losses, encoded, strict=True)
-    ]
+    rows = [{"loss": loss, "answer_tokens": len(ids["answer"])} for loss, ids in zip(losses, encoded, strict=True)]
     return {"rows": len(rows), "loss": round(metrics.mean_over_tokens(rows, "loss"), 6)}
 
 

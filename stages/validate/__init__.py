@@ -3,7 +3,7 @@
 Data flow, in chunks of rows, so that memory stays bounded::
 
     data/raw ─▶ bytes ─▶ messages ─▶ features ─▶ findings ─▶ decision ─▶ files
-                           │                        ▲           │          ├─ data/checked     train, eval, test, receipt
+                           │                        ▲           │          ├─ data/checked     splits, receipt
                            ▼                        │           │          ├─ data/quarantine  rows and their faults
                        keys, 4-grams ─▶ duplicates ─┘           │          └─ reports          metrics, Data Docs
                            └──────────────▶ split ◀─────────────┘

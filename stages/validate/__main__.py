@@ -37,7 +37,7 @@ def read_arguments() -> argparse.Namespace:
         help="key of params section ingest that names the source; lengths are compared with data of the same source",
     )
     parser.add_argument("--templates", type=Path, required=True, help="folder with the template of the Data Docs")
-    parser.add_argument("--checked", type=Path, required=True, help="folder for the rows of the splits with the receipt")
+    parser.add_argument("--checked", type=Path, required=True, help="folder for the splits with the receipt")
     parser.add_argument("--quarantine", type=Path, required=True, help="folder for the quarantined rows")
     parser.add_argument("--docs", type=Path, required=True, help="folder for the Data Docs")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file for the row counts")

@@ -137,6 +137,6 @@ def collect_block_reasons(row_counts: dict, row_findings: Sequence[dict], data_f
         reasons.append(f"checks failed most often: {counts}")
     if not reasons and not all(row_counts[split] for split in SPLITS):
         reasons.append(
-            "all accepted rows are similar or begin with the same turns, so they cannot be split into training, evaluation and test rows"
+            "all accepted rows are similar or begin with the same turns, so none can be held out for evaluation and test"
         )
     return reasons
