@@ -11,7 +11,7 @@ from statistics import fmean
 
 from models.text_normalization import normalize_text
 
-# More rows than this that continue one row directly share a greeting, not a dialogue, as for stage validate's split.
+# More rows than this that follow one row share a greeting, not a dialogue, as for stage validate's split.
 MAX_CONTINUATIONS = 8
 
 
@@ -36,29 +36,28 @@ def find_dialogues(rows: Sequence[dict]) -> list[int]:
     for index, prefixes in enumerate(keys):
         if prefixes:
             row_by_whole.setdefault(prefixes[-1], index)
-            row_by_prompt.setdefault(prefixes[-2] if len(prefixes) > 1 else prefixes[-1], index)
-    parents = [_find_parent(prefixes, row_by_whole) for prefixes in keys]
-    continuations = Counter(parent for parent in parents if parent is not None)
-    parents = [None if parent is None or continuations[parent] > MAX_CONTINUATIONS else parent for parent in parents]
+            row_by_prompt.setdefault(prefixes[-2], index)
+    parents = [_find_parent(prefixes, row_by_whole, row_by_prompt) for prefixes in keys]
+    followers = Counter(parent for index, parent in enumerate(parents) if parent != index)
     dialogues = list(range(len(rows)))
-    # A parent is shorter than its continuation, so it comes first and is resolved already.
-    for index in sorted(range(len(rows)), key=lambda index: len(keys[index])):
-        same_prompt = row_by_prompt.get(keys[index][-2]) if len(keys[index]) > 1 else None
-        parent = parents[index] if parents[index] is not None else same_prompt
-        if parent is not None and parent != index:
+    # A row is resolved after the row that it continues, which is shorter, and after the first row of its prompt.
+    for index in sorted(range(len(rows)), key=lambda index: (len(keys[index]), index)):
+        parent = parents[index]
+        if parent is not None and followers[parent] <= MAX_CONTINUATIONS and keys[parent] != keys[index]:
             dialogues[index] = dialogues[parent]
     return dialogues
 
 
-def _find_parent(prefixes: Sequence[int], row_by_whole: dict[int, int]) -> int | None:
-    """Return the row that is the longest proper beginning of a row, if there is one."""
-    return next((row_by_whole[key] for key in reversed(prefixes[:-1]) if key in row_by_whole), None)
+def _find_parent(prefixes: Sequence[int], row_by_whole: dict[int, int], row_by_prompt: dict[int, int]) -> int | None:
+    """Return the row that is the longest proper beginning of a row, or else the first row with its prompt."""
+    continued = next((row_by_whole[key] for key in reversed(prefixes[:-1]) if key in row_by_whole), None)
+    return continued if continued is not None or not prefixes else row_by_prompt[prefixes[-2]]
 
 
 def _prefix_keys(row: dict) -> list[int]:
     """Return a hash of the first message, of the first two, and so on, without system messages.
 
-    Hashes are valid within one process. The reference is the last message.
+    Hashes are valid within one process. The reference is the last message. Empty for a row without a question.
     """
     messages = [message for message in row.get("messages", ()) if message.get("role") != "system"]
     contents = [message["content"] for message in messages]

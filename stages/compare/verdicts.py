@@ -28,7 +28,7 @@ _PASSED = {
     "probes": translatable("passes {passed} of the probes"),
     "exact": translatable("answers {passed} of the test rows exactly"),
 }
-_SENTENCE = translatable("{task}, {general}, and {passed}.")
+_SENTENCE = translatable("{task}; it {general}, and {passed}.")
 _LABELS = {
     "gain": translatable("Gain in test loss, with its interval"),
     "kept": translatable("General ROUGE-L kept"),

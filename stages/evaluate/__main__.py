@@ -59,7 +59,7 @@ def read_eval_set(checked: receipt.VerifiedFolder, general: receipt.VerifiedFold
     def read(folder: receipt.VerifiedFolder, *splits: str) -> list[Sample]:
         return [Sample.from_json(row) for split in splits for row in folder.rows(split)]
 
-    return EvalSet(read(checked, "test"), read(checked, "eval"), read(general, "eval", "test"), read_probes(probes))
+    return EvalSet(read(checked, "test"), read(general, "eval", "test"), read_probes(probes), read(checked, "eval"))
 
 
 def load_model(base: Base, manifest: Manifest | None, arguments: argparse.Namespace, dtype: str):

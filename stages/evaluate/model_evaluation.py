@@ -24,15 +24,15 @@ class EvalSet:
 
     Attributes:
         task: test samples of the task, which the models answer.
-        chosen_by: evaluation samples of the task, whose loss chooses among parameter sets; they are not answered.
         general: held-out general conversations, to measure forgetting.
         probes: every wording of every probe.
+        chosen_by: evaluation samples of the task, whose loss chooses among parameter sets; they are not answered.
     """
 
     task: Sequence[Sample]
-    chosen_by: Sequence[Sample]
     general: Sequence[Sample]
     probes: Sequence[Probe]
+    chosen_by: Sequence[Sample] = ()
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,9 @@ def evaluate_samples(
 
 
 def measure_loss(model: ModelUnderTest, samples: Sequence[Sample]) -> dict:
-    """Return the number of samples and the mean loss over their answer tokens; no answers are generated."""
+    """Return the number of samples and the mean loss over their answer tokens, None without samples."""
+    if not samples:
+        return {"rows": 0, "loss": None}
     encoded = model.encode(samples)
     losses = mean_row_losses(model.model, encoded, model.params.batch_size)
     rows = [{"loss": loss, "answer_tokens": len(ids["answer"])} for loss, ids in zip(losses, encoded, strict=True)]

@@ -136,7 +136,5 @@ def collect_block_reasons(row_counts: dict, row_findings: Sequence[dict], data_f
         counts = ", ".join(f"{finding['check']} ({finding['rows']} rows)" for finding in most_failed[:_MAX_EXAMPLES])
         reasons.append(f"checks failed most often: {counts}")
     if not reasons and not all(row_counts[split] for split in SPLITS):
-        reasons.append(
-            "all accepted rows are similar or begin with the same turns, so none can be held out for evaluation and test"
-        )
+        reasons.append("all accepted rows are similar or begin with the same turns, so none can be held out")
     return reasons
