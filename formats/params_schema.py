@@ -224,7 +224,7 @@ class Checks(Section):
     one_answer: Check = Check(severity="warn")
     """No earlier row answers the same question differently."""
     no_leakage: RequiredCheck = RequiredCheck()
-    """The row is not a near-duplicate of both training and evaluation rows."""
+    """The row is not a near-duplicate of rows of two splits."""
 
     enough_rows: MinRows = MinRows()
     """At least ``limit`` rows passed."""

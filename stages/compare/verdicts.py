@@ -62,6 +62,13 @@ class Verdict:
             return "unproven"
         return "better" if self.difference.gain > 0 else "worse"
 
+    @property
+    def tone(self) -> str:
+        """``good``, ``bad``, ``mixed`` (better, but forgetful) or ``even``: the colour on the page."""
+        if self.outcome == "better":
+            return "good" if self.kept is None or self.kept >= FORGETTING_SHARE else "mixed"
+        return "bad" if self.outcome == "worse" else "even"
+
     def sentence(self, language: str) -> str:
         """Return the verdict as one sentence in a language."""
         difference = self.difference
