@@ -32,11 +32,11 @@ METRICS, TRAINING = Path("reports/metrics"), Path("reports/training")
 VERDICTS = {"passed": translatable("The data passed."), "blocked": translatable("The data are blocked.")}
 METRIC_LABELS = {  # by name in reports/metrics
     "loss": translatable("Evaluation loss"),
+    "test": translatable("Test loss"),
     "rouge-l": "ROUGE-L",
     "exact": translatable("Exact matches"),
     "probes": translatable("Probes met"),
     "general": translatable("General loss"),
-    "kl": translatable("KL divergence from the base model"),
     "tok/s": translatable("Training speed, tokens/s"),
     "gib": translatable("Peak memory of training, GiB"),
 }

@@ -108,7 +108,7 @@ def main() -> None:
         latencies = read_latencies(arguments.times)
         record = read_record(challenger, arguments.challenger_predictions, latencies["challenger"])
         records = {"base": read_record(base, arguments.base_predictions, 1.0)}
-        if has_champion := "champion" in latencies:
+        if has_champion := arguments.champion_predictions != arguments.base_predictions:
             predictions = arguments.champion_predictions
             records[champion.name] = read_record(champion, predictions, latencies["champion"])
         references = collect_references(records, read_json(arguments.records), record)

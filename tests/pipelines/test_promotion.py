@@ -69,7 +69,7 @@ def repository(tmp_path, monkeypatch):
     write_adapter("lora", "first")
     write_evaluation("base", 3.0)
     write_evaluation("lora", 1.0)
-    seconds = {"base": 0.5, "challenger": 0.5}
+    seconds = {"base": 0.5, "champion": 0.5, "challenger": 0.5}
     write_json(tmp_path / "times.json", {"seconds_an_answer": seconds})
     # DVC's stages have made nothing here; tests/integration/test_pipeline.py promotes a result of `dvc repro`.
     monkeypatch.setattr(promotion, "require_up_to_date", lambda _: None)
@@ -350,6 +350,28 @@ def test_champion_is_checked_out_when_it_is_needed_and_a_retired_one_is_not(repo
     git("rm", "--quiet", str(registry.POINTER))
     git("commit", "--quiet", "--message", "retire")
     assert registry.fetch_champion() is None
+
+
+def test_small_losses_of_several_champions_do_not_add_up(repository, monkeypatch):
+    """Each version falls by 4 % of the probes, which one promotion allows."""
+
+    def write_round(content: str, loss: float, rate: float) -> None:
+        probes = {"rates": {"all": {"rate": rate, "low": 0.5, "high": 1.0, "of": 8}}}
+        write_adapter("lora", content)
+        write_evaluation("lora", loss, probes=probes)
+
+    monkeypatch.setattr(promotion, "evaluate_champion", lambda *_: promotion.PREDICTIONS / "champion")
+    for content, loss, rate, version in (
+        ("first", 1.0, 0.9, "v1.0.0"),
+        ("second", 0.5, 0.86, "v2.0.0"),
+        ("third", 0.1, 0.82, None),
+    ):
+        write_round(content, loss, rate)
+        result = promotion.promote("lora")
+        assert result.version == version
+        shutil.copytree(promotion.PREDICTIONS / "lora", promotion.PREDICTIONS / "champion", dirs_exist_ok=True)
+    assert [condition.name for condition in result.unmet_conditions] == ["probes"]
+    assert "champion v1.0.0: 90%" in promotion.REASONS.read_text(encoding="utf-8")
 
 
 def test_answers_of_other_weights_are_refused(repository):
