@@ -13,7 +13,7 @@ if dialogues of another split begin with it.
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -31,6 +31,7 @@ MAX_CONTINUATIONS, MAX_ANSWERS = (FEW, FEW, FEW, MANY), (FEW, FEW, MANY, ALL)  #
 _MULTIPLIER, _WORD = 0x9E3779B97F4A7C15, 2**64  # spread a key over 64 random bits
 _NONE = -1
 TRAIN, EVAL, TEST = range(len(SPLITS))
+_BY_HASH = (EVAL, TRAIN, TEST)  # from the lowest hashes to the highest
 
 
 @dataclass(frozen=True)
@@ -191,12 +192,12 @@ class _Assigner:
     def __init__(self, shared: np.ndarray, questions: np.ndarray, shares: tuple[float, float]):
         self.conflicts: dict[int, int] = {}
         self.exceeded_limit = False
-        # Evaluation rows are those of the lowest hashes, test rows those of the next ones.
-        self._thresholds = np.cumsum(shares) * 2.0**64
+        # Evaluation rows are those of the lowest hashes, test rows those of the highest.
+        eval_share, test_share = shares
+        self._low, self._high = eval_share * 2.0**64, (1 - test_share) * 2.0**64
         self._hashes = questions.astype(np.float64)
-        self.splits = np.select(
-            [self._hashes < threshold for threshold in self._thresholds], [EVAL, TEST], default=TRAIN
-        ).astype(np.int8)
+        is_eval, is_test = self._hashes < self._low, self._hashes >= self._high
+        self.splits = np.select([is_eval, is_test], [EVAL, TEST], default=TRAIN).astype(np.int8)
         length_class = (shared & np.uint64(3)).astype(np.int64)
         self._max_continuations, self._max_answers = (
             np.array(limits)[length_class] for limits in (MAX_CONTINUATIONS, MAX_ANSWERS)
@@ -289,8 +290,7 @@ class _Assigner:
         return float(opening.keys[-1] * _MULTIPLIER % _WORD)
 
     def _split_of(self, key: float) -> int:
-        evaluation, test = self._thresholds
-        return EVAL if key < evaluation else TEST if key < test else TRAIN
+        return EVAL if key < self._low else TEST if key >= self._high else TRAIN
 
     def fill_empty_splits(self) -> None:
         """For each split without rows, move the linked rows with the most extreme hash there from the largest split.
@@ -310,20 +310,24 @@ class _Assigner:
         for split in range(len(SPLITS)):
             rows_by_split = np.bincount(self.splits[is_assigned], minlength=len(SPLITS))
             if not rows_by_split[split]:
-                self._fill_split(split, is_assigned & (self.splits == rows_by_split.argmax()), component, lowest)
+                donor = int(rows_by_split.argmax())
+                choose = np.argmax if _BY_HASH.index(split) > _BY_HASH.index(donor) else np.argmin
+                self._fill_split(split, is_assigned & (self.splits == donor), component, lowest, choose)
 
-    def _fill_split(self, split: int, donors: np.ndarray, component: np.ndarray, lowest: np.ndarray) -> None:
+    def _fill_split(
+        self, split: int, donors: np.ndarray, component: np.ndarray, lowest: np.ndarray, choose: Callable
+    ) -> None:
         """Move one component of the donor rows to an empty split.
 
         Args:
             donors: bool of shape (rows,).
             component: of linked rows, by row.
             lowest: hash by component.
+            choose: ``np.argmin`` or ``np.argmax`` of the hashes.
         """
         components, sizes = np.unique(component[donors], return_counts=True)
         if len(components) > 1:
             components = components[2 * sizes <= donors.sum()]
-            choose = np.argmax if split == TRAIN else np.argmin
             self.splits[component == components[choose(lowest[components])]] = split
 
     def record_continuation(self, row: int, opening: Opening) -> None:

@@ -355,18 +355,18 @@ def test_champion_is_checked_out_when_it_is_needed_and_a_retired_one_is_not(repo
 def test_small_losses_of_several_champions_do_not_add_up(repository, monkeypatch):
     """Each version falls by 4 % of the probes, which one promotion allows."""
 
-    def write_round(content: str, loss: float, rate: float) -> None:
-        probes = {"rates": {"all": {"rate": rate, "low": 0.5, "high": 1.0, "of": 8}}}
-        write_adapter("lora", content)
-        write_evaluation("lora", loss, probes=probes)
+    def probes(rate: float) -> dict:
+        return {"rates": {"all": {"rate": rate, "low": 0.0, "high": 1.0, "of": 8}}}
 
+    write_evaluation("base", 3.0, probes=probes(0.2))
     monkeypatch.setattr(promotion, "evaluate_champion", lambda *_: promotion.PREDICTIONS / "champion")
     for content, loss, rate, version in (
         ("first", 1.0, 0.9, "v1.0.0"),
         ("second", 0.5, 0.86, "v2.0.0"),
         ("third", 0.1, 0.82, None),
     ):
-        write_round(content, loss, rate)
+        write_adapter("lora", content)
+        write_evaluation("lora", loss, probes=probes(rate))
         result = promotion.promote("lora")
         assert result.version == version
         shutil.copytree(promotion.PREDICTIONS / "lora", promotion.PREDICTIONS / "champion", dirs_exist_ok=True)
