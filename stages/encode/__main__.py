@@ -84,15 +84,17 @@ def encode_checked(arguments: argparse.Namespace) -> None:
     replayed = []
     if params.replay:
         _, general = read_checked(arguments.general, base)
-        replayed = draw_replay_samples(samples, general["train"], params.replay, params.seed, general["eval"])
+        held_out = [*general["eval"], *general["test"]]
+        replayed = draw_replay_samples(samples, general["train"], params.replay, params.seed, held_out)
     samples["train"] += replayed
     tokenizer = model_loading.load_tokenizer(base)
-    encoded = {split: encode_samples(tokenizer, split_samples) for split, split_samples in samples.items()}
+    encoded = {split: encode_samples(tokenizer, samples[split]) for split in receipt.ENCODED_SPLITS}
     with atomic_write_folder(arguments.out) as folder:
         for split, rows in encoded.items():
             write_jsonl(folder / f"{split}.jsonl", rows)
         receipt.write(
             folder,
+            receipt.ENCODED_SPLITS,
             checked_sha256=checked.sha256,
             tokenizer_sha256=base.tokenizer_sha256,
             prompt_version=PROMPT_VERSION,

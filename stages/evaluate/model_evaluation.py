@@ -23,19 +23,21 @@ class EvalSet:
     """Samples and probes that every model is evaluated on.
 
     Attributes:
-        task: held-out samples of the task.
+        task: test samples of the task, which the models answer.
         general: held-out general conversations, to measure forgetting.
         probes: every wording of every probe.
+        chosen_by: evaluation samples of the task, whose loss chooses among parameter sets; they are not answered.
     """
 
     task: Sequence[Sample]
     general: Sequence[Sample]
     probes: Sequence[Probe]
+    chosen_by: Sequence[Sample] = ()
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Scored rows by file name (``eval``, ``general``, ``probes``, ``sampled``), and the metrics over them."""
+    """Scored rows by file name (``test``, ``general``, ``probes``, ``sampled``), and the metrics over them."""
 
     rows: dict[str, list[dict]]
     metrics: dict
@@ -89,7 +91,7 @@ def evaluate_model(model: ModelUnderTest, eval_set: EvalSet) -> EvalResult:
     probes = [probe.roundtrip_text(model.roundtrip_text) for probe in eval_set.probes]
     started = time.perf_counter()
     rows = {
-        "eval": evaluate_samples(model, "eval", eval_set.task),
+        "test": evaluate_samples(model, "test", eval_set.task),
         "general": evaluate_samples(model, "general", eval_set.general, with_divergence=True),
         "probes": evaluate_probes(model, probes),
         "sampled": sample_probe_answers(model, [probe for probe in probes if probe.wording == 0]),
@@ -97,10 +99,11 @@ def evaluate_model(model: ModelUnderTest, eval_set: EvalSet) -> EvalResult:
     seconds = time.perf_counter() - started
     all_metrics = {
         "metrics_version": metrics.METRICS_VERSION,
-        "eval": metrics.summarize_samples(rows["eval"]) | metrics.summarize_by_length(rows["eval"]),
+        "eval": measure_loss(model, eval_set.chosen_by),
+        "test": metrics.summarize_samples(rows["test"]) | metrics.summarize_by_length(rows["test"]),
         "general": metrics.summarize_samples(rows["general"]),
         "probes": metrics.summarize_probes(rows["probes"]) | {"sampled": metrics.summarize_sampled(rows["sampled"])},
-        "generation": summarize_generation(model, [*rows["eval"], *rows["general"], *rows["probes"]], seconds),
+        "generation": summarize_generation(model, [*rows["test"], *rows["general"], *rows["probes"]], seconds),
     }
     return EvalResult(rows, all_metrics)
 
@@ -148,8 +151,18 @@ def evaluate_samples(
             row["divergence"] = round(divergences[index], 6)
         row |= {"near_limit": _is_near_limit(model, ids), "answer_tokens": len(ids["answer"])}
         reference = decode_answer(model.tokenizer, ids["answer"][:-1])  # without <eop>
-        rows.append(row | describe_answer(answer.text, reference))
+        rows.append(row | describe_answer(answer.text, reference, sample.messages[:-1]))
     return rows
+
+
+def measure_loss(model: ModelUnderTest, samples: Sequence[Sample]) -> dict:
+    """Return the number of samples and the mean loss over their answer tokens, None without samples."""
+    if not samples:
+        return {"rows": 0, "loss": None}
+    encoded = model.encode(samples)
+    losses = mean_row_losses(model.model, encoded, model.params.batch_size)
+    rows = [{"loss": loss, "answer_tokens": len(ids["answer"])} for loss, ids in zip(losses, encoded, strict=True)]
+    return {"rows": len(rows), "loss": round(metrics.mean_over_tokens(rows, "loss"), 6)}
 
 
 def _is_near_limit(model: ModelUnderTest, ids: dict) -> bool:

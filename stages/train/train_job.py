@@ -64,7 +64,7 @@ def build_train_job(
         UserError: the training does not fit into the device's memory.
     """
     name = arguments.adapter
-    train_rows, eval_rows = (read_rows(encoded, split) for split in receipt.SPLITS)
+    train_rows, eval_rows = (read_rows(encoded, split) for split in receipt.ENCODED_SPLITS)
     spec = memory_spec(params.adapters[name], params, base, train_rows, eval_rows)
     key = checkpoint_key(name, params, base, encoded)
     return TrainJob(

@@ -35,7 +35,11 @@ def dissimilar_samples(count: int, word: str) -> list[Sample]:
     return [sample(chr(0x4E00 + 37 * i) * 9 + word, chr(0x5E00 + 41 * i) * 9 + word) for i in range(count)]
 
 
-TASK = {"train": dissimilar_samples(30, "练"), "eval": dissimilar_samples(33, "评")[30:]}
+TASK = {
+    "train": dissimilar_samples(30, "练"),
+    "eval": dissimilar_samples(32, "评")[30:],
+    "test": dissimilar_samples(33, "评")[32:],
+}
 
 
 @pytest.mark.parametrize(("share", "replayed"), [(0.0, 0), (0.01, 0), (0.25, 10), (0.5, 30), (0.75, 90)])
@@ -81,10 +85,10 @@ LEAKS = {
 
 
 @pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS)
-@pytest.mark.parametrize("data", ["task", "general"])
-def test_samples_similar_to_evaluation_rows_are_not_replayed(leak, data):
+@pytest.mark.parametrize("data", ["eval", "test", "general"])
+def test_samples_similar_to_held_out_rows_are_not_replayed(leak, data):
     others = dissimilar_samples(60, "谈")[33:40]
-    task = {"train": TASK["train"], "eval": [*TASK["eval"], *([EVALUATED] if data == "task" else [])]}
+    task = {split: [*samples, *([EVALUATED] if data == split else [])] for split, samples in TASK.items()}
     drawn = draw_replay_samples(task, [leak, *others], 0.6, 1, [EVALUATED] if data == "general" else [])
     assert {drawn_sample.id for drawn_sample in drawn} == {other.id for other in others}
 

@@ -19,9 +19,10 @@ from stages.train.train_job import TrainJob, check_memory, checkpoint_key, memor
 @pytest.fixture
 def encoded(base_folder, tmp_path):
     base = base_model.read_record(base_folder)
-    for split in receipt.SPLITS:
+    for split in receipt.ENCODED_SPLITS:
         write_rows(tmp_path / f"{split}.jsonl", [{"id": "a", "prompt": [1, 2], "answer": [3]}])
-    receipt.write(tmp_path, tokenizer_sha256=base.tokenizer_sha256, prompt_version=PROMPT_VERSION)
+    facts = {"tokenizer_sha256": base.tokenizer_sha256, "prompt_version": PROMPT_VERSION}
+    receipt.write(tmp_path, receipt.ENCODED_SPLITS, **facts)
     return tmp_path
 
 
