@@ -25,7 +25,8 @@ def render_summary(models: Sequence[EvaluatedModel], answer_characters: int, lan
         file=io.StringIO(), width=_WIDTH, force_terminal=False, markup=False, emoji=False, highlight=False
     )
     console.print(_metric_table(models, language))
-    console.print(_answer_table(models, answer_characters, language))
+    if models[0].probes:
+        console.print(_answer_table(models, answer_characters, language))
     return console.file.getvalue()
 
 

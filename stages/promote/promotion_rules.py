@@ -12,6 +12,7 @@ from math import isfinite
 import numpy as np
 
 from measures.confidence_intervals import MIN_ROWS, mean_interval
+from measures.metrics import decisive_probe_rate
 
 SIGNS = {"loss": -1, "rouge-l": 1, "bleu-4": 1, "chrf": 1}  # by key of the rows: 1 if higher is better
 
@@ -120,7 +121,6 @@ def _guard_conditions(champion: Evidence, challenger: Evidence, base_loss: float
     loss = challenger.figures["general"]["loss"]
     evaluation = challenger.figures["eval"]
     empty_rate, repetition = evaluation["empty_rate"], evaluation["repetition"]
-    before, after = (model.figures["probes"]["rates"]["all"]["rate"] for model in (champion, challenger))
     return [
         _condition(
             "forgetting",
@@ -131,8 +131,17 @@ def _guard_conditions(champion: Evidence, challenger: Evidence, base_loss: float
         ),
         _condition("empty_rate", empty_rate <= guards.empty_rate, rate=empty_rate, allowed=guards.empty_rate),
         _condition("repetition", repetition <= guards.repetition, rate=repetition, allowed=guards.repetition),
-        _condition("probes", before - after <= guards.probes, before=before, after=after, allowed=guards.probes),
+        *_probe_conditions(champion, challenger, guards.probes),
     ]
+
+
+def _probe_conditions(champion: Evidence, challenger: Evidence, allowed: float) -> list[Condition]:
+    """Return the condition on the probes' pass rate, of the unseen wordings if there are any; none without probes."""
+    rates = [decisive_probe_rate(model.figures) for model in (champion, challenger)]
+    if None in rates:
+        return []
+    before, after = (rate["rate"] for rate in rates)
+    return [_condition("probes", before - after <= allowed, before=before, after=after, allowed=allowed)]
 
 
 def _latency_condition(before: float, after: float, allowed: float) -> Condition:
