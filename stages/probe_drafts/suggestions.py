@@ -97,7 +97,7 @@ def _probe_row(identifier: str, sample: Sample, wordings: "_Wordings", weights: 
 
 
 def _central_samples(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Return a sample near the centre of each of ``count`` clusters, single-turn if possible, the largest cluster first."""
+    """Return a sample near the centre of each of ``count`` clusters, single-turn if possible; large clusters first."""
     from sklearn.cluster import KMeans
     from sklearn.feature_extraction.text import TfidfVectorizer
 
