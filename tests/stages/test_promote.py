@@ -125,6 +125,23 @@ def test_violated_guard_prevents_promotion(champion, challenger, change, violate
     assert unmet_conditions(decision) == [violated]
 
 
+def test_probe_guard_counts_unseen_wordings(champion, challenger):
+    def with_rates(model: Evidence, seen: float, unseen: float) -> Evidence:
+        rates = {"all": {"rate": (seen + unseen) / 2}, "seen": {"rate": seen}, "unseen": {"rate": unseen}}
+        return replace(model, figures=metrics() | {"probes": {"rates": rates}})
+
+    fallen = decide_by_loss(with_rates(champion, 0.0, 0.9), with_rates(challenger, 1.0, 0.7))
+    assert unmet_conditions(fallen) == ["probes"]
+    assert decide_by_loss(with_rates(champion, 1.0, 0.8), with_rates(challenger, 0.0, 0.8)).promote
+
+
+def test_without_probes_there_is_no_probe_guard(champion, challenger):
+    without = [replace(model, figures=metrics() | {"probes": None}) for model in (champion, challenger)]
+    decision = decide_by_loss(*without)
+    assert decision.promote
+    assert "probes" not in [condition.condition for condition in decision.conditions]
+
+
 def test_allowed_repetition_violates_no_guard(champion, challenger):
     repetitive = replace(challenger, figures=metrics(repetition=0.2))
     assert decide_by_loss(replace(champion, figures=metrics(repetition=0.9)), repetitive).promote
