@@ -81,10 +81,22 @@ def render_all(models) -> str:
     return "\n".join(texts)
 
 
-def test_report_without_probes_does_not_mention_them(evaluated):
-    assert re.search("probe|探针", render_all(load(evaluated)), re.IGNORECASE)
+DEMO_WORDS = re.compile(
+    r"probe|探针|wording|问法|identity|new name|旧名字|ChatGLM-6B-test|wgs|你是谁|造句", re.IGNORECASE
+)
+
+
+def test_report_on_medical_data_does_not_mention_the_demo(evaluated):
+    assert DEMO_WORDS.search(render_all(load(evaluated)))
     without_probes(evaluated)
-    assert not re.search(r"probe|探针|identity|wording|问法", render_all(load(evaluated)), re.IGNORECASE)
+    medical = {"messages": [{"role": "user", "content": "高血压要注意什么？"}], "reference": "少盐，按时服药。"}
+    for name in ("base", "lora"):
+        for kind in ("eval", "general"):
+            path = evaluated / f"predictions/{name}/{kind}.jsonl"
+            write_rows(path, [row | medical for row in read_jsonl(path)])
+    report = render_all(load(evaluated))
+    assert "高血压" in report
+    assert not DEMO_WORDS.search(report)
 
 
 def test_seen_and_unseen_wordings_are_shown_apart(evaluated):
