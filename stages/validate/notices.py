@@ -82,9 +82,9 @@ def seen_probe_notice(table: RowTable, seen_probes: Sequence[SeenProbe]) -> list
         for probe in ordered[:_MAX_PROBES]
     )
     message = (
-        translatable("{count} probe questions stand in training rows: {probes}, …")
+        translatable("Probe questions in training rows ({count}): {probes}, …")
         if len(ordered) > _MAX_PROBES
-        else translatable("{count} probe questions stand in training rows: {probes}")
+        else translatable("Probe questions in training rows ({count}): {probes}")
     )
     return [in_all_languages(message, count=len(ordered), probes=listed)]
 

@@ -54,8 +54,8 @@ def test_probes_in_training_rows_are_counted_and_listed(gate):
     _, outcome = gate(["从没问过的", NEARLY, "在店里吗", LONG])
     assert (finding_of(outcome)["seen"], finding_of(outcome)["passed"]) == (3, False)
     assert outcome.block_reasons == []
-    (notice,) = [notice for notice in outcome.notices if "probe" in notice["en"]]
-    assert notice["en"].startswith("3 probe questions stand in training rows: 在店里吗 (a.jsonl:59, 100%)")
+    (notice,) = [notice for notice in outcome.notices if "Probe" in notice["en"]]
+    assert notice["en"].startswith("Probe questions in training rows (3): 在店里吗 (a.jsonl:59, 100%)")
     assert f"{NEARLY} (a.jsonl:59, 9" in notice["en"]
     assert "从没问过的" not in notice["en"]
     assert "probes_in_training" not in outcome.row_counts, "a new probe is no reason to retrain"
