@@ -187,7 +187,9 @@ class Conversation:
         try:
             with path.open("a", encoding="utf-8") as out:
                 for row in rows:
-                    out.write(json.dumps({"messages": [message.to_json() for message in row]}, ensure_ascii=False) + "\n")
+                    out.write(
+                        json.dumps({"messages": [message.to_json() for message in row]}, ensure_ascii=False) + "\n"
+                    )
         except (OSError, ValueError) as error:
             yield f"{path}: {getattr(error, 'strerror', None) or error}\n"
             return

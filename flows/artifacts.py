@@ -86,6 +86,7 @@ def show_comparison(folder: Path, names: list[str]) -> None:
         {translate("Metric"): translate(label)}
         | {name: _format_number(values.get(key)) for name, values in metrics.items()}
         for key, label in METRIC_LABELS.items()
+        if any(key in values for values in metrics.values())  # without probes, there is no such metric
     ]
     create_table_artifact(rows, key="comparison", description=translate("Base model and adapters"))
 

@@ -3,11 +3,12 @@
 The docstring under each field is its description in ``model_fields``; the reference of all keys is generated from it.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.errors import UserError
 
@@ -15,6 +16,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+
+
+DEMO, NO_PROBES = "data/demo", "data/no_probes"
 
 
 class Section(BaseModel):
@@ -232,6 +236,8 @@ class Checks(Section):
     """Share of quarantined rows is at most ``limit``."""
     few_cut: DatasetMaximum = DatasetMaximum(severity="warn", limit=0.1)
     """Share of rows that lost turns to ``cut_history`` is at most ``limit``."""
+    no_probe_in_training: DatasetMaximum = DatasetMaximum(severity="warn", limit=0)
+    """At most ``limit`` wordings of the probes in ``evaluate.probes`` stand in the training rows, exactly or nearly."""
     diverse: DatasetMinimum = DatasetMinimum(severity="warn", limit=0.1)
     """Share of distinct 4-grams among all 4-grams of 2,000 rows is at least ``limit``."""
     steady_lengths: DatasetMaximum = DatasetMaximum(severity="warn", limit=0.25)
@@ -400,6 +406,11 @@ class Train(Section):
 class Evaluate(Section):
     """Evaluation of the base and of every adapter."""
 
+    probes: Annotated[str, Field(min_length=1)] = NO_PROBES
+    """Your own questions: a file of [probes](file-formats.md#probes) or a folder of them; ``data/no_probes`` for none.
+
+    The demo's probes count only if ``ingest.source`` is the demo's, too.
+    """
     max_new_tokens: Count = 128
     """Longest generated answer in tokens."""
     samples: Annotated[int, Field(ge=0)] = 0
@@ -408,6 +419,13 @@ class Evaluate(Section):
     """Prompts that are decoded together."""
     models: dict[AdapterName, Adapter | None]
     """Models to evaluate: ``base``, and every adapter by ``<<: *adapters``."""
+
+    @field_validator("probes", mode="before")
+    @classmethod
+    def _refuse_null(cls, source: object) -> object:
+        if source is None:  # DVC has no dependency that is null
+            raise ValueError(f"null is not a path; write {NO_PROBES} to evaluate without probes")
+        return source
 
 
 class Compare(Section):
@@ -506,6 +524,15 @@ class Params(Section):
             raise ValueError("evaluate.models must be 'base:' and '<<: *adapters', as in the supplied params.yaml")
         return self
 
+    @property
+    def probes(self) -> Path | None:
+        """File or folder of the probes; None if there are none, or only the demo's for data that are not the demo's."""
+        source = self.evaluate.probes
+        if os.path.realpath(source) == os.path.realpath(NO_PROBES):
+            return None
+        is_left_out = _is_of_demo(source) and not _is_of_demo(self.ingest.source)
+        return None if is_left_out else Path(source)
+
     def _check_adapter(self, name: str, adapter: Adapter) -> None:
         longest = self.encode.max_prompt_tokens + self.encode.max_answer_tokens
         if adapter.pack_tokens is not None and adapter.pack_tokens < longest:
@@ -519,6 +546,10 @@ class Params(Section):
         if self.train.strategy == "fsdp" and (adapter.quantization or self.train.precision == "fp8"):
             other = f"adapters.{name}.quantization" if adapter.quantization else "train.precision fp8"
             raise ValueError(f"train.strategy fsdp and {other} exclude each other")
+
+
+def _is_of_demo(path: str) -> bool:
+    return Path(path).resolve().is_relative_to(Path(DEMO).resolve())
 
 
 # Reading -------------------------------------------------------------------------------------------
@@ -585,4 +616,5 @@ def resolve(params: Params) -> dict:
         resolved["adapters"][name]["attachment"] = adapter.attachment()
         del resolved["adapters"][name]["chosen_from"]  # of promotion; training does not depend on it
     del resolved["evaluate"]["models"]  # repeats the adapters
+    resolved["evaluate"]["probes"] = params.probes and str(params.probes)
     return resolved

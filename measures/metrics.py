@@ -3,8 +3,8 @@
 Metrics have a version; models that were scored by different versions are not compared.
 
 A row of samples has ``loss`` (mean over its ``answer_tokens``), the scores of :mod:`stages.evaluate.scores`, and
-``divergence`` if the model has a base to compare with. A row of probes has ``met``, ``exact``, and ``identity`` if the
-question is about the assistant's name.
+``divergence`` if the model has a base to compare with. A row of probes has ``met``, ``exact``, ``seen`` (whether its
+wording stands in the training rows), and ``identity`` if the question is about the assistant's name.
 """
 
 import math
@@ -84,11 +84,18 @@ def _loss_and_rouge(rows: Sequence[dict]) -> dict:
 # Probes --------------------------------------------------------------------------------------------
 
 
-def summarize_probes(rows: Sequence[dict]) -> dict:
-    """Return pass rates of single-turn and multi-turn probes with confidence intervals, and identity shares."""
+def summarize_probes(rows: Sequence[dict]) -> dict | None:
+    """Return pass rates of probes by kind, with confidence intervals, and identity shares; None without probes.
+
+    Kinds: single-turn and multi-turn; wordings that stand in the training rows (seen), and all others (unseen).
+    """
+    if not rows:
+        return None
     parts = {
         "single_turn": [row for row in rows if not has_history(row["messages"])],
         "multi_turn": [row for row in rows if has_history(row["messages"])],
+        "seen": [row for row in rows if row.get("seen") is True],  # rows of older versions have no such key
+        "unseen": [row for row in rows if row.get("seen") is False],
         "all": rows,
     }
     rates = {name: pass_rate(sum(row["met"] for row in part), len(part)) for name, part in parts.items()}
@@ -100,6 +107,19 @@ def summarize_probes(rows: Sequence[dict]) -> dict:
         "rates": rates,
         "drift": identity_shares([row["identity"] for row in rows if "identity" in row]),
     }
+
+
+def decisive_probe_rate(metrics: Mapping) -> dict | None:
+    """Return the pass rate that models are judged by: of the unseen wordings, of all if every wording is seen.
+
+    Args:
+        metrics: of a model.
+
+    Returns:
+        A result of :func:`pass_rate`; None without probes.
+    """
+    rates = (metrics.get("probes") or {}).get("rates", {})
+    return rates.get("unseen") or rates.get("all")
 
 
 def has_history(messages: Sequence[dict]) -> bool:
@@ -155,7 +175,7 @@ DVC_METRICS = (
     ("test", ("test", "loss"), 6),  # nats per token of the rows that choose nothing
     ("rouge-l", ("test", "rouge-l"), 2),  # 0 to 100
     ("exact", ("test", "exact_match"), 4),  # share of test rows
-    ("probes", ("probes", "rates", "all", "rate"), 4),  # share of probes that passed
+    ("probes", ("decisive_probe_rate", "rate"), 4),  # share of the probes' unseen wordings that passed
     ("general", ("general", "loss"), 4),  # nats per token on general conversations
     ("tok/s", ("training", "tokens_per_second"), 0),  # of training
     ("gib", ("training", "peak_memory_gib"), 2),  # peak memory of training
@@ -164,6 +184,7 @@ DVC_METRICS = (
 
 def select_dvc_metrics(metrics: dict) -> dict[str, float]:
     """Return the metrics for `dvc metrics show`, `dvc metrics diff` and `dvc exp show`, without missing ones."""
+    metrics = metrics | {"decisive_probe_rate": decisive_probe_rate(metrics)}
     selected = {}
     for name, path, decimals in DVC_METRICS:
         value = metrics

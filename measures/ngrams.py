@@ -4,7 +4,7 @@ Two texts are near-duplicates by the Jaccard similarity of their sets of 4-grams
 definition; repetition is shared by the data checks and stage evaluate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -78,8 +78,21 @@ def jaccard_similarity(first: np.ndarray, second: np.ndarray) -> float:
 def has_near_duplicate(texts: Sequence[str], references: Sequence[str], similarity: float) -> np.ndarray:
     """Return whether each text has at least this similarity to any of the references: bool of shape (texts,)."""
     is_near = np.zeros(len(texts), bool)
+    for indices, _, _ in near_duplicate_pairs(texts, references, similarity):
+        is_near[indices] = True
+    return is_near
+
+
+def near_duplicate_pairs(
+    texts: Sequence[str], references: Sequence[str], similarity: float
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield the pairs of a text and a reference that have at least this similarity, in batches.
+
+    Yields:
+        Index of the text, index of the reference, and Jaccard similarity of each pair, each of shape (pairs,).
+    """
     if not references:
-        return is_near
+        return
     hashes, starts = hash_ngrams(references)
     vocabulary, columns = np.unique(hashes, return_inverse=True)
     reference_grams = csr_array((np.ones(len(columns)), columns, starts), shape=(len(references), len(vocabulary)))
@@ -88,8 +101,8 @@ def has_near_duplicate(texts: Sequence[str], references: Sequence[str], similari
         text_grams, sizes = _gram_matrix(texts[first : first + batch], vocabulary)
         shared = (text_grams @ reference_grams.T).tocoo()
         union = sizes[shared.row] + np.diff(starts)[shared.col] - shared.data
-        is_near[first + shared.row[shared.data >= similarity * union]] = True
-    return is_near
+        is_near = shared.data >= similarity * union
+        yield first + shared.row[is_near], shared.col[is_near], shared.data[is_near] / union[is_near]
 
 
 def _gram_matrix(texts: Sequence[str], vocabulary: np.ndarray) -> tuple[csr_array, np.ndarray]:

@@ -214,7 +214,8 @@ def commit_message(clone: Clone, cause: str) -> str:
 
 def _format_metrics(clone: Clone, name: str) -> str:
     metrics = read_json(clone.folder / METRICS / f"{name}.json")
-    return f"loss {metrics['loss']:.4f}, probes met {metrics['probes']:.0%}"
+    probes = f", probes met {metrics['probes']:.0%}" if "probes" in metrics else ""
+    return f"loss {metrics['loss']:.4f}{probes}"
 
 
 def challengers(clone: Clone) -> list[str]:

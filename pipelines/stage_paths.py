@@ -8,12 +8,7 @@ from texts import terminal_language
 
 WEIGHTS, PREDICTIONS = Path("models/weights"), Path("data/predictions")
 PAGE = Path("reports/page.html")
-PROBES, GENERAL, CHECKED, ENCODED = (
-    Path("data/demo/probes.jsonl"),
-    Path("data/general/checked"),
-    Path("data/checked"),
-    Path("data/encoded"),
-)
+GENERAL, CHECKED, ENCODED = Path("data/general/checked"), Path("data/checked"), Path("data/encoded")
 
 
 def run_evaluate(name: str, weights: Path, out: Path, *options: str) -> int:
@@ -24,7 +19,6 @@ def run_evaluate(name: str, weights: Path, out: Path, *options: str) -> int:
         "checked": CHECKED,
         "encoded": ENCODED,
         "general": GENERAL,
-        "probes": PROBES,
         "predictions": out / "predictions" / name,
         "metrics": out / "metrics" / f"{name}.json",
         "kept": out / "answers",

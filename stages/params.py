@@ -6,18 +6,27 @@ invalid value.
 """
 
 import argparse
+import logging
 from pathlib import Path
 
-from formats.params_schema import load, resolve
+from formats.params_schema import NO_PROBES, load, resolve
 from models.command_line import entry_point
 from models.storage import write_json
+
+log = logging.getLogger("tuneline.params")
 
 
 @entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the resolved parameters.")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
-    write_json(parser.parse_args().out, resolve(load()))
+    arguments, params = parser.parse_args(), load()
+    if params.probes is None and Path(params.evaluate.probes) != Path(NO_PROBES):
+        log.info(
+            "params: the demo's probes (evaluate.probes) are left out, because ingest.source is other data; set "
+            "evaluate.probes to probes of your own, which `python -m pipelines.probes suggest` drafts"
+        )
+    write_json(arguments.out, resolve(params))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,16 @@ def test_adding_an_adapter_takes_one_entry_in_params(project):
     assert ("evaluate@third", "compare") in edges(project)
 
 
+@pytest.mark.parametrize("value", ["null", "/outside/of/the/project"])
+def test_probes_may_be_null_or_outside_of_the_project(project, value):
+    """Without a template of two parts, DVC fails on null with "unexpected error" before stage params can refuse it."""
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    changed = re.sub(r"(?m)^  probes: \S+", f"  probes: {value}", text, count=1)
+    assert changed != text
+    (project / "params.yaml").write_text(changed, encoding="utf-8")
+    assert "evaluate@base" in stages(project)
+
+
 def test_expensive_stages_depend_on_the_gate(project):
     pairs = edges(project)
     assert ("validate", "base") in pairs

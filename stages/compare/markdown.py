@@ -28,7 +28,7 @@ def render_markdown(models: Sequence[EvaluatedModel], text_quality: Sequence[Tex
             f"# {text(section_texts.TITLE)}: {names}",
             _verdict_list(models, language),
             text(verdicts.NOTE),
-            text(section_texts.LEAD, **section_texts.lead_values(models)),
+            *_lead(models, language),
             f"## {text(section_texts.QUALITY_TITLE)}",
             _metric_table(QUALITY, models, language),
             f"## {text(section_texts.DIFFERENCES_TITLE)}",
@@ -37,9 +37,7 @@ def render_markdown(models: Sequence[EvaluatedModel], text_quality: Sequence[Tex
             f"## {text(section_texts.TEXT_QUALITY_TITLE)}",
             text(section_texts.TEXT_QUALITY_NOTE),
             _text_quality_table(models, text_quality, language),
-            f"## {text(section_texts.PROBES_TITLE)}",
-            text(section_texts.PROBES_NOTE),
-            _probe_table(models, language),
+            *_probe_section(models, language),
             f"## {text(section_texts.RESOURCES_TITLE)}",
             _metric_table(RESOURCES, models, language),
             f"{text(section_texts.LOSS_CURVES_NOTE)}\n",
@@ -102,6 +100,24 @@ def _text_quality_table(
     return _table(["", translate(section_texts.LIMITS, language), *_names(models)], lines)
 
 
+def _lead(models: Sequence[EvaluatedModel], language: str) -> list[str]:
+    """Return the paragraphs on what the models were evaluated on."""
+    messages = [section_texts.lead(models), section_texts.general_note(models)]
+    return [
+        translate(message, language, **{name: _escape(str(value)) for name, value in values.items()})
+        for message, values in filter(None, messages)
+    ]
+
+
+def _probe_section(models: Sequence[EvaluatedModel], language: str) -> list[str]:
+    """Return title, notes and table of the probes; nothing without probes."""
+    if not models[0].probes:
+        return []
+    title = f"## {translate(section_texts.PROBES_TITLE, language)}"
+    notes = [translate(message, language) for message in section_texts.probe_notes(models)]
+    return [title, *notes, _probe_table(models, language)]
+
+
 def _probe_table(models: Sequence[EvaluatedModel], language: str) -> str:
     lines = []
     for answers in answers_to_first_wordings(models):
@@ -109,7 +125,9 @@ def _probe_table(models: Sequence[EvaluatedModel], language: str) -> str:
             f"{_mark(answer['met'])} {_escape(answer['answer'])} <sub>{met_count} {answer['seconds']:.2f} s</sub>"
             for answer, met_count in zip(answers.answers, answers.met_counts, strict=True)
         ]
-        lines.append([_escape(question_text(answers.probe)), _escape(answers.probe["reference"]), *cells])
+        question, label = _escape(question_text(answers.probe)), section_texts.seen_label(answers.probe)
+        question += f" <sub>{translate(label, language)}</sub>" if label else ""
+        lines.append([question, _escape(answers.probe["reference"]), *cells])
     header = [translate(title, language) for title in (section_texts.QUESTION, section_texts.REFERENCE)]
     return _table([*header, *_names(models)], lines)
 

@@ -82,6 +82,8 @@ class LengthLimitRow(MetricRow):
 QUALITY = (
     RateRow(translatable("Probes met, single-turn"), ("probes", "rates", "single_turn"), "{:.0%}", max),
     RateRow(translatable("Probes met, multi-turn"), ("probes", "rates", "multi_turn"), "{:.0%}", max),
+    RateRow(translatable("Probes met, unseen wordings"), ("probes", "rates", "unseen"), "{:.0%}", max),
+    RateRow(translatable("Probes met, wordings seen in training"), ("probes", "rates", "seen"), "{:.0%}", max),
     MetricRow(translatable("Probes matched exactly"), ("probes", "exact_match"), "{:.0%}", max),
     MetricRow(translatable("Probes met by sampled answers"), ("probes", "sampled", "met"), "{:.0%}", max),
     MetricRow(translatable("Distinct sampled answers"), ("probes", "sampled", "distinct"), "{:.0%}"),

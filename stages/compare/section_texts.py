@@ -3,13 +3,21 @@
 from collections.abc import Sequence
 
 from measures.confidence_intervals import min_rows, simultaneous_confidence
-from stages.compare.evaluated_models import EvaluatedModel
+from stages.compare.evaluated_models import EvaluatedModel, question_text
 from stages.compare.paired_differences import count_comparisons
 from texts import translatable
 
+_MAX_NAMED = 5  # general rows in a note
 TITLE = translatable("Comparison")
-LEAD = translatable(
-    "All models were evaluated on the same {task} task rows, {general} general rows and {probes} probe questions."
+_LEAD = translatable(
+    "All models were evaluated on the same {task} task rows, {general} general rows ({source}) and {probes} probe "
+    "questions."
+)
+_LEAD_WITHOUT_PROBES = translatable(
+    "All models were evaluated on the same {task} task rows and {general} general rows ({source})."
+)
+_GENERAL_NOTE = translatable(
+    "{count} of the general rows stand in the training rows, so they do not measure forgetting: {questions}"
 )
 QUALITY_TITLE = translatable("Quality")
 DIFFERENCES_TITLE = translatable("Paired differences")
@@ -34,6 +42,11 @@ PROBES_TITLE = translatable("Answers to the probes")
 PROBES_NOTE = translatable(
     "✓: the answer meets the expectation of the probe. ✗: it does not. 2/3: two of three wordings of the probe are met."
 )
+SEEN_NOTE = translatable(
+    "Seen wordings stand in the training rows, exactly or nearly: the answer may be recalled. Unseen wordings show "
+    "what the model has learnt; promotion and the DVC metric `probes` count these, if there are any."
+)
+SEEN, UNSEEN = translatable("seen wording"), translatable("unseen wording")
 ALL_WORDINGS = translatable("All wordings ({count})")
 LOSS_CURVES_TITLE = translatable("Loss curves")
 LOSS_CURVES_NOTE = translatable("For the loss curves, see comparison.html or run `dvc plots show`.")
@@ -44,9 +57,34 @@ REFERENCE = translatable("Reference")
 LIMITS = translatable("Limits")
 
 
-def lead_values(models: Sequence[EvaluatedModel]) -> dict[str, int]:
-    """Return the placeholders of :data:`LEAD`."""
-    return {kind: len(getattr(models[0], kind)) for kind in ("task", "general", "probes")}
+def lead(models: Sequence[EvaluatedModel]) -> tuple[str, dict[str, object]]:
+    """Return the message that says what the models were evaluated on, and its placeholders."""
+    counts = {kind: len(getattr(models[0], kind)) for kind in ("task", "general", "probes")}
+    source = models[0].figures.get("of", {}).get("general_source", "ingest.general")
+    if counts["probes"]:
+        return _LEAD, counts | {"source": source}
+    del counts["probes"]
+    return _LEAD_WITHOUT_PROBES, counts | {"source": source}
+
+
+def general_note(models: Sequence[EvaluatedModel]) -> tuple[str, dict[str, object]] | None:
+    """Return the message that names general rows of the training rows, and its placeholders; None without such rows."""
+    questions = [question_text(row) for row in models[0].general if row.get("in_training")]
+    if not questions:
+        return None
+    more = ["…"] if len(questions) > _MAX_NAMED else []
+    return _GENERAL_NOTE, {"count": len(questions), "questions": ", ".join(questions[:_MAX_NAMED] + more)}
+
+
+def probe_notes(models: Sequence[EvaluatedModel]) -> list[str]:
+    """Return the messages below the title of the probes."""
+    is_examined = any(row.get("seen") is not None for row in models[0].probes)
+    return [PROBES_NOTE, SEEN_NOTE] if is_examined else [PROBES_NOTE]
+
+
+def seen_label(probe: dict) -> str | None:
+    """Return the label of a wording: seen or unseen; None if that was not examined."""
+    return {True: SEEN, False: UNSEEN}.get(probe.get("seen"))
 
 
 def differences_values(models: Sequence[EvaluatedModel]) -> dict[str, int | str]:

@@ -31,7 +31,8 @@ def render_summary(models: Sequence[EvaluatedModel], answer_characters: int, lan
         for label, value in verdict.numbers(language):
             console.print(f"  {label}: {value}")
     console.print(_metric_table(models, language))
-    console.print(_answer_table(models, answer_characters, language))
+    if models[0].probes:
+        console.print(_answer_table(models, answer_characters, language))
     return console.file.getvalue()
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from formats import params_schema, receipt
+from formats.probe_file import read_probes
 from measures import metrics
 from models import adapter_files, base_model, model_loading, provenance
 from models.base_model import Base
@@ -16,8 +17,8 @@ from models.prompt import PROMPT_VERSION
 from models.sample import Sample
 from models.storage import atomic_write_folder, sha256_of_json, write_json, write_jsonl
 from stages.evaluate.answer_cache import AnswerCache
+from stages.evaluate.contaminated_rows import mark_seen_probes, match_general_samples
 from stages.evaluate.model_evaluation import EvalResult, EvalSet, ModelUnderTest, evaluate_model
-from stages.evaluate.probes import read_probes
 
 log = logging.getLogger("tuneline.evaluate")
 TRAINING_FIELDS = (
@@ -41,15 +42,18 @@ def parse_arguments() -> argparse.Namespace:
         choices=(16, 8, 4),
         help="quantization of the base; default: as in the adapter's training, or params.yaml's dtype",
     )
-    for name in ("base", "weights", "checked", "encoded", "general", "probes", "predictions", "metrics"):
+    for name in ("base", "weights", "checked", "encoded", "general", "predictions", "metrics"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     return parser.parse_args()
 
 
-def read_eval_set(checked: receipt.VerifiedFolder, general: receipt.VerifiedFolder, probes: Path) -> EvalSet:
-    """Read test rows, evaluation rows, general rows and probes.
+def read_eval_set(checked: receipt.VerifiedFolder, general: receipt.VerifiedFolder, probes: Path | None) -> EvalSet:
+    """Read test rows, evaluation rows, general rows and probes, and find those that stand in the training rows.
 
     Nothing is chosen by general rows, so both of their held-out splits are used: forgetting is measured on more rows.
+
+    Args:
+        probes: file or folder of probes, or None.
 
     Raises:
         DataBlocked: the rows do not match the receipt.
@@ -59,7 +63,10 @@ def read_eval_set(checked: receipt.VerifiedFolder, general: receipt.VerifiedFold
     def read(folder: receipt.VerifiedFolder, *splits: str) -> list[Sample]:
         return [Sample.from_json(row) for split in splits for row in folder.rows(split)]
 
-    return EvalSet(read(checked, "test"), read(general, "eval", "test"), read_probes(probes), read(checked, "eval"))
+    general_samples = read(general, "eval", "test")
+    marked = mark_seen_probes(read_probes(probes), checked) if probes else []
+    matches = match_general_samples(general_samples, checked)
+    return EvalSet(read(checked, "test"), general_samples, marked, read(checked, "eval"), matches)
 
 
 def load_model(base: Base, manifest: Manifest | None, arguments: argparse.Namespace, dtype: str):
@@ -99,6 +106,17 @@ def training_summary(manifest: Manifest | None) -> dict:
     return {field: training.get(field) for field in TRAINING_FIELDS}
 
 
+def describe_probes(all_metrics: dict) -> str:
+    """Return the end of the log message: the pass rates of the probes by kind; empty without probes."""
+    rates = (all_metrics["probes"] or {}).get("rates", {})
+    parts = [
+        f"{rates[kind]['rate']:.0%} of {rates[kind]['of']} {kind} wordings"
+        for kind in ("seen", "unseen")
+        if rates.get(kind)
+    ]
+    return f"; probes passed: {', '.join(parts)}" if parts else ""
+
+
 def write_result(result: EvalResult, extra: dict, arguments: argparse.Namespace) -> dict:
     """Write scored rows, all metrics and the DVC metrics; return all metrics.
 
@@ -120,7 +138,7 @@ def main() -> None:
     checked, general = receipt.read(arguments.checked).verify(), receipt.read(arguments.general).verify()
     receipt.refuse_unrelated(receipt.read(arguments.encoded).verify(), checked)
     base = base_model.read_record(arguments.base)
-    eval_set = read_eval_set(checked, general, arguments.probes)
+    eval_set = read_eval_set(checked, general, params.probes)
     manifest = None if arguments.model == "base" else parse_manifest(arguments.weights)
     model = load_model(base, manifest, arguments, params.base.dtype)
 
@@ -131,15 +149,16 @@ def main() -> None:
     }
     key = cache_key(identity | {"bits": arguments.bits}, eval_set, params)
     cache = AnswerCache(arguments.kept / f"{arguments.model}.{key[:16]}")
+    of = identity | {"general_source": params.ingest.general}
     result = evaluate_model(ModelUnderTest(model, model_loading.load_tokenizer(base), cache, params), eval_set)
-    written = write_result(result, {"training": training_summary(manifest), "of": identity}, arguments)
+    written = write_result(result, {"training": training_summary(manifest), "of": of}, arguments)
     cache.delete()
     log.info(
-        "evaluate: %s: test loss %.3f per token, %.3f on general conversations; %.0f%% of probes passed",
+        "evaluate: %s: test loss %.3f per token, %.3f on general conversations%s",
         arguments.model,
         written["test"]["loss"],
         written["general"]["loss"],
-        100 * written["probes"]["rates"]["all"]["rate"],
+        describe_probes(written),
     )
 
 

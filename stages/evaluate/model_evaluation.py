@@ -1,17 +1,17 @@
 """Evaluate a loaded model: scored rows of answers, and the metrics over them."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from formats import params_schema
+from formats.probe_file import MET, UNMET, Probe, classify_identity
 from measures import metrics
 from models.generation import Answer, decode_answer, roundtrip_text
 from models.peak_memory import peak_memory_gib
 from models.prompt import encode_sample
 from models.sample import Message, Sample
 from stages.evaluate.answer_cache import AnswerCache, generate_missing_answers
-from stages.evaluate.probes import MET, UNMET, Probe, classify_identity
 from stages.evaluate.row_losses import mean_row_divergences, mean_row_losses
 from stages.evaluate.scores import describe_answer, matches_exactly
 
@@ -25,14 +25,16 @@ class EvalSet:
     Attributes:
         task: test samples of the task, which the models answer.
         general: held-out general conversations, to measure forgetting.
-        probes: every wording of every probe.
+        probes: every wording of every probe; none if the data have no probes.
         chosen_by: evaluation samples of the task, whose loss chooses among parameter sets; they are not answered.
+        general_matches: for general samples that stand in the training rows, their index and the similarity.
     """
 
     task: Sequence[Sample]
     general: Sequence[Sample]
     probes: Sequence[Probe]
     chosen_by: Sequence[Sample] = ()
+    general_matches: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,16 +98,24 @@ def evaluate_model(model: ModelUnderTest, eval_set: EvalSet) -> EvalResult:
         "probes": evaluate_probes(model, probes),
         "sampled": sample_probe_answers(model, [probe for probe in probes if probe.wording == 0]),
     }
+    for index, similarity in eval_set.general_matches.items():
+        rows["general"][index]["in_training"] = similarity
     seconds = time.perf_counter() - started
     all_metrics = {
         "metrics_version": metrics.METRICS_VERSION,
         "eval": measure_loss(model, eval_set.chosen_by),
         "test": metrics.summarize_samples(rows["test"]) | metrics.summarize_by_length(rows["test"]),
         "general": metrics.summarize_samples(rows["general"]),
-        "probes": metrics.summarize_probes(rows["probes"]) | {"sampled": metrics.summarize_sampled(rows["sampled"])},
+        "probes": summarize_probes(rows["probes"], rows["sampled"]),
         "generation": summarize_generation(model, [*rows["test"], *rows["general"], *rows["probes"]], seconds),
     }
     return EvalResult(rows, all_metrics)
+
+
+def summarize_probes(greedy: Sequence[dict], sampled: Sequence[dict]) -> dict | None:
+    """Return the metrics over greedy and sampled answers to the probes; None without probes."""
+    probes = metrics.summarize_probes(greedy)
+    return probes and probes | {"sampled": metrics.summarize_sampled(sampled)}
 
 
 def summarize_generation(model: ModelUnderTest, rows: Sequence[dict], seconds: float) -> dict:
@@ -216,6 +226,7 @@ def judge_answer(model: ModelUnderTest, probe: Probe, answer: Answer) -> dict:
     is_met = probe.expectation.is_met_by(answer.text)
     row = _answer_row(probe.id, probe.messages, answer) | {
         "wording": probe.wording,
+        "seen": probe.is_seen,
         "met": is_met,
         "verdict": MET if is_met else UNMET,
         "exact": matches_exactly(answer.text, model.roundtrip_text(probe.messages[-1].content)),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from measures.metrics import decisive_probe_rate
 from models.errors import UserError
 from models.storage import sha256_of_json
 from stages.promote.promotion_rules import Reference
@@ -15,7 +16,7 @@ def describe_model(figures: Mapping, general: Sequence[dict], probes: Sequence[d
         general, probes: its rows; figures over other rows are not comparable.
         latency: time per answer, as a multiple of the base's.
     """
-    rates = ((figures.get("probes") or {}).get("rates") or {}).get("all")
+    rates = decisive_probe_rate(figures)
     return {
         "loss": figures["general"]["loss"],
         "rouge": figures["general"]["rouge-l"],

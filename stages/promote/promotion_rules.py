@@ -22,7 +22,7 @@ import numpy as np
 
 from measures.confidence_intervals import MIN_ROWS, mean_interval, min_rows, simultaneous_confidence
 from measures.dialogues import mean_by_dialogue
-from measures.metrics import pass_rate
+from measures.metrics import decisive_probe_rate, pass_rate
 from measures.seed_effects import compute_seed_advantage
 
 SIGNS = {"loss": -1, "rouge-l": 1, "bleu-4": 1, "chrf": 1}  # by key of the rows: 1 if higher is better
@@ -158,7 +158,7 @@ def decide(
         gain,
         *_general_conditions(challenger.figures["general"], references, guards),
         *_answer_conditions(challenger.figures["test"], len(challenger.rows), guards),
-        *_probe_conditions(challenger.figures.get("probes"), references, guards),
+        *_probe_conditions(decisive_probe_rate(challenger.figures), references, guards),
         _latency_condition(latency, references, guards),
     ]
     is_promoted = all(condition.met for condition in conditions)
@@ -247,9 +247,8 @@ def _rate_condition(name: str, rate: float, rows: int, allowed: float) -> Condit
     return _condition(name, rate <= allowed, rate=rate, low=bounds["low"], high=bounds["high"], allowed=allowed)
 
 
-def _probe_conditions(probes: Mapping | None, references: Sequence[Reference], guards: Guards) -> list[Condition]:
-    """Return the condition on the probes; none if there are no probes."""
-    rate = ((probes or {}).get("rates") or {}).get("all")
+def _probe_conditions(rate: Mapping | None, references: Sequence[Reference], guards: Guards) -> list[Condition]:
+    """Return the condition on the rate of probes met, see :func:`decisive_probe_rate`; none if there are no probes."""
     known = [reference for reference in references if reference.probes is not None]
     if rate is None or not known:
         return []

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from formats import params_schema, receipt
+from formats.probe_file import Probe, read_probes
 from formats.raw_rows import find_files
 from models.base_model import TOKENIZER
 from models.command_line import entry_point
@@ -19,6 +20,7 @@ from stages.validate.check_report import print_report
 from stages.validate.checks import Check, build_checks
 from stages.validate.data_docs import render_data_docs
 from stages.validate.dataset_checks import Outcome, check_dataset
+from stages.validate.probe_contamination import find_seen_probes
 from stages.validate.row_decisions import decide_rows
 from stages.validate.row_table import GateConfig, RowTable
 from stages.validate.rows import build_row_table, write_rows
@@ -63,6 +65,15 @@ def hash_files(files: Mapping[str, Path]) -> dict[str, str]:
 def origin_of(section: str, params: params_schema.Params, tokenizer_sha256: str) -> str | None:
     """Return the key of the record of lengths: source and tokenizer; None for data of no source."""
     return None if section == "none" else f"{getattr(params.ingest, section)} · tokenizer {tokenizer_sha256[:16]}"
+
+
+def probes_of_section(section: str, params: params_schema.Params) -> list[Probe]:
+    """Return the probes that must not stand in the training rows: none for general conversations and other data.
+
+    Raises:
+        UserError: a probe is invalid.
+    """
+    return read_probes(params.probes) if section == "source" and params.probes else []
 
 
 def verify_row_counts(row_counts: dict, written: Mapping[str, int]) -> None:
@@ -119,6 +130,7 @@ def main() -> None:
     arguments = read_arguments()
     params = params_schema.load()
     checks = build_checks(params)
+    probes = probes_of_section(arguments.section, params)
     files = find_data_files(arguments.raw)
     # Outputs of an earlier run must not stand beside the verdict on other data.
     shutil.rmtree(arguments.checked, ignore_errors=True)
@@ -133,7 +145,8 @@ def main() -> None:
         if hash_files(files) != hashes:
             raise UserError("The data changed while they were read; run it again when no program writes to them.")
         decision = decide_rows(table, checks, params.validate_, pool)
-        outcome = check_dataset(table, decision, checks, previous_lengths)
+        seen_probes = find_seen_probes(table, decision, probes, pool)
+        outcome = check_dataset(table, decision, checks, previous_lengths, seen_probes)
         verify_row_counts(outcome.row_counts, write_rows(table, decision, checks, spool))
         suite = [check.to_receipt() for check in checks]
         facts = {

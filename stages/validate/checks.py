@@ -107,6 +107,7 @@ _DATASET_CHECKS = {
         "enough_rows": translatable("too few accepted rows"),
         "few_quarantined": translatable("too large a share of quarantined rows"),
         "few_cut": translatable("too large a share of rows with cut turns"),
+        "no_probe_in_training": translatable("probe questions that stand in the training rows"),
         "diverse": translatable("rows too similar to each other"),
         "steady_lengths": translatable("row lengths that drifted from the last accepted data"),
     }
@@ -141,6 +142,7 @@ def _limits(params: Params) -> tuple[dict, dict]:
         "known_language": ("other_language_share", limits.known_language.limit),
         "few_quarantined": ("quarantined_share", limits.few_quarantined.limit),
         "few_cut": ("cut_share", limits.few_cut.limit),
+        "no_probe_in_training": ("probes_in_training", limits.no_probe_in_training.limit),
         "steady_lengths": ("length_drift", limits.steady_lengths.limit),
     }
     minima = {"enough_rows": ("good_rows", limits.enough_rows.limit), "diverse": ("diversity", limits.diverse.limit)}

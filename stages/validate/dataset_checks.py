@@ -10,7 +10,8 @@ from stages.validate import length_drift
 from stages.validate.check_report import summarize_findings
 from stages.validate.checks import Check
 from stages.validate.expectations import Finding, run_checks
-from stages.validate.notices import collect_notices, layout_notices
+from stages.validate.notices import collect_notices, layout_notices, seen_probe_notice
+from stages.validate.probe_contamination import SeenProbe
 from stages.validate.row_decisions import Decision
 from stages.validate.row_table import RowTable
 
@@ -41,17 +42,24 @@ class Outcome:
 
 
 def check_dataset(
-    table: RowTable, decision: Decision, checks: Sequence[Check], previous_lengths: list[int] | None
+    table: RowTable,
+    decision: Decision,
+    checks: Sequence[Check],
+    previous_lengths: list[int] | None,
+    seen_probes: Sequence[SeenProbe] = (),
 ) -> Outcome:
     """Count the rows, run the checks of all data, and collect what the reports show.
 
     Args:
         previous_lengths: length histogram of the data that were accepted before, if any.
+        seen_probes: wordings of probes that stand in the training rows. Their number is no part of the row counts,
+            which the receipt has: a new probe is no reason to retrain.
     """
     tokens = (table.prompt_tokens + table.answer_tokens)[~decision.is_quarantined]
     row_counts = count_rows(table, decision, tokens, previous_lengths)
     row_findings = summarize_findings(checks, decision.findings, table)
-    data_findings, findings = check_counts(row_counts, [check for check in checks if check.scope == "data"])
+    features = row_counts | {"probes_in_training": len(seen_probes)}
+    data_findings, findings = check_counts(features, [check for check in checks if check.scope == "data"])
     block_reasons = collect_block_reasons(row_counts, row_findings, data_findings)
     if block_reasons:
         block_reasons += [notice["en"].removesuffix(".") for notice in layout_notices(table)]
@@ -62,7 +70,7 @@ def check_dataset(
         data_findings,
         [*decision.findings, *findings],
         block_reasons,
-        collect_notices(table),
+        [*collect_notices(table), *seen_probe_notice(table, seen_probes)],
     )
 
 

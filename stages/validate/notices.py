@@ -3,13 +3,18 @@
 A notice is a sentence by language.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from formats.foreign_files import printable_name
 from stages.validate.layouts import describe_conversion
+from stages.validate.probe_contamination import SeenProbe
+from stages.validate.row_features import excerpt
 from stages.validate.row_table import OTHER_KEYS, RowTable
-from texts import LANGUAGES, in_all_languages, translate
+from texts import LANGUAGES, in_all_languages, translatable, translate
 
+_MAX_PROBES = 24  # in a notice
 _MAX_LAYOUTS = 5  # layouts per report; a folder may have thousands of files
 # Keys for bookkeeping, which are not training text: counted in the metrics, but not part of the notice.
 _BOOKKEEPING = {
@@ -65,6 +70,23 @@ def _unread_key_notice(table: RowTable) -> list[dict[str, str]]:
     if not unread:
         return []
     return [{language: _list_unread_keys(unread, language) for language in LANGUAGES}]
+
+
+def seen_probe_notice(table: RowTable, seen_probes: Sequence[SeenProbe]) -> list[dict[str, str]]:
+    """Return a notice that lists probes that stand in training rows, the most similar first; none without probes."""
+    if not seen_probes:
+        return []
+    ordered = sorted(seen_probes, key=lambda probe: -probe.similarity)
+    listed = ", ".join(
+        f"{excerpt(probe.question)} ({printable_name(table.locate(probe.row))}, {probe.similarity:.0%})"
+        for probe in ordered[:_MAX_PROBES]
+    )
+    message = (
+        translatable("Probe questions in training rows ({count}): {probes}, …")
+        if len(ordered) > _MAX_PROBES
+        else translatable("Probe questions in training rows ({count}): {probes}")
+    )
+    return [in_all_languages(message, count=len(ordered), probes=listed)]
 
 
 def _list_unread_keys(unread: list[tuple[str, int]], language: str) -> str:

@@ -1,6 +1,7 @@
 import pytest
 
 from measures.metrics import (
+    decisive_probe_rate,
     identity_shares,
     pass_rate,
     require_same_version,
@@ -45,6 +46,25 @@ def test_pass_rates_by_turns_and_identity_shares():
     assert metrics["rates"]["all"]["low"] < 2 / 3 < metrics["rates"]["all"]["high"]
     assert metrics["drift"] == {"new": 0.5, "old": 0.0, "mixed": 0.5, "none": 0.0}
     assert summarize_probes(rows[:1])["met_multi_turn"] is None
+
+
+def test_pass_rates_of_seen_and_unseen_wordings():
+    rows = [probe_row(1, True, seen=True), probe_row(1, True, seen=True), probe_row(1, False, seen=False)]
+    metrics = {"probes": summarize_probes(rows)}
+    rates = metrics["probes"]["rates"]
+    assert (rates["seen"]["rate"], rates["seen"]["of"], rates["unseen"]["rate"]) == (1.0, 2, 0.0)
+    assert decisive_probe_rate(metrics) == rates["unseen"]
+    assert select_dvc_metrics(metrics) == {"probes": 0.0}
+    only_seen = {"probes": summarize_probes(rows[:2])}
+    assert only_seen["probes"]["rates"]["unseen"] is None
+    assert decisive_probe_rate(only_seen)["rate"] == select_dvc_metrics(only_seen)["probes"] == 1.0
+
+
+def test_without_probes_there_are_no_probe_metrics():
+    assert summarize_probes([]) is None
+    for metrics in ({}, {"probes": None}):
+        assert decisive_probe_rate(metrics) is None
+        assert select_dvc_metrics(metrics) == {}
 
 
 def test_system_message_does_not_count_as_a_turn():

@@ -6,6 +6,7 @@ import re
 import pytest
 from shared_data import ROOT, write_rows
 
+from measures.metrics import summarize_probes
 from models.errors import UserError
 from models.storage import read_jsonl
 from stages.compare.comparison_page import render_page
@@ -62,6 +63,74 @@ def evaluated(tmp_path):
 
 def load(folder, common_rows_only=False):
     return load_models(["base", "lora"], folder / "predictions", folder / "weights", common_rows_only)
+
+
+def without_probes(folder) -> None:
+    """Remove the probes from the predictions, as stage evaluate writes them without probes."""
+    for name in ("base", "lora"):
+        predictions = folder / f"predictions/{name}"
+        (predictions / "probes.jsonl").write_text("")
+        figures = json.loads((predictions / "figures.json").read_text()) | {"probes": None}
+        (predictions / "figures.json").write_text(json.dumps(figures))
+
+
+# Probes --------------------------------------------------------------------------------------------
+
+
+def render_all(models) -> str:
+    texts = [render_page(models, [], "{plot_divs}")]
+    for language in LANGUAGES:
+        texts += [render_markdown(models, [], language), render_summary(models, 20, language)]
+    return "\n".join(texts)
+
+
+DEMO_WORDS = re.compile(
+    r"probe|探针|wording|问法|identity|new name|旧名字|ChatGLM-6B-test|wgs|你是谁|造句", re.IGNORECASE
+)
+
+
+def test_report_on_medical_data_does_not_mention_the_demo(evaluated):
+    assert DEMO_WORDS.search(render_all(load(evaluated)))
+    without_probes(evaluated)
+    medical = {"messages": [{"role": "user", "content": "高血压要注意什么？"}], "reference": "少盐，按时服药。"}
+    for name in ("base", "lora"):
+        for kind in ("eval", "general"):
+            path = evaluated / f"predictions/{name}/{kind}.jsonl"
+            write_rows(path, [row | medical for row in read_jsonl(path)])
+    report = render_all(load(evaluated))
+    assert "高血压" in report
+    assert not DEMO_WORDS.search(report)
+
+
+def test_seen_and_unseen_wordings_are_shown_apart(evaluated):
+    for name in ("base", "lora"):
+        path = evaluated / f"predictions/{name}/probes.jsonl"
+        (probe,) = read_jsonl(path)
+        write_rows(path, [probe | {"seen": True}, probe | {"wording": 1, "seen": False, "met": False}])
+        figures_path = evaluated / f"predictions/{name}/figures.json"
+        figures = json.loads(figures_path.read_text()) | {"probes": summarize_probes(read_jsonl(path))}
+        figures_path.write_text(json.dumps(figures))
+    markdown = render_markdown(load(evaluated), [], "en")
+    assert "| Probes met, unseen wordings | 0% [0%, 79%] | 0% [0%, 79%] |" in markdown
+    assert "| Probes met, wordings seen in training | 100% [21%, 100%] |" in markdown
+    assert "| 问 <sub>seen wording</sub> |" in markdown
+    page = render_page(load(evaluated), [], FRAME)
+    assert page.count("没见过的问法</span></small>") == 1
+
+
+def test_general_rows_that_stand_in_the_training_rows_are_named(evaluated):
+    assert "measure forgetting" not in render_all(load(evaluated))
+    for name in ("base", "lora"):
+        path = evaluated / f"predictions/{name}/general.jsonl"
+        first, *rows = read_jsonl(path)
+        write_rows(path, [first | {"in_training": 0.9}, *rows])
+        figures_path = evaluated / f"predictions/{name}/figures.json"
+        figures = json.loads(figures_path.read_text()) | {"of": {"general_source": "data/mine|*x*"}}
+        figures_path.write_text(json.dumps(figures))
+    markdown = render_markdown(load(evaluated), [], "en")
+    assert "1 of the general rows stand in the training rows, so they do not measure forgetting: 问" in markdown
+    assert r"6 general rows (data/mine\|\*x\*)" in markdown
+    assert "有 1 条通用对话出现在训练数据中" in render_page(load(evaluated), [], FRAME)
 
 
 # Tables --------------------------------------------------------------------------------------------

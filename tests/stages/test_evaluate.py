@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from shared_data import ROOT, conversation, developer_file, write_rows
 
 from formats import params_schema
+from formats.probe_file import MET, UNMET, read_probes
 from measures import metrics
 from models import adapters, base_model, generation, model_loading
 from models.errors import UserError
@@ -16,7 +17,6 @@ from models.sample import Message, Sample
 from stages.evaluate import answer_cache
 from stages.evaluate.answer_cache import AnswerCache
 from stages.evaluate.model_evaluation import EvalSet, ModelUnderTest, evaluate_model
-from stages.evaluate.probes import MET, UNMET, read_probes
 from stages.evaluate.scores import SCORES, describe_answer, matches_exactly, score_answer
 
 

@@ -1,9 +1,13 @@
+import json
+from pathlib import Path
+
 import pytest
 import yaml
 from shared_data import ROOT
 
 from formats import params_schema
 from models.errors import UserError
+from stages import params as stage_params
 
 PARAMETER_SETS = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
 
@@ -124,3 +128,38 @@ def test_every_field_has_a_description():
     assert params_schema.Lora in sections
     fields = [(part.__name__, name, field) for part in sections for name, field in part.model_fields.items()]
     assert [(part, name) for part, name, field in fields if not field.description] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "probes", "expected"),
+    [
+        ("data/demo/raw", "data/demo/probes.jsonl", "data/demo/probes.jsonl"),
+        ("data/mine.jsonl", "data/demo/probes.jsonl", None),
+        ("data/mine.jsonl", "data/probes", "data/probes"),
+        ("/elsewhere/rows.jsonl", "/elsewhere/probes.jsonl", "/elsewhere/probes.jsonl"),
+        ("data/demo/raw", "data/no_probes", None),
+        ("data/demo/raw", "./data/no_probes/", None),
+    ],
+)
+def test_the_demo_probes_count_for_the_demo_only(tmp_path, source, probes, expected):
+    def change(content):
+        content["ingest"]["source"], content["evaluate"]["probes"] = source, probes
+
+    params = params_schema.load(write(tmp_path, change))
+    assert params.probes == (expected and Path(expected))
+    assert params_schema.resolve(params)["evaluate"]["probes"] == expected
+
+
+def test_null_probes_are_refused_with_the_folder_that_means_none(tmp_path):
+    with pytest.raises(UserError, match=r"evaluate\.probes: null is not a path; write data/no_probes"):
+        params_schema.load(write(tmp_path, lambda content: content["evaluate"].update(probes=None)))
+
+
+def test_params_says_that_the_demo_probes_are_left_out(tmp_path, monkeypatch, caplog):
+    out = tmp_path / "params.json"
+    monkeypatch.setattr("sys.argv", ["params", "--out", str(out)])
+    monkeypatch.chdir(write(tmp_path, lambda content: content["ingest"].update(source="rows.jsonl")).parent)
+    with caplog.at_level("INFO"):
+        stage_params.main()
+    assert "the demo's probes (evaluate.probes) are left out" in caplog.text
+    assert json.loads(out.read_text())["evaluate"]["probes"] is None

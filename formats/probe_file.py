@@ -1,7 +1,7 @@
 """Dialogue probes: questions with expectations about the answer.
 
-A row of the probe file has an ``id``, a conversation in any accepted format that ends with a reference answer, and
-expectations:
+The source is a file or a folder of files, read as raw data are. A row has an ``id``, a conversation in any accepted
+format that ends with a reference answer, and expectations:
 
 - ``contains``, ``absent``: texts that the answer must, or must not, contain;
 - ``equals``: the answer, apart from punctuation forms and whitespace;
@@ -14,21 +14,22 @@ Texts are compared by :func:`models.text_normalization.normalize_text`, patterns
 answer. Expectations are encoded and decoded by the model's tokenizer first, as answers are. An empty answer fails.
 """
 
+import json
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
 import regex
 
+from formats.raw_rows import RawRow, find_files, read_rows
 from models.errors import UserError
 from models.sample import QUESTION_ANSWER_KEYS, Message, UnknownFormat, read_messages
-from models.storage import read_numbered_jsonl
 from models.text_normalization import normalize_nfkc, normalize_text
 
-FORMAT_KEYS = {key for keys in QUESTION_ANSWER_KEYS for key in keys} | {"history", "input", "messages"}
+FORMAT_KEYS = {key for keys in QUESTION_ANSWER_KEYS for key in keys} | {"history", "input", "messages", "system"}
 LIST_KEYS, SCALAR_KEYS = ("contains", "absent"), ("equals", "matches", "number")
 MET, UNMET = "回答符合预期", "生成错误"
 MATCH_TIMEOUT = 1.0  # seconds per pattern, against catastrophic backtracking
@@ -48,15 +49,23 @@ class Expectation:
     number: float | None = None
 
     def is_met_by(self, answer: str) -> bool:
+        """Return whether an answer is not empty and meets all conditions."""
+        return next(self.failed_conditions(answer), None) is None
+
+    def failed_conditions(self, answer: str) -> Iterator[str]:
+        """Yield the conditions that an answer does not meet, such as ``contains '小茶'``; ``empty`` for no answer."""
         text = normalize_text(answer)
-        return (
-            text != ""
-            and all(normalize_text(part) in text for part in self.contains)
-            and not any(normalize_text(part) in text for part in self.absent)
-            and (self.equals is None or text == normalize_text(self.equals))
-            and (self.matches is None or _matches(self.matches, answer))
-            and (self.number is None or self.number in find_numbers(answer))
-        )
+        if not text:
+            yield "empty"
+            return
+        yield from (f"contains {part!r}" for part in self.contains if normalize_text(part) not in text)
+        yield from (f"absent {part!r}" for part in self.absent if normalize_text(part) in text)
+        if self.equals is not None and text != normalize_text(self.equals):
+            yield f"equals {self.equals!r}"
+        if self.matches is not None and not _matches(self.matches, answer):
+            yield f"matches {self.matches!r}"
+        if self.number is not None and self.number not in find_numbers(answer):
+            yield f"number {self.number:g}"
 
     def roundtrip_text(self, roundtrip: Callable[[str], str]) -> "Expectation":
         """Return the expectation with its texts encoded and decoded.
@@ -83,6 +92,8 @@ class Probe:
         messages: the conversation, ending with the reference answer.
         expectation: conditions on the answer.
         names: (new, old) names of the assistant, or None if the question is not about identity.
+        is_seen: whether the wording stands in the training rows; None if that was not examined.
+        location: file and line of the row.
     """
 
     id: str
@@ -90,10 +101,17 @@ class Probe:
     messages: tuple[Message, ...]
     expectation: Expectation
     names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    is_seen: bool | None = None
+    location: str = field(default="", repr=False, compare=False)
 
     @property
-    def turns(self) -> int:
-        return sum(message.role == "user" for message in self.messages)
+    def question(self) -> str:
+        """The last question, which the wordings of a probe differ in."""
+        return self.messages[-2].content
+
+    @property
+    def reference(self) -> str:
+        return self.messages[-1].content
 
     def roundtrip_text(self, roundtrip: Callable[[str], str]) -> "Probe":
         """Return the probe with its expectation and names encoded and decoded.
@@ -104,7 +122,7 @@ class Probe:
         Raises:
             UserError: even the reference answer, encoded and decoded, does not meet the expectation.
         """
-        expectation, reference = self.expectation.roundtrip_text(roundtrip), roundtrip(self.messages[-1].content)
+        expectation, reference = self.expectation.roundtrip_text(roundtrip), roundtrip(self.reference)
         texts = [*expectation.contains, *([] if expectation.equals is None else [expectation.equals])]
         if not all(map(normalize_text, texts)) or not expectation.is_met_by(reference):
             raise UserError(
@@ -118,40 +136,81 @@ class Probe:
 # Reading -------------------------------------------------------------------------------------------
 
 
-def read_probes(path: Path) -> list[Probe]:
-    """Return every wording of every probe in a JSON Lines file.
+@dataclass(frozen=True)
+class ProbeRow:
+    """A row of a probe file.
+
+    Attributes:
+        location: ``file:line``, or ``file#number`` in a JSON array.
+        wordings: the probe, once for each wording; empty if the row is damaged.
+        fault: what is wrong with the row; None if nothing is.
+    """
+
+    location: str
+    wordings: tuple[Probe, ...] = ()
+    fault: str | None = None
+
+
+def read_probes(source: Path) -> list[Probe]:
+    """Return every wording of every probe in a file or a folder of files.
 
     Raises:
-        UserError: the file has no probes, or a probe has no id, another's id, no expectation, an expectation that its
-            reference answer does not meet, or an unknown format.
+        UserError: there are no probes, or a probe has no id, another's id, no expectation, an expectation that its
+            reference answer does not meet, or an unknown format. The message names file and line.
     """
     probes: list[Probe] = []
-    for line, row in read_numbered_jsonl(path):
-        try:
-            wordings = _read_wordings(row)
-        except (UnknownFormat, regex.error) as error:
-            raise UserError(f"{path}, line {line}: {error}.") from None
-        if any(probe.id == row["id"] for probe in probes):
-            raise UserError(f"{path}, line {line}: the id {row['id']!r} is not unique.")
-        probes += wordings
+    for row in read_probe_rows(source):
+        if row.fault:
+            raise UserError(f"{row.location}: {row.fault}.")
+        probes += row.wordings
     if not probes:
-        raise UserError(f"{path} contains no probes.")
+        raise UserError(f"{source} contains no probes; add some, or set evaluate.probes to data/no_probes.")
     return probes
 
 
-def _read_wordings(row: dict) -> list[Probe]:
+def read_probe_rows(source: Path) -> Iterator[ProbeRow]:
+    """Yield every row of a probe file or of a folder of files, damaged ones with the reason.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    first_locations: dict[str, str] = {}
+    for path in find_files(source).values():
+        for raw in read_rows(path, str(path)):
+            row = _read_row(raw)
+            for probe in row.wordings[:1]:
+                if probe.id in first_locations:
+                    row = replace(row, fault=f"the id {probe.id!r} is not unique: {first_locations[probe.id]} has it")
+                first_locations.setdefault(probe.id, row.location)
+            yield row
+
+
+def _read_row(raw: RawRow) -> ProbeRow:
+    try:
+        wordings = _read_wordings(json.loads(raw.content.decode("utf-8")), raw.location)
+    except UnicodeDecodeError as error:
+        return ProbeRow(raw.location, fault=f"not UTF-8 (byte {error.start + 1} of the row); save the file as UTF-8")
+    except (UnknownFormat, regex.error) as error:
+        return ProbeRow(raw.location, fault=str(error))
+    except (ValueError, RecursionError) as error:
+        return ProbeRow(raw.location, fault=f"not JSON ({error})")
+    failed = ", ".join(wordings[0].expectation.failed_conditions(wordings[0].reference))
+    fault = f"the probe's reference answer does not meet its expectation: {failed}" if failed else None
+    return ProbeRow(raw.location, tuple(wordings), fault)
+
+
+def _read_wordings(row: dict, location: str) -> list[Probe]:
     if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not row["id"].strip():
         raise UnknownFormat("a probe must be a JSON object with an 'id'")
     if unknown := row.keys() - {"id", "ask", "identity", *LIST_KEYS, *SCALAR_KEYS, *FORMAT_KEYS}:
         raise UnknownFormat(f"{sorted(unknown)[0]!r} is not a key of a probe")
     messages = read_messages(row)
-    if len(messages) < 2 or messages[-1].role != "assistant":
+    if len(messages) < 2 or messages[-1].role != "assistant" or messages[-2].role != "user":
         raise UnknownFormat("a probe needs a question and a reference answer")
-    probe = Probe(row["id"], 0, messages, _read_expectation(row), _read_names(row.get("identity")))
-    if not probe.expectation.is_met_by(messages[-1].content):
-        raise UnknownFormat("the probe's reference answer does not meet its expectation")
+    names = _read_names(row.get("identity"))
+    probe = Probe(row["id"], 0, messages, _read_expectation(row), names, location=location)
     wordings = _read_texts(row, "ask")
-    if len({messages[-2].content, *wordings}) <= len(wordings):
+    if len({probe.question, *wordings}) <= len(wordings):
         raise UnknownFormat("'ask' repeats a wording")
     return [probe, *(_reword(probe, number, question) for number, question in enumerate(wordings, start=1))]
 

@@ -1,10 +1,19 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shared_data import write_rows
 
+from formats.probe_file import (
+    Expectation,
+    classify_identity,
+    find_numbers,
+    normalize_pattern,
+    read_probe_rows,
+    read_probes,
+)
 from models.errors import UserError
-from stages.evaluate.probes import Expectation, classify_identity, find_numbers, normalize_pattern, read_probes
 
 ROW = {"id": "a", "context": "你是谁？", "target": "我是小明。"}
 
@@ -90,11 +99,13 @@ def test_names_pass_through_the_tokenizer(tmp_path):
     assert probe.roundtrip_text(lambda text: text.replace("\u200b", "")).names == (("小明",), ("小红",))
 
 
-def test_system_message_does_not_count_as_a_turn(tmp_path):
+def test_probe_may_have_a_system_message(tmp_path):
     messages = [{"role": "system", "content": "说中文。"}, {"role": "user", "content": "你是谁？"}]
     messages.append({"role": "assistant", "content": "我是小明。"})
     (probe,) = read_probes(write_rows(tmp_path / "p.jsonl", [{"id": "a", "messages": messages, "contains": ["小明"]}]))
-    assert probe.turns == 1
+    assert (probe.question, probe.reference) == ("你是谁？", "我是小明。")
+    row = ROW | {"system": "说中文。", "contains": ["小明"]}
+    assert read_probes(write_rows(tmp_path / "p.jsonl", [row]))[0].messages == probe.messages
 
 
 def test_pattern_with_catastrophic_backtracking_times_out():
@@ -114,7 +125,7 @@ def test_each_wording_is_a_probe(tmp_path):
     assert [probe.messages[-2].content for probe in probes] == ["你是谁？", "您是？", "你叫什么"]
     assert {probe.messages[-1].content for probe in probes} == {"我是小明。"}
     assert [probe.wording for probe in probes] == [0, 1, 2]
-    assert {(probe.id, probe.turns) for probe in probes} == {("a", 2)}
+    assert {(probe.id, len(probe.messages)) for probe in probes} == {("a", 4)}
 
 
 @pytest.mark.parametrize(
@@ -138,13 +149,13 @@ def test_each_wording_is_a_probe(tmp_path):
     ],
 )
 def test_invalid_probe_raises_one_sentence_with_the_line(tmp_path, change, message):
-    with pytest.raises(UserError, match=rf"line 1: .*{message}"):
+    with pytest.raises(UserError, match=rf"p.jsonl:1: .*{message}"):
         read_probes(write_rows(tmp_path / "p.jsonl", [ROW | change]))
 
 
 @pytest.mark.parametrize("row", [[1], 42, "x", None])
 def test_row_that_is_not_an_object_is_refused(tmp_path, row):
-    with pytest.raises(UserError, match="line 1: a probe must be a JSON object"):
+    with pytest.raises(UserError, match=r"p\.jsonl:1: a probe must be a JSON object"):
         read_probes(write_rows(tmp_path / "p.jsonl", [row]))
 
 
@@ -160,7 +171,7 @@ def test_minus_after_a_digit_is_not_a_sign(text, numbers):
 
 
 def test_duplicate_id_is_refused(tmp_path):
-    with pytest.raises(UserError, match="line 2: the id 'a' is not unique"):
+    with pytest.raises(UserError, match=r"p\.jsonl:2: the id 'a' is not unique"):
         read_probes(write_rows(tmp_path / "p.jsonl", [ROW | {"contains": ["小"]}, ROW | {"contains": ["明"]}]))
 
 
@@ -178,3 +189,39 @@ def test_duplicate_id_is_refused(tmp_path):
 )
 def test_identity_of_an_answer(answer, name):
     assert classify_identity(answer, ["ChatGLM-6B-test"], ["ChatGLM-6B", "清华"]) == name
+
+
+def test_probes_of_all_files_of_a_folder_are_read(tmp_path):
+    write_rows(tmp_path / "probes/a.jsonl", [ROW | {"contains": ["小明"]}])
+    (tmp_path / "probes/b.json").write_text(json.dumps([ROW | {"id": "b", "absent": ["小红"]}]), encoding="utf-8")
+    (tmp_path / "probes/README.md").write_text("# Probes")
+    assert [probe.id for probe in read_probes(tmp_path / "probes")] == ["a", "b"]
+    write_rows(tmp_path / "probes/c.jsonl", [ROW | {"contains": ["小明"]}])
+    with pytest.raises(UserError, match=r"c\.jsonl:1: the id 'a' is not unique: .*a\.jsonl:1 has it"):
+        read_probes(tmp_path / "probes")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"id": "a"', r"p\.jsonl:1: not JSON"),
+        ('{"id": "你是谁"}'.encode("gbk"), "not UTF-8|GB18030"),
+        (b"\n\n", "contains no probes"),
+        (b"[" * 100_000, "not JSON|not closed"),
+    ],
+)
+def test_damaged_file_is_one_sentence(tmp_path, content, message):
+    (tmp_path / "p.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_probes(tmp_path / "p.jsonl")
+    assert "\n" not in str(error.value)
+
+
+def test_every_row_is_read_in_spite_of_faults(tmp_path):
+    rows = [ROW | {"contains": ["小红"], "number": 3}, ROW | {"id": "b", "contains": ["小明"]}, {"id": "c"}]
+    first, second, third = read_probe_rows(write_rows(tmp_path / "p.jsonl", rows))
+    assert first.fault.endswith("does not meet its expectation: contains '小红', number 3")
+    assert second.fault is None
+    assert second.wordings[0].id == "b"
+    assert "id" in third.fault
+    assert third.location.endswith("p.jsonl:3")
