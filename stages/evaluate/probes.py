@@ -24,7 +24,8 @@ from pathlib import Path
 import regex
 
 from models.errors import UserError
-from models.sample import QUESTION_ANSWER_KEYS, Message, UnknownFormat, read_messages
+from models.row_layouts import QUESTION_ANSWER_KEYS, UnknownFormat, read_messages
+from models.sample import Message
 from models.storage import read_numbered_jsonl
 from models.text_normalization import normalize_nfkc, normalize_text
 

@@ -118,6 +118,7 @@ def write_reports(outcome: Outcome, checks: Sequence[Check], table: RowTable, ar
 def main() -> None:
     arguments = read_arguments()
     params = params_schema.load()
+    params = params.for_general_data if arguments.section == "general" else params
     checks = build_checks(params)
     files = find_data_files(arguments.raw)
     # Outputs of an earlier run must not stand beside the verdict on other data.
