@@ -133,9 +133,14 @@ def _iconv_command(name: str, encoding: str) -> str:
     return f"iconv -f {encoding} -t utf-8 {source} > {target}"
 
 
-def is_utf8(head: bytes) -> bool:
-    """Whether the first bytes of a file are text in UTF-8 that is not ASCII alone, which other encodings share."""
-    return not head.isascii() and b"\0" not in head and _decode(head, "utf-8") is not None
+def is_utf8(head: bytes, encoding: str) -> bool:
+    """Whether the first bytes of a file are UTF-8, and not text in another encoding.
+
+    ASCII alone may be either, unless it has no zero bytes and the other encoding is UTF-16 or UTF-32.
+    """
+    if b"\0" in head or _decode(head, "utf-8") is None:
+        return False
+    return not head.isascii() or encoding.startswith("utf-")
 
 
 def detect_encoding(head: bytes) -> str | None:

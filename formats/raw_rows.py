@@ -121,14 +121,14 @@ def read_rows(path: Path, name: str, encoding: str = UTF8) -> Iterator[RawRow]:
 
 
 def _read_unpacked(file: UnpackedFile, encoding: str) -> Iterator[RawRow]:
-    kind = data_kind(file.name)
+    kind = data_kind(file.name) or "json"
     if kind == "parquet":
         yield from read_parquet(file)
     elif kind == "xlsx":
         yield from read_xlsx(file)
     else:
         head, read = file.read(BLOCK), file.read
-        if encoding != UTF8 and not is_utf8(head):
+        if encoding != UTF8 and not is_utf8(head, encoding):
             read = _decode(head, read, file.name, encoding)
             head = read(BLOCK)
         refuse_by_content(head, file.name, kind)

@@ -1,17 +1,20 @@
 """Layouts, keys and missing values of exports: read, refused with a conversion command, or counted; never dropped."""
 
+import csv
 import json
 import shutil
 import subprocess
 import sys
 import time
 
+import pyarrow
 import pytest
 import yaml
-from gate import GOOD, GateRun
-from shared_data import ROOT, conversation, write_rows
+from gate import GOOD, GateRun, params_with
+from pyarrow import parquet
+from shared_data import ROOT, conversation, developer_file, write_rows
 
-from formats.params_schema import Columns
+from formats.params_schema import Columns, Params
 from models.row_layouts import UnknownFormat, read_messages
 from stages.validate.escapes import find_escape
 from stages.validate.layouts import conversion_command, describe_conversion, recognize_layout
@@ -215,3 +218,69 @@ def test_message_of_a_blocked_export_has_the_conversion_command_once(tmp_path):
     assert "`jq -c '" in blocked
     assert json.loads((tmp_path / "out/data_checks.json").read_text(encoding="utf-8"))["notes"][0]["zh"]
     assert "a list of texts" in (tmp_path / "out/validation/index.html").read_text(encoding="utf-8")
+
+
+# Files of other types ------------------------------------------------------------------------------
+
+
+def test_gate_reads_tables_by_their_columns_and_quarantines_single_rows(base_folder, tmp_path):
+    table = ["问诊,医生,科室"] + [
+        f"第{number}种茶怎么泡？,先温杯，再泡{number}分钟。".replace("，", "、") + ",茶" for number in range(25)
+    ]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.csv").write_text("\n".join([*table, "一,二,三,四", "只有问题,,"]) + "\n", encoding="utf-8")
+    shown = [{"问诊": f"绿茶 {number} 号多少钱？", "医生": f"{number} 元。"} for number in range(3)]
+    write_rows(tmp_path / "raw/b.jsonl", [*shown, {**GOOD, "context": "茶馆在哪里？"}, {"text": "茶叶要密封，避光。"}])
+    content = params_with().model_dump(by_alias=True, exclude_unset=True)
+    content["ingest"] |= {"columns": {"question": "问诊", "answer": "医生"}}
+    params = Params.model_validate(content)
+    run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out", params)
+    faults = {
+        run.table.locate(row): finding.values[index]
+        for finding in run.decision.findings
+        if finding.check in ("parseable", "known_format")
+        for index, row in enumerate(finding.rows)
+    }
+    assert faults == {
+        "a.csv:27": "4 cells below a header of 3; quote a cell that holds the delimiter",
+        "a.csv:28": "the column '医生', which ingest.columns names as answer, is missing or empty",
+    }
+    assert run.table.unread_keys == {"科室": 25}
+    quarantined = {row["line"]: row for row in run.rows["quarantine"] if row["file"] == "a.csv"}
+    assert json.loads(quarantined[28]["content"]) == {"问诊": "只有问题"}
+    assert "offset" not in quarantined[28]
+    assert len(run.rows["train"]) + len(run.rows["eval"]) >= 25
+    plain = GateRun(tmp_path / "raw", base_folder, tmp_path / "general", params.for_general_data)
+    assert sum("known_format" in plain.failed(line) for line in range(2, 27)) == 25
+
+
+def test_flags_reach_the_samples_and_equal_texts_have_equal_ids(base_folder, tmp_path):
+    turns = [{"from": "human", "value": "茶怎么泡？"}, {"from": "gpt", "value": "先温杯。"}]
+    flagged = [
+        *turns[:1],
+        {**turns[1], "loss": False},
+        {"from": "human", "value": "然后呢？"},
+        {"from": "gpt", "value": "再投茶。"},
+    ]
+    write_rows(tmp_path / "raw/a.jsonl", [{"conversations": flagged}])
+    run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out")
+    (sample,) = run.rows["train"] + run.rows["eval"]
+    assert [message.get("learn", True) for message in sample["messages"]] == [True, False, True, True]
+
+
+def test_real_rows_are_judged_the_same_as_parquet_csv_and_json_lines(base_folder, tmp_path):
+    rows = [json.loads(line) for line in developer_file("datasets/adgen_dev.jsonl").open(encoding="utf-8")][:300]
+    write_rows(tmp_path / "jsonl/a.jsonl", rows)
+    for folder in ("parquet", "csv"):
+        (tmp_path / folder).mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "parquet/a.parquet")
+    with (tmp_path / "csv/a.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["content", "summary"])
+        writer.writeheader()
+        writer.writerows(rows)
+    runs = [
+        GateRun(tmp_path / folder, base_folder, tmp_path / f"{folder}-out") for folder in ("jsonl", "parquet", "csv")
+    ]
+    ids = [[row["id"] for row in run.rows["train"]] for run in runs]
+    assert len(ids[0]) > 200
+    assert ids[0] == ids[1] == ids[2]
