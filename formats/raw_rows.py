@@ -7,6 +7,7 @@ not UTF-8 are refused, see :mod:`formats.foreign_files`, unless the caller names
 import codecs
 import gzip
 import logging
+import lzma
 import os
 import unicodedata
 import zipfile
@@ -33,6 +34,10 @@ from models.errors import UserError
 HUB_RECORD = ".tuneline-download"  # file in a folder with the origin of its files, see :mod:`pipelines.download`
 UTF8 = "utf-8"
 _MAX_NAMES = 10  # files listed in a message
+# What gzip and zipfile raise for damage; NotImplementedError for an unknown method, UnicodeDecodeError for a name.
+_DAMAGE = (
+    EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError,
+)  # fmt: skip
 log = logging.getLogger("tuneline.raw")
 
 
@@ -113,7 +118,7 @@ def read_rows(path: Path, name: str, encoding: str = UTF8) -> Iterator[RawRow]:
     try:
         for file in unpack(path, name):
             yield from _read_unpacked(file, encoding)
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError) as error:
+    except _DAMAGE as error:
         kind = "zip" if name.lower().endswith(".zip") else "gzip"
         raise UserError(f"{name} is a damaged or truncated {kind} file ({error}); download it again.") from None
     except OSError as error:

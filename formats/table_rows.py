@@ -162,7 +162,8 @@ def read_parquet(file: UnpackedFile) -> Iterator[RawRow]:
                     limit.add(batch.nbytes)
                     for content in _batch_rows(batch, header):
                         number += 1
-                        yield RawRow(file.name, 1, NO_OFFSET, _encode(content), number)
+                        encoded = orjson.dumps(content, default=_encode_value)  # texts of Arrow are UTF-8
+                        yield RawRow(file.name, 1, NO_OFFSET, encoded, number)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file.name} is not a Parquet file, or damaged ({reason}); write it again.") from None

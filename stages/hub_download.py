@@ -228,7 +228,7 @@ def find_on_modelscope(name: str, revision: str | None) -> HubDataset:
         ]
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"modelscope:{name}, revision {revision}, is not found, or {endpoint} is no ModelScope hub; check name and revision."
+            f"modelscope:{name}, revision {revision}, is not found, or {endpoint} is no ModelScope hub; check the name."
         ) from None
     return HubDataset(endpoint, commit, files, headers)
 
