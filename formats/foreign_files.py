@@ -1,6 +1,6 @@
-"""Refusal of files that are not JSON in UTF-8 (tables, archives, other encodings), with the command that converts them.
+"""Types of data files, and the refusal of other files and encodings, with the command that converts them.
 
-The raw reader refuses a file by its name, or by the first bytes of its unpacked content.
+The raw reader refuses a file by its name, or a text file by the first bytes of its unpacked content.
 """
 
 import codecs
@@ -10,27 +10,24 @@ from pathlib import Path
 
 from models.errors import UserError
 
-DATA_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-BOM, GZIP = b"\xef\xbb\xbf", b"\x1f\x8b"
-_CSV_READER = (
-    'python -c "import csv, json, sys; [print(json.dumps(row, ensure_ascii=False)) for row in csv.DictReader(sys.stdin'
-    '{delimiter})]"'
-)
+KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".xlsx": "xlsx"}
+_PACKED = (".gz", ".zst")
+DATA_SUFFIXES = (*(f"{suffix}{packed}" for suffix in KINDS for packed in ("", *_PACKED)), ".zip")
+BOM, GZIP, ZSTD, ZIP = b"\xef\xbb\xbf", b"\x1f\x8b", b"(\xb5/\xfd", b"PK\x03\x04"
 _PANDAS = (
     "python -c \"import pandas; pandas.{reader}({source!r}).to_json({target!r}, orient='records', lines=True, "
     'force_ascii=False)"'
 )
-_ARCHIVES = {".zip": "unzip", ".tar": "tar -xf", ".tgz": "tar -xf", ".rar": "unrar x", ".7z": "7z x"}
-_PACKERS = {".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}
-_READERS = {".parquet": "read_parquet", ".feather": "read_feather", ".arrow": "read_feather", ".xlsx": "read_excel",
-            ".xls": "read_excel", ".ods": "read_excel", ".pkl": None, ".pickle": None}  # fmt: skip
+_ARCHIVES = {".tar": "tar -xf", ".tgz": "tar -xf", ".rar": "unrar x", ".7z": "7z x"}
+_PACKERS = {".bz2": "bunzip2", ".xz": "unxz"}
+_READERS = {".feather": "read_feather", ".arrow": "read_feather", ".xls": "read_excel", ".ods": "read_excel",
+            ".pkl": None, ".pickle": None}  # fmt: skip
 # First bytes of other file types, their description, and their suffix.
 _MAGIC_BYTES = (
-    (b"PK\x03\x04", "a zip archive or an Excel workbook", ".zip"), (b"PK\x05\x06", "an empty zip archive", ".zip"),
+    (ZIP, "a zip archive or an Excel workbook", ".zip"), (b"PK\x05\x06", "an empty zip archive", ".zip"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", ".7z"), (b"Rar!", "a RAR archive", ".rar"),
     (b"BZh", "packed by bzip2", ".bz2"), (b"\xfd7zXZ", "packed by xz", ".xz"),
-    (b"(\xb5/\xfd", "packed by zstd", ".zst"),
-    (GZIP, "packed by gzip twice", ".gz"), (b"PAR1", "a Parquet file", ".parquet"),
+    (ZSTD, "packed twice", ".zst"), (GZIP, "packed by gzip twice", ".gz"), (b"PAR1", "a Parquet file", ".parquet"),
     (b"ARROW1", "an Arrow file", ".arrow"), (b"\xd0\xcf\x11\xe0", "an old Office file", ".xls"),
     (b"%PDF", "a PDF", ""), (b"SQLite format 3", "an SQLite database", ""),
     (b"version https://git-lfs", "a pointer of Git LFS", ""),
@@ -43,9 +40,20 @@ _SAMPLE_BYTES = 2**16  # bytes from which an encoding is detected
 _COMMON_SHARE = 0.6  # share of level-1 Chinese characters: 0.9 in real texts, 0.3 in the wrong encoding
 
 
+def data_kind(name: str) -> str | None:
+    """Return the type of a data file by its name: ``json``, ``csv``, ``tsv``, ``parquet``, ``xlsx`` or ``zip``.
+
+    ``json`` is JSON Lines or one JSON array. None for other files.
+    """
+    path = Path(name.lower())
+    if path.suffix == ".zip":
+        return "zip"
+    return KINDS.get(Path(path.stem).suffix if path.suffix in _PACKED else path.suffix)
+
+
 def has_data_suffix(path: Path) -> bool:
-    """Whether a file has a suffix of JSON Lines or JSON, plain or packed by gzip."""
-    return path.name.lower().endswith(DATA_SUFFIXES)
+    """Whether a file has the suffix of a data file, plain or packed."""
+    return data_kind(path.name) is not None
 
 
 def printable_name(name: str) -> str:
@@ -57,7 +65,7 @@ def refuse_by_name(path: Path) -> None:
     """Raise UserError for a file without a suffix of data files; the message says how to convert it."""
     if not has_data_suffix(path):
         hint = _conversion_hint(path.name, _read_head(path))
-        raise UserError(f"{printable_name(str(path))} is not a .jsonl or .json file; {hint}.")
+        raise UserError(f"{printable_name(str(path))} is not a data file ({', '.join(KINDS)}, .zip); {hint}.")
 
 
 def _read_head(path: Path) -> bytes:
@@ -68,17 +76,26 @@ def _read_head(path: Path) -> bytes:
         return b""
 
 
-def refuse_by_content(head: bytes, name: str) -> None:
-    """Raise UserError for a file whose first unpacked bytes are not JSON in UTF-8."""
+def refuse_by_content(head: bytes, name: str, kind: str) -> None:
+    """Raise UserError for a text file whose first unpacked bytes are not text in UTF-8 of its type.
+
+    Args:
+        kind: type of the file by its name, see :func:`data_kind`.
+    """
     stem, opening = Path(name).stem, head[:64].removeprefix(BOM).lstrip().lower()
-    for magic, kind, suffix in _MAGIC_BYTES:
-        if head.startswith(magic) or (magic[:1] == b"<" and opening.startswith(magic)):
-            raise UserError(f"{name} is {kind}, not JSON; {_conversion_hint(stem + suffix, head)}.")
+    wanted = "JSON" if kind == "json" else kind.upper()
+    for magic, description, suffix in _MAGIC_BYTES:
+        if head.startswith(magic) or (magic[:1] == b"<" and kind == "json" and opening.startswith(magic)):
+            raise UserError(f"{name} is {description}, not {wanted}; {_conversion_hint(stem + suffix, head)}.")
     if head[257:262] == b"ustar":
-        raise UserError(f"{name} is a tar archive, not JSON; {_conversion_hint(stem + '.tar', head)}.")
+        raise UserError(f"{name} is a tar archive, not {wanted}; {_conversion_hint(stem + '.tar', head)}.")
     if encoding := detect_encoding(head):
-        raise UserError(f"{name} looks like {encoding.upper()}; save it as UTF-8: {_iconv_command(name, encoding)}.")
-    if delimiter := _detect_delimiter(head):
+        setting = "big5" if encoding == "big5" else encoding.removesuffix("le").removesuffix("be")
+        raise UserError(
+            f"{name} looks like {encoding.upper()}; set ingest.encoding: {setting} in params.yaml, or save it as "
+            f"UTF-8: {_iconv_command(name, encoding)}."
+        )
+    if kind == "json" and (delimiter := _detect_delimiter(head)):
         suffix = ".tsv" if delimiter == b"\t" else ".csv"
         raise UserError(f"{name} looks like a table, not JSON; {_conversion_hint(stem + suffix, head)}.")
 
@@ -92,22 +109,21 @@ def _conversion_hint(name: str, head: bytes) -> str:
     """
     suffix, source = Path(name).suffix.lower(), shlex.quote(name)
     target = f"{Path(name).stem}.jsonl"
-    if suffix in (".csv", ".tsv"):
-        encoding = detect_encoding(head)
-        decode = f"iconv -f {encoding} -t utf-8 {source}" if encoding else f"cat {source}"
-        reader = _CSV_READER.format(delimiter=r", delimiter='\t'" if suffix == ".tsv" else "")
-        return f"convert it: {decode} | {reader} > {shlex.quote(target)}"
+    if suffix in KINDS and suffix not in (".json", ".jsonl"):
+        return f"rename it to {source}"
+    if suffix == ".zip":
+        return f"rename it to {source}, or to .xlsx if it is an Excel workbook"
     if suffix in _ARCHIVES:
-        return f"unpack it (`{_ARCHIVES[suffix]} {source}`) and name the .jsonl or .json file in it"
+        return f"unpack it (`{_ARCHIVES[suffix]} {source}`) and name the data file in it"
     if suffix in _PACKERS:
         return f"unpack it: {_PACKERS[suffix]} {source}"
     if reader := _READERS.get(suffix):
         return f"convert it: {_PANDAS.format(reader=reader, source=name, target=target)}"
     if head.startswith(b"version https://git-lfs"):
         return "download the file that it points to: git lfs pull"
-    if suffix == ".gz":
-        return f"unpack it: gzip -d {source}"
-    return f"name a .jsonl or .json file; if it holds one JSON object a line, rename it to {shlex.quote(target)}"
+    if suffix in _PACKED:
+        return f"unpack it: {'gzip -d' if suffix == '.gz' else 'unzstd'} {source}"
+    return f"name a data file; if it holds one JSON object a line, rename it to {shlex.quote(target)}"
 
 
 def _iconv_command(name: str, encoding: str) -> str:
@@ -115,6 +131,16 @@ def _iconv_command(name: str, encoding: str) -> str:
     if name.endswith(".gz"):
         return f"gzip -dc {source} | iconv -f {encoding} -t utf-8 > {target}"
     return f"iconv -f {encoding} -t utf-8 {source} > {target}"
+
+
+def is_utf8(head: bytes, encoding: str) -> bool:
+    """Whether the first bytes of a file are UTF-8, and not text in another encoding.
+
+    ASCII alone may be either, unless it has no zero bytes and the other encoding is UTF-16 or UTF-32.
+    """
+    if b"\0" in head or _decode(head, "utf-8") is None:
+        return False
+    return not head.isascii() or encoding.startswith("utf-")
 
 
 def detect_encoding(head: bytes) -> str | None:

@@ -68,11 +68,57 @@ class Base(Section):
     """Size and training of the tiny base model."""
 
 
+ColumnName = Annotated[str, Field(min_length=1)]
+
+
+class Columns(Section):
+    """Columns of the task data in a layout that is not recognized by its keys.
+
+    Names with a dot are also paths (``data.question``). Rows without these columns are recognized by their keys.
+    """
+
+    question: ColumnName | None = None
+    """Column of the question; ``answer`` is needed too."""
+    answer: ColumnName | None = None
+    """Column of the answer."""
+    history: ColumnName | None = None
+    """Column of the earlier turns: a list of ``[question, answer]`` pairs, or of messages."""
+    system: ColumnName | None = None
+    """Column of the system text."""
+    messages: ColumnName | None = None
+    """Column of a list of messages, instead of ``question`` and ``answer``."""
+    text: ColumnName | None = None
+    """Column of documents for continued pretraining, instead of ``question`` and ``answer``."""
+
+    @model_validator(mode="after")
+    def _check_parts(self):
+        if (self.question is None) != (self.answer is None):
+            raise ValueError("question and answer belong together; name both columns")
+        if sum(part is not None for part in (self.question, self.messages, self.text)) > 1:
+            raise ValueError("name the columns question and answer, or messages, or text, but not several of them")
+        if not (self.question or self.messages or self.text) and (self.history or self.system):
+            raise ValueError("name the columns question and answer, or messages, beside history and system")
+        if self.history and not self.question:
+            raise ValueError("history belongs to question and answer; name these columns")
+        if self.system and self.text:
+            raise ValueError("a document has no system text; remove system or text")
+        return self
+
+    @property
+    def by_part(self) -> dict[str, str]:
+        """The names of the columns that are set, by part."""
+        return self.model_dump(exclude_none=True)
+
+
 class Ingest(Section):
     """Raw data: the task's conversations and general ones."""
 
     source: Annotated[str, Field(min_length=1)]
-    """Task data: a ``.jsonl`` or ``.json`` file, or a folder of them."""
+    """Task data: a JSON Lines, JSON, CSV, TSV, Parquet or ``.xlsx`` file, plain or packed, or a folder of them."""
+    encoding: Literal["utf-8", "gb18030", "gbk", "big5", "utf-16", "utf-32"] = "utf-8"
+    """Encoding of those files of ``source`` that are not UTF-8."""
+    columns: Columns = Columns()
+    """Columns of ``source`` in a layout that is not recognized by its keys."""
     general: Annotated[str, Field(min_length=1)] = "data/demo/general"
     """General conversations unrelated to the task: measure forgetting, and are mixed in by ``train.replay``."""
 
@@ -508,6 +554,12 @@ class Params(Section):
     """Conditions of a promotion."""
     monitor: Monitor = Monitor()
     """Drift monitoring."""
+
+    @property
+    def for_general_data(self) -> "Params":
+        """The parameters with which general conversations are read: encoding and columns are those of the task data."""
+        ingest = self.ingest.model_copy(update={"encoding": "utf-8", "columns": Columns()})
+        return self.model_copy(update={"ingest": ingest})
 
     @model_validator(mode="after")
     def _check_sections_agree(self):

@@ -24,9 +24,11 @@ from pathlib import Path
 
 import regex
 
-from formats.raw_rows import RawRow, find_files, read_rows
+from formats.raw_row import RawRow
+from formats.raw_rows import find_files, read_rows
 from models.errors import UserError
-from models.sample import QUESTION_ANSWER_KEYS, Message, UnknownFormat, read_messages
+from models.row_layouts import QUESTION_ANSWER_KEYS, UnknownFormat, read_messages
+from models.sample import Message
 from models.text_normalization import normalize_nfkc, normalize_text
 
 FORMAT_KEYS = {key for keys in QUESTION_ANSWER_KEYS for key in keys} | {"history", "input", "messages", "system"}

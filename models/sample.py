@@ -1,8 +1,4 @@
-"""Samples: conversations with an id, and the conversion of raw rows in all accepted formats to messages.
-
-The accepted formats are ``{context,target}``, ``{prompt,response,history}``, ``{content,summary}``,
-``{instruction,input,output,history}`` and ``{messages:[…]}``. A ``system`` text becomes the first message.
-"""
+"""Samples: conversations with an id; and markers of missing values in texts."""
 
 import re
 import unicodedata
@@ -10,32 +6,10 @@ from dataclasses import dataclass
 
 from models.storage import sha256_of_json
 
-QUESTION_ANSWER_KEYS = (
-    ("context", "target"),
-    ("prompt", "response"),
-    ("content", "summary"),
-    ("instruction", "output"),
-)
-ROLES = ("system", "user", "assistant")
-# Rows with these keys are rejected: they hold tool calls or media, and ChatGLM-6B would be trained on the text alone.
-UNSUPPORTED_KEYS = (
-    "tools", "functions", "tool_calls", "function_call", "images", "image", "videos", "video", "audios", "audio",
-)  # fmt: skip
-# Loss weights, of a row or of a message; only weight 1 is supported.
-LOSS_KEYS = ("weight", "loss")
-_MESSAGE_LOSS_KEYS = (*LOSS_KEYS, "train")
-_CHECKED_KEYS = frozenset((*UNSUPPORTED_KEYS, *_MESSAGE_LOSS_KEYS))
-_READ_KEYS = {
-    ("messages",): {"messages", "system", *LOSS_KEYS},
-    **{
-        keys: {*keys, "system", "history", *LOSS_KEYS} | ({"input"} if "instruction" in keys else set())
-        for keys in QUESTION_ANSWER_KEYS
-    },
-}
-_READ_MESSAGE_KEYS = {"role", "content", *_MESSAGE_LOSS_KEYS}
+# "text" is a document for continued pretraining, which is the only message of its row.
+ROLES = ("system", "user", "assistant", "text")
 _MAX_BLANK_LENGTH = 40  # characters; longer texts of invisible characters have not been seen in exports
 _MAX_MARKER_LENGTH = 200  # characters, including repetitions
-_QUOTED_LENGTH = 40  # characters of a key or value that an error message shows
 # Markers of a missing value in exports of pandas, Excel, databases and JavaScript, alone or repeated.
 _NULL_MARKER = re.compile(
     r"(?:(?:[-+]?nan|NaN|NAN|NaT|[Nn]one|NONE|[Nn]ull|NULL|undefined|<(?:NA|na|null|NULL|none|None|undefined)>"
@@ -55,14 +29,6 @@ _CHOICE = re.compile(
 )
 _CHOICE_MARKERS = ("none", "n/a", "na", "null")
 _AROUND_MARKER = " \t\r\n\u3000\ufeff。.；;！!…\"'“”‘’「」()（）【】"
-
-
-class UnknownFormat(ValueError):
-    """A row in none of the accepted formats; the message names the problem."""
-
-
-class UnknownLayout(UnknownFormat):
-    """A row whose keys belong to the layout of another program."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +51,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation; its last message is the answer to be trained on.
+    """One conversation, or a single message of role ``text``.
 
     Attributes:
         id: hash of the content only, so it stays the same when rows move.
@@ -149,153 +115,11 @@ def is_null_marker(text: str, question: str = "") -> bool:
     return not (is_quoted or may_be_chosen or _PROGRAMMING.search(question))
 
 
-def _is_missing(text: object) -> bool:
+def is_missing(text: object) -> bool:
     """Whether the value of a text key is null, blank, or a marker of a missing value."""
     return text is None or (isinstance(text, str) and (is_blank(text) or is_null_marker(text)))
 
 
-def _is_empty(value: object) -> bool:
+def is_empty(value: object) -> bool:
     """Whether a value holds no information, so that its key can be ignored."""
-    return _is_missing(value) or value == [] or value == {}
-
-
-# Reading -------------------------------------------------------------------------------------------
-
-
-def read_messages(row: object) -> tuple[Message, ...]:
-    """Return the messages of a row in any accepted format; see :func:`read_row`."""
-    return read_row(row)[0]
-
-
-def read_row(row: object) -> tuple[tuple[Message, ...], set[str]]:
-    """Return the messages of a row in any accepted format, and the names of keys whose values are ignored.
-
-    A key of messages is named ``messages[].key``.
-
-    Raises:
-        UnknownFormat: the row has none of the formats, a value has the wrong type, or a key needs a feature that
-            training does not support.
-    """
-    if not isinstance(row, dict):
-        raise UnknownFormat(f"a row must be a JSON object, not {_json_type(row)}")
-    layout = _layout_of(row)
-    _check_supported(row, LOSS_KEYS)
-    messages = _from_messages(row["messages"]) if layout == ("messages",) else _from_question_and_answer(row, *layout)
-    return _with_system(row.get("system"), messages), _unread_keys(row, layout)
-
-
-def _unread_keys(row: dict, layout: tuple[str, ...]) -> set[str]:
-    unread = {key for key in row.keys() - _READ_KEYS[layout] if not _is_empty(row[key])}
-    for message in row["messages"] if layout == ("messages",) else ():
-        for key in message.keys() - _READ_MESSAGE_KEYS:
-            if not _is_empty(message[key]):
-                unread.add(f"messages[].{key}")
-    return unread
-
-
-def _layout_of(row: dict) -> tuple[str, ...]:
-    """Return the keys that identify the format of a row."""
-    if "messages" in row:
-        return ("messages",)
-    layouts = [keys for keys in QUESTION_ANSWER_KEYS if all(key in row for key in keys)]
-    if len(layouts) > 1:
-        raise UnknownFormat(f"more than one format has these keys: {', '.join(sum(layouts, ()))}")
-    if layouts:
-        return layouts[0]
-    keys = ", ".join(map(quote_value, list(row)[:6])) or "no keys"
-    raise UnknownLayout(f"no known format has these keys: {keys}")
-
-
-def _check_supported(part: dict, loss_keys: tuple[str, ...]) -> None:
-    """Raise UnknownFormat if a row or message has tool calls, media, or a loss weight other than 1."""
-    if _CHECKED_KEYS.isdisjoint(part):
-        return
-    for key in UNSUPPORTED_KEYS:
-        if not _is_empty(part.get(key)):
-            raise UnknownFormat(
-                f"the key {key!r} holds more than text, which this base model does not support; remove the row"
-            )
-    for key in loss_keys:
-        value = part.get(key)
-        if not _is_empty(value) and value != 1:
-            raise UnknownFormat(
-                f"the key {key!r} is {quote_value(value)}, but an answer can only be trained with weight 1; remove the "
-                "row, or the key"
-            )
-
-
-def _from_messages(messages: object) -> tuple[Message, ...]:
-    if not isinstance(messages, list) or not messages:
-        raise UnknownFormat("'messages' must be a list with at least one message")
-    for message in messages:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise UnknownLayout("every message needs 'role' and 'content'")
-        if message["role"] not in ROLES:
-            raise UnknownLayout(f"a role must be one of {', '.join(ROLES)}, not {quote_value(message['role'])}")
-        # Only the last answer is trained on, so a loss weight of 0 for an earlier one has no effect.
-        _check_supported(message, _MESSAGE_LOSS_KEYS if message is messages[-1] else ())
-    # Exports write an empty system message where no system prompt was set.
-    kept = [message for message in messages if message["role"] != "system" or not _is_missing(message["content"])]
-    if not kept:
-        raise UnknownFormat("'messages' has only an empty system message")
-    return tuple(Message(message["role"], _text(message["content"], "content")) for message in kept)
-
-
-def _with_system(system: object, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Return the messages with the row's ``system`` text as the first one."""
-    if _is_missing(system):
-        return messages
-    first = Message("system", _text(system, "system"))
-    if messages[0].role != "system":
-        return (first, *messages)
-    if messages[0] != first:
-        raise UnknownFormat("the key 'system' and the first system message differ; keep one of them")
-    return messages
-
-
-def _from_question_and_answer(row: dict, question: str, answer: str) -> tuple[Message, ...]:
-    asked = _text(row[question], question)
-    # A marker of a missing instruction is not joined with the input, so that the check for such markers detects it.
-    if question == "instruction" and _has_input(row.get("input"), asked) and not is_null_marker(asked):
-        asked = f"{asked}\n{_text(row['input'], 'input')}"
-    turns = [*_history(row.get("history")), (asked, _text(row[answer], answer))]
-    return tuple(
-        message for asked, answered in turns for message in (Message("user", asked), Message("assistant", answered))
-    )
-
-
-def _has_input(value: object, instruction: str) -> bool:
-    """Whether the input is to be joined to the instruction."""
-    if not isinstance(value, str):
-        return value is not None
-    return not is_blank(value) and not is_null_marker(value, instruction)
-
-
-def _history(history: object) -> list[tuple[str, str]]:
-    if _is_missing(history):
-        return []
-    if not isinstance(history, list):
-        raise UnknownFormat(f"'history' must be a list of [question, answer] pairs, not {_json_type(history)}")
-    for turn in history:
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise UnknownFormat("every turn of 'history' must be a [question, answer] pair")
-    return [(_text(asked, "history"), _text(answered, "history")) for asked, answered in history]
-
-
-def _text(value: object, key: str) -> str:
-    if not isinstance(value, str):
-        parts = " of parts" if key == "content" and isinstance(value, list) else ""
-        raise UnknownFormat(f"{key!r} must be text, not {_json_type(value)}{parts}")
-    return value
-
-
-def quote_value(value: object) -> str:
-    """Return a key or value of a row as an error message shows it: text in quotes and shortened."""
-    if isinstance(value, str):
-        return repr(value) if len(value) <= _QUOTED_LENGTH else f"{value[:_QUOTED_LENGTH]!r}…"
-    return _json_type(value) if isinstance(value, list | dict) else repr(value)
-
-
-def _json_type(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    return is_missing(value) or value == [] or value == {}

@@ -13,7 +13,8 @@ import sentencepiece
 from models.chatglm import ChatGLMConfig, ChatGLMTokenizer
 from models.chatglm.tokenization_chatglm import VOCAB_FILE
 from models.errors import UserError
-from models.sample import Message, UnknownFormat, read_messages
+from models.row_layouts import UnknownFormat, read_messages
+from models.sample import Message
 from models.storage import read_numbered_jsonl
 from models.vocabulary import LINE_BREAK, MAX_BLANKS, TAB, blank_symbol
 

@@ -87,7 +87,7 @@ def prepare_output_folder(files: list[Path], out: Path) -> None:
 @entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description="Check data files without changing the workspace.")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a .jsonl or .json file, or a folder")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a data file, or a folder of them")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for checked rows, quarantine and reports")
     arguments = parser.parse_args()
     if arguments.out is not None:

@@ -208,3 +208,10 @@ def test_dvc_metrics_fit_a_terminal(project):
     assert len(lines) == 5, "the header, three models and the data"
     assert max(map(len, lines)) <= 120
     assert lines[0].split() == ["Path", *sorted([*models["lora"], "train", "bad"])]
+
+
+def test_columns_rerun_the_gate_and_not_the_copy():
+    """Rows are copied byte for byte; their columns matter where they are parsed. General rows have their own layout."""
+    read = {name: STAGES[name]["params"][0]["data/params.json"] for name in ("ingest", "validate", "general")}
+    assert [name for name, keys in read.items() if "ingest.columns" in keys] == ["validate"]
+    assert [name for name, keys in read.items() if "ingest.encoding" in keys] == ["ingest", "validate"]

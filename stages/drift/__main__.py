@@ -14,7 +14,8 @@ from formats import params_schema, raw_rows
 from measures.confidence_intervals import MIN_ROWS
 from models import base_model
 from models.command_line import entry_point
-from models.sample import Message, Sample, UnknownFormat, read_messages
+from models.row_layouts import UnknownFormat, read_messages
+from models.sample import Message, Sample
 from models.storage import atomic_write, read_json, read_jsonl, write_json
 from models.vocabulary import Vocabulary
 from stages.drift import conversation_features, quarantine_drift

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from models.errors import UserError
 from models.prompt import IGNORED_LABEL, encode_sample, label_sample
-from models.sample import Message, UnknownFormat, read_messages
+from models.row_layouts import UnknownFormat, read_messages
+from models.sample import Message
 
 TRAINED_STYLE, IGNORED_STYLE = "green", "dim red"
 

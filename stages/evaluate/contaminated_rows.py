@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from formats.probe_file import Probe
-from formats.raw_rows import format_location
+from formats.raw_row import format_location
 from formats.receipt import VerifiedFolder
 from measures.contamination import find_in_training, questions_of
 from measures.ngrams import join_dialogue

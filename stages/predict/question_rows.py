@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from formats.raw_rows import RawRow, find_files, read_rows
+from formats.raw_row import RawRow
+from formats.raw_rows import find_files, read_rows
 from models.errors import UserError
-from models.sample import QUESTION_ANSWER_KEYS, Message, UnknownFormat, is_blank, read_messages
+from models.row_layouts import QUESTION_ANSWER_KEYS, UnknownFormat, read_messages
+from models.sample import Message, is_blank
 
 TEXT_SUFFIX = ".txt"
 # Question keys of rows without an answer, beside those of the layouts.

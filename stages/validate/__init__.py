@@ -27,7 +27,7 @@ module                input → output
 ``escapes``           messages → literal escape sequence
 ``mojibake``          text → piece decoded in the wrong encoding
 ``privacy``           text → personal data, secrets; masked text
-``layouts``           row in an unsupported layout → its description and the jq command that converts it
+``layouts``           row in an unsupported layout → its description, and how to read or convert it
 ``expectations``      table of features, checks → findings, by Great Expectations
 ``minhash``           4-grams → MinHash bands
 ``dedup``             messages → keys; keys and bands → copies, near-duplicates, conflicting answers

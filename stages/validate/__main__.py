@@ -129,6 +129,7 @@ def write_reports(outcome: Outcome, checks: Sequence[Check], table: RowTable, ar
 def main() -> None:
     arguments = read_arguments()
     params = params_schema.load()
+    params = params.for_general_data if arguments.section == "general" else params
     checks = build_checks(params)
     probes = probes_of_section(arguments.section, params)
     files = find_data_files(arguments.raw)

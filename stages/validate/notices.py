@@ -65,7 +65,7 @@ def _unread_key_notice(table: RowTable) -> list[dict[str, str]]:
     unread = [
         (key, rows)
         for key, rows in table.unread_keys.most_common()
-        if key.removeprefix("messages[].").lower() not in _BOOKKEEPING
+        if key.rpartition("[].")[2].lower() not in _BOOKKEEPING
     ]
     if not unread:
         return []

@@ -1,10 +1,12 @@
 """Parsing of a row: its bytes → messages, or the reason why it has none."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from formats.foreign_files import detect_encoding
-from models.sample import Message, UnknownFormat, UnknownLayout, quote_value, read_row
+from models.row_layouts import UnknownFormat, UnknownLayout, quote_value, read_row
+from models.sample import Message
 from stages.validate.layouts import Layout, recognize_layout
 
 
@@ -23,21 +25,25 @@ class ParseFault:
     layout: Layout | None = None
 
 
-def parse_row(content: bytes, max_bytes: int) -> tuple[tuple[Message, ...] | ParseFault, set[str]]:
+def parse_row(
+    content: bytes, max_bytes: int, columns: Mapping[str, str] | None = None, fault: str = ""
+) -> tuple[tuple[Message, ...] | ParseFault, set[str]]:
     """Parse a row.
 
     Args:
         content: the bytes of the row, JSON in UTF-8.
         max_bytes: limit of the length.
+        columns: names of columns by part, see :func:`models.row_layouts.read_row`.
+        fault: why the row cannot be read, if its file shows that.
 
     Returns:
         The messages, or the reason why there are none; and the keys that are not read.
     """
-    row = _decode(content, max_bytes)
+    row = ParseFault("parseable", fault) if fault else _decode(content, max_bytes)
     if isinstance(row, ParseFault):
         return row, set()
     try:
-        return read_row(row)
+        return read_row(row, columns)
     except UnknownLayout as error:
         layout = recognize_layout(row)
         # A description that begins with a key is left out: the error lists the keys already.

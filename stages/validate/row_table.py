@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from formats.params_schema import Params
-from formats.raw_rows import RawRow, format_location, read_rows
+from formats.raw_row import RawRow, format_location
+from formats.raw_rows import UTF8, read_rows
 from measures.ngrams import hash_ngrams, join_dialogue
 from models.sample import Message, Sample
 from models.vocabulary import Vocabulary
@@ -76,18 +77,19 @@ class Chunk:
     rows: list[RawRow]
 
 
-def read_chunks(files: Mapping[str, Path]) -> Iterator[Chunk]:
+def read_chunks(files: Mapping[str, Path], encoding: str = UTF8) -> Iterator[Chunk]:
     """Yield the rows of all files in chunks, in the order of files and lines.
 
     Args:
         files: paths by name.
+        encoding: of text files that are not UTF-8.
 
     Raises:
         UserError: a file cannot be read.
     """
     first, size, rows = 0, 0, []
     for name, path in files.items():
-        for row in read_rows(path, name):
+        for row in read_rows(path, name, encoding):
             rows.append(row)
             size += len(row.content)
             if len(rows) == _CHUNK_ROWS or size >= _CHUNK_BYTES:
@@ -228,7 +230,8 @@ def _count_unread(unread: Sequence[set[str]]) -> Counter[str]:
 def build_chunk_table(config: GateConfig, chunk: Chunk) -> RowTable:
     """Parse the rows of a chunk, compute their features, run the row checks, and spool what later steps need."""
     max_bytes = config.params.validate_.checks.parseable.max_bytes
-    parsed, unread = zip(*(parse_row(row.content, max_bytes) for row in chunk.rows), strict=True)
+    columns = config.params.ingest.columns.by_part
+    parsed, unread = zip(*(parse_row(row.content, max_bytes, columns, row.fault) for row in chunk.rows), strict=True)
     features = compute_features(parsed, config.vocabulary, config.params)
     rows = np.arange(chunk.first, chunk.first + len(parsed))
     checks = [check for check in config.checks if check.scope == "row"]

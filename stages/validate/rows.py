@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from formats.raw_row import NO_OFFSET
 from formats.receipt import SPLITS
 from models.errors import UserError
 from stages.validate.checks import Check
@@ -34,7 +35,9 @@ def build_row_table(config: GateConfig, files: Mapping[str, Path], pool: WorkerP
     """
     parts = []
     with tqdm(desc="check", unit=" rows", delay=2) as bar:
-        for part in pool.map_ordered(partial(build_chunk_table, config), read_chunks(files)):
+        for part in pool.map_ordered(
+            partial(build_chunk_table, config), read_chunks(files, config.params.ingest.encoding)
+        ):
             parts.append(part)
             bar.update(len(part.lines))
     if not parts:
@@ -84,7 +87,9 @@ def quarantine_lines(table: RowTable, decision: Decision, checks: Sequence[Check
                 check = check_by_name[finding.check]
                 reason = {"check": check.name, "severity": check.severity}
                 failed.append(reason | {"seen": finding.values[index], "limit": check.limit})
-        location = {"file": table.files[row], "line": int(table.lines[row]), "offset": int(table.offsets[row])}
+        location = {"file": table.files[row], "line": int(table.lines[row])}
+        if (offset := int(table.offsets[row])) != NO_OFFSET:
+            location["offset"] = offset
         if number := int(table.numbers[row]):
             location["number"] = number
         record = {**location, **_encode_content(contents[row].tobytes()), "failed": failed}

@@ -6,7 +6,8 @@ import pytest
 from chat import terminal
 from models.errors import UserError
 from models.generation import Answer
-from models.sample import Message, read_messages
+from models.row_layouts import read_messages
+from models.sample import Message
 from texts import translate
 
 

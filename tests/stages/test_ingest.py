@@ -1,9 +1,13 @@
 """Stage ingest: copies, their record, and the sources that it refuses."""
 
+from pathlib import Path
+
 import pytest
 from shared_data import write_rows
 
+from formats.raw_rows import HUB_RECORD
 from models.errors import UserError
+from models.storage import sha256_of, write_json
 from stages.ingest import copy_raw_files
 
 ROW = {"context": "问", "target": "答"}
@@ -24,11 +28,11 @@ def test_files_are_copied_byte_for_byte_with_a_record(tmp_path):
 
 def test_skipped_files_are_logged(tmp_path, caplog):
     write_rows(tmp_path / "in/A.JSONL", [ROW])
-    (tmp_path / "in/b.csv").write_text("x")
+    (tmp_path / "in/b.txt").write_text("x")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
     assert [record["file"] for record in copy_raw_files(tmp_path / "in", tmp_path / "raw")] == ["A.JSONL"]
-    assert "b.csv, linked" in caplog.text
+    assert "b.txt, linked" in caplog.text
 
 
 def test_source_may_be_a_single_file(tmp_path):
@@ -57,3 +61,32 @@ def test_refused_sources_leave_no_copies(tmp_path):
         with pytest.raises(UserError, match=message):
             copy_raw_files(tmp_path / source, tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
+
+
+def test_origin_of_a_download_is_part_of_the_record(tmp_path):
+    files = [write_rows(tmp_path / f"in/{name}.jsonl", [ROW]) for name in ("same", "edited")]
+    entries = [{"file": path.name, "bytes": 1, "sha256": sha256_of(path)} for path in files]
+    origin = {"hub": "hf", "id": "a/b", "revision": "main", "commit": "0" * 40}
+    write_json(tmp_path / "in" / HUB_RECORD, origin | {"files": entries})
+    write_rows(files[1], [ROW, ROW])
+    write_rows(tmp_path / "in/own.jsonl", [ROW])
+    records = {record["file"]: record for record in copy_raw_files(tmp_path / "in", tmp_path / "raw")}
+    assert records["same.jsonl"]["hub"] == origin | {"sha256": entries[0]["sha256"], "unchanged": True}
+    assert records["edited.jsonl"]["hub"]["unchanged"] is False
+    assert "hub" not in records["own.jsonl"]
+    (tmp_path / "in" / HUB_RECORD).write_text('{"hub": 1}')
+    with pytest.raises(UserError, match="is damaged; delete it"):
+        copy_raw_files(tmp_path / "in", tmp_path / "raw")
+
+
+@pytest.mark.parametrize("name", ["hf:owner/name@main", "modelscope:owner/name"])
+def test_hub_id_is_refused_with_the_command_that_downloads_it(tmp_path, name):
+    with pytest.raises(UserError, match=f"python -m pipelines.download {name} --out data/hub/name`"):
+        copy_raw_files(Path(name), tmp_path / "raw")
+
+
+def test_encoding_is_that_of_files_that_are_not_utf8(tmp_path):
+    (tmp_path / "a.csv").write_bytes("问题,回答\n茶怎么泡？,先温杯。\n".encode("gb18030"))
+    (record,) = copy_raw_files(tmp_path / "a.csv", tmp_path / "raw", encoding="gb18030")
+    assert record["rows"] == 1
+    assert (tmp_path / "raw/a.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()

@@ -26,6 +26,22 @@ def test_supplied_parameter_sets_are_valid(path):
     assert set(loaded.evaluate.models) == {"base", *loaded.adapters}
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"question": "q"}, "question and answer belong together"),
+        ({"question": "q", "answer": "a", "text": "t"}, "but not several of them"),
+        ({"system": "s"}, "beside history and system"),
+        ({"messages": "m", "history": "h"}, "history belongs to question and answer"),
+        ({"text": "t", "system": "s"}, "a document has no system text"),
+        ({"prompt": "q"}, "is not a known key"),
+    ],
+)
+def test_columns_that_do_not_belong_together_are_refused(tmp_path, columns, message):
+    with pytest.raises(UserError, match=message):
+        params_schema.load(write(tmp_path, lambda content: content["ingest"].update(columns=columns)))
+
+
 def test_chatglm_6b_sets_have_the_published_settings():
     lora = params_schema.load(ROOT / "params/chatglm-6b-lora.yaml")
     assert (lora.base.model, lora.encode.max_prompt_tokens, lora.encode.max_answer_tokens) == (

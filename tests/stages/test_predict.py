@@ -9,7 +9,8 @@ from shared_data import ROOT, conversation, write_rows
 
 from models import generation
 from models.errors import UserError
-from models.sample import Message, UnknownFormat
+from models.row_layouts import UnknownFormat
+from models.sample import Message
 from models.storage import read_jsonl
 from stages.predict import __main__ as predict
 from stages.predict.prediction_file import PredictionFile

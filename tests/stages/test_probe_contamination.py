@@ -10,7 +10,8 @@ from shared_data import ROOT, conversation, write_rows
 from formats import receipt
 from formats.probe_file import Expectation, Probe, read_probes
 from measures.contamination import find_in_training, questions_of
-from models.sample import Sample, UnknownFormat, read_messages
+from models.row_layouts import UnknownFormat, read_messages
+from models.sample import Sample
 from stages.evaluate.contaminated_rows import mark_seen_probes, match_general_samples
 from stages.validate import row_table
 from stages.validate.__main__ import probes_of_section

@@ -10,7 +10,8 @@ from shared_data import conversation, developer_file, write_rows
 from formats import receipt
 from formats.probe_file import Expectation, read_probe_rows, read_probes
 from models.errors import UserError
-from models.sample import Sample, read_messages
+from models.row_layouts import read_messages
+from models.sample import Sample
 from stages.probe_drafts import __main__ as probe_drafts
 from stages.probe_drafts.probe_review import review_probes
 from stages.probe_drafts.suggestions import cut_words, expect, suggest_probes

@@ -1,42 +1,32 @@
 """Layouts, keys and missing values of exports: read, refused with a conversion command, or counted; never dropped."""
 
+import csv
 import json
 import shutil
 import subprocess
 import time
 
+import pyarrow
 import pytest
+import yaml
 from commands import check
-from gate import GOOD, GateRun
-from shared_data import conversation, write_rows
+from gate import GOOD, GateRun, params_with
+from pyarrow import parquet
+from shared_data import conversation, developer_file, write_rows
 
-from models.sample import UnknownFormat, read_messages
+from formats.params_schema import Columns, Params
+from models.row_layouts import UnknownFormat, read_messages
 from stages.validate.escapes import find_escape
 from stages.validate.layouts import conversion_command, describe_conversion, recognize_layout
 from stages.validate.notices import collect_notices, layout_notices
 from stages.validate.row_features import find_null_marker
 from stages.validate.row_parsing import parse_row
 
-SHAREGPT = {"conversations": [{"from": "human", "value": "茶怎么泡？"}, {"from": "gpt", "value": "先温杯。"}]}
-TWO_TEXTS = ["茶怎么泡？", "先温杯。"]
+TEXTS = {"dialog": ["茶怎么泡？", "先温杯。"]}
 FOREIGN = [
-    (SHAREGPT, "ShareGPT", TWO_TEXTS),
-    ({"id": 1, "system": "您好。", **SHAREGPT}, "ShareGPT", ["您好。", *TWO_TEXTS]),
-    ({"messages": SHAREGPT["conversations"]}, "ShareGPT", TWO_TEXTS),
-    ({"conversations": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]}, "", ["问", "答"]),
-    ({"messages": [{"role": "human", "content": "问"}, {"role": "gpt", "content": "答"}]}, "", ["问", "答"]),
-    ({"conversation": [{"human": "问", "assistant": "答"}, {"human": "再问", "assistant": "再答"}]}, "", 4),
-    ({"dialog": ["问", "答"]}, "texts", ["问", "答"]),
-    ({"query": "问", "response": "答", "history": [["早", "好"]], "system": "您好。"}, "", 5),
-    ({"question": "问", "answer": "答"}, "'question' and 'answer'", ["问", "答"]),
-    ({"Question": "问", "Answer": "答"}, "'Question' and 'Answer'", ["问", "答"]),
-    ({"问题": "问", "答案": "答"}, "", ["问", "答"]),
-    ({"question": "问", "context": "文", "answer": "答"}, "", ["问\n文", "答"]),
-    ({"instruction": "问", "context": "文", "response": "答", "category": "x"}, "", ["问\n文", "答"]),
-    ({"system_prompt": "您好。", "question": "问", "response": "答"}, "", ["您好。", "问", "答"]),
-    ({"prompt": "问", "completion": "答"}, "", ["问", "答"]),
-    ({"prompt": "问", "chosen": "答", "rejected": "错"}, "", ["问", "答"]),
+    (TEXTS, "'dialog', a list of texts", ["茶怎么泡？", "先温杯。"]),
     ({"train": [{"instruction": "问", "output": "答"}]}, "below 'train'", ["问", "答"]),
+    ({"data": [{"conversations": [{"from": "human", "value": "问"}]}]}, "below 'data'", ["问"]),
 ]
 
 
@@ -55,17 +45,20 @@ def test_layout_is_recognized_and_its_command_converts_the_file(tmp_path, row, n
         converted = (tmp_path / f"{file.partition('.')[0]}.converted.jsonl").read_text(encoding="utf-8").splitlines()
         assert len(converted) == (2 if file == "it's.json" else 1)
         messages = read_messages(json.loads(converted[0]))
-        assert [message.content for message in messages] == texts or len(messages) == texts
+        assert [message.content for message in messages] == texts
 
 
-def test_layout_without_conversion_has_no_command():
-    assert conversion_command("a.jsonl", recognize_layout({"text": "一段文字"})) is None
-    assert "QUESTION" in conversion_command("a.jsonl", recognize_layout({"甲": "问", "乙": "答"}))
-    assert conversion_command("a.jsonl.gz", recognize_layout(SHAREGPT)).startswith("gzip -dc a.jsonl.gz | jq")
+def test_setting_of_the_notice_reads_a_layout_of_unknown_keys():
+    row = {"甲": "问", "乙": "答"}
+    setting = yaml.safe_load(conversion_command("a.jsonl", recognize_layout(row)))["ingest"]["columns"]
+    assert setting == {"question": "QUESTION", "answer": "ANSWER"}
+    columns = Columns(question="甲", answer="乙").by_part
+    assert parse_row(json.dumps(row).encode(), 100, columns)[0] == conversation("问", "答")
+    assert conversion_command("a.jsonl.gz", recognize_layout(TEXTS)).startswith("gzip -dc a.jsonl.gz | jq")
     for row in ({"messages": [{"role": "robot", "content": "问"}]}, [1], {}):
         assert recognize_layout(row) is None
-    sentences = describe_conversion("a.jsonl", 3, recognize_layout(SHAREGPT))
-    assert all("messages: [{role, content}" in sentence for sentence in sentences.values())
+    sentences = describe_conversion("a.jsonl", 3, recognize_layout({"甲": "问"}))
+    assert all("ingest: {columns: {question: QUESTION" in sentence for sentence in sentences.values())
 
 
 @pytest.mark.parametrize(
@@ -189,11 +182,11 @@ def test_time_is_linear_in_the_number_of_keys_and_turns():
 def test_notices_of_layouts_unread_keys_and_spelled_english(base_folder, tmp_path):
     rows = [{**GOOD, "context": f"问题 {number}", "score": 1, "id": number, "tag": None} for number in range(30)]
     rows += [{"messages": [{"role": "user", "content": "问", "name": "甲"}, {"role": "assistant", "content": "答"}]}]
-    rows += [{"question": "问", "answer": "答"}, {"甲": "问"}]
+    rows += [{"dialog": ["问", "答"]}, {"甲": "问"}]
     english = " ".join(["Every adapter is a small matrix beside the weights of the model, and it learns fast."] * 40)
     rows += [{"prompt": "Explain adapters.", "response": english}]
     write_rows(tmp_path / "raw/a.jsonl", rows)
-    (tmp_path / "raw/b.json").write_text(json.dumps([SHAREGPT, SHAREGPT, {"甲": "问"}, {"甲": "答"}] * 2), "utf-8")
+    (tmp_path / "raw/b.json").write_text(json.dumps([TEXTS, TEXTS, {"甲": "问"}, {"甲": "答"}] * 2), "utf-8")
     (tmp_path / "raw/c.jsonl").write_text('{"乙": "问"}\n' * 3, encoding="utf-8")
     run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out")
     table = run.table
@@ -205,22 +198,88 @@ def test_notices_of_layouts_unread_keys_and_spelled_english(base_folder, tmp_pat
         "c.jsonl",
         "a.jsonl",
     ]
-    assert "4 rows have an unsupported layout: ShareGPT" in notices[0]["en"]
+    assert "4 rows have an unsupported layout: 'dialog', a list of texts" in notices[0]["en"]
     assert "1 English rows exceed the token budget" in notices[-2]["en"]
     assert notices[-1]["en"] == "Unread keys: score (30 rows), messages[].name (1 rows)"
     assert notices[-1]["zh"] == "未读取的键：score（30 行），messages[].name（1 行）"
     (first,) = (row for row in run.rows["quarantine"] if row["file"] == "b.json" and row["number"] == 1)
-    assert "it looks like ShareGPT" in first["failed"][0]["seen"]
+    assert first["failed"][0]["seen"] == "no known format has these keys: 'dialog'"
     assert table.locate(len(rows)) == "b.json#1"
     assert table.locate(0) == "a.jsonl:1"
 
 
 def test_message_of_a_blocked_export_has_the_conversion_command_once(tmp_path):
-    write_rows(tmp_path / "rows.jsonl", [SHAREGPT | {"system": f"{number}"} for number in range(30)])
+    write_rows(tmp_path / "rows.jsonl", [TEXTS | {"system": f"{number}"} for number in range(30)])
     done = check(tmp_path / "rows.jsonl", "--out", tmp_path / "out")
     assert done.returncode == 2
     blocked = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert blocked.count("ShareGPT") == 1
+    assert blocked.count("a list of texts") == 1
     assert "`jq -c '" in blocked
     assert json.loads((tmp_path / "out/data_checks.json").read_text(encoding="utf-8"))["notes"][0]["zh"]
-    assert "ShareGPT" in (tmp_path / "out/validation/index.html").read_text(encoding="utf-8")
+    assert "a list of texts" in (tmp_path / "out/validation/index.html").read_text(encoding="utf-8")
+
+
+# Files of other types ------------------------------------------------------------------------------
+
+
+def test_gate_reads_tables_by_their_columns_and_quarantines_single_rows(base_folder, tmp_path):
+    table = ["问诊,医生,科室"] + [
+        f"第{number}种茶怎么泡？,先温杯，再泡{number}分钟。".replace("，", "、") + ",茶" for number in range(25)
+    ]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.csv").write_text("\n".join([*table, "一,二,三,四", "只有问题,,"]) + "\n", encoding="utf-8")
+    shown = [{"问诊": f"绿茶 {number} 号多少钱？", "医生": f"{number} 元。"} for number in range(3)]
+    write_rows(tmp_path / "raw/b.jsonl", [*shown, {**GOOD, "context": "茶馆在哪里？"}, {"text": "茶叶要密封，避光。"}])
+    content = params_with().model_dump(by_alias=True, exclude_unset=True)
+    content["ingest"] |= {"columns": {"question": "问诊", "answer": "医生"}}
+    params = Params.model_validate(content)
+    run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out", params)
+    faults = {
+        run.table.locate(row): finding.values[index]
+        for finding in run.decision.findings
+        if finding.check in ("parseable", "known_format")
+        for index, row in enumerate(finding.rows)
+    }
+    assert faults == {
+        "a.csv:27": "4 cells below a header of 3; quote a cell that holds the delimiter",
+        "a.csv:28": "the column '医生', which ingest.columns names as answer, is missing or empty",
+    }
+    assert run.table.unread_keys == {"科室": 25}
+    quarantined = {row["line"]: row for row in run.rows["quarantine"] if row["file"] == "a.csv"}
+    assert json.loads(quarantined[28]["content"]) == {"问诊": "只有问题"}
+    assert "offset" not in quarantined[28]
+    assert len(run.rows["train"]) + len(run.rows["eval"]) >= 25
+    plain = GateRun(tmp_path / "raw", base_folder, tmp_path / "general", params.for_general_data)
+    assert sum("known_format" in plain.failed(line) for line in range(2, 27)) == 25
+
+
+def test_flags_reach_the_samples_and_equal_texts_have_equal_ids(base_folder, tmp_path):
+    turns = [{"from": "human", "value": "茶怎么泡？"}, {"from": "gpt", "value": "先温杯。"}]
+    flagged = [
+        *turns[:1],
+        {**turns[1], "loss": False},
+        {"from": "human", "value": "然后呢？"},
+        {"from": "gpt", "value": "再投茶。"},
+    ]
+    write_rows(tmp_path / "raw/a.jsonl", [{"conversations": flagged}])
+    run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out")
+    (sample,) = run.rows["train"] + run.rows["eval"]
+    assert [message.get("learn", True) for message in sample["messages"]] == [True, False, True, True]
+
+
+def test_real_rows_are_judged_the_same_as_parquet_csv_and_json_lines(base_folder, tmp_path):
+    rows = [json.loads(line) for line in developer_file("datasets/adgen_dev.jsonl").open(encoding="utf-8")][:300]
+    write_rows(tmp_path / "jsonl/a.jsonl", rows)
+    for folder in ("parquet", "csv"):
+        (tmp_path / folder).mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "parquet/a.parquet")
+    with (tmp_path / "csv/a.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["content", "summary"])
+        writer.writeheader()
+        writer.writerows(rows)
+    runs = [
+        GateRun(tmp_path / folder, base_folder, tmp_path / f"{folder}-out") for folder in ("jsonl", "parquet", "csv")
+    ]
+    ids = [[row["id"] for row in run.rows["train"]] for run in runs]
+    assert len(ids[0]) > 200
+    assert ids[0] == ids[1] == ids[2]
