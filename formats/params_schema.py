@@ -324,6 +324,17 @@ class Encode(Section):
     """Longest answer in tokens."""
 
 
+class QuestionFit(Section):
+    """Ranking of training answers by how little their question helps the base to predict them."""
+
+    answers: Annotated[int, Field(ge=0, strict=True)] = 2000
+    """Answers that are ranked at most, a random sample of them, at up to three forward passes each; 0 for none."""
+    shown: Count = 50
+    """Rows in the report and in the review, the worst ones."""
+    batch_size: Count = 16
+    """Rows per forward pass."""
+
+
 # Adapters ------------------------------------------------------------------------------------------
 
 
@@ -444,6 +455,11 @@ class Train(Section):
     """Early stopping: evaluations without a lower evaluation loss before training ends; null disables it."""
     replay: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     """Share of general conversations among the training rows, against forgetting; from 0 to 0.9."""
+    report_to: tuple[Literal["tensorboard", "mlflow", "swanlab", "wandb"], ...] = ()
+    """Experiment trackers that get the losses, beside DVCLive; each is a package to install, and none is the default.
+
+    Where they send their data is set by their own environment variables.
+    """
 
 
 # After training ------------------------------------------------------------------------------------
@@ -542,6 +558,8 @@ class Params(Section):
     """Data checks and split."""
     encode: Encode
     """Token budgets."""
+    question_fit: QuestionFit = QuestionFit()
+    """Ranking of training answers by the help of their question."""
     adapters: dict[AdapterName, Adapter]
     """Adapters to train, by name."""
     train: Train

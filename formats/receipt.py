@@ -38,6 +38,7 @@ class Receipt(BaseModel):
         files: hashes of the split files next to the receipt.
         tokenizer_sha256: hash of the tokenizer that counted or encoded the tokens.
         read: by validate: hashes of the raw files.
+        decisions_sha256: by validate: hash of the decisions of a review that were applied.
         suite: by validate: all checks with their limits.
         books: by validate: row counts (rows in = train + eval + test + quarantined) and further figures.
         checked_sha256: by encode: hash of the receipt of the encoded data.
@@ -49,6 +50,7 @@ class Receipt(BaseModel):
     files: dict[Literal["train.jsonl", "eval.jsonl", "test.jsonl"], Sha256] = Field(min_length=len(ENCODED_SPLITS))
     tokenizer_sha256: Sha256 | None = None
     read: dict[str, Sha256] | None = None
+    decisions_sha256: Sha256 | None = None
     suite: dict | None = None
     books: dict | None = None
     checked_sha256: Sha256 | None = None

@@ -89,11 +89,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Check data files without changing the workspace.")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a data file, or a folder of them")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for checked rows, quarantine and reports")
+    parser.add_argument(
+        "--decisions", type=Path, metavar="FILE", help="apply these decisions of a review; default: none"
+    )
     arguments = parser.parse_args()
+    options = ["--decisions", str(arguments.decisions)] if arguments.decisions else []
     if arguments.out is not None:
-        sys.exit(check(arguments.files, arguments.out))
+        sys.exit(check(arguments.files, arguments.out, *options))
     with tempfile.TemporaryDirectory() as out:
-        code = check(arguments.files, Path(out), "--temporary")
+        code = check(arguments.files, Path(out), "--temporary", *options)
     print(translate("Add --out DIR to keep quarantine and reports."), file=sys.stderr)
     sys.exit(code)
 

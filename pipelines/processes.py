@@ -256,6 +256,18 @@ def run_with_input(text: str, seconds: float, *command: str) -> None:
         raise UserError(f"`{command[0]}` failed with exit code {error.returncode}.") from None
 
 
+def run_in_terminal(*command: str) -> int:
+    """Run an interactive program, such as an editor, in this terminal and return its exit code.
+
+    Raises:
+        UserError: the program cannot be run.
+    """
+    try:
+        return subprocess.run(command, check=False).returncode
+    except OSError as error:
+        raise UserError(f"`{command[0]}` cannot be run here ({error.strerror}).") from None
+
+
 def exec_module(name: str, *arguments: str) -> NoReturn:
     """Replace this process by ``python -m name``."""
     os.execv(sys.executable, [sys.executable, "-m", name, *arguments])

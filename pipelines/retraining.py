@@ -157,8 +157,9 @@ def _is_outdated(clone: Clone, name: str) -> bool:
 
 
 def model_stages(name: str) -> list[str]:
-    """Return the DVC stages that train and evaluate a model."""
-    return [f"evaluate@{name}"] if name == "base" else [f"train@{name}", f"evaluate@{name}"]
+    """Return the DVC stages that train and evaluate a model; those of the base also rank the training answers."""
+    # Here, because an agent with a GPU runs these stages, and the ranking takes thousands of forward passes.
+    return ["question_fit", f"evaluate@{name}"] if name == "base" else [f"train@{name}", f"evaluate@{name}"]
 
 
 def data_hash(clone: Clone) -> str:

@@ -46,10 +46,10 @@ def run_compare(names: list[str], folder: Path, page: Path, *options: str) -> st
     return summaries[terminal_language()].read_text(encoding="utf-8")
 
 
-def require_html(page: Path) -> None:
-    """Raise UserError if a path does not end with .html."""
+def require_html(page: Path, option: str = "--out") -> None:
+    """Raise UserError if the path of an option does not end with .html."""
     if page.suffix != ".html":
-        raise UserError(f"--out: {page} must end with .html.")
+        raise UserError(f"{option}: {page} must end with .html.")
 
 
 def path_options(paths: dict[str, Path]) -> list[str]:

@@ -28,18 +28,18 @@ class GateRun:
     """Result of the gate for a folder of raw files.
 
     Attributes:
-        table, decision: see :mod:`stages.validate`.
+        table, decision, checks: see :mod:`stages.validate`.
         written: number of rows by destination: ``train``, ``eval``, ``quarantine``.
         rows: the written rows by destination.
     """
 
-    def __init__(self, raw: Path, tokenizer: Path, out: Path, params: Params | None = None):
+    def __init__(self, raw: Path, tokenizer: Path, out: Path, params: Params | None = None, decisions=None):
         params = params or params_with()
         out.mkdir(exist_ok=True)
-        checks = build_checks(params)
+        self.checks = checks = build_checks(params)
         with WorkerPool() as pool:
-            self.table = build_row_table(GateConfig(params, tokenizer, out), find_files(raw), pool)
-            self.decision = decide_rows(self.table, checks, params.validate_, pool)
+            self.table = build_row_table(GateConfig(params, tokenizer, out, decisions or {}), find_files(raw), pool)
+            self.decision = decide_rows(self.table, checks, params.validate_, pool, decisions)
         self.written = write_rows(self.table, self.decision, checks, out)
         self.rows = {
             destination: [json.loads(line) for line in (out / f"{destination}.jsonl").read_bytes().split(b"\n") if line]

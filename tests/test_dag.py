@@ -53,6 +53,7 @@ def test_stages(project):
         "general",
         "base",
         "encode",
+        "question_fit",
         "train@lora",
         "train@ptuning_v2",
         "evaluate@base",
@@ -114,7 +115,7 @@ def test_code_dependencies_are_the_imported_files(name):
     assert not [dependency for dependency in declared if not any(covers(dependency, path) for path in imported)]
 
 
-SECTIONS = "base|ingest|validate|encode|adapters|train|evaluate|compare"
+SECTIONS = "base|ingest|validate|encode|question_fit|adapters|train|evaluate|compare"
 
 
 @pytest.mark.parametrize("name", sorted(STAGES.keys() - {"params"}))

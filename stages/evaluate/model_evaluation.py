@@ -10,9 +10,9 @@ from measures import metrics
 from models.generation import Answer, decode_answer, roundtrip_text
 from models.peak_memory import peak_memory_gib
 from models.prompt import encode_sample
+from models.row_losses import mean_row_divergences, mean_row_losses
 from models.sample import Message, Sample
 from stages.evaluate.answer_cache import AnswerCache, generate_missing_answers
-from stages.evaluate.row_losses import mean_row_divergences, mean_row_losses
 from stages.evaluate.scores import describe_answer, matches_exactly
 
 NEAR_LIMIT = 0.9  # share of a token budget from which a row counts as near the limit

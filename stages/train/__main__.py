@@ -1,9 +1,11 @@
 """``python -m stages.train``: see the package's docstring."""
 
 import argparse
+import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from formats import params_schema, receipt
@@ -36,6 +38,20 @@ def check_tokenizer(encoded: receipt.VerifiedFolder, base: base_model.Base) -> N
         )
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Check that the packages of ``train.report_to`` are installed, before anything is loaded.
+
+    Raises:
+        UserError: one is missing; the message has the command that installs it.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"train.report_to names {name}, but the package is not installed; run "
+                f"`{sys.executable} -m pip install {name}`, or remove {name} from train.report_to in params.yaml."
+            )
+
+
 def launch_ranks(count: int) -> None:
     """Run this program in ``count`` processes, one per device.
 
@@ -61,6 +77,7 @@ def main() -> None:
     arguments, params = parse_arguments(), params_schema.load()
     if arguments.adapter not in params.adapters:
         raise UserError(f"params.yaml has no adapter {arguments.adapter!r}. It has {', '.join(params.adapters)}.")
+    check_trackers(params.train.report_to)
     checked, encoded = receipt.read(arguments.checked).verify(), receipt.read(arguments.encoded)
     receipt.refuse_unrelated(encoded, checked)
     base = base_model.read_record(arguments.base)

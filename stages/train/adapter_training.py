@@ -17,6 +17,7 @@ from models.peak_memory import peak_memory_gib
 from models.program_environment import program_environment
 from models.prompt import PROMPT_VERSION
 from models.training import devices
+from stages.train.trackers import build_trackers
 from stages.train.train_job import TrainJob
 
 log = logging.getLogger("tuneline.train")
@@ -69,9 +70,15 @@ def fit_adapter(model, job: TrainJob) -> training.TrainResult:
     rows, folder = (job.train_rows, job.eval_rows), job.checkpoints
     if devices.rank() > 0:
         return training.fit(model, *rows, config, checkpoint_folder=folder)
+    trackers = build_trackers(shared.report_to, folder)
     with Live(str(job.log), save_dvc_exp=False, dvcyaml=None, monitor_system=False) as live:
         return training.fit(
-            model, *rows, config, checkpoint_folder=folder, on_record=lambda record: log_record(live, record)
+            model,
+            *rows,
+            config,
+            checkpoint_folder=folder,
+            on_record=lambda record: log_record(live, record),
+            callbacks=trackers,
         )
 
 

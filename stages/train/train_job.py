@@ -20,7 +20,7 @@ from models.training import devices
 
 log = logging.getLogger("tuneline.train")
 # Settings that change neither the adapter nor the meaning of a checkpoint, while an update has the same rows.
-SETTINGS_WITHOUT_EFFECT = {"devices", "logs"}
+SETTINGS_WITHOUT_EFFECT = {"devices", "logs", "report_to"}
 UPDATE_SETTINGS = {"batch_size", "gradient_accumulation"}
 CUDA_CONTEXT = 0.75 * memory_estimate.GIB  # memory of the CUDA context, outside torch's allocator
 FRAGMENTATION = 0.03  # fraction of the remaining memory that torch's allocator loses between blocks

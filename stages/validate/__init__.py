@@ -28,6 +28,8 @@ module                input → output
 ``mojibake``          text → piece decoded in the wrong encoding
 ``privacy``           text → personal data, secrets; masked text
 ``layouts``           row in an unsupported layout → its description, and how to read or convert it
+``reviewed_rows``     decisions of a review, rows → findings without the overridden ones
+``rows_for_review``   quarantined or warned rows → their messages, masked; checks of an edited row
 ``expectations``      table of features, checks → findings, by Great Expectations
 ``minhash``           4-grams → MinHash bands
 ``dedup``             messages → keys; keys and bands → copies, near-duplicates, conflicting answers

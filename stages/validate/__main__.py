@@ -11,10 +11,19 @@ from tqdm import tqdm
 from formats import params_schema, receipt
 from formats.probe_file import Probe, read_probes
 from formats.raw_rows import find_files
+from formats.review_decisions import read_decisions
 from models.base_model import TOKENIZER
 from models.command_line import entry_point
 from models.errors import DataBlocked, UserError
-from models.storage import atomic_write_folder, scratch_folder, sha256_of, sha256_of_json, write_json, write_text
+from models.storage import (
+    atomic_write,
+    atomic_write_folder,
+    scratch_folder,
+    sha256_of,
+    sha256_of_json,
+    write_json,
+    write_text,
+)
 from stages.validate import length_drift
 from stages.validate.check_report import print_report
 from stages.validate.checks import Check, build_checks
@@ -23,7 +32,7 @@ from stages.validate.dataset_checks import Outcome, check_dataset
 from stages.validate.probe_contamination import find_seen_probes
 from stages.validate.row_decisions import decide_rows
 from stages.validate.row_table import GateConfig, RowTable
-from stages.validate.rows import build_row_table, write_rows
+from stages.validate.rows import build_row_table, warned_lines, write_rows
 from stages.validate.worker_pool import WorkerPool
 
 
@@ -45,6 +54,10 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file for the row counts")
     parser.add_argument("--findings", type=Path, required=True, help="JSON file for the findings of all checks")
     parser.add_argument("--verdict", type=Path, required=True, help="file that exists if the data passed")
+    parser.add_argument(
+        "--decisions", type=Path, help="decisions of a review to apply, see formats/review_decisions.py"
+    )
+    parser.add_argument("--warned", type=Path, help="JSON Lines file for the accepted rows that checks warn of")
     parser.add_argument("--passed", type=Path, help="folder for the accepted rows, even if the data are blocked")
     parser.add_argument("--temporary", action="store_true", help="the outputs are temporary: messages do not name them")
     return parser.parse_args()
@@ -132,6 +145,7 @@ def main() -> None:
     params = params.for_general_data if arguments.section == "general" else params
     checks = build_checks(params)
     probes = probes_of_section(arguments.section, params)
+    decisions = read_decisions(arguments.decisions) if arguments.decisions else {}
     files = find_data_files(arguments.raw)
     # Outputs of an earlier run must not stand beside the verdict on other data.
     shutil.rmtree(arguments.checked, ignore_errors=True)
@@ -142,10 +156,10 @@ def main() -> None:
     previous_lengths = origin and length_drift.read_last_accepted(arguments.accepted, data_sha256, origin)
     # The spool is beside the outputs, because the temporary folder of the system may be in memory.
     with WorkerPool() as pool, scratch_folder(arguments.quarantine.with_name("examined")) as spool:
-        table = build_row_table(GateConfig(params, arguments.tokenizer, spool), files, pool)
+        table = build_row_table(GateConfig(params, arguments.tokenizer, spool, decisions), files, pool)
         if hash_files(files) != hashes:
             raise UserError("The data changed while they were read; run it again when no program writes to them.")
-        decision = decide_rows(table, checks, params.validate_, pool)
+        decision = decide_rows(table, checks, params.validate_, pool, decisions)
         seen_probes = find_seen_probes(table, decision, probes, pool)
         outcome = check_dataset(table, decision, checks, previous_lengths, seen_probes)
         verify_row_counts(outcome.row_counts, write_rows(table, decision, checks, spool))
@@ -157,7 +171,14 @@ def main() -> None:
         }
         if arguments.passed:
             copy_accepted_rows(spool, arguments.passed, facts)
+        if decisions:
+            facts["decisions_sha256"] = sha256_of(arguments.decisions)
         publish_rows(spool, outcome, arguments, {"read": hashes, **facts})
+        if arguments.warned:
+            with atomic_write(arguments.warned) as path, path.open("wb") as file:
+                file.writelines(warned_lines(table, decision, checks))
+                if not file.tell():
+                    file.write(b"\n")  # DVC warns of an empty file
     write_reports(outcome, checks, table, arguments)
     if outcome.block_reasons:
         hint = "" if arguments.temporary else f" See {arguments.quarantine} and {arguments.docs}/index.html."

@@ -15,8 +15,8 @@ class Check:
         name: in params.yaml, quarantine and reports.
         column: the feature, a column of a table with a row per sample, or a single row for all data.
         group: title of the section of reports.
-        scope: ``row`` for a feature of one row, ``among`` for one that depends on all other rows, ``data`` for one of
-            all data.
+        scope: ``row`` for a feature of one row, ``review`` for a decision of a person, ``among`` for a feature that
+            depends on all other rows, ``data`` for one of all data.
         severity: ``warn``, ``quarantine`` or ``block``.
         maximum, minimum: limits of the feature; None and None if the feature must be absent.
         fault: description of what fails the check, in the catalogue of texts.
@@ -25,7 +25,7 @@ class Check:
     name: str
     column: str
     group: str
-    scope: Literal["row", "among", "data"]
+    scope: Literal["row", "review", "among", "data"]
     severity: str
     maximum: float | None
     minimum: float | None
@@ -94,6 +94,8 @@ _ROW_CHECKS = {
         "no_secrets": translatable("key, token or password"),
     },
 }
+# Not in params.yaml, because a decision to drop a row always quarantines it.
+_REVIEW_CHECKS = {translatable("Review"): {"review": translatable("row dropped in a review")}}
 _CROSS_ROW_CHECKS = {
     translatable("Duplicates and split"): {
         "unique": translatable("copy of an earlier row"),
@@ -112,7 +114,7 @@ _DATASET_CHECKS = {
         "steady_lengths": translatable("row lengths that drifted from the last accepted data"),
     }
 }
-_CHECKS = {"row": _ROW_CHECKS, "among": _CROSS_ROW_CHECKS, "data": _DATASET_CHECKS}
+_CHECKS = {"row": _ROW_CHECKS, "review": _REVIEW_CHECKS, "among": _CROSS_ROW_CHECKS, "data": _DATASET_CHECKS}
 
 
 def build_checks(params: Params) -> list[Check]:
@@ -124,7 +126,7 @@ def build_checks(params: Params) -> list[Check]:
             for name, fault in faults.items():
                 column, maximum = maxima.get(name, (None, None))
                 column, minimum = minima.get(name, (column or f"{name}_fault", None))
-                severity = getattr(params.validate_.checks, name).severity
+                severity = "quarantine" if scope == "review" else getattr(params.validate_.checks, name).severity
                 checks.append(Check(name, column, group, scope, severity, maximum, minimum, fault))
     return checks
 

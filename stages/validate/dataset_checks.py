@@ -10,8 +10,9 @@ from stages.validate import length_drift
 from stages.validate.check_report import summarize_findings
 from stages.validate.checks import Check
 from stages.validate.expectations import Finding, run_checks
-from stages.validate.notices import collect_notices, layout_notices, seen_probe_notice
+from stages.validate.notices import collect_notices, layout_notices, review_notices, seen_probe_notice
 from stages.validate.probe_contamination import SeenProbe
+from stages.validate.reviewed_rows import count_reviewed
 from stages.validate.row_decisions import Decision
 from stages.validate.row_table import RowTable
 
@@ -70,7 +71,7 @@ def check_dataset(
         data_findings,
         [*decision.findings, *findings],
         block_reasons,
-        [*collect_notices(table), *seen_probe_notice(table, seen_probes)],
+        [*collect_notices(table), *review_notices(table, decision), *seen_probe_notice(table, seen_probes)],
     )
 
 
@@ -104,6 +105,11 @@ def count_rows(table: RowTable, decision: Decision, tokens: np.ndarray, previous
         # Only failed checks: the others would be thirty columns of zeros in `dvc exp show`.
         "failed": {finding.check: len(finding.rows) for finding in decision.findings if len(finding.rows)},
         "unread_keys": dict(sorted(table.unread_keys.items())),
+        **(
+            {"review": count_reviewed(table.matches, decision.reviews, decision.is_quarantined)}
+            if decision.reviews
+            else {}
+        ),
     }
 
 

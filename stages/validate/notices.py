@@ -10,6 +10,8 @@ import numpy as np
 from formats.foreign_files import printable_name
 from stages.validate.layouts import describe_conversion
 from stages.validate.probe_contamination import SeenProbe
+from stages.validate.reviewed_rows import count_reviewed, rows_with_decision
+from stages.validate.row_decisions import Decision
 from stages.validate.row_features import excerpt
 from stages.validate.row_table import OTHER_KEYS, RowTable
 from texts import LANGUAGES, in_all_languages, translatable, translate
@@ -28,7 +30,7 @@ _BOOKKEEPING = {
 
 
 def collect_notices(table: RowTable) -> list[dict[str, str]]:
-    """Return all notices about the data, each a sentence by language."""
+    """Return all notices about the rows as they were read, each a sentence by language."""
     return [*layout_notices(table), *_spelling_notice(table), *_unread_key_notice(table)]
 
 
@@ -59,6 +61,38 @@ def _spelling_notice(table: RowTable) -> list[dict[str, str]]:
             rows=rows,
         )
     ]
+
+
+def review_notices(table: RowTable, decision: Decision) -> list[dict[str, str]]:
+    """Return what the decisions of a review did, and which of them had no effect."""
+    if not decision.reviews:
+        return []
+    counts = count_reviewed(table.matches, decision.reviews, decision.is_quarantined)
+    notices = [
+        in_all_languages(
+            "Review: {kept:,} rows kept, {dropped:,} dropped, {edited:,} edited.",
+            **{name: counts[name] for name in ("kept", "dropped", "edited")},
+        )
+    ]
+    if counts["overruled"]:
+        is_overruled = rows_with_decision(table.matches, decision.reviews, "keep") & decision.is_quarantined
+        first = printable_name(table.locate(int(np.flatnonzero(is_overruled)[0])))
+        notices.append(
+            in_all_languages(
+                "Review: {rows:,} rows to keep are quarantined nevertheless, because they fail a required check or one "
+                "of severity block; the first is {first}. Edit or drop them.",
+                rows=counts["overruled"],
+                first=first,
+            )
+        )
+    if counts["unmatched"]:
+        notices.append(
+            in_all_languages(
+                "Review: {count:,} decisions match no row; their rows have changed or are gone.",
+                count=counts["unmatched"],
+            )
+        )
+    return notices
 
 
 def _unread_key_notice(table: RowTable) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ from measures.contamination import Match, find_in_training, questions_of
 from models.sample import Message
 from stages.validate.row_decisions import Decision
 from stages.validate.row_table import RaggedFile, RowTable
+from stages.validate.split import TRAIN
 from stages.validate.worker_pool import WorkerPool
 
 
@@ -43,7 +44,7 @@ def find_seen_probes(table: RowTable, decision: Decision, probes: Sequence[Probe
     questions = list(dict.fromkeys(probe.question for probe in probes))
     if not questions:
         return []
-    is_training = ~(decision.is_eval | decision.is_quarantined)[table.passed]
+    is_training = ((decision.splits == TRAIN) & ~decision.is_quarantined)[table.passed]
     ends = np.cumsum([len(file) for file in table.samples])
     chunks = (
         _Chunk(file, is_training[end - len(file) : end]) for file, end in zip(table.samples, ends.tolist(), strict=True)

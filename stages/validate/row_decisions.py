@@ -1,6 +1,6 @@
 """The decision for every row: cross-row checks (copies, near-duplicates, conflicting answers), then the split."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,9 +8,11 @@ import numpy as np
 from tqdm import tqdm
 
 from formats.params_schema import Validate
+from formats.review_decisions import ReviewDecision
 from stages.validate.checks import Check
 from stages.validate.dedup import find_conflicting_answers, find_near_duplicates, first_occurrences
 from stages.validate.expectations import Finding, run_checks
+from stages.validate.reviewed_rows import find_dropped, overridable_checks, rows_with_decision
 from stages.validate.row_table import RaggedFiles, RowTable
 from stages.validate.split import split_rows
 from stages.validate.worker_pool import WorkerPool
@@ -26,53 +28,74 @@ class Decision:
     Attributes:
         splits: int8 of shape (rows,), indices of :data:`formats.receipt.SPLITS`; they count for accepted rows only.
         is_quarantined: bool of shape (rows,).
-        findings: one for each row check and cross-row check.
+        findings: one for each row check, the check ``review``, and each cross-row check.
         diversity: distinct over all 4-grams in a sample of the accepted rows, from 0 to 1; None without rows.
+        reviews: all decisions of a review, which ``RowTable.matches`` refers to.
     """
 
     splits: np.ndarray
     is_quarantined: np.ndarray
     findings: list[Finding]
     diversity: float | None
+    reviews: Sequence[ReviewDecision] = ()
 
 
-def decide_rows(table: RowTable, checks: Sequence[Check], params: Validate, pool: WorkerPool) -> Decision:
+def decide_rows(
+    table: RowTable,
+    checks: Sequence[Check],
+    params: Validate,
+    pool: WorkerPool,
+    decisions: Mapping[str, ReviewDecision] | None = None,
+) -> Decision:
     """Run the cross-row checks and split the accepted rows.
 
     Each step compares only the rows that passed the steps before, so that no good row is quarantined as the duplicate
     of a quarantined row. Only exact copies fail in any case.
+
+    Args:
+        decisions: decisions of a review, which the row table was built with.
     """
-    row_filter = RowFilter(table, checks)
+    reviews = list((decisions or {}).values())
+    is_kept, is_dropped = (rows_with_decision(table.matches, reviews, name) for name in ("keep", "drop"))
+    row_filter = RowFilter(table, checks, is_kept, is_dropped)
     row_filter.remove_copies()
     pairs = row_filter.remove_near_duplicates(params.checks.no_near_duplicate.similarity)
     row_filter.remove_conflicting_answers()
     splits = row_filter.split(pairs, (params.eval_share, params.test_share))
-    findings = [*table.findings, *row_filter.collect_findings(pool)]
+    dropped = find_dropped(table.matches, reviews)
+    findings = [*table.findings, dropped, *row_filter.collect_findings(pool)]
     is_quarantined = np.zeros(len(table.lines), bool)
     for finding in findings:
         if row_filter.severities[finding.check] != "warn":
             is_quarantined[finding.rows] = True
     diversity = measure_diversity(table, ~is_quarantined)
-    return Decision(splits, is_quarantined, findings, diversity)
+    return Decision(splits, is_quarantined, findings, diversity, reviews)
 
 
 class RowFilter:
     """The rows that passed all checks so far, and the features of the cross-row checks.
+
+    Args:
+        is_kept: rows that a review keeps, for which the checks that it overrides record no fault, (rows,).
+        is_dropped: rows that a review drops, for which no check records a fault, (rows,).
 
     Attributes:
         severities: severity by check.
         accepted: indices of the rows that passed so far.
     """
 
-    def __init__(self, table: RowTable, checks: Sequence[Check]):
+    def __init__(self, table: RowTable, checks: Sequence[Check], is_kept: np.ndarray, is_dropped: np.ndarray):
         self.severities = {check.name: check.severity for check in checks}
         self.accepted = table.passed
         self._table = table
         self._checks = [check for check in checks if check.scope == "among"]
+        self._is_kept, self._is_dropped, self._overridable = is_kept, is_dropped, overridable_checks(self._checks)
         self._features = {check.column: np.full(len(table.lines), None, object) for check in self._checks}
 
     def _fail(self, check: str, faults: dict[int, str]) -> None:
         """Record the faults of rows; unless the check only warns, the rows are no longer accepted."""
+        if check in self._overridable:
+            faults = {row: fault for row, fault in faults.items() if not self._is_kept[row]}
         for row, fault in faults.items():
             self._features[f"{check}_fault"][row] = fault
         if self.severities[check] != "warn":
@@ -81,7 +104,7 @@ class RowFilter:
     def remove_copies(self) -> None:
         """Fail every row that is a copy of an earlier row, even of a quarantined one."""
         first = first_occurrences(self._table.keys.sample)
-        copies = np.flatnonzero(first != np.arange(len(first)))
+        copies = np.flatnonzero((first != np.arange(len(first))) & ~self._is_dropped)
         self._fail("unique", {row: self._table.locate(first[row]) for row in copies.tolist()})
 
     def remove_near_duplicates(self, similarity: float) -> list[tuple[int, int, float]]:

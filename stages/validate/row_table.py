@@ -6,7 +6,7 @@ Arrays of numbers stay in memory. 4-grams, samples and raw bytes are spooled to 
 import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from formats.params_schema import Params
 from formats.raw_row import RawRow, format_location
 from formats.raw_rows import UTF8, read_rows
+from formats.review_decisions import ReviewDecision
 from measures.ngrams import hash_ngrams, join_dialogue
 from models.sample import Message, Sample
 from models.vocabulary import Vocabulary
@@ -24,6 +25,13 @@ from stages.validate.dedup import RowKeys, compute_keys
 from stages.validate.expectations import Finding, run_checks
 from stages.validate.layouts import Layout
 from stages.validate.minhash import compute_bands
+from stages.validate.reviewed_rows import (
+    match_decisions,
+    overridable_checks,
+    override_findings,
+    replace_edited,
+    rows_with_decision,
+)
 from stages.validate.row_features import compute_features, drop_oldest_turns, excerpt
 from stages.validate.row_parsing import ParseFault, parse_row
 
@@ -45,11 +53,13 @@ class GateConfig:
         params: params.yaml.
         tokenizer: folder of the tokenizer that counts tokens.
         spool: folder for the files of the row table.
+        decisions: decisions of a review, by the hash of the row's content.
     """
 
     params: Params
     tokenizer: Path
     spool: Path
+    decisions: Mapping[str, ReviewDecision] = field(default_factory=dict)
 
     @property
     def checks(self) -> list[Check]:
@@ -163,6 +173,7 @@ class RowTable:
         unread_keys: number of rows by key that is not read.
         layouts: number of rows by file and unsupported layout.
         is_spelled: whether a row exceeds the token budget because the tokenizer spells English in letters, (rows,).
+        matches: index of each row's decision of a review, -1 without one, (rows,).
     """
 
     files: np.ndarray
@@ -182,6 +193,7 @@ class RowTable:
     unread_keys: Counter[str]
     layouts: Counter[tuple[str, Layout]]
     is_spelled: np.ndarray
+    matches: np.ndarray
 
     def locate(self, row: int) -> str:
         """Return file and line of a row: ``rows.jsonl:3``, or ``rows.json#3`` in a JSON array."""
@@ -231,12 +243,22 @@ def build_chunk_table(config: GateConfig, chunk: Chunk) -> RowTable:
     """Parse the rows of a chunk, compute their features, run the row checks, and spool what later steps need."""
     max_bytes = config.params.validate_.checks.parseable.max_bytes
     columns = config.params.ingest.columns.by_part
-    parsed, unread = zip(*(parse_row(row.content, max_bytes, columns, row.fault) for row in chunk.rows), strict=True)
+    matches = match_decisions(chunk.rows, config.decisions)
+    contents = replace_edited(chunk.rows, matches, config.decisions)
+    parsed, unread = zip(
+        *(
+            parse_row(content, max_bytes, columns, row.fault if content is row.content else "")
+            for row, content in zip(chunk.rows, contents, strict=True)
+        ),
+        strict=True,
+    )
     features = compute_features(parsed, config.vocabulary, config.params)
     rows = np.arange(chunk.first, chunk.first + len(parsed))
     checks = [check for check in config.checks if check.scope == "row"]
-    findings = run_checks(features, rows, checks)
-    failed = {
+    reviews = list(config.decisions.values())
+    kept, dropped = (set(rows[rows_with_decision(matches, reviews, name)].tolist()) for name in ("keep", "drop"))
+    findings = override_findings(run_checks(features, rows, checks), kept, dropped, overridable_checks(checks))
+    failed = dropped | {
         row for check, finding in zip(checks, findings, strict=True) if check.severity != "warn" for row in finding.rows
     }
     passed = [index for index, row in enumerate(rows.tolist()) if row not in failed]
@@ -262,6 +284,7 @@ def build_chunk_table(config: GateConfig, chunk: Chunk) -> RowTable:
         samples=[RaggedFile.write(path.with_suffix(".samples"), samples)],
         contents=[RaggedFile.write(path.with_suffix(".contents"), [row.content for row in chunk.rows])],
         is_spelled=_find_spelled(parsed, features, findings, chunk.first),
+        matches=matches,
         unread_keys=_count_unread(unread),
         layouts=_count(
             (row.file, fault.layout)

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,13 @@ from formats.receipt import SPLITS
 from models.errors import UserError
 from stages.validate.checks import Check
 from stages.validate.expectations import Finding
+from stages.validate.reviewed_rows import NOT_DECIDED
 from stages.validate.row_decisions import Decision
 from stages.validate.row_table import GateConfig, RaggedFile, RaggedFiles, RowTable, build_chunk_table, read_chunks
 from stages.validate.worker_pool import WorkerPool
 
 DESTINATIONS = (*SPLITS, "quarantine")
+MAX_WARNED = 1000  # rows of each check that are written for a review, which a person reads one after another
 
 
 def build_row_table(config: GateConfig, files: Mapping[str, Path], pool: WorkerPool) -> RowTable:
@@ -79,8 +81,21 @@ def _read_all(files: Sequence[RaggedFile]) -> Iterator[bytes]:
 
 def quarantine_lines(table: RowTable, decision: Decision, checks: Sequence[Check]) -> Iterator[bytes]:
     """Yield the quarantined rows as lines of JSON: location, raw content, and the checks that the row fails."""
+    yield from _encode_rows(np.flatnonzero(decision.is_quarantined).tolist(), table, decision, checks)
+
+
+def warned_lines(table: RowTable, decision: Decision, checks: Sequence[Check]) -> Iterator[bytes]:
+    """Yield accepted rows that checks warn of, the first :data:`MAX_WARNED` of each check, as quarantined rows."""
+    warned = set()
+    for finding in decision.findings:
+        accepted = (row for row in finding.rows if not decision.is_quarantined[row])
+        warned.update(islice(accepted, MAX_WARNED))
+    yield from _encode_rows(sorted(warned), table, decision, checks)
+
+
+def _encode_rows(rows: Sequence[int], table: RowTable, decision: Decision, checks: Sequence[Check]) -> Iterator[bytes]:
     contents, check_by_name = RaggedFiles(table.contents), {check.name: check for check in checks}
-    for row in np.flatnonzero(decision.is_quarantined).tolist():
+    for row in rows:
         failed = []
         for finding in decision.findings:
             if (index := _find_row(finding, row)) is not None:
@@ -92,7 +107,10 @@ def quarantine_lines(table: RowTable, decision: Decision, checks: Sequence[Check
             location["offset"] = offset
         if number := int(table.numbers[row]):
             location["number"] = number
-        record = {**location, **_encode_content(contents[row].tobytes()), "failed": failed}
+        record = {**location, **_encode_content(contents[row].tobytes())}
+        if (match := table.matches[row]) != NOT_DECIDED and (edited := decision.reviews[match].edited) is not None:
+            record["edited"] = edited
+        record["failed"] = failed
         yield json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
 
 

@@ -29,6 +29,7 @@ def clone(tmp_path, monkeypatch) -> Clone:
     (clone.folder / "rank").write_text("8")
     stages = {"evaluate": {"foreach": ["base", "lora", "ptuning_v2"], "do": {"cmd": "echo ${item}", "deps": ["rank"]}}}
     train = {"cmd": TRAIN.format(name="${item}"), "deps": ["rank"], "outs": ["models/weights/${item}"]}
+    stages["question_fit"] = {"cmd": "echo fit", "deps": ["rank"]}
     stages["train"] = {"foreach": ["lora", "ptuning_v2"], "do": train}
     (clone.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     retraining.commit_results(clone, "start")

@@ -1,17 +1,23 @@
 import dataclasses
+import os
+import signal
 import subprocess
+import sys
 
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 from shared_data import ROOT, write_rows
+from transformers import TrainerCallback
 
 from formats import params_schema, receipt
 from models import adapter_files, base_model
 from models.errors import DataBlocked, UserError
 from models.manifest import WEIGHTS, read_verified_manifest
 from models.prompt import IGNORED_LABEL, PROMPT_VERSION
-from stages.train.__main__ import check_tokenizer
+from models.training.checkpointing import Stopped
+from stages.train import adapter_training, trackers
+from stages.train.__main__ import check_tokenizer, check_trackers
 from stages.train.adapter_training import code_commit, train_adapter
 from stages.train.train_job import TrainJob, check_memory, checkpoint_key, memory_spec, read_rows
 
@@ -169,3 +175,106 @@ def test_checkpoint_key_changes_with_everything_that_affects_the_adapter(job, en
     monkeypatch.setenv("WORLD_SIZE", "2")  # twice the rows per update, unless batch_size is halved
     assert key(devices=2) == key(batch_size=4) != default
     assert key(batch_size=2, devices=2) == default
+
+
+# Trackers ------------------------------------------------------------------------------------------
+# They are no part of requirements.lock. To run these tests, install them by `pip install --target FOLDER` and name the
+# folder in TUNELINE_TEST_TRACKERS; it comes last in sys.path, so that its other packages shadow none.
+
+
+@pytest.fixture
+def tracked(job, monkeypatch, tmp_path, request):
+    """A job with the tracker of the fixture's parameter, in an empty working directory."""
+    if folder := os.environ.get("TUNELINE_TEST_TRACKERS"):
+        monkeypatch.setattr(sys, "path", [*sys.path, folder])
+    pytest.importorskip(request.param)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    checkpoints = tmp_path / "checkpoints/demo.0123456789abcdef"
+    checkpoints.mkdir()
+    train = job.params.train.model_copy(update={"report_to": (request.param,)})
+    return dataclasses.replace(
+        job, params=job.params.model_copy(update={"train": train}), checkpoints=checkpoints, out=tmp_path / "tracked"
+    )
+
+
+def read_runs(folder) -> list[dict[str, list[int]]]:
+    """Return the steps of the losses of each run that a tracker has recorded below a folder."""
+    if (folder / "store").is_dir():
+        import mlflow
+
+        client = mlflow.MlflowClient((folder / "store").as_uri())
+        runs = client.search_runs([client.get_experiment_by_name("tuneline").experiment_id])
+        histories = {run.info.run_id: client.get_metric_history for run in runs}
+        return [
+            {name: sorted({metric.step for metric in read(run, name)}) for name in ("loss", "eval_loss")}
+            for run, read in histories.items()
+        ]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    runs = []
+    for run in (folder / "reports/tensorboard").iterdir():
+        events = EventAccumulator(str(run)).Reload()
+        tags = {"loss": "train/loss", "eval_loss": "eval/loss"}
+        runs.append({name: sorted({event.step for event in events.Scalars(tag)}) for name, tag in tags.items()})
+    return runs
+
+
+@pytest.mark.parametrize("tracked", ["tensorboard", "mlflow"], indirect=True)
+def test_a_tracker_gets_one_run_across_a_restart_and_changes_no_weight(job, tracked, monkeypatch, tmp_path):
+    train_adapter(job)
+    recorded = adapter_training.log_record
+
+    def stop_at_step_2(live, record):
+        recorded(live, record)
+        if record["step"] == 2 and record["split"] == "train":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter_training, "log_record", stop_at_step_2)
+        with pytest.raises(Stopped):
+            train_adapter(tracked)
+    train_adapter(tracked)
+    (run,) = read_runs(tmp_path)
+    assert run["loss"] == [1, 2, 3, 4]
+    assert run["eval_loss"][-1] == 4
+    assert (tracked.out / WEIGHTS).read_bytes() == (job.out / WEIGHTS).read_bytes()
+    assert "TENSORBOARD_LOGGING_DIR" not in os.environ
+
+
+@pytest.mark.parametrize("tracked", ["mlflow"], indirect=True)
+def test_a_tracker_without_server_is_refused_at_the_start(tracked, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuch://user:hunter2secret@host")
+    with pytest.raises(UserError, match=r"train.report_to: mlflow cannot start") as refused:
+        train_adapter(tracked)
+    assert "hunter2secret" not in str(refused.value)
+
+
+class FailingTracker(TrainerCallback):
+    def on_log(self, args, state, control, **kwargs):
+        raise ConnectionError("the server has gone")
+
+
+def test_a_tracker_that_fails_later_does_not_end_the_training(job, monkeypatch, caplog):
+    monkeypatch.setattr(trackers, "_create_callback", lambda name: FailingTracker())
+    train = job.params.train.model_copy(update={"report_to": ("wandb",)})
+    with caplog.at_level("WARNING"):
+        train_adapter(dataclasses.replace(job, params=job.params.model_copy(update={"train": train})))
+    assert caplog.text.count("wandb failed and is switched off (the server has gone)") == 1
+    assert read_verified_manifest(job.out).training["steps"] == 4
+
+
+def test_a_missing_tracker_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install swanlab"):
+        check_trackers(["swanlab"])
+    check_trackers([])
+
+
+def test_trackers_change_neither_adapter_nor_checkpoint_key(job, encoded):
+    receipt_of_rows = receipt.read(encoded)
+    reporting = job.params.train.model_copy(update={"report_to": ("tensorboard",)})
+    params = job.params.model_copy(update={"train": reporting})
+    keys = [checkpoint_key("demo", entry, job.base, receipt_of_rows) for entry in (job.params, params)]
+    assert keys[0] == keys[1]

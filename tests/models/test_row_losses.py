@@ -4,7 +4,7 @@ from shared_data import conversation
 
 from models import adapters, base_model, model_loading
 from models.prompt import encode_sample
-from stages.evaluate.row_losses import mean_row_divergences, mean_row_losses
+from models.row_losses import mean_row_divergences, mean_row_losses
 
 PAIRS = [("你好", "再见"), ("你是谁？", "我是测试用的模型 tiny-test。"), ("3加4等于多少？", "3+4=7，所以答案是7。")]
 
