@@ -247,7 +247,9 @@ class Validate(Section):
     eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of accepted rows held out for evaluation, between 0 and 1."""
     cut_history: bool = False
-    """Remove the oldest turns of a prompt over the token budget instead of quarantining the row."""
+    """Remove the oldest turns of a prompt over the token budget, answers included, instead of quarantining the row."""
+    thinking: Literal["learn", "strip"] = "learn"
+    """``<think>…</think>`` at the beginning of an answer: ``learn`` keeps it, ``strip`` removes it before checks."""
     checks: Checks = Checks()
     """Severity and limits of each check."""
 
@@ -289,6 +291,11 @@ class Hyperparameters(Section):
     """Recompute activations in the backward pass: less memory, more time."""
     quantization: Literal[4, 8] | None = None
     """Bits per weight of the frozen base: 4 (NF4), 8 (LLM.int8()), or null for ``base.dtype``."""
+    start_from: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    """Adapter whose weights training starts from: ``champion``, an earlier version such as ``v2.0.0``, or a folder.
+
+    Null starts from new weights.
+    """
 
 
 LinearLayer = Literal["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
@@ -374,6 +381,8 @@ class Train(Section):
     """Weights that become the adapter: those of the lowest evaluation loss, or the last."""
     patience: Count | None = None
     """Early stopping: evaluations without a lower evaluation loss before training ends; null disables it."""
+    learn: Literal["all", "last"] = "all"
+    """Answers of a conversation that are learnt: ``all`` or the ``last`` one, except those with a loss flag of 0."""
     replay: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     """Share of general conversations among the training rows, against forgetting; from 0 to 0.9."""
 

@@ -16,7 +16,7 @@ QUESTION_ANSWER_KEYS = (
     ("content", "summary"),
     ("instruction", "output"),
 )
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "text")
 # Rows with these keys are rejected: they hold tool calls or media, and ChatGLM-6B would be trained on the text alone.
 UNSUPPORTED_KEYS = (
     "tools", "functions", "tool_calls", "function_call", "images", "image", "videos", "video", "audios", "audio",

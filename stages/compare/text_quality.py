@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from measures.boilerplate import find_boilerplate
+from measures.metrics import answered_rows
 from models.text_normalization import normalize_nfkc
 from stages.compare.evaluated_models import EvaluatedModel
 from texts import translatable
@@ -90,9 +91,12 @@ def describe(text: str, similarity: float, repetition: float) -> dict[str, float
 
 
 def check_text_quality(model: EvaluatedModel) -> list[TextQualityResult]:
-    """Test the mean of every descriptor over a model's answers to the evaluation rows."""
-    answers = [describe(row["answer"], row["chrf"] / 100, row["repetition"]) for row in model.task]
-    references = [describe(row["reference"], 1.0, 0.0) for row in model.task]
+    """Test the mean of every descriptor over a model's answers to the evaluation rows; no results without answers."""
+    rows = answered_rows(model.task)
+    if not rows:
+        return []
+    answers = [describe(row["answer"], row["chrf"] / 100, row["repetition"]) for row in rows]
+    references = [describe(row["reference"], 1.0, 0.0) for row in rows]
     relative_columns = [threshold.column for threshold in THRESHOLDS if threshold.is_relative]
     reference_means = {column: _mean(references, column) for column in relative_columns}
     means, passed = _run_evidently(answers, reference_means)

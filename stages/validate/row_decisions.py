@@ -34,6 +34,12 @@ class Decision:
     findings: list[Finding]
     diversity: float | None
 
+    @property
+    def rows_by_split(self) -> dict[str, np.ndarray]:
+        """The indices of the rows of each split."""
+        is_training = ~(self.is_quarantined | self.is_eval)
+        return {"train": np.flatnonzero(is_training), "eval": np.flatnonzero(self.is_eval)}
+
 
 def decide_rows(table: RowTable, checks: Sequence[Check], params: Validate, pool: WorkerPool) -> Decision:
     """Run the cross-row checks and split the accepted rows.

@@ -17,6 +17,7 @@ from formats.params_schema import Params
 from formats.raw_rows import RawRow, format_location, read_rows
 from measures.ngrams import hash_ngrams, join_dialogue
 from models.sample import Message, Sample
+from models.thinking import has_thinking, has_unclosed_thinking, strip_thinking
 from models.vocabulary import Vocabulary
 from stages.validate.checks import Check, build_checks
 from stages.validate.dedup import RowKeys, compute_keys
@@ -153,6 +154,7 @@ class RowTable:
         files, lines, offsets, numbers: location of each row, of shape (rows,); see :class:`formats.raw_rows.RawRow`.
         keys: hashes for deduplication and split.
         prompt_tokens, answer_tokens, turns_cut: NaN for a row without a conversation, float32 of shape (rows,).
+        turn_tokens: see :class:`stages.validate.row_features.Features`; ``keys.counts`` has the turns of each row.
         findings: one for each check of scope ``row``.
         passed: indices of the rows that no such check quarantines.
         bands: MinHash bands of those rows, of shape (passed, bands).
@@ -171,6 +173,7 @@ class RowTable:
     prompt_tokens: np.ndarray
     answer_tokens: np.ndarray
     turns_cut: np.ndarray
+    turn_tokens: np.ndarray
     findings: list[Finding]
     passed: np.ndarray
     bands: np.ndarray
@@ -229,18 +232,20 @@ def build_chunk_table(config: GateConfig, chunk: Chunk) -> RowTable:
     """Parse the rows of a chunk, compute their features, run the row checks, and spool what later steps need."""
     max_bytes = config.params.validate_.checks.parseable.max_bytes
     parsed, unread = zip(*(parse_row(row.content, max_bytes) for row in chunk.rows), strict=True)
+    parsed = [_handle_thinking(messages, config.params.validate_.thinking) for messages in parsed]
     features = compute_features(parsed, config.vocabulary, config.params)
     rows = np.arange(chunk.first, chunk.first + len(parsed))
     checks = [check for check in config.checks if check.scope == "row"]
-    findings = run_checks(features, rows, checks)
+    findings = run_checks(features.table, rows, checks)
     failed = {
         row for check, finding in zip(checks, findings, strict=True) if check.severity != "warn" for row in finding.rows
     }
     passed = [index for index, row in enumerate(rows.tolist()) if row not in failed]
     keys = compute_keys([None if isinstance(messages, ParseFault) else messages for messages in parsed])
     hashes, starts = hash_ngrams([join_dialogue(parsed[index]) for index in passed])
+    turns_cut = features.table["turns_cut"]
     samples = [
-        encode_sample_line(chunk.rows[index], parsed[index], int(keys.sample[index]), int(features["turns_cut"][index]))
+        encode_sample_line(chunk.rows[index], parsed[index], int(keys.sample[index]), int(turns_cut[index]))
         for index in passed
     ]
     path = config.spool / f"{chunk.first}"
@@ -251,14 +256,15 @@ def build_chunk_table(config: GateConfig, chunk: Chunk) -> RowTable:
         offsets=np.array([row.offset for row in chunk.rows], np.int64),
         numbers=np.array([row.number for row in chunk.rows], np.int64),
         keys=keys,
-        **{name: features[name].astype(np.float32) for name in ("prompt_tokens", "answer_tokens", "turns_cut")},
+        **{name: features.table[name].astype(np.float32) for name in ("prompt_tokens", "answer_tokens", "turns_cut")},
+        turn_tokens=features.turn_tokens,
         findings=findings,
         passed=rows[passed],
         bands=compute_bands(hashes, starts),
         grams=[RaggedFile(path.with_suffix(".grams"), starts, "uint32")],
         samples=[RaggedFile.write(path.with_suffix(".samples"), samples)],
         contents=[RaggedFile.write(path.with_suffix(".contents"), [row.content for row in chunk.rows])],
-        is_spelled=_find_spelled(parsed, features, findings, chunk.first),
+        is_spelled=_find_spelled(parsed, features.table, findings, chunk.first),
         unread_keys=_count_unread(unread),
         layouts=_count(
             (row.file, fault.layout)
@@ -266,6 +272,15 @@ def build_chunk_table(config: GateConfig, chunk: Chunk) -> RowTable:
             if isinstance(fault, ParseFault) and fault.layout
         ),
     )
+
+
+def _handle_thinking(parsed: tuple[Message, ...] | ParseFault, thinking: str) -> tuple[Message, ...] | ParseFault:
+    """Return the messages of a row with the blocks of thinking kept or removed, as ``validate.thinking`` says."""
+    if isinstance(parsed, ParseFault) or not has_thinking(parsed):
+        return parsed
+    if has_unclosed_thinking(parsed):
+        return ParseFault("known_format", "an answer begins with <think>, but has no </think>")
+    return strip_thinking(parsed) if thinking == "strip" else parsed
 
 
 def _find_spelled(parsed: Sequence, features: Mapping, findings: Sequence[Finding], first: int) -> np.ndarray:
