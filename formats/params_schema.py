@@ -3,6 +3,7 @@
 The docstring under each field is its description in ``model_fields``; the reference of all keys is generated from it.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -265,6 +266,9 @@ class Encode(Section):
 
 # Adapters ------------------------------------------------------------------------------------------
 
+CHAMPION = "champion"  # values of start_from, besides folders
+CHAMPION_VERSION = re.compile(r"v\d+\.\d+\.\d+")
+
 
 class Hyperparameters(Section):
     """Training hyperparameters that all methods share."""
@@ -496,6 +500,11 @@ class Params(Section):
             raise ValueError(
                 f"adapters.{name}.pack_tokens is {adapter.pack_tokens}, but must be at least {longest}, the longest "
                 "possible sample (encode.max_prompt_tokens + encode.max_answer_tokens)"
+            )
+        if adapter.start_from and getattr(adapter, "projection", False):
+            raise ValueError(
+                f"adapters.{name}: start_from and projection exclude each other, because a saved prefix has no weights "
+                "of the projection; set projection to false"
             )
         if self.train.precision == "fp8" and (adapter.quantization or adapter.method == "full"):
             other = "quantization" if adapter.quantization else "method full"

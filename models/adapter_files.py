@@ -135,6 +135,22 @@ def _convert_lora_weights(adapted) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def copy_adapter_weights(model, folder: Path, manifest: Manifest) -> None:
+    """Copy the weights of a saved adapter into a model with a new adapter of the same method and shape.
+
+    Args:
+        model: as :func:`models.adapters.attach_adapter` returns it.
+        manifest: of the saved adapter, whose hashes the files must have.
+
+    Raises:
+        UserError: a file is damaged or changed, or a weight has another shape.
+    """
+    if manifest.method == "full":
+        _load_all_weights(model, folder, manifest.weights_sha256)
+    else:
+        _read_adapter(folder, manifest.method, manifest).copy_into(model)
+
+
 def load_merged(folder: Path, base: Base, manifest: Manifest | None = None):
     """Load a base model with a saved adapter merged into its weights, in the dtype of training, not quantized.
 
