@@ -54,7 +54,10 @@ def save_adapter(model, folder: Path, manifest: Manifest, check: Callable[[Path]
             check(temporary)
         config = sha256_of(temporary / CONFIG) if manifest.method != "full" else ""
         hashes = {"weights_sha256": sha256_of(temporary / WEIGHTS), "config_sha256": config}
-        write_json(temporary / MANIFEST, asdict(manifest) | hashes | {"format": FORMAT})
+        content = asdict(manifest) | hashes | {"format": FORMAT}
+        if manifest.started_from is None:  # older versions of Tuneline do not know the key
+            del content["started_from"]
+        write_json(temporary / MANIFEST, content)
 
 
 def _save_peft_adapter(model, folder: Path, base_name: str) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from measures.boilerplate import find_boilerplate
-from measures.metrics import answered_rows
 from models.text_normalization import normalize_nfkc
 from stages.compare.evaluated_models import EvaluatedModel
 from texts import translatable
@@ -92,7 +91,7 @@ def describe(text: str, similarity: float, repetition: float) -> dict[str, float
 
 def check_text_quality(model: EvaluatedModel) -> list[TextQualityResult]:
     """Test the mean of every descriptor over a model's answers to the evaluation rows; no results without answers."""
-    rows = answered_rows(model.task)
+    rows = [row for row in model.task if "answer" in row]
     if not rows:
         return []
     answers = [describe(row["answer"], row["chrf"] / 100, row["repetition"]) for row in rows]

@@ -57,7 +57,9 @@ def fit_adapter(model, job: TrainJob) -> training.TrainResult:
     """Fit the adapter, and log every loss to DVCLive from rank 0."""
     shared = job.params.train
     config = training.TrainConfig(
-        **job.adapter.model_dump(include=set(params_schema.Hyperparameters.model_fields) - {"quantization", "start_from"}),
+        **job.adapter.model_dump(
+            include=set(params_schema.Hyperparameters.model_fields) - {"quantization", "start_from"}
+        ),
         evaluations=shared.evaluations,
         logs=shared.logs,
         keep_best=shared.keep == "best",
