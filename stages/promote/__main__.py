@@ -72,7 +72,8 @@ def main() -> None:
             f"The metrics or answers lack {error}; run `dvc repro` to evaluate again, then promote."
         ) from None
     names = {"champion": champion.name, "challenger": challenger.name}
-    write_json(arguments.decision, names | asdict(decision))
+    started_from = (challenger.figures.get("training") or {}).get("started_from")
+    write_json(arguments.decision, names | {"started_from": started_from} | asdict(decision))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ class LearntAnswers:
     Attributes:
         owners: index of the conversation of each answer, ascending: int64 of shape (answers,).
         starts: index of the first answer of each conversation: int64 of shape (conversations,).
+        last: index of the last learnt answer among the messages of each conversation.
         answers, questions: texts of each answer and of the message before it.
         prompts: messages before each answer, one per line: for the first answer of a conversation all of them, for a
             later one those since the answer before, after a bounded part of the earlier ones.
@@ -30,6 +31,7 @@ class LearntAnswers:
 
     owners: np.ndarray
     starts: np.ndarray
+    last: list[int]
     answers: list[str]
     questions: list[str]
     prompts: list[str]
@@ -43,7 +45,7 @@ class LearntAnswers:
         Args:
             learn: see :func:`models.prompt.find_learnt`.
         """
-        owners, starts, answers, questions, prompts, turns, turn_starts = [], [], [], [], [], [], [0]
+        owners, starts, last, answers, questions, prompts, turns, turn_starts = [], [], [], [], [], [], [], [0]
         for owner, messages in enumerate(conversations):
             starts.append(len(owners))
             first_turn, previous = turn_starts[-1], 0
@@ -55,10 +57,11 @@ class LearntAnswers:
                 prompts.append(_join_context(messages, previous, index))
                 turns.append(turn_of_index.get(index, -1))
                 previous = index + 1
+            last.append(previous - 1)
             turn_starts.append(first_turn + len(turn_of_index))
         arrays = (np.array(column, np.int64) for column in (owners, starts, turns, turn_starts))
         owners, starts, turns, turn_starts = arrays
-        return cls(owners, starts, answers, questions, prompts, turns, turn_starts)
+        return cls(owners, starts, last, answers, questions, prompts, turns, turn_starts)
 
     def first_faults(self, faults: np.ndarray) -> np.ndarray:
         """Return the first fault of each conversation: object array of shape (conversations,).

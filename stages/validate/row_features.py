@@ -262,10 +262,8 @@ def _count_tokens(
         answer, and the turns cut. And the tokens of each turn, see :class:`Features`; 0 for turns that are cut.
     """
     is_ordered = np.array([find_role_fault(messages) is None for messages in conversations], bool)
-    # Index of the last learnt answer; 0, and so an empty prompt, where the roles are wrong.
-    last = [
-        find_learnt(messages)[-1] if ordered else 0 for messages, ordered in zip(conversations, is_ordered, strict=True)
-    ]
+    # Empty prompts where the roles are wrong.
+    last = [index if ordered else 0 for index, ordered in zip(learnt.last, is_ordered, strict=True)]
     prompts = [render_prompt(messages[:index]) for messages, index in zip(conversations, last, strict=True)]
     prompt_tokens = np.array(vocabulary.count_tokens(prompts), np.float64) + PROMPT_SPECIAL_TOKENS
     answer_tokens = np.array(vocabulary.count_tokens(learnt.answers), np.float64) + ANSWER_SPECIAL_TOKENS
