@@ -30,6 +30,8 @@ from transformers import TrainerCallback
 from benchmarks.random_checkpoint import SMALL, describe_machine, make_checkpoint, read_checkpoint
 from models import adapters, memory_estimate, model_loading, precision, training
 from models.chatglm import ChatGLMConfig
+from models.padding import PaddingCollator
+from models.peak_memory import peak_memory_gib
 from models.prompt import IGNORED_LABEL
 from models.storage import read_json, write_json
 
@@ -159,7 +161,7 @@ def measure(checkpoint: Path, case: Case, small: bool) -> dict:
     figures = {
         "planned_memory_gib": planned_gib,
         "tokens_per_second": round(tokens_per_step / seconds),
-        "peak_memory_gib": round(training.peak_memory_gib(), 2),
+        "peak_memory_gib": round(peak_memory_gib(), 2),
         "step_seconds": round(seconds, 4),
         "tokens_per_step": tokens_per_step,
     }
@@ -224,7 +226,7 @@ def time_usual_loop(adapted, case: Case) -> float:
     adapted.gradient_checkpointing_enable({"use_reentrant": False})
     config = adapted.get_base_model().config
     rows = make_rows(config, case.sample, case.batch_size)
-    collate = training.PaddingCollator(config.pad_token_id)
+    collate = PaddingCollator(config.pad_token_id)
     padded = collate([*rows, {"input_ids": [0] * case.pad_to, "labels": []}])  # the last row sets the length
     batch = {name: values[:-1].to(device) for name, values in padded.items()}
     del batch["label_indices"]  # with it there would be no logits

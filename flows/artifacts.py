@@ -32,11 +32,11 @@ METRICS, TRAINING = Path("reports/metrics"), Path("reports/training")
 VERDICTS = {"passed": translatable("The data passed."), "blocked": translatable("The data are blocked.")}
 METRIC_LABELS = {  # by name in reports/metrics
     "loss": translatable("Evaluation loss"),
+    "test": translatable("Test loss"),
     "rouge-l": "ROUGE-L",
     "exact": translatable("Exact matches"),
     "probes": translatable("Probes met"),
     "general": translatable("General loss"),
-    "kl": translatable("KL divergence from the base model"),
     "tok/s": translatable("Training speed, tokens/s"),
     "gib": translatable("Peak memory of training, GiB"),
 }
@@ -54,10 +54,11 @@ def show_checks(folder: Path) -> None:
     ]
     rows += [_check_row(finding, "–", finding["seen"]) for finding in checks["data"] if not finding["passed"]]
     row_counts = translate(
-        "{rows:,} rows = {train:,} training + {evaluation:,} evaluation + {quarantined:,} quarantined",
+        "{rows:,} rows = {train:,} training + {evaluation:,} evaluation + {test:,} test + {quarantined:,} quarantined",
         rows=checks["books"]["rows_in"],
         train=checks["books"]["train"],
         evaluation=checks["books"]["eval"],
+        test=checks["books"]["test"],
         quarantined=checks["books"]["quarantined"],
     )
     description = f"{translate(VERDICTS[checks['verdict']])} {row_counts}"

@@ -53,7 +53,7 @@ def try_all(clone: Clone, run: str, adapter: str, points: list[sweeps.Point]) ->
         UserError: all experiments failed.
     """
     ref = run_refs.publish(clone, run)
-    children = [_start_experiment(clone, run, ref, adapter, point) for point in points]
+    children = [_start_experiment(clone, run, ref, adapter, point, len(points)) for point in points]
     completed = {child.id for child in runs_as_ended(children) if child.state.is_completed()}
     tried = [point for child, point in zip(children, points, strict=True) if child.id in completed]
     if not tried:
@@ -70,30 +70,31 @@ def try_all(clone: Clone, run: str, adapter: str, points: list[sweeps.Point]) ->
     return best
 
 
-def _start_experiment(clone: Clone, run: str, ref: str, adapter: str, point: sweeps.Point) -> FlowRun:
+def _start_experiment(clone: Clone, run: str, ref: str, adapter: str, point: sweeps.Point, candidates: int) -> FlowRun:
     name = sweeps.experiment_name(adapter, point)
     return start_child_run(
         "try-parameters/try-parameters",
         key=f"{run} {name}",
         name=f"try {name}",
-        parameters={"ref": ref, "adapter": adapter, "point": point},
+        parameters={"ref": ref, "adapter": adapter, "point": point, "candidates": candidates},
         gpus=clone.params().train.devices,
     )
 
 
 @flow(name="try-parameters")
-def try_parameters(ref: str, adapter: str, point: dict[str, Value]) -> None:
+def try_parameters(ref: str, adapter: str, point: dict[str, Value], candidates: int = 1) -> None:
     """Train and evaluate an adapter with one parameter set of a sweep.
 
     Args:
         ref: git ref that the sweep has published.
         adapter: its key in params.yaml.
         point: values by parameter.
+        candidates: number of parameter sets of the sweep.
     """
     run = set_up_run()
     agent_training.terminate_agent_leftovers()
     clone = agent_training.open_job_clone(run, ref, adapter)
     with artifacts.progress(clone.folder, adapter):
-        sweeps.run_experiment(clone, run, adapter, point, max_restarts())
+        sweeps.run_experiment(clone, run, adapter, point, candidates, max_restarts())
     sweeps.push_experiment(clone, run, adapter, point)
     clone.discard()

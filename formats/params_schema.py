@@ -225,7 +225,7 @@ class Checks(Section):
     one_answer: Check = Check(severity="warn")
     """No earlier row answers the same question differently."""
     no_leakage: RequiredCheck = RequiredCheck()
-    """The row is not a near-duplicate of both training and evaluation rows."""
+    """The row is not a near-duplicate of rows of two splits."""
 
     enough_rows: MinRows = MinRows()
     """At least ``limit`` rows passed."""
@@ -243,16 +243,27 @@ class Checks(Section):
 
 
 class Validate(Section):
-    """Data checks and the split into training and evaluation rows."""
+    """Data checks and the split into training, evaluation and test rows."""
 
     eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of accepted rows held out for evaluation, between 0 and 1."""
+    """Share of accepted rows by which checkpoints, early stopping and sweeps are chosen, between 0 and 1."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of accepted rows that choose nothing, by which comparison and promotion decide, between 0 and 1."""
     cut_history: bool = False
     """Remove the oldest turns of a prompt over the token budget, answers included, instead of quarantining the row."""
     thinking: Literal["learn", "strip"] = "learn"
     """``<think>…</think>`` at the beginning of an answer: ``learn`` keeps it, ``strip`` removes it before checks."""
     checks: Checks = Checks()
     """Severity and limits of each check."""
+
+    @model_validator(mode="after")
+    def _check_shares(self):
+        if self.eval_share + self.test_share >= 1:
+            raise ValueError(
+                f"eval_share ({self.eval_share}) and test_share ({self.test_share}) leave no rows for training; their "
+                "sum must be below 1"
+            )
+        return self
 
 
 class Encode(Section):
@@ -273,6 +284,11 @@ CHAMPION_VERSION = re.compile(r"v\d+\.\d+\.\d+")
 class Hyperparameters(Section):
     """Training hyperparameters that all methods share."""
 
+    chosen_from: Count = 1
+    """Number of parameter sets or seeds that these are the best of; promotion asks for more from the best of many.
+
+    A sweep sets it. A change does not train the adapter again.
+    """
     learning_rate: Positive
     """Peak learning rate."""
     epochs: Positive
@@ -418,24 +434,33 @@ class Guards(Section):
     """Largest regressions that still allow a promotion; see :mod:`stages.promote.promotion_rules`."""
 
     forgetting: Annotated[float, Field(ge=0)] = 0.1
-    """Increase of the mean token loss on general conversations over the base's, in nats."""
+    """Increase of the mean token loss on general conversations, in nats, over the best of base and champions."""
+    general: Annotated[float, Field(ge=0, le=1)] = 0.85
+    """Smallest share of the ROUGE-L on general conversations that is kept, of the best of base and champions."""
     empty_rate: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Share of empty answers, from 0 to 1."""
+    refusals: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of answers that refuse where their reference does not, from 0 to 1."""
     repetition: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Mean share of an answer's 4-grams that occur earlier in it, from 0 to 1."""
     probes: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Decrease of the probe pass rate against the champion's, from 0 to 1."""
+    """Decrease of the probe pass rate against the best of base and champions, from 0 to 1."""
     latency: Annotated[float, Field(ge=1)] = 2.0
-    """Time per answer of equal length, as a multiple of the champion's."""
+    """Time per answer of equal length, as a multiple of the fastest of base and champions."""
 
 
 class Promote(Section):
     """When a challenger replaces the champion: its gain is significant and no guard fails."""
 
     metric: Literal["loss", "rouge-l", "bleu-4", "chrf"] = "loss"
-    """Metric per evaluation row that must improve; ``loss`` is the mean token loss of a row."""
-    margin: Annotated[float, Field(ge=0)] = 0.05
-    """Minimum of the gain's lower confidence bound, as a share of the champion's mean."""
+    """Metric per test row that must improve; ``loss`` is the mean token loss of a row."""
+    margin: Annotated[float, Field(ge=0)] = 0.01
+    """Smallest gain that is worth a promotion: the gain's lower confidence bound exceeds it, as a share of the mean."""
+    seed_spread: Annotated[float, Field(ge=0, lt=1)] = 0.04
+    """Standard deviation between seeds of a model's true mean of ``metric``, as a share of it.
+
+    The gain must exceed what differences of this size make by chance.
+    """
     guards: Guards = Guards()
     """Largest regressions that still allow a promotion."""
 
@@ -576,5 +601,6 @@ def resolve(params: Params) -> dict:
     resolved = params.model_dump(mode="json", by_alias=True)
     for name, adapter in params.adapters.items():
         resolved["adapters"][name]["attachment"] = adapter.attachment()
+        del resolved["adapters"][name]["chosen_from"]  # of promotion; training does not depend on it
     del resolved["evaluate"]["models"]  # repeats the adapters
     return resolved

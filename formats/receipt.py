@@ -1,7 +1,7 @@
 """The receipt of checked data: hashes of the files next to it, verified by every later stage.
 
-Stage validate writes a receipt next to ``train.jsonl`` and ``eval.jsonl``. Stage encode writes another one next to its
-own files, with the hash of the first. The verification cannot be skipped.
+Stage validate writes a receipt next to the files of the three splits. Stage encode writes another one next to its own
+files, with the hash of the first; it encodes no test rows. The verification cannot be skipped.
 
 A stage parses exactly the bytes that it hashed: :meth:`VerifiedFolder.rows` reads a file once, so that a file swapped
 after :func:`read` is refused.
@@ -10,7 +10,7 @@ after :func:`read` is refused.
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +21,10 @@ from models.errors import DataBlocked
 from models.storage import sha256_of, write_json
 
 RECEIPT = "receipt.json"
-SPLITS = ("train", "eval")
+# Training fits the training rows. Checkpoints, early stopping and sweeps are chosen by the evaluation rows. The test
+# rows choose nothing: comparison and promotion decide by them.
+SPLITS = ("train", "eval", "test")
+ENCODED_SPLITS = ("train", "eval")
 MAX_BYTES = 16 * 2**20  # of a receipt, which lists every raw file
 REMEDY = "run `dvc repro -f validate encode`."
 
@@ -36,14 +39,14 @@ class Receipt(BaseModel):
         tokenizer_sha256: hash of the tokenizer that counted or encoded the tokens.
         read: by validate: hashes of the raw files.
         suite: by validate: all checks with their limits.
-        books: by validate: row counts (rows in = train + eval + quarantined) and further figures.
+        books: by validate: row counts (rows in = train + eval + test + quarantined) and further figures.
         checked_sha256: by encode: hash of the receipt of the encoded data.
         prompt_version: by encode: version of the prompt template.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    files: dict[Literal["train.jsonl", "eval.jsonl"], Sha256] = Field(min_length=len(SPLITS))
+    files: dict[Literal["train.jsonl", "eval.jsonl", "test.jsonl"], Sha256] = Field(min_length=len(ENCODED_SPLITS))
     tokenizer_sha256: Sha256 | None = None
     read: dict[str, Sha256] | None = None
     suite: dict | None = None
@@ -68,9 +71,12 @@ class VerifiedFolder:
         """Read the rows of a split, from bytes that match the receipt; blank lines are skipped.
 
         Raises:
-            DataBlocked: the hash of the file differs from the receipt, or the file cannot be read.
+            DataBlocked: the hash of the file differs from the receipt, the file cannot be read, or the folder has no
+                such split.
         """
         path = self.folder / f"{split}.jsonl"
+        if path.name not in self.receipt.files:
+            raise DataBlocked(f"{self.folder} has no {split} split, because an older version wrote it; {REMEDY}")
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -84,9 +90,8 @@ class VerifiedFolder:
         Raises:
             DataBlocked: the hash of a file differs from the receipt.
         """
-        for split in SPLITS:
-            path = self.folder / f"{split}.jsonl"
-            self._compare(path, sha256_of(path))
+        for name in self.receipt.files:
+            self._compare(self.folder / name, sha256_of(self.folder / name))
         return self
 
     def _compare(self, path: Path, sha256: str) -> None:
@@ -94,13 +99,14 @@ class VerifiedFolder:
             raise DataBlocked(f"{path} changed after it was checked: its bytes differ from the receipt; {REMEDY}")
 
 
-def write(folder: Path, **facts) -> None:
+def write(folder: Path, splits: Sequence[str] = SPLITS, **facts) -> None:
     """Write the receipt of the split files in a folder.
 
     Args:
+        splits: of which the folder has files.
         facts: further fields of :class:`Receipt`.
     """
-    files = {f"{split}.jsonl": sha256_of(folder / f"{split}.jsonl") for split in SPLITS}
+    files = {f"{split}.jsonl": sha256_of(folder / f"{split}.jsonl") for split in splits}
     write_json(folder / RECEIPT, Receipt(**facts, files=files).model_dump(exclude_none=True))
 
 

@@ -18,10 +18,17 @@ from models.errors import UserError
 METRICS_FILE = "figures.json"  # all metrics of a model, beside its scored rows
 # Raise this when the same answers get other scores. Version 2: references pass through the tokenizer, both texts are
 # in NFKC, and a system message does not count as a turn of a probe. Metrics without a version have version 1.
-METRICS_VERSION = 2
+# Version 3: scores are those of the test rows, of which the loss of the evaluation rows is kept apart; refusals count.
+METRICS_VERSION = 3
 CONFIDENCE_LEVEL = 0.95  # here rather than in confidence_intervals, a change of which must not repeat the evaluation
 SCORES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4", "chrf")
-PROPERTIES = {"exact": "exact_match", "empty": "empty_rate", "repetition": "repetition", "length_ratio": "length_ratio"}
+PROPERTIES = {
+    "exact": "exact_match",
+    "empty": "empty_rate",
+    "refusal": "refusal_rate",
+    "repetition": "repetition",
+    "length_ratio": "length_ratio",
+}
 
 
 # Versions ------------------------------------------------------------------------------------------
@@ -156,12 +163,12 @@ def identity_shares(identities: Sequence[str]) -> dict | None:
 # Name, path in the metrics file, decimals. Names are short, and there are eight of them: `dvc metrics show` makes one
 # column of each, and is 120 characters wide with the demo's files. A header takes two characters more than its name.
 DVC_METRICS = (
-    ("loss", ("eval", "loss"), 6),  # nats per token, as exact as the loss of a row: experiments are ranked by it
-    ("rouge-l", ("eval", "rouge-l"), 2),  # 0 to 100
-    ("exact", ("eval", "exact_match"), 4),  # share of evaluation rows
+    ("loss", ("eval", "loss"), 6),  # nats per token, as exact as the loss of a row: sweeps choose by it
+    ("test", ("test", "loss"), 6),  # nats per token of the rows that choose nothing
+    ("rouge-l", ("test", "rouge-l"), 2),  # 0 to 100
+    ("exact", ("test", "exact_match"), 4),  # share of test rows
     ("probes", ("probes", "rates", "all", "rate"), 4),  # share of probes that passed
     ("general", ("general", "loss"), 4),  # nats per token on general conversations
-    ("kl", ("general", "divergence"), 4),  # nats per token, from the base, on general conversations
     ("tok/s", ("training", "tokens_per_second"), 0),  # of training
     ("gib", ("training", "peak_memory_gib"), 2),  # peak memory of training
 )

@@ -48,7 +48,7 @@ def detect_drift(files: Sequence[Path] = ()) -> dict:
         paths = {"tokenizer": TOKENIZER, "page": PAGE, "figures": REPORT}
         paths |= {"reference": reference / "train.jsonl", "reference-facts": reference / "receipt.json"}
         paths |= {"current-facts": passed / "facts.json"}
-        current = (str(passed / f"{split}.jsonl") for split in ("train", "eval"))
+        current = (str(passed / f"{split}.jsonl") for split in ("train", "eval", "test"))
         if run_module("stages.drift", *path_options(paths), "--current", *current) != 0:
             raise UserError("Drift could not be computed; the reason is in the output above.")
     return read_json(REPORT)

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from models.command_line import entry_point
 from models.errors import UserError
 from models.storage import read_json, sha256_of, sha256_of_json, write_json, write_text
 from pipelines import dvc, promotion_report, registry, stage_paths
-from pipelines.processes import run_module
+from pipelines.processes import ProgramFailed, output_of, run_module
 from pipelines.promotion_report import Condition
 from pipelines.stage_paths import CHECKED, PREDICTIONS, WEIGHTS
 from texts import in_all_languages, translate
@@ -224,7 +225,7 @@ def evaluation_inputs(name: str) -> dict:
 
 
 def latency_file(champion: Path | None, challenger: Path) -> Path:
-    """Return the cache file of the seconds per answer of champion (None: the base model) and challenger."""
+    """Return the cache file of the seconds per answer of base, champion (None: there is none) and challenger."""
     fingerprints = [folder and adapter_fingerprint(folder) for folder in (champion, challenger)]
     data = [sha256_of(path) for path in (WEIGHTS / "base/base.json", CHECKED / "receipt.json")]
     code = [provenance.code_sha256("stages.promote.latency"), provenance.library_versions()]
@@ -233,7 +234,7 @@ def latency_file(champion: Path | None, challenger: Path) -> Path:
 
 
 def measure_latency(champion: Path | None, challenger: Path) -> Path:
-    """Time the answers of champion and challenger in turn, unless their latencies are cached; return the file.
+    """Time the answers of base, champion and challenger in turn, unless their latencies are cached; return the file.
 
     Raises:
         UserError: a model cannot be run.
@@ -263,7 +264,8 @@ def decide(champion: tuple[str, Path], challenger: tuple[str, Path], latencies: 
     """
     paths = {"base-predictions": PREDICTIONS / "base", "times": latencies}
     paths |= {"champion-predictions": champion[1], "challenger-predictions": challenger[1]}
-    paths |= {"decision": folder / DECISION.name}
+    paths |= {"decision": folder / DECISION.name, "records": folder / "champions.json"}
+    write_json(paths["records"], read_records())
     names = ("--champion", champion[0], "--challenger", challenger[0])
     if run_module("stages.promote", *names, *stage_paths.path_options(paths)) != 0:
         raise UserError("No decision was made; the reason is in the output above.")
@@ -271,6 +273,16 @@ def decide(champion: tuple[str, Path], challenger: tuple[str, Path], latencies: 
     write_text(folder / REASONS.name, promotion_report.render_report(decision))
     conditions = tuple(map(Condition.from_json, decision["conditions"]))
     return PromotionResult(challenger[0], decision["promote"], conditions)
+
+
+def read_records() -> dict[str, dict]:
+    """Return what the decision kept of each live version and those before it, by version; older ones have no record."""
+    records = {}
+    for version in registry.live_history():
+        with suppress(ProgramFailed, ValueError, KeyError, TypeError):
+            decision = json.loads(output_of("git", "show", f"{registry.ARTIFACT}@{version}:{DECISION}"))
+            records[version] = dict(decision["record"])
+    return records
 
 
 def write_reports(folder: Path) -> None:

@@ -9,30 +9,46 @@ from texts import LANGUAGES, translatable, translate
 _TEXTS = {
     "gain": (
         translatable("Gain"),
-        translatable("{metric}: {gain}, 95 % interval [{low}, {high}]; more than {needed} required"),
+        translatable(
+            "{metric}: {gain}, {confidence} interval [{low}, {high}]; more than {needed} required, which chance in "
+            "rows, in seeds (spread {seed_spread}) and in the choice of the best of {candidates} does not explain"
+        ),
     ),
     "forgetting": (
         translatable("Forgetting"),
-        translatable("general loss {loss}, base model {base_loss}; rise of at most {allowed} allowed"),
+        translatable("general loss {loss}, {reference}: {before}; rise of at most {allowed} allowed"),
     ),
-    "empty_rate": (translatable("Empty answers"), translatable("{rate}; at most {allowed} allowed")),
+    "general": (
+        translatable("General answers"),
+        translatable("general ROUGE-L {rouge}, {reference}: {before}; {kept} kept, at least {allowed} required"),
+    ),
+    "empty_rate": (translatable("Empty answers"), translatable("{rate} [{low}, {high}]; at most {allowed} allowed")),
+    "refusals": (translatable("Refusals"), translatable("{rate} [{low}, {high}]; at most {allowed} allowed")),
     "repetition": (translatable("Repetition"), translatable("{rate}; at most {allowed} allowed")),
     "probes": (
         translatable("Probes met"),
-        translatable("{before} → {after}; fall of at most {allowed} allowed"),
+        translatable("{after} [{low}, {high}], {reference}: {before}; fall of at most {allowed} allowed"),
     ),
     "latency": (
         translatable("Latency"),
-        translatable("{before} s → {after} s per answer; factor of at most {allowed} allowed"),
+        translatable("{after} times that of the base, {reference}: {before}; factor of at most {allowed} allowed"),
     ),
 }
+_TOO_FEW = {  # by condition; the condition on the probes is met without enough of them
+    "gain": translatable("; {rows} rows are too few for an interval, at least {min_rows} needed"),
+    "forgetting": translatable("; {rows} general rows are too few to judge, at least {min_rows} needed"),
+    "general": translatable("; {rows} general rows are too few to judge, at least {min_rows} needed"),
+    "probes": translatable("; {rows} probes are too few to judge, at least {min_rows} needed, so they do not count"),
+}
 _NUMBER_FORMATS = {  # by condition and value
-    "gain": {"gain": "+.4f", "low": "+.4f", "high": "+.4f", "needed": ".4f"},
-    "forgetting": {"loss": ".4f", "base_loss": ".4f"},
-    "empty_rate": {"rate": ".2%", "allowed": ".2%"},
+    "gain": {"gain": "+.4f", "low": "+.4f", "high": "+.4f", "needed": ".4f", "seed_spread": ".1%"},
+    "forgetting": {"loss": ".4f", "before": ".4f"},
+    "general": {"rouge": ".2f", "before": ".2f", "kept": ".0%", "allowed": ".0%"},
+    "empty_rate": {"rate": ".2%", "low": ".2%", "high": ".2%", "allowed": ".2%"},
+    "refusals": {"rate": ".2%", "low": ".2%", "high": ".2%", "allowed": ".2%"},
     "repetition": {"rate": ".0%", "allowed": ".0%"},
-    "probes": {"before": ".0%", "after": ".0%", "allowed": ".0%"},
-    "latency": {"before": ".3f", "after": ".3f"},
+    "probes": {"before": ".0%", "after": ".0%", "low": ".0%", "high": ".0%", "allowed": ".0%"},
+    "latency": {"before": ".2f", "after": ".2f"},
 }
 
 
@@ -64,12 +80,12 @@ class Condition:
         values = {name: self._format(name, value) for name, value in self.values.items()}
         text = translate(_TEXTS[self.name][1], language, **values)
         if self.values.get("rows", 0) < self.values.get("min_rows", 0):
-            text += translate(
-                "; {rows} rows are too few for an interval, at least {min_rows} needed", language, **values
-            )
+            text += translate(_TOO_FEW[self.name], language, **values)
         return text
 
     def _format(self, name: str, value: float | str | None) -> str:
+        if name == "confidence":
+            return f"{100 * value:.4g} %"
         return "–" if value is None else format(value, _NUMBER_FORMATS[self.name].get(name, ""))
 
 

@@ -206,7 +206,8 @@ def commit_results(clone: Clone, message: str) -> None:
 def commit_message(clone: Clone, cause: str) -> str:
     """Return the message of a retraining's commit: cause, data, and loss and probes of each model."""
     rows = read_json(clone.folder / DATA_CHECKS)["books"]
-    data = f"data: {data_hash(clone)}, {rows['train']} rows for training, {rows['eval']} for evaluation"
+    held_out = f"{rows['eval']} for evaluation, {rows['test']} for test"
+    data = f"data: {data_hash(clone)}, {rows['train']} rows for training, {held_out}"
     models = [f"{name}: {_format_metrics(clone, name)}" for name in clone.params().evaluate.models]
     return "\n".join([f"Retrain: {cause}", "", f"cause: {cause}", data, *models])
 

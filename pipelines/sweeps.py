@@ -66,16 +66,19 @@ def validate_points(params: params_schema.Params, adapter: str, points: Sequence
     """Raise UserError if params.yaml has no such adapter, or a point is not valid for it."""
     require_adapter(params, adapter)
     for point in points:
+        if "chosen_from" in point:
+            raise UserError("chosen_from is not a parameter to sweep: the sweep sets it to its number of sets.")
         params_schema.override_adapter(params, adapter, point)
 
 
 # On an agent ----------------------------------------------------------------------------------------
 
 
-def run_experiment(clone: Clone, run: str, adapter: str, point: Point, max_restarts: int) -> None:
+def run_experiment(clone: Clone, run: str, adapter: str, point: Point, candidates: int, max_restarts: int) -> None:
     """Train and evaluate an adapter with one parameter set, as a DVC experiment.
 
     Args:
+        candidates: number of parameter sets of the sweep, which promotion must know of the best one.
         max_restarts: how often a killed training run is restarted from its last checkpoint.
 
     Raises:
@@ -89,17 +92,18 @@ def run_experiment(clone: Clone, run: str, adapter: str, point: Point, max_resta
     with checkpoint_sync.uploading_checkpoints(clone, run, adapter):
         for attempt in attempts_while_killed(clone, adapter, max_restarts):
             with attempt:
-                _run_dvc_experiment(clone, name, adapter, point)
+                _run_dvc_experiment(clone, name, adapter, point, candidates)
 
 
 @retry_while_unavailable
-def _run_dvc_experiment(clone: Clone, name: str, adapter: str, point: Point) -> None:
+def _run_dvc_experiment(clone: Clone, name: str, adapter: str, point: Point, candidates: int) -> None:
     # In both sections: params.yaml merges the second from the first, but DVC writes both out.
+    # With ++, because params.yaml may leave out a parameter that has a default.
     changes = [
         part
-        for key, value in point.items()
+        for key, value in (point | {"chosen_from": candidates}).items()
         for section in ("adapters", "evaluate.models")
-        for part in ("-S", f"{section}.{adapter}.{key}={json.dumps(value)}")
+        for part in ("-S", f"++{section}.{adapter}.{key}={json.dumps(value)}")
     ]
     options = ("--name", name, *changes, "--single-item", *clone.pull_option)
     with clone.requiring_remote():

@@ -89,5 +89,6 @@ def _make_small(params: dict) -> None:
     for adapter in params["adapters"].values():
         adapter.update(epochs=1)
     # Such models repeat themselves and answer with few tokens: any significant gain of the loss is a promotion.
-    loose = {"forgetting": 100.0, "empty_rate": 1.0, "repetition": 1.0, "probes": 1.0, "latency": 100.0}
-    params["promote"] |= {"margin": 0.0, "guards": loose}
+    loose = {"forgetting": 100.0, "general": 0.0, "empty_rate": 1.0, "refusals": 1.0, "repetition": 1.0}
+    loose |= {"probes": 1.0, "latency": 100.0}
+    params["promote"] |= {"margin": 0.0, "seed_spread": 0.0, "guards": loose}

@@ -235,7 +235,7 @@ def create_small_project(folder: Path) -> Project:
 
 
 def _shrink(params: dict) -> None:
-    params["validate"].update(eval_share=0.2)
+    params["validate"].update(eval_share=0.2, test_share=0.2)
     params["adapters"] = {"lora": params["adapters"]["lora"] | {"epochs": 4}}
     params["evaluate"].update(max_new_tokens=8, samples=0)
 

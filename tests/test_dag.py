@@ -184,6 +184,7 @@ def test_dvc_metrics_fit_a_terminal(project):
     values = {"loss": 1.23456, "rouge-l": 45.678, "bleu-4": 33.219, "exact_match": 0.41234, "divergence": 0.12345}
     figures = {
         "eval": values,
+        "test": values,
         "general": values,
         "probes": {"rates": {"all": {"rate": 0.88889}}},
         "training": {"tokens_per_second": 12345.6, "peak_memory_gib": 16.2345},

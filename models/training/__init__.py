@@ -17,24 +17,20 @@ in the order in which a training run uses them:
 ========================  ==================================================================================
 """
 
-from models.training.batches import PaddingCollator
 from models.training.callbacks import Diverged
 from models.training.checkpointing import Stopped
 from models.training.compiling import compile_blocks
-from models.training.devices import peak_memory_gib
 from models.training.fit import TrainResult, fit
 from models.training.train_config import TrainConfig
 from models.training.trainer import load_trainable_state_dict, trainable_state_dict
 
 __all__ = [
     "Diverged",
-    "PaddingCollator",
     "Stopped",
     "TrainConfig",
     "TrainResult",
     "compile_blocks",
     "fit",
     "load_trainable_state_dict",
-    "peak_memory_gib",
     "trainable_state_dict",
 ]

@@ -8,39 +8,13 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from models.chatglm.modeling_chatglm import find_label_indices
 from models.packing import PackingCollator, pack_samples
+from models.padding import PaddingCollator
 from models.prompt import IGNORED_LABEL
 from models.training import devices
 from models.training.train_config import TrainConfig
 
 PADDING_SAMPLE = {"input_ids": [0], "labels": [IGNORED_LABEL]}  # has no label, so it adds nothing to the loss
-
-
-class PaddingCollator:
-    """Collate rows of ``input_ids`` and ``labels`` into right-padded tensors, for B rows of at most L tokens.
-
-    Returns:
-        ``input_ids``, ``labels`` and ``attention_mask`` (0 at padding), (B, L) each; ``label_indices`` (N,), see
-        :func:`models.chatglm.modeling_chatglm.find_label_indices`.
-    """
-
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
-
-    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
-        length = max(len(row["input_ids"]) for row in rows)
-        labels = self._pad([row["labels"] for row in rows], length, IGNORED_LABEL)
-        return {
-            "input_ids": self._pad([row["input_ids"] for row in rows], length, self.pad_token_id),
-            "labels": labels,
-            "attention_mask": self._pad([[1] * len(row["input_ids"]) for row in rows], length, 0),
-            "label_indices": find_label_indices(labels),
-        }
-
-    @staticmethod
-    def _pad(rows: Sequence[list[int]], length: int, value: int) -> torch.Tensor:
-        return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
 class EpochOrder(Sampler):

@@ -12,6 +12,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from models import checkpoints
 from models.errors import UserError
+from models.peak_memory import peak_memory_gib
 from models.training import devices, sharding
 from models.training.trainer import (
     StepStatistics,
@@ -84,7 +85,7 @@ class LossHistory(TrainerCallback):
             "gradient_norm": logs.get("grad_norm"),
             "tokens_per_second": round(new_tokens / max(seconds - previous[2], 1e-9), 1),
             "padding": round(1 - new_tokens / max(num_slots - previous[1], 1), 4),
-            "memory_gib": round(devices.peak_memory_gib(), 3),
+            "memory_gib": round(peak_memory_gib(), 3),
             "progress": round(state.global_step / state.max_steps, 4),
             "utilization": self.meter.utilization(),
         }

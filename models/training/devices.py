@@ -5,7 +5,6 @@ torchrun sets ``WORLD_SIZE``, ``RANK`` and ``LOCAL_RANK``. Each rank is a proces
 
 import logging
 import os
-import resource
 import sys
 import threading
 import time
@@ -50,13 +49,6 @@ def describe_devices() -> str:
     """Return number and name of the devices, such as ``2 × NVIDIA H100`` or ``CPU (8 threads)``."""
     kind = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({torch.get_num_threads()} threads)"
     return kind if world_size() == 1 else f"{world_size()} × {kind}"
-
-
-def peak_memory_gib() -> float:
-    """Return the peak memory of this process in GiB: on the GPU if there is one, else resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 # Collectives ---------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.compare import section_texts
+from stages.compare import section_texts, verdicts
 from stages.compare.charts import gain_charts, loss_charts
 from stages.compare.evaluated_models import (
     EvaluatedModel,
@@ -16,7 +16,8 @@ from stages.compare.evaluated_models import (
 from stages.compare.metric_rows import QUALITY, RESOURCES, are_best, rows_with_values
 from stages.compare.paired_differences import LossChange, largest_loss_changes, paired_differences
 from stages.compare.text_quality import TextQualityResult, group_by_threshold
-from texts import in_all_languages, translatable
+from stages.compare.verdicts import judge_models
+from texts import LANGUAGES, in_all_languages, translatable
 
 _CONTENT_PLACEHOLDER = "{plot_divs}"  # DVC replaces it by its plots in the same frame
 _TEMPLATE = "comparison_page.html"
@@ -47,6 +48,9 @@ def render_page(models: Sequence[EvaluatedModel], text_quality: Sequence[TextQua
         quality=rows_with_values(QUALITY, models),
         resources=rows_with_values(RESOURCES, models),
         differences=differences,
+        verdicts=judge_models(models, differences),
+        languages=LANGUAGES,
+        verdict_note=verdicts.NOTE,
         text_quality=group_by_threshold(text_quality),
         loss_changes=_loss_changes(models),
         first_wordings=answers_to_first_wordings(models),

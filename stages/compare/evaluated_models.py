@@ -7,7 +7,7 @@ from measures import metrics
 from models.errors import UserError
 from models.storage import read_json, read_jsonl
 
-ROW_FILES = {"task": "eval.jsonl", "general": "general.jsonl", "probes": "probes.jsonl"}  # written by stage evaluate
+ROW_FILES = {"task": "test.jsonl", "general": "general.jsonl", "probes": "probes.jsonl"}  # written by stage evaluate
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class EvaluatedModel:
         name: the adapter's key in params.yaml, or ``base``.
         figures: the metrics over its rows, as stage evaluate wrote them; ``relative`` is added by :func:`load_models`.
         history: logged losses of the training, ``{step, seconds, split, loss}``; empty for the base model.
-        task: rows of the evaluation split with answers and scores.
+        task: rows of the test split with answers and scores.
         general: rows of the general conversations with answers and scores.
         probes: judged answers to the probes, one row for each wording.
     """
@@ -47,7 +47,7 @@ def load_models(
     models = [_load_model(name, predictions / name, weights / name) for name in names]
     metrics.require_same_version({model.name: model.figures for model in models})
     if not models[0].task:
-        raise UserError("There are no evaluation rows to compare on; raise validate.eval_share in params.yaml.")
+        raise UserError("There are no test rows to compare on; raise validate.test_share in params.yaml.")
     for kind in ROW_FILES:
         models = _align_rows(models, kind, common_rows_only)
     if common_rows_only:
@@ -117,7 +117,7 @@ def _recompute_metrics(model: EvaluatedModel) -> dict:
     """
     try:
         return model.figures | {
-            "eval": metrics.summarize_samples(model.task) | metrics.summarize_by_length(model.task),
+            "test": metrics.summarize_samples(model.task) | metrics.summarize_by_length(model.task),
             "general": metrics.summarize_samples(model.general),
             "probes": metrics.summarize_probes(model.probes),
         }

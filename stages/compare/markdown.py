@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from stages.compare import section_texts
+from stages.compare import section_texts, verdicts
 from stages.compare.evaluated_models import EvaluatedModel, answers_to_first_wordings, question_text
 from stages.compare.metric_rows import QUALITY, RESOURCES, MetricRow, are_best, rows_with_values
 from stages.compare.paired_differences import paired_differences
@@ -26,11 +26,13 @@ def render_markdown(models: Sequence[EvaluatedModel], text_quality: Sequence[Tex
     return "\n\n".join(
         [
             f"# {text(section_texts.TITLE)}: {names}",
+            _verdict_list(models, language),
+            text(verdicts.NOTE),
             text(section_texts.LEAD, **section_texts.lead_values(models)),
             f"## {text(section_texts.QUALITY_TITLE)}",
             _metric_table(QUALITY, models, language),
             f"## {text(section_texts.DIFFERENCES_TITLE)}",
-            text(section_texts.DIFFERENCES_NOTE, **section_texts.differences_values()),
+            text(section_texts.DIFFERENCES_NOTE, **section_texts.differences_values(models)),
             _difference_table(models, language),
             f"## {text(section_texts.TEXT_QUALITY_TITLE)}",
             text(section_texts.TEXT_QUALITY_NOTE),
@@ -75,6 +77,15 @@ def _difference_table(models: Sequence[EvaluatedModel], language: str) -> str:
         label = translate(difference.metric.label, language)
         lines.append([_escape(difference.pair), label, gain, difference.interval_text, difference.counts_text])
     return _table([translate(title, language) for title in section_texts.DIFFERENCES_HEADER], lines)
+
+
+def _verdict_list(models: Sequence[EvaluatedModel], language: str) -> str:
+    """Return a list of the verdicts; below each sentence the numbers behind it."""
+    lines = []
+    for verdict in verdicts.judge_models(models, list(paired_differences(models))):
+        numbers = "; ".join(f"{label}: {value}" for label, value in verdict.numbers(language))
+        lines.append(f"- **{_escape(verdict.sentence(language))}**  \n  {numbers}")
+    return "\n".join(lines)
 
 
 def _text_quality_table(

@@ -32,7 +32,7 @@ class MetricRow:
 
     def num_rows(self, model: EvaluatedModel) -> int | None:
         """Return the number of rows that the value is computed over, None for a metric that is not over rows."""
-        rows = {"eval": model.task, "general": model.general, "probes": model.probes}.get(self.path[0])
+        rows = {"test": model.task, "general": model.general, "probes": model.probes}.get(self.path[0])
         return None if rows is None else len(rows)
 
     def format(self, model: EvaluatedModel) -> str:
@@ -69,14 +69,14 @@ class RateRow(MetricRow):
 
 @dataclass(frozen=True)
 class LengthLimitRow(MetricRow):
-    """A metric that is shown only if some evaluation rows are near the length limit."""
+    """A metric that is shown only if some test rows are near the length limit."""
 
     def value(self, model: EvaluatedModel) -> float | None:
-        near_limit = model.figures["eval"].get("near_limit")
+        near_limit = model.figures["test"].get("near_limit")
         return self._entry(model) if near_limit and near_limit["rows"] else None
 
     def num_rows(self, model: EvaluatedModel) -> int | None:
-        return model.figures["eval"][self.path[1]]["rows"]
+        return model.figures["test"][self.path[1]]["rows"]
 
 
 QUALITY = (
@@ -85,19 +85,21 @@ QUALITY = (
     MetricRow(translatable("Probes matched exactly"), ("probes", "exact_match"), "{:.0%}", max),
     MetricRow(translatable("Probes met by sampled answers"), ("probes", "sampled", "met"), "{:.0%}", max),
     MetricRow(translatable("Distinct sampled answers"), ("probes", "sampled", "distinct"), "{:.0%}"),
-    MetricRow(translatable("Evaluation loss"), ("eval", "loss"), "{:.4f}", min),
-    MetricRow(translatable("Perplexity"), ("eval", "perplexity"), "{:.3f}", min),
-    MetricRow("ROUGE-1", ("eval", "rouge-1"), "{:.2f}", max),
-    MetricRow("ROUGE-2", ("eval", "rouge-2"), "{:.2f}", max),
-    MetricRow("ROUGE-L", ("eval", "rouge-l"), "{:.2f}", max),
-    MetricRow("BLEU-4", ("eval", "bleu-4"), "{:.2f}", max),
-    MetricRow("chrF", ("eval", "chrf"), "{:.2f}", max),
-    LengthLimitRow(translatable("Rows near the length limit"), ("eval", "near_limit", "rows"), "{:d}"),
-    LengthLimitRow(translatable("Loss of rows near the length limit"), ("eval", "near_limit", "loss"), "{:.4f}", min),
-    LengthLimitRow(translatable("Loss of all other rows"), ("eval", "far_from_limit", "loss"), "{:.4f}", min),
-    MetricRow(translatable("Empty answers"), ("eval", "empty_rate"), "{:.0%}", min),
-    MetricRow(translatable("Repetition"), ("eval", "repetition"), "{:.0%}", min),
-    MetricRow(translatable("Length relative to the reference"), ("eval", "length_ratio"), "{:.2f}"),
+    MetricRow(translatable("Test loss"), ("test", "loss"), "{:.4f}", min),
+    MetricRow(translatable("Evaluation loss, by which sweeps choose"), ("eval", "loss"), "{:.4f}", min),
+    MetricRow(translatable("Perplexity"), ("test", "perplexity"), "{:.3f}", min),
+    MetricRow("ROUGE-1", ("test", "rouge-1"), "{:.2f}", max),
+    MetricRow("ROUGE-2", ("test", "rouge-2"), "{:.2f}", max),
+    MetricRow("ROUGE-L", ("test", "rouge-l"), "{:.2f}", max),
+    MetricRow("BLEU-4", ("test", "bleu-4"), "{:.2f}", max),
+    MetricRow("chrF", ("test", "chrf"), "{:.2f}", max),
+    LengthLimitRow(translatable("Rows near the length limit"), ("test", "near_limit", "rows"), "{:d}"),
+    LengthLimitRow(translatable("Loss of rows near the length limit"), ("test", "near_limit", "loss"), "{:.4f}", min),
+    LengthLimitRow(translatable("Loss of all other rows"), ("test", "far_from_limit", "loss"), "{:.4f}", min),
+    MetricRow(translatable("Empty answers"), ("test", "empty_rate"), "{:.0%}", min),
+    MetricRow(translatable("Refusals"), ("test", "refusal_rate"), "{:.0%}", min),
+    MetricRow(translatable("Repetition"), ("test", "repetition"), "{:.0%}", min),
+    MetricRow(translatable("Length relative to the reference"), ("test", "length_ratio"), "{:.2f}"),
     MetricRow(translatable("Answers with the new name"), ("probes", "drift", "new"), "{:.0%}", max),
     MetricRow(translatable("Answers with the old name"), ("probes", "drift", "old"), "{:.0%}", min),
     MetricRow(translatable("Answers with both names"), ("probes", "drift", "mixed"), "{:.0%}", min),

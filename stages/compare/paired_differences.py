@@ -1,7 +1,9 @@
-"""Paired differences between two models over the same rows, with confidence intervals.
+"""Paired differences between two models over the same rows, with simultaneous confidence intervals.
 
-The interval is that of the mean of the rows' differences (Koehn 2004 compares translation systems like this). A
-difference is significant if its interval excludes zero.
+The interval is that of the mean of the rows' differences (Koehn 2004 compares translation systems like this). Rows of
+one dialogue count once. A comparison shows several measures of several pairs of models, of which one would exclude zero
+by chance every now and then: the intervals are wide enough for all of them to hold together with 95 % confidence
+(Bonferroni). A difference is significant if its interval excludes zero.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +13,9 @@ from math import isfinite
 
 import numpy as np
 
-from measures.confidence_intervals import mean_interval
+from measures.confidence_intervals import mean_interval, simultaneous_confidence
+from measures.dialogues import mean_by_dialogue
+from measures.metrics import CONFIDENCE_LEVEL
 from stages.compare.evaluated_models import EvaluatedModel
 from texts import translatable
 
@@ -56,11 +60,12 @@ class PairedDifference:
         before: name of the model that is subtracted.
         after: name of the other model.
         gain: mean over rows; positive where ``after`` is better.
-        low: lower bound of the 95 % interval of the gain; infinite if there are too few rows.
+        low: lower bound of the interval of the gain; infinite if there are too few rows.
         high: upper bound.
         wins: number of rows where ``after`` is better.
         ties: number of rows where both are equal.
         losses: number of rows where ``after`` is worse.
+        confidence: level of the interval by itself.
     """
 
     before: str
@@ -72,6 +77,7 @@ class PairedDifference:
     wins: int
     ties: int
     losses: int
+    confidence: float = CONFIDENCE_LEVEL
 
     @property
     def is_significant(self) -> bool:
@@ -102,22 +108,40 @@ class PairedDifference:
         return f"{self.wins} / {self.ties} / {self.losses}"
 
 
-def paired_difference(before: EvaluatedModel, after: EvaluatedModel, metric: PairedMetric) -> PairedDifference:
-    """Return the difference of one metric between two models, paired by row."""
+def paired_difference(
+    before: EvaluatedModel, after: EvaluatedModel, metric: PairedMetric, confidence: float = CONFIDENCE_LEVEL
+) -> PairedDifference:
+    """Return the difference of one metric between two models, paired by row.
+
+    Args:
+        confidence: level of the interval.
+    """
     pairs = zip(metric.values(before), metric.values(after), strict=True)
     gains = [metric.sign * (new - old) for old, new in pairs]
-    low, high = mean_interval(gains)
+    means = mean_by_dialogue(getattr(after, metric.rows), gains)
+    low, high = mean_interval(means, confidence=confidence)
     wins, losses = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     ties = len(gains) - wins - losses
-    return PairedDifference(before.name, after.name, metric, float(np.mean(gains)), low, high, wins, ties, losses)
+    gain = float(np.mean(means))
+    return PairedDifference(before.name, after.name, metric, gain, low, high, wins, ties, losses, confidence)
+
+
+def count_comparisons(models: Sequence[EvaluatedModel]) -> int:
+    """Return the number of differences of :func:`paired_differences`."""
+    pairs = len(models) * (len(models) - 1) // 2
+    return pairs * sum(bool(getattr(models[0], metric.rows)) for metric in PAIRED_METRICS)
 
 
 def paired_differences(models: Sequence[EvaluatedModel]) -> Iterator[PairedDifference]:
-    """Yield the differences of all pairs of models, the earlier one before, in every metric that has rows."""
+    """Yield the differences of all pairs of models, the earlier one before, in every metric that has rows.
+
+    All intervals hold together with 95 % confidence.
+    """
+    confidence = simultaneous_confidence(count_comparisons(models))
     for before, after in combinations(models, 2):
         for metric in PAIRED_METRICS:
             if metric.values(before):
-                yield paired_difference(before, after, metric)
+                yield paired_difference(before, after, metric, confidence)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from measures.confidence_intervals import MIN_ROWS
+from measures.confidence_intervals import min_rows, simultaneous_confidence
 from stages.compare.evaluated_models import EvaluatedModel
+from stages.compare.paired_differences import count_comparisons
 from texts import translatable
 
 TITLE = translatable("Comparison")
@@ -13,16 +14,17 @@ LEAD = translatable(
 QUALITY_TITLE = translatable("Quality")
 DIFFERENCES_TITLE = translatable("Paired differences")
 DIFFERENCES_NOTE = translatable(
-    "Differences are paired by row, and every row counts once (losses in the table above are means over tokens). Bold: "
-    "the 95 % interval excludes zero. It is the smallest interval that contains the BCa bootstrap interval over rows, "
-    "the sign-flip interval, and a margin for kinds of rows absent from the sample. With fewer than {rows} rows there "
-    "is no interval, and the table above marks no best value."
+    "Differences are paired by row, and every dialogue counts once (losses in the table above are means over tokens). "
+    "Bold: the interval excludes zero. All {comparisons} intervals hold together with 95 % confidence (Bonferroni: "
+    "each by itself with {confidence}), so the many comparisons make no difference significant by chance. Each is the "
+    "smallest interval that contains the BCa bootstrap interval, the sign-flip interval, and a margin for kinds of "
+    "rows absent from the sample. With fewer than {rows} rows there is no interval."
 )
 DIFFERENCES_HEADER = (
     translatable("Models"),
     translatable("Metric"),
     translatable("Gain"),
-    translatable("95 % interval"),
+    translatable("Interval"),
     translatable("Better / equal / worse"),
 )
 TEXT_QUALITY_TITLE = translatable("Text quality")
@@ -47,6 +49,8 @@ def lead_values(models: Sequence[EvaluatedModel]) -> dict[str, int]:
     return {kind: len(getattr(models[0], kind)) for kind in ("task", "general", "probes")}
 
 
-def differences_values() -> dict[str, int]:
+def differences_values(models: Sequence[EvaluatedModel]) -> dict[str, int | str]:
     """Return the placeholders of :data:`DIFFERENCES_NOTE`."""
-    return {"rows": MIN_ROWS}
+    comparisons = count_comparisons(models)
+    confidence = simultaneous_confidence(comparisons)
+    return {"comparisons": comparisons, "confidence": f"{100 * confidence:.4g} %", "rows": min_rows(confidence)}

@@ -1,4 +1,4 @@
-"""The comparison's summary for the terminal: metrics and the beginnings of the answers, in one language."""
+"""The comparison's summary for the terminal: verdicts, metrics and the beginnings of the answers, in one language."""
 
 import io
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ from rich.table import Table
 from stages.compare import section_texts
 from stages.compare.evaluated_models import EvaluatedModel, answers_to_first_wordings, question_text
 from stages.compare.metric_rows import QUALITY, RESOURCES, rows_with_values
+from stages.compare.paired_differences import paired_differences
+from stages.compare.verdicts import judge_models
 from texts import translate
 
 _WIDTH = 110  # columns
@@ -24,6 +26,10 @@ def render_summary(models: Sequence[EvaluatedModel], answer_characters: int, lan
     console = Console(
         file=io.StringIO(), width=_WIDTH, force_terminal=False, markup=False, emoji=False, highlight=False
     )
+    for verdict in judge_models(models, list(paired_differences(models))):
+        console.print(verdict.sentence(language))
+        for label, value in verdict.numbers(language):
+            console.print(f"  {label}: {value}")
     console.print(_metric_table(models, language))
     console.print(_answer_table(models, answer_characters, language))
     return console.file.getvalue()

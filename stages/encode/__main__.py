@@ -129,12 +129,13 @@ def encode_checked(arguments: argparse.Namespace) -> None:
     replayed = []
     if params.replay:
         _, general = read_checked(arguments.general, base)
-        replayed = draw_replay_samples(samples, general["train"], params.replay, params.seed, general["eval"])
+        held_out = [*general["eval"], *general["test"]]
+        replayed = draw_replay_samples(samples, general["train"], params.replay, params.seed, held_out)
     tokenizer = model_loading.load_tokenizer(base)
-    filters = {split: RepeatFilter() for split in samples}
+    filters = {split: RepeatFilter() for split in receipt.ENCODED_SPLITS}
     encoded = {
-        split: encode_samples(tokenizer, split_samples, params.learn, filters[split])
-        for split, split_samples in samples.items()
+        split: encode_samples(tokenizer, samples[split], params.learn, repeat_filter)
+        for split, repeat_filter in filters.items()
     }
     # Not filtered: a general conversation may be drawn several times, to make up its share.
     encoded["train"] += encode_samples(tokenizer, replayed, params.learn)
@@ -143,6 +144,7 @@ def encode_checked(arguments: argparse.Namespace) -> None:
             write_jsonl(folder / f"{split}.jsonl", rows)
         receipt.write(
             folder,
+            receipt.ENCODED_SPLITS,
             checked_sha256=checked.sha256,
             tokenizer_sha256=base.tokenizer_sha256,
             prompt_version=PROMPT_VERSION,

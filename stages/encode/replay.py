@@ -18,14 +18,14 @@ def draw_replay_samples(
 ) -> list[Sample]:
     """Draw general samples that make up a share of the training rows, each about equally often.
 
-    Samples of the task and samples similar to evaluation rows are left out, so that no evaluation row leaks.
+    Samples of the task and samples similar to evaluation rows are left out, so that no held-out row leaks.
 
     Args:
         task: samples of the task by split.
         general: samples to draw from.
         share: of the general samples among all training rows, from 0 to 0.9.
         seed: of the draw.
-        held_out: general samples for evaluation.
+        held_out: general samples for evaluation and test.
 
     Raises:
         UserError: no sample is left to draw from.
@@ -35,7 +35,7 @@ def draw_replay_samples(
         return []
     task_ids = {sample.id for samples in task.values() for sample in samples}
     other_samples = [sample for sample in general if sample.id not in task_ids]
-    candidates = exclude_similar_to_evaluated(other_samples, [*task["eval"], *held_out])
+    candidates = exclude_similar_to_evaluated(other_samples, [*task["eval"], *task["test"], *held_out])
     if not candidates:
         raise UserError(
             "train.replay needs general conversations, but every row of ingest.general belongs to the task or is "

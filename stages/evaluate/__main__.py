@@ -47,14 +47,19 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_eval_set(checked: receipt.VerifiedFolder, general: receipt.VerifiedFolder, probes: Path) -> EvalSet:
-    """Read evaluation rows and probes.
+    """Read test rows, evaluation rows, general rows and probes.
+
+    Nothing is chosen by general rows, so both of their held-out splits are used: forgetting is measured on more rows.
 
     Raises:
         DataBlocked: the rows do not match the receipt.
         UserError: a probe is invalid.
     """
-    samples = ([Sample.from_json(row) for row in part.rows("eval")] for part in (checked, general))
-    return EvalSet(*samples, read_probes(probes))
+
+    def read(folder: receipt.VerifiedFolder, *splits: str) -> list[Sample]:
+        return [Sample.from_json(row) for split in splits for row in folder.rows(split)]
+
+    return EvalSet(read(checked, "test"), read(general, "eval", "test"), read_probes(probes), read(checked, "eval"))
 
 
 def load_model(base: Base, manifest: Manifest | None, arguments: argparse.Namespace, dtype: str):
@@ -72,7 +77,9 @@ def cache_key(model: Mapping, eval_set: EvalSet, params: params_schema.Params) -
     Args:
         model: identity of the base, hashes of the adapter, and bits of the base.
     """
-    samples = [[asdict(sample) for sample in samples] for samples in (eval_set.task, eval_set.general)]
+    samples = [
+        [asdict(sample) for sample in samples] for samples in (eval_set.task, eval_set.chosen_by, eval_set.general)
+    ]
     inputs = {
         "model": dict(model),
         "samples": samples,
@@ -130,9 +137,9 @@ def main() -> None:
     written = write_result(result, {"training": training_summary(manifest), "of": identity}, arguments)
     cache.delete()
     log.info(
-        "evaluate: %s: loss %.3f per token, %.3f on general conversations; %.0f%% of probes passed",
+        "evaluate: %s: test loss %.3f per token, %.3f on general conversations; %.0f%% of probes passed",
         arguments.model,
-        written["eval"]["loss"],
+        written["test"]["loss"],
         written["general"]["loss"],
         100 * written["probes"]["rates"]["all"]["rate"],
     )

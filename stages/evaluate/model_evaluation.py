@@ -9,9 +9,9 @@ import numpy as np
 from formats import params_schema
 from measures import metrics
 from models.generation import Answer, decode_answer, roundtrip_text
+from models.peak_memory import peak_memory_gib
 from models.prompt import encode_sample, find_learnt
 from models.sample import Message, Sample
-from models.training import peak_memory_gib
 from stages.evaluate.answer_cache import AnswerCache, generate_missing_answers
 from stages.evaluate.probes import MET, UNMET, Probe, classify_identity
 from stages.evaluate.row_losses import mean_row_divergences, mean_row_losses
@@ -25,19 +25,21 @@ class EvalSet:
     """Samples and probes that every model is evaluated on.
 
     Attributes:
-        task: held-out samples of the task.
+        task: test samples of the task, which the models answer.
         general: held-out general conversations, to measure forgetting.
         probes: every wording of every probe.
+        chosen_by: evaluation samples of the task, whose loss chooses among parameter sets; they are not answered.
     """
 
     task: Sequence[Sample]
     general: Sequence[Sample]
     probes: Sequence[Probe]
+    chosen_by: Sequence[Sample] = ()
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Scored rows by file name (``eval``, ``general``, ``probes``, ``sampled``), and the metrics over them."""
+    """Scored rows by file name (``test``, ``general``, ``probes``, ``sampled``), and the metrics over them."""
 
     rows: dict[str, list[dict]]
     metrics: dict
@@ -95,7 +97,7 @@ def evaluate_model(model: ModelUnderTest, eval_set: EvalSet) -> EvalResult:
     probes = [probe.roundtrip_text(model.roundtrip_text) for probe in eval_set.probes]
     started = time.perf_counter()
     rows = {
-        "eval": evaluate_samples(model, "eval", eval_set.task),
+        "test": evaluate_samples(model, "test", eval_set.task),
         "general": evaluate_samples(model, "general", eval_set.general, with_divergence=True),
         "probes": evaluate_probes(model, probes),
         "sampled": sample_probe_answers(model, [probe for probe in probes if probe.wording == 0]),
@@ -103,11 +105,12 @@ def evaluate_model(model: ModelUnderTest, eval_set: EvalSet) -> EvalResult:
     seconds = time.perf_counter() - started
     all_metrics = {
         "metrics_version": metrics.METRICS_VERSION,
-        "eval": metrics.summarize_samples(rows["eval"]) | metrics.summarize_by_length(rows["eval"]),
+        "eval": measure_loss(model, eval_set.chosen_by),
+        "test": metrics.summarize_samples(rows["test"]) | metrics.summarize_by_length(rows["test"]),
         "general": metrics.summarize_samples(rows["general"]),
         "probes": metrics.summarize_probes(rows["probes"]) | {"sampled": metrics.summarize_sampled(rows["sampled"])},
         "generation": summarize_generation(
-            model, [row for kind in ("eval", "general", "probes") for row in rows[kind] if "answer" in row], seconds
+            model, [row for kind in ("test", "general", "probes") for row in rows[kind] if "answer" in row], seconds
         ),
     }
     return EvalResult(rows, all_metrics)
@@ -191,10 +194,20 @@ def _add_answers(
     for index, answer in zip(asked, answers, strict=True):
         reference = decode_answer(model.tokenizer, encoded[index][-1]["answer"][:-1])  # without <eop>
         rows[index] |= _answer_row(samples[index].id, conversations[index], answer)
-        rows[index] |= describe_answer(answer.text, reference)
+        rows[index] |= describe_answer(answer.text, reference, conversations[index][:-1])
     for row, messages in zip(rows, conversations, strict=True):
         if len(messages) == 1:
             row |= {"messages": [], "reference": messages[0].content}
+
+
+def measure_loss(model: ModelUnderTest, samples: Sequence[Sample]) -> dict:
+    """Return the number of samples and the mean loss over their learnt answers' tokens, None without samples."""
+    if not samples:
+        return {"rows": 0, "loss": None}
+    encoded = [ids for answers in model.encode(samples) for ids in answers]
+    losses = mean_row_losses(model.model, encoded, model.params.batch_size)
+    rows = [{"loss": loss, "answer_tokens": len(ids["answer"])} for loss, ids in zip(losses, encoded, strict=True)]
+    return {"rows": len(samples), "loss": round(metrics.mean_over_tokens(rows, "loss"), 6)}
 
 
 def _is_near_limit(model: ModelUnderTest, ids: dict) -> bool:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from models.adapters import disable_adapter
+from models.padding import PaddingCollator
 from models.prompt import label_sample
-from models.training import PaddingCollator
 
 MAX_ANSWER_TOKENS = 2048  # per batch: 1 GiB of float32 logits over ChatGLM-6B's vocabulary
 

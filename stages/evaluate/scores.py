@@ -7,9 +7,12 @@ answer, and an exact match scores 100 however short it is. An empty answer score
 """
 
 import logging
+from collections.abc import Sequence
 
+from measures.boilerplate import find_boilerplate
 from measures.metrics import SCORES
 from measures.ngrams import compute_repetition
+from models.sample import Message
 from models.text_normalization import normalize_nfkc, normalize_text, restore_chinese_punctuation
 
 
@@ -39,16 +42,27 @@ def score_answer(answer: str, reference: str) -> dict[str, float]:
     return {**{name: 100 * entry["f"] for name, entry in rouge.items()}, "bleu-4": 100 * bleu, "chrf": 100 * chrf}
 
 
-def describe_answer(answer: str, reference: str) -> dict[str, float | bool]:
-    """Return the scores of an answer, and whether it is exact, empty, repetitive, or of another length."""
+def describe_answer(answer: str, reference: str, context: Sequence[Message] = ()) -> dict[str, float | bool]:
+    """Return the scores of an answer, and whether it is exact, empty, a refusal, repetitive, or of another length.
+
+    Args:
+        context: the messages before the answer.
+    """
     text, reference_text = normalize_text(answer), normalize_text(reference)
     return {
         **{name: round(value, 4) for name, value in score_answer(answer, reference).items()},
         "exact": matches_exactly(answer, reference),
         "empty": not answer.strip(),
+        "refusal": refuses(answer, context) and not refuses(reference, context),
         "repetition": float(compute_repetition([text])[0]),
         "length_ratio": round(len(text) / max(len(reference_text), 1), 4),
     }
+
+
+def refuses(answer: str, context: Sequence[Message] = ()) -> bool:
+    """Return whether an answer is a refusal or calls itself a language model, see :mod:`measures.boilerplate`."""
+    contents = [message.content for message in context]
+    return find_boilerplate(answer, "\n".join(contents), contents[-1] if contents else "") is not None
 
 
 def matches_exactly(answer: str, reference: str) -> bool:

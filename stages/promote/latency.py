@@ -1,6 +1,6 @@
-"""Measure the time per answer of champion and challenger: ``python -m stages.promote.latency``.
+"""Measure the time per answer of base, champion and challenger: ``python -m stages.promote.latency``.
 
-Both answer the same rows in one process, in alternating rounds: timings from different moments may differ by the load
+All answer the same rows in one process, in alternating rounds: timings from different moments may differ by the load
 of the machine. Load only ever makes a round slower, so the rounds repeat until the fastest round of each model is
 confirmed by a second one that is about as fast, and the minimum over rounds counts for each row. Only one model is in
 memory at a time. All answers have the same number of tokens, so that longer answers do not count as slower.
@@ -21,7 +21,7 @@ from models.sample import Message, Sample
 from models.storage import read_jsonl, write_json
 
 log = logging.getLogger("tuneline.latency")
-MAX_ROWS = 16  # evenly spaced evaluation rows
+MAX_ROWS = 16  # evenly spaced test rows
 MAX_TOKENS = 64  # per answer; evaluate.max_new_tokens if that is less
 CONFIRMATION_FACTOR = 1.1  # the second fastest round takes at most this factor of the fastest
 MAX_ROUNDS = 6  # per model
@@ -94,16 +94,18 @@ def is_confirmed(rounds: Sequence[Sequence[float]]) -> bool:
 
 @entry_point
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the latency of champion and challenger.")
+    parser = argparse.ArgumentParser(description="Measure the latency of base, champion and challenger.")
     parser.add_argument("--base", type=Path, required=True, help="folder of the base model")
     parser.add_argument("--checked", type=Path, required=True, help="folder of checked data")
     parser.add_argument("--challenger", type=Path, required=True, help="adapter folder")
-    parser.add_argument("--champion", type=Path, help="adapter folder (default: the base model)")
+    parser.add_argument("--champion", type=Path, help="adapter folder, if there is a champion")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
-    rows = evenly_spaced(read_jsonl(arguments.checked / "eval.jsonl"))
+    rows = evenly_spaced(read_jsonl(arguments.checked / "test.jsonl"))
     conversations = [Sample.from_json(row).messages[:-1] for row in rows]
-    adapters = {"champion": arguments.champion, "challenger": arguments.challenger}
+    adapters = {"base": None, "champion": arguments.champion, "challenger": arguments.challenger}
+    if arguments.champion is None:
+        del adapters["champion"]
     base = base_model.read_record(arguments.base)
     seconds = measure_alternately(adapters, base, conversations, params_schema.load())
     write_json(arguments.out, {"seconds_an_answer": seconds, "rows": len(rows)})

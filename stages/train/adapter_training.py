@@ -12,6 +12,8 @@ from formats import params_schema
 from models import adapter_files, adapters, model_loading, precision, training
 from models.errors import UserError
 from models.manifest import Manifest
+from models.padding import PaddingCollator
+from models.peak_memory import peak_memory_gib
 from models.program_environment import program_environment
 from models.prompt import PROMPT_VERSION
 from models.training import devices
@@ -94,7 +96,7 @@ COMPARED_TOKENS = 16
 def last_logits(model, row: dict) -> torch.Tensor:
     """Return the logits of a row's last tokens, (COMPARED_TOKENS, vocab_size) in float32, without compiled code."""
     base = adapters.get_base_model(model)
-    batch = training.PaddingCollator(base.config.pad_token_id)([row])
+    batch = PaddingCollator(base.config.pad_token_id)([row])
     inputs = {name: batch[name].to(base.device) for name in ("input_ids", "attention_mask")}
     was_training = model.training
     model.eval()
@@ -157,7 +159,7 @@ def build_manifest(job: TrainJob, result: training.TrainResult, num_parameters: 
     shared = {name: getattr(job.params.train, name) for name in ("seed", "precision", "keep", "learn", "replay")}
     summary = asdict(result) | {
         "tokens_per_second": round(result.tokens / result.seconds, 1),
-        "peak_memory_gib": round(devices.peak_memory_gib(), 3),
+        "peak_memory_gib": round(peak_memory_gib(), 3),
         "planned_memory_gib": round(job.planned_gib, 3),
         "train_loss": result.loss("train"),
         "eval_loss": result.loss("eval"),

@@ -69,7 +69,7 @@ def build_train_job(
     name = arguments.adapter
     folders = StartFolders(arguments.champion, arguments.versions)
     start = find_warm_start(name, params.adapters[name], base, folders)
-    train_rows, eval_rows = (read_rows(encoded, split) for split in receipt.SPLITS)
+    train_rows, eval_rows = (read_rows(encoded, split) for split in receipt.ENCODED_SPLITS)
     spec = memory_spec(params.adapters[name], params, base, train_rows, eval_rows)
     key = checkpoint_key(name, params, base, encoded, start)
     return TrainJob(

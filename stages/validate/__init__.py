@@ -3,20 +3,20 @@
 Data flow, in chunks of rows, so that memory stays bounded::
 
     data/raw ─▶ bytes ─▶ messages ─▶ features ─▶ findings ─▶ decision ─▶ files
-                           │                        ▲           │          ├─ data/checked     train, eval, receipt
+                           │                        ▲           │          ├─ data/checked     splits, receipt
                            ▼                        │           │          ├─ data/quarantine  rows and their faults
                        keys, 4-grams ─▶ duplicates ─┘           │          └─ reports          metrics, Data Docs
                            └──────────────▶ split ◀─────────────┘
 
-Rows in = train + eval + quarantined. The data are blocked, and ``data/checked`` and the receipt are not written, if a
-check of severity ``block`` fails.
+Rows in = train + eval + test + quarantined. The data are blocked, and ``data/checked`` and the receipt are not written,
+if a check of severity ``block`` fails.
 
 ====================  ============================================================================================
 module                input → output
 ====================  ============================================================================================
 ``__main__``          raw files, params.yaml → ``data/checked``, ``data/quarantine``, reports, verdict
 ``checks``            params.yaml → the checks with their limits and severities
-``rows``              raw files → row table; row table and decision → train, eval and quarantine files
+``rows``              raw files → row table; row table and decision → files of the splits and quarantine
 ``row_table``         chunk of rows → row table: features, findings, keys, 4-grams, samples
 ``row_parsing``       bytes of a row → messages, or the reason why it has none
 ``row_features``      messages → features
@@ -31,8 +31,8 @@ module                input → output
 ``expectations``      table of features, checks → findings, by Great Expectations
 ``minhash``           4-grams → MinHash bands
 ``dedup``             messages → keys; keys and bands → copies, near-duplicates, conflicting answers
-``split``             keys, near-duplicates → training or evaluation for every row, without leakage
-``row_decisions``     row table, checks → decision: quarantine, training or evaluation for every row
+``split``             keys, near-duplicates → training, evaluation or test for every row, without leakage
+``row_decisions``     row table, checks → decision: quarantine or a split for every row
 ``length_drift``      tokens per row, record of accepted data → drift of lengths
 ``dataset_checks``    row table, decision → outcome: row counts, findings, reasons to block the data
 ``notices``           row table → sentences about layouts, unread keys and the tokenizer

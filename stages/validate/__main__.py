@@ -37,7 +37,7 @@ def read_arguments() -> argparse.Namespace:
         help="key of params section ingest that names the source; lengths are compared with data of the same source",
     )
     parser.add_argument("--templates", type=Path, required=True, help="folder with the template of the Data Docs")
-    parser.add_argument("--checked", type=Path, required=True, help="folder for train and eval rows with the receipt")
+    parser.add_argument("--checked", type=Path, required=True, help="folder for the splits with the receipt")
     parser.add_argument("--quarantine", type=Path, required=True, help="folder for the quarantined rows")
     parser.add_argument("--docs", type=Path, required=True, help="folder for the Data Docs")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file for the row counts")
@@ -67,7 +67,7 @@ def origin_of(section: str, params: params_schema.Params, tokenizer_sha256: str)
 
 def verify_row_counts(row_counts: dict, written: Mapping[str, int]) -> None:
     """Raise RuntimeError unless as many rows were written as counted, and as many as were read."""
-    counted = {"train": row_counts["train"], "eval": row_counts["eval"], "quarantine": row_counts["quarantined"]}
+    counted = {split: row_counts[split] for split in receipt.SPLITS} | {"quarantine": row_counts["quarantined"]}
     if written != counted or sum(written.values()) != row_counts["rows_in"]:
         raise RuntimeError(f"Row counts do not add up: counted {row_counts}, written {written}.")
 

@@ -48,10 +48,12 @@ def print_report(
         console.print(notice[terminal_language()], soft_wrap=True)  # not wrapped, so that a command can be copied
     console.print(
         translate(
-            "{rows:,} rows = {train:,} training + {evaluation:,} evaluation + {quarantined:,} quarantined",
+            "{rows:,} rows = {train:,} training + {evaluation:,} evaluation + {test:,} test + "
+            "{quarantined:,} quarantined",
             rows=row_counts["rows_in"],
             train=row_counts["train"],
             evaluation=row_counts["eval"],
+            test=row_counts["test"],
             quarantined=row_counts["quarantined"],
         )
     )

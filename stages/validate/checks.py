@@ -99,7 +99,7 @@ _CROSS_ROW_CHECKS = {
         "unique": translatable("copy of an earlier row"),
         "no_near_duplicate": translatable("near-duplicate of an earlier row"),
         "one_answer": translatable("another answer to the question of an earlier row"),
-        "no_leakage": translatable("row related to rows of both splits (leakage)"),
+        "no_leakage": translatable("row related to rows of two splits (leakage)"),
     }
 }
 _DATASET_CHECKS = {

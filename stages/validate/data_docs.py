@@ -71,10 +71,12 @@ def _page_texts(row_counts: dict) -> dict[str, dict[str, str]]:
         "observed": in_all_languages("Observed"),
         "learnt": describe_learnt(row_counts),
         "row_counts": in_all_languages(
-            "{rows:,} rows = {train:,} training + {evaluation:,} evaluation + {quarantined:,} quarantined",
+            "{rows:,} rows = {train:,} training + {evaluation:,} evaluation + {test:,} test + "
+            "{quarantined:,} quarantined",
             rows=row_counts["rows_in"],
             train=row_counts["train"],
             evaluation=row_counts["eval"],
+            test=row_counts["test"],
             quarantined=row_counts["quarantined"],
         ),
     }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from formats.receipt import SPLITS
 from stages.validate import length_drift
 from stages.validate.check_report import summarize_findings
 from stages.validate.checks import Check
@@ -66,14 +67,15 @@ def check_dataset(
 
 
 def count_rows(table: RowTable, decision: Decision, tokens: np.ndarray, previous_lengths: list[int] | None) -> dict:
-    """Return the row counts (rows in = train + eval + quarantined) and the figures of the checks of all data.
+    """Return the row counts (rows in = train + eval + test + quarantined) and the figures of the checks of all data.
 
     Args:
         tokens: number of tokens of each accepted row.
         previous_lengths: length histogram of the data that were accepted before, if any.
     """
     is_accepted = ~decision.is_quarantined
-    rows, accepted, evaluated = len(is_accepted), int(is_accepted.sum()), int(decision.is_eval.sum())
+    rows, accepted = len(is_accepted), int(is_accepted.sum())
+    rows_by_split = np.bincount(decision.splits[is_accepted], minlength=len(SPLITS)).tolist()
     cut = int((table.turns_cut[is_accepted] > 0).sum())
     percentiles = np.percentile(tokens, [50, 95, 100]) if accepted else [0, 0, 0]
     drift = None
@@ -81,8 +83,7 @@ def count_rows(table: RowTable, decision: Decision, tokens: np.ndarray, previous
         drift = length_drift.compute_drift(previous_lengths, length_drift.compute_histogram(tokens))
     return {
         "rows_in": rows,
-        "train": accepted - evaluated,
-        "eval": evaluated,
+        **dict(zip(SPLITS, rows_by_split, strict=True)),
         "quarantined": rows - accepted,
         "quarantined_share": round(1 - accepted / rows, 4),
         "failed_row_checks": rows - len(table.passed),  # without duplicates, whose share grows with the number of rows
@@ -132,7 +133,7 @@ def check_counts(row_counts: dict, checks: Sequence[Check]) -> tuple[list[dict],
     Returns:
         Each check with its value and whether it passed, for reports; and the findings.
     """
-    features = {"good_rows": row_counts["train"] + row_counts["eval"], **row_counts}
+    features = {"good_rows": sum(row_counts[split] for split in SPLITS), **row_counts}
     table = {check.column: np.array([features[check.column]], np.float64) for check in checks}
     findings = run_checks(table, np.zeros(1, np.int64), checks)
     data_findings = [
@@ -162,8 +163,6 @@ def collect_block_reasons(row_counts: dict, row_findings: Sequence[dict], data_f
     if reasons and most_failed:
         counts = ", ".join(f"{finding['check']} ({finding['rows']} rows)" for finding in most_failed[:_MAX_EXAMPLES])
         reasons.append(f"checks failed most often: {counts}")
-    if not reasons and not (row_counts["train"] and row_counts["eval"]):
-        reasons.append(
-            "all accepted rows are similar or begin with the same turns, so none can be held out for evaluation"
-        )
+    if not reasons and not all(row_counts[split] for split in SPLITS):
+        reasons.append("all accepted rows are similar or begin with the same turns, so none can be held out")
     return reasons

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from formats.params_schema import Validate
+from formats.receipt import SPLITS
 from stages.validate.checks import Check
 from stages.validate.dedup import find_conflicting_answers, find_near_duplicates, first_occurrences
 from stages.validate.expectations import Finding, run_checks
@@ -21,15 +22,16 @@ _CHUNK_ROWS = 50_000  # rows of a table for Great Expectations
 
 @dataclass(frozen=True)
 class Decision:
-    """The destination of every row: rows in = train + eval + quarantined.
+    """The destination of every row: rows in = train + eval + test + quarantined.
 
     Attributes:
-        is_eval, is_quarantined: bool of shape (rows,); a row that is neither is for training.
+        splits: int8 of shape (rows,), indices of :data:`formats.receipt.SPLITS`; they count for accepted rows only.
+        is_quarantined: bool of shape (rows,).
         findings: one for each row check and cross-row check.
         diversity: distinct over all 4-grams in a sample of the accepted rows, from 0 to 1; None without rows.
     """
 
-    is_eval: np.ndarray
+    splits: np.ndarray
     is_quarantined: np.ndarray
     findings: list[Finding]
     diversity: float | None
@@ -37,8 +39,8 @@ class Decision:
     @property
     def rows_by_split(self) -> dict[str, np.ndarray]:
         """The indices of the rows of each split."""
-        is_training = ~(self.is_quarantined | self.is_eval)
-        return {"train": np.flatnonzero(is_training), "eval": np.flatnonzero(self.is_eval)}
+        is_accepted = ~self.is_quarantined
+        return {split: np.flatnonzero(is_accepted & (self.splits == index)) for index, split in enumerate(SPLITS)}
 
 
 def decide_rows(table: RowTable, checks: Sequence[Check], params: Validate, pool: WorkerPool) -> Decision:
@@ -51,14 +53,14 @@ def decide_rows(table: RowTable, checks: Sequence[Check], params: Validate, pool
     row_filter.remove_copies()
     pairs = row_filter.remove_near_duplicates(params.checks.no_near_duplicate.similarity)
     row_filter.remove_conflicting_answers()
-    is_eval = row_filter.split(pairs, params.eval_share)
+    splits = row_filter.split(pairs, (params.eval_share, params.test_share))
     findings = [*table.findings, *row_filter.collect_findings(pool)]
     is_quarantined = np.zeros(len(table.lines), bool)
     for finding in findings:
         if row_filter.severities[finding.check] != "warn":
             is_quarantined[finding.rows] = True
     diversity = measure_diversity(table, ~is_quarantined)
-    return Decision(is_eval & ~is_quarantined, is_quarantined, findings, diversity)
+    return Decision(splits, is_quarantined, findings, diversity)
 
 
 class RowFilter:
@@ -113,14 +115,15 @@ class RowFilter:
         conflicts = find_conflicting_answers(self._table.keys, self.accepted)
         self._fail("one_answer", {row: self._table.locate(first) for row, first in conflicts.items()})
 
-    def split(self, pairs: Sequence[tuple[int, int, float]], eval_share: float) -> np.ndarray:
-        """Split the accepted rows, and fail those that belong to rows of both splits.
+    def split(self, pairs: Sequence[tuple[int, int, float]], shares: tuple[float, float]) -> np.ndarray:
+        """Split the accepted rows, and fail those that belong to rows of two splits.
 
         Args:
             pairs: near-duplicates as later row, earlier row, similarity.
+            shares: of the rows for evaluation and for test.
 
         Returns:
-            Rows for evaluation: bool of shape (rows,).
+            Indices of :data:`formats.receipt.SPLITS`: int8 of shape (rows,).
         """
         rows = self.accepted
         positions = {row: position for position, row in enumerate(rows.tolist())} if pairs else {}
@@ -129,12 +132,12 @@ class RowFilter:
             for later, earlier, similarity in pairs
             if later in positions and earlier in positions
         ]
-        split = split_rows(self._table.keys, rows, accepted_pairs, eval_share)
-        is_eval = np.zeros(len(self._table.lines), bool)
-        is_eval[rows] = split.is_eval
+        split = split_rows(self._table.keys, rows, accepted_pairs, shares)
+        splits = np.zeros(len(self._table.lines), np.int8)
+        splits[rows] = split.splits
         conflicts = {int(rows[row]): self._table.locate(int(rows[other])) for row, other in split.conflicts.items()}
         self._fail("no_leakage", conflicts)
-        return is_eval
+        return splits
 
     def collect_findings(self, pool: WorkerPool) -> list[Finding]:
         """Return the findings of the cross-row checks, by Great Expectations over the features."""

@@ -4,6 +4,7 @@ import base64
 import json
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from formats.receipt import SPLITS
 from models.errors import UserError
 from stages.validate.checks import Check
 from stages.validate.expectations import Finding
@@ -18,7 +20,7 @@ from stages.validate.row_decisions import Decision
 from stages.validate.row_table import GateConfig, RaggedFile, RaggedFiles, RowTable, build_chunk_table, read_chunks
 from stages.validate.worker_pool import WorkerPool
 
-DESTINATIONS = ("train", "eval", "quarantine")
+DESTINATIONS = (*SPLITS, "quarantine")
 
 
 def build_row_table(config: GateConfig, files: Mapping[str, Path], pool: WorkerPool) -> RowTable:
@@ -41,23 +43,21 @@ def build_row_table(config: GateConfig, files: Mapping[str, Path], pool: WorkerP
 
 
 def write_rows(table: RowTable, decision: Decision, checks: Sequence[Check], folder: Path) -> dict[str, int]:
-    """Write every row to ``train.jsonl``, ``eval.jsonl`` or ``quarantine.jsonl`` in a folder.
+    """Write every row to the file of its split or to ``quarantine.jsonl`` in a folder.
 
     Returns:
         Number of rows written by destination.
     """
     written = dict.fromkeys(DESTINATIONS, 0)
     # Index of the destination of every row that passed the row checks.
-    destinations = decision.is_eval[table.passed] + 2 * decision.is_quarantined[table.passed].astype(int)
-    with (
-        (folder / "train.jsonl").open("wb") as train,
-        (folder / "eval.jsonl").open("wb") as evaluation,
-        (folder / "quarantine.jsonl").open("wb") as quarantine,
-        tqdm(desc="write", unit=" rows", delay=2, total=len(table.lines)) as bar,
-    ):
+    is_quarantined = decision.is_quarantined[table.passed]
+    destinations = np.where(is_quarantined, len(SPLITS), decision.splits[table.passed])
+    with ExitStack() as stack:
+        *splits, quarantine = (stack.enter_context((folder / f"{name}.jsonl").open("wb")) for name in DESTINATIONS)
+        bar = stack.enter_context(tqdm(desc="write", unit=" rows", delay=2, total=len(table.lines)))
         for destination, line in zip(destinations.tolist(), _read_all(table.samples), strict=True):
-            if destination < 2:
-                (train, evaluation)[destination].write(line)
+            if destination < len(SPLITS):
+                splits[destination].write(line)
                 written[DESTINATIONS[destination]] += 1
                 bar.update()
         for line in quarantine_lines(table, decision, checks):

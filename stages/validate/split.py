@@ -1,4 +1,4 @@
-"""The split of rows into training and evaluation, without leakage of a dialogue from one split to the other.
+"""The split of rows into training, evaluation and test, without leakage of a dialogue from one split to another.
 
 The split of a row depends on a hash of its first question. A row joins the split of an earlier row instead if both
 belong to one dialogue: one begins with the whole other row (growing history), one begins where the other ends
@@ -6,14 +6,14 @@ belong to one dialogue: one begins with the whole other row (growing history), o
 A greeting opens many unrelated dialogues, so only a limited number of rows that continue the same short opening are
 kept together.
 
-Rows are assigned in the order in which they were read, so that appended rows never move an old row to the other split.
-A row that belongs to rows of both splits is a conflict and is quarantined; so is a greeting that is a row of its own,
-if dialogues of both splits begin with it.
+Rows are assigned in the order in which they were read, so that appended rows never move an old row to another split.
+A row that belongs to rows of two splits is a conflict and is quarantined; so is a greeting that is a row of its own,
+if dialogues of another split begin with it.
 """
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -21,6 +21,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from formats.receipt import SPLITS
 from stages.validate.dedup import RowKeys
 
 # How many conversations that continue one opening, and how many answers to one prompt, are kept together. The shorter a
@@ -29,6 +30,8 @@ FEW, MANY, ALL = 8, 100, 2**62
 MAX_CONTINUATIONS, MAX_ANSWERS = (FEW, FEW, FEW, MANY), (FEW, FEW, MANY, ALL)  # by the length class of a key
 _MULTIPLIER, _WORD = 0x9E3779B97F4A7C15, 2**64  # spread a key over 64 random bits
 _NONE = -1
+TRAIN, EVAL, TEST = range(len(SPLITS))
+_BY_HASH = (EVAL, TRAIN, TEST)  # from the lowest hashes to the highest
 
 
 @dataclass(frozen=True)
@@ -36,37 +39,39 @@ class Split:
     """Assignment of rows to splits.
 
     Attributes:
-        is_eval: bool of shape (rows,): evaluation, else training.
-        conflicts: rows that belong to rows of both splits, each with one such row of the other split.
+        splits: int8 of shape (rows,): :data:`TRAIN`, :data:`EVAL` or :data:`TEST`.
+        conflicts: rows that belong to rows of two splits, each with a row of a split that is not that of the first.
     """
 
-    is_eval: np.ndarray
+    splits: np.ndarray
     conflicts: dict[int, int]
 
 
-def split_rows(keys: RowKeys, rows: np.ndarray, pairs: Sequence[tuple[int, int, float]], eval_share: float) -> Split:
-    """Assign rows to training and evaluation.
+def split_rows(
+    keys: RowKeys, rows: np.ndarray, pairs: Sequence[tuple[int, int, float]], shares: tuple[float, float]
+) -> Split:
+    """Assign rows to training, evaluation and test.
 
     Args:
         keys: of all rows.
         rows: indices of the rows to assign, in order.
         pairs: near-duplicates, as later and earlier position in ``rows``, and similarity.
-        eval_share: share of rows for evaluation, between 0 and 1.
+        shares: of the rows for evaluation and for test, between 0 and 1.
     """
     neighbours = defaultdict(list)
     for later, earlier, _ in pairs:
         neighbours[later].append(earlier)
     openings = _Openings.collect(keys, rows, list(neighbours))
-    assigner = _Assigner(openings.shared, keys.question[rows], eval_share)
+    assigner = _Assigner(openings.shared, keys.question[rows], shares)
     for row, opening in openings:
         assigner.assign(row, opening, neighbours.get(row, ()))
-    assigner.fill_empty_split()
+    assigner.fill_empty_splits()
     if assigner.exceeded_limit:
         for row, opening in openings:
             assigner.record_continuation(row, opening)
         for row, opening in openings:
             assigner.find_greeting_conflict(row, opening)
-    return Split(assigner.is_eval, assigner.conflicts)
+    return Split(assigner.splits, assigner.conflicts)
 
 
 # Openings ------------------------------------------------------------------------------------------
@@ -180,16 +185,19 @@ class _Assigner:
     """Splits of the rows assigned so far, and the parts of conversations by which later rows find them.
 
     Attributes:
-        is_eval, conflicts: as in :class:`Split`.
+        splits, conflicts: as in :class:`Split`.
         exceeded_limit: whether a row was not kept together with rows of the same opening because they are too many.
     """
 
-    def __init__(self, shared: np.ndarray, questions: np.ndarray, eval_share: float):
+    def __init__(self, shared: np.ndarray, questions: np.ndarray, shares: tuple[float, float]):
         self.conflicts: dict[int, int] = {}
         self.exceeded_limit = False
-        self._threshold = eval_share * 2.0**64
+        # Evaluation rows are those of the lowest hashes, test rows those of the highest.
+        eval_share, test_share = shares
+        self._low, self._high = eval_share * 2.0**64, (1 - test_share) * 2.0**64
         self._hashes = questions.astype(np.float64)
-        self.is_eval = self._hashes < self._threshold
+        is_eval, is_test = self._hashes < self._low, self._hashes >= self._high
+        self.splits = np.select([is_eval, is_test], [EVAL, TEST], default=TRAIN).astype(np.int8)
         length_class = (shared & np.uint64(3)).astype(np.int64)
         self._max_continuations, self._max_answers = (
             np.array(limits)[length_class] for limits in (MAX_CONTINUATIONS, MAX_ANSWERS)
@@ -198,8 +206,8 @@ class _Assigner:
         self._first_with_prefix, self._first_with_suffix = (array("q", [_NONE]) * len(shared) for _ in range(2))
         self._followers = array("q", [0]) * len(shared)
         self._single_turns: set[int] = set()  # parts that are a row of one turn
-        # By split, training first, and by part: the first row that continues the part.
-        self._continued = [array("q", [_NONE]) * len(shared) for _ in range(2)]
+        # By split and by part: the first row that continues the part.
+        self._continued = [array("q", [_NONE]) * len(shared) for _ in SPLITS]
         self._links: list[tuple[int, int]] = []  # pairs of rows that are kept together
 
     def assign(self, row: int, opening: Opening, neighbours: Sequence[int]) -> None:
@@ -211,15 +219,15 @@ class _Assigner:
         related = [*self._find_dialogue(opening), *(earlier for earlier in neighbours if earlier not in self.conflicts)]
         related = related or [*self._follow(self._first_with_prefix, [opening.question], self._max_continuations)]
         for earlier in related[1:]:
-            if self.is_eval[earlier] != self.is_eval[related[0]]:
+            if self.splits[earlier] != self.splits[related[0]]:
                 self.conflicts[row] = earlier
                 return
         if related:
-            self.is_eval[row] = self.is_eval[related[0]]
+            self.splits[row] = self.splits[related[0]]
             self._links += [(row, earlier) for earlier in related]
         else:
             self._hashes[row] = self._hash(opening)
-            self.is_eval[row] = self._hashes[row] < self._threshold
+            self.splits[row] = self._split_of(self._hashes[row])
         self._register(row, opening)
 
     def _register(self, row: int, opening: Opening) -> None:
@@ -281,14 +289,17 @@ class _Assigner:
                 return float(key if position == 0 else key * _MULTIPLIER % _WORD)
         return float(opening.keys[-1] * _MULTIPLIER % _WORD)
 
-    def fill_empty_split(self) -> None:
-        """If all rows are in one split, move the linked rows with the most extreme hash to the other.
+    def _split_of(self, key: float) -> int:
+        return EVAL if key < self._low else TEST if key >= self._high else TRAIN
 
-        At most half of the rows are moved; nothing is moved if all rows are linked.
+    def fill_empty_splits(self) -> None:
+        """For each split without rows, move the linked rows with the most extreme hash there from the largest split.
+
+        At most half of the rows of that split are moved; nothing is moved if all of them are linked.
         """
-        is_assigned = np.ones(len(self.is_eval), bool)
+        is_assigned = np.ones(len(self.splits), bool)
         is_assigned[list(self.conflicts)] = False
-        if not is_assigned.any() or self.is_eval[is_assigned].any() != self.is_eval[is_assigned].all():
+        if not is_assigned.any() or (np.bincount(self.splits[is_assigned], minlength=len(SPLITS)) > 0).all():
             return
         count = len(is_assigned)
         later, earlier = np.array(self._links or [(0, 0)]).T
@@ -296,23 +307,40 @@ class _Assigner:
         _, component = connected_components(graph, directed=False)
         lowest = np.full(count, np.inf)
         np.minimum.at(lowest, component[is_assigned], self._hashes[is_assigned])
-        components, sizes = np.unique(component[is_assigned], return_counts=True)
+        for split in range(len(SPLITS)):
+            rows_by_split = np.bincount(self.splits[is_assigned], minlength=len(SPLITS))
+            if not rows_by_split[split]:
+                donor = int(rows_by_split.argmax())
+                choose = np.argmax if _BY_HASH.index(split) > _BY_HASH.index(donor) else np.argmin
+                self._fill_split(split, is_assigned & (self.splits == donor), component, lowest, choose)
+
+    def _fill_split(
+        self, split: int, donors: np.ndarray, component: np.ndarray, lowest: np.ndarray, choose: Callable
+    ) -> None:
+        """Move one component of the donor rows to an empty split.
+
+        Args:
+            donors: bool of shape (rows,).
+            component: of linked rows, by row.
+            lowest: hash by component.
+            choose: ``np.argmin`` or ``np.argmax`` of the hashes.
+        """
+        components, sizes = np.unique(component[donors], return_counts=True)
         if len(components) > 1:
-            components = components[2 * sizes <= is_assigned.sum()]
-            choose = np.argmax if self.is_eval[is_assigned].all() else np.argmin
-            self.is_eval ^= component == components[choose(lowest[components])]
+            components = components[2 * sizes <= donors.sum()]
+            self.splits[component == components[choose(lowest[components])]] = split
 
     def record_continuation(self, row: int, opening: Opening) -> None:
         """Record the split of a row for all shorter conversations that it continues."""
         for part in opening.system_prefixes[:-1] if row not in self.conflicts else ():
-            continued = self._continued[int(self.is_eval[row])]
+            continued = self._continued[self.splits[row]]
             if part != _NONE and continued[part] == _NONE:
                 continued[part] = row
 
     def find_greeting_conflict(self, row: int, opening: Opening) -> None:
-        """Record a conflict if a dialogue of the other split begins with the whole row."""
+        """Record a conflict if a dialogue of another split begins with the whole row."""
         part = opening.system_prefixes[-1] if opening.system_prefixes else _NONE
         if part != _NONE and row not in self.conflicts:
-            other = self._continued[int(not self.is_eval[row])][part]
-            if other != _NONE:
+            others = (rows[part] for split, rows in enumerate(self._continued) if split != self.splits[row])
+            if (other := next((row for row in others if row != _NONE), None)) is not None:
                 self.conflicts[row] = other

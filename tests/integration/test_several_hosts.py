@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sites import TIMEOUT, Site, create_small_project, wait_until
+from sites import TIMEOUT, Site, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -58,12 +58,12 @@ def database():
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory, database):
+def site(tmp_path_factory, database, prepared_project):
     """Server and keeper, and a CPU and a GPU agent with a TUNELINE_HOME each, which clone a bare repository."""
     login, folder = "team:a password", tmp_path_factory.mktemp("hosts")
     site = Site(
         folder,
-        create_small_project(folder / "project"),
+        prepared_project.copy_to(folder / "project"),
         PREFECT_API_DATABASE_CONNECTION_URL=database.url,
         PREFECT_SERVER_API_AUTH_STRING=login,
         PREFECT_API_AUTH_STRING=login,
@@ -71,6 +71,7 @@ def site(tmp_path_factory, database):
     )
     site.project.run("dvc", "remote", "add", "--default", "store", str(folder / "store"))
     site.set_epochs(30)
+    assert site.project.run("dvc", "push").returncode == 0
     site.project.run("git", "clone", "--quiet", "--bare", ".", str(folder / "origin.git"))
     site.program_environment = {name: {"TUNELINE_HOME": str(folder / f"home-{name}")} for name in ("cpu", "gpu")}
     with site.open():

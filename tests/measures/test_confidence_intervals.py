@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from measures.confidence_intervals import mean_interval
+from measures.confidence_intervals import mean_interval, min_rows, simultaneous_confidence
 
 
-def excludes_zero(values, seed: int = 0) -> bool:
-    low, high = mean_interval(values, seed)
+def excludes_zero(values, seed: int = 0, confidence: float = 0.95) -> bool:
+    low, high = mean_interval(values, seed, confidence)
     return low > 0 or high < 0
 
 
@@ -71,5 +71,30 @@ def test_nearly_equal_rows_have_the_bounds_of_equal_rows():
 def test_margin_for_unseen_rows_has_no_effect_on_rows_with_a_spread(monkeypatch):
     values = np.random.default_rng(4).normal(2.0, 1.0, 30)
     before = mean_interval(values)
-    monkeypatch.setattr("measures.confidence_intervals._unseen_rows_margin", lambda _: 0.0)
+    monkeypatch.setattr("measures.confidence_intervals._unseen_rows_margin", lambda *_: 0.0)
     assert mean_interval(values) == before
+
+
+@pytest.mark.parametrize("comparisons", [1, 2, 15, 100])
+def test_intervals_that_hold_together_need_more_rows(comparisons):
+    confidence = simultaneous_confidence(comparisons)
+    rows = min_rows(confidence)
+    assert 2 * 0.5**rows <= 1 - confidence < 2 * 0.5 ** (rows - 1)  # probability that all rows have the same sign
+    assert mean_interval([1.0] * (rows - 1), confidence=confidence) == (-np.inf, np.inf)
+    assert mean_interval(np.arange(rows) + 1.0, confidence=confidence)[0] > 0
+
+
+def test_fifteen_comparisons_of_noise_exclude_zero_in_at_most_5_of_100_families():
+    rng = np.random.default_rng(7)
+    confidence = simultaneous_confidence(15)
+    families = rng.normal(0, 1, (40, 15, 40)) * rng.lognormal(0, 1, (40, 1, 40))
+    false_claims = [
+        any(excludes_zero(values, confidence=confidence) for values in family if abs(_t_statistic(values)) > 2.5)
+        for family in families
+    ]
+    assert sum(false_claims) <= 4
+
+
+def _t_statistic(values: np.ndarray) -> float:
+    """Values below 2.5 are far from an interval at 99.7 %; this saves most of the resampling."""
+    return values.mean() / values.std(ddof=1) * len(values) ** 0.5

@@ -15,7 +15,7 @@ from models.errors import UserError
 
 def test_losses_are_averaged_over_tokens_and_scores_over_rows():
     scores = dict.fromkeys(("rouge-1", "rouge-2", "rouge-l", "bleu-4", "chrf"), 50.0)
-    properties = {"exact": False, "empty": False, "repetition": 0.0, "length_ratio": 1.0}
+    properties = {"exact": False, "empty": False, "refusal": False, "repetition": 0.0, "length_ratio": 1.0}
     rows = [
         scores | properties | {"loss": 1.0, "answer_tokens": 1, "divergence": 0.5},
         scores | properties | {"loss": 3.0, "answer_tokens": 3, "divergence": 0.1, "exact": True, "rouge-l": 100.0},
@@ -82,11 +82,12 @@ def test_summary_by_length_averages_losses_over_tokens():
 
 def test_dvc_metrics_omit_missing_values_and_are_rounded():
     metrics = {
-        "eval": {"loss": 1.54321, "rouge-l": 45.678, "empty_rate": 0.0},
+        "eval": {"loss": 1.54321},
+        "test": {"loss": 1.6, "rouge-l": 45.678, "empty_rate": 0.0},
         "probes": {"rates": {"all": None}},
         "training": {"tokens_per_second": 1234.5, "peak_memory_gib": None},
     }
-    assert select_dvc_metrics(metrics) == {"loss": 1.54321, "rouge-l": 45.68, "tok/s": 1234}
+    assert select_dvc_metrics(metrics) == {"loss": 1.54321, "test": 1.6, "rouge-l": 45.68, "tok/s": 1234}
 
 
 def test_pass_rate_has_wilsons_interval():

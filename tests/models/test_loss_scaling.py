@@ -7,8 +7,9 @@ from transformers import TrainerCallback
 
 from models import adapters, base_model, model_loading
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from models.padding import PaddingCollator
 from models.prompt import IGNORED_LABEL
-from models.training import Diverged, PaddingCollator, TrainConfig, fit, loss_scaling
+from models.training import Diverged, TrainConfig, fit, loss_scaling
 from models.training.batches import prepare_data
 from models.training.loss_scaling import make_grad_scaler, needs_loss_scaling
 from models.training.sharding import full_tensor

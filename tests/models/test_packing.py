@@ -7,8 +7,9 @@ from models import adapters, base_model, model_loading
 from models.chatglm.masks import BLOCK, prefix_lm_block_mask, prefix_lm_mask
 from models.errors import UserError
 from models.packing import PADDING_SEGMENT, PackingCollator, pack_samples
+from models.padding import PaddingCollator
 from models.prompt import IGNORED_LABEL
-from models.training import PaddingCollator, TrainConfig, fit
+from models.training import TrainConfig, fit
 
 
 @settings(max_examples=100, deadline=None)

@@ -10,9 +10,10 @@ from transformers import TrainerCallback
 from models import adapters, base_model, model_loading
 from models.errors import UserError
 from models.manifest import WEIGHTS
+from models.padding import PaddingCollator
 from models.prompt import IGNORED_LABEL
 from models.storage import sha256_of
-from models.training import Diverged, PaddingCollator, TrainConfig, fit
+from models.training import Diverged, TrainConfig, fit
 from models.training.batches import EpochOrder
 from models.training.trainer import AdapterTrainer, trainable_parameters
 

@@ -2,17 +2,12 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
-from shared_data import ROOT, write_rows
+from commands import check
+from shared_data import write_rows
 
 ROWS = [{"context": f"第 {number} 个问题是什么？", "target": f"答案是 {number}。"} for number in range(60)]
-
-
-def check(*arguments, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pipelines.check", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
 
 def is_refused(done: subprocess.CompletedProcess) -> bool:
@@ -64,7 +59,7 @@ def test_full_disk_is_reported(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     rows = write_rows(tmp_path / "a.jsonl", ROWS * 60)
-    done = check(rows, "--out", tmp_path / "out", preexec_fn=limit)
+    done = check(rows, "--out", tmp_path / "out", prepare=limit)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out/checked").exists()

@@ -94,7 +94,7 @@ def test_gate_gets_the_new_rows_and_stage_drift_the_rows_that_pass(workspace, mo
     assert gated[:2] == ("--raw", "a.jsonl")
     passed = Path(gated[gated.index("--passed") + 1])
     current = compared[compared.index("--current") + 1 :]
-    assert current == (str(passed / "train.jsonl"), str(passed / "eval.jsonl"))
+    assert current == (str(passed / "train.jsonl"), str(passed / "eval.jsonl"), str(passed / "test.jsonl"))
     assert compared[compared.index("--current-facts") + 1] == str(passed / "facts.json")
     assert compared[compared.index("--reference-facts") + 1] == "data/checked/receipt.json"
 

@@ -29,12 +29,12 @@ def write_evaluation(name: str, loss: float, **more_figures) -> None:
     folder, weights = promotion.PREDICTIONS / name, promotion.WEIGHTS / name / WEIGHTS
     question = {"messages": [{"role": "user", "content": "问"}]}
     rows = [question | {"id": str(number), "loss": loss + number / 50} for number in range(30)]
-    for kind, answers in (("eval", rows), ("general", rows[:2]), ("probes", rows[:3])):
+    for kind, answers in (("test", rows), ("general", rows[:20]), ("probes", rows[:8])):
         write_rows(folder / f"{kind}.jsonl", answers)
     figures = {
-        "general": {"loss": 2.0},
-        "eval": {"empty_rate": 0.0, "repetition": 0.0},
-        "probes": {"rates": {"all": {"rate": 0.9}}},
+        "general": {"loss": 2.0, "rouge-l": 90.0, "rows": 20},
+        "test": {"empty_rate": 0.0, "refusal_rate": 0.0, "repetition": 0.0},
+        "probes": {"rates": {"all": {"rate": 0.9, "low": 0.5, "high": 1.0, "of": 8}}},
         "of": {"weights_sha256": sha256_of(weights) if weights.is_file() else None},
     }
     write_json(folder / "figures.json", figures | more_figures)
@@ -70,7 +70,7 @@ def repository(tmp_path, monkeypatch):
     write_adapter("lora", "first")
     write_evaluation("base", 3.0)
     write_evaluation("lora", 1.0)
-    seconds = {"champion": 0.5, "challenger": 0.5}
+    seconds = {"base": 0.5, "champion": 0.5, "challenger": 0.5}
     write_json(tmp_path / "times.json", {"seconds_an_answer": seconds})
     # DVC's stages have made nothing here; tests/integration/test_pipeline.py promotes a result of `dvc repro`.
     monkeypatch.setattr(promotion, "require_up_to_date", lambda _: None)
@@ -112,7 +112,7 @@ def test_challenger_without_a_gain_is_not_promoted(repository):
 
 def test_repetitive_challenger_is_not_promoted(repository):
     """Such as an adapter with a far better loss that answers everything with 不要的，要的，不要的，要的…"""
-    write_evaluation("lora", 1.0, eval={"empty_rate": 0.0, "repetition": 0.68})
+    write_evaluation("lora", 1.0, test={"empty_rate": 0.0, "refusal_rate": 0.0, "repetition": 0.68})
     assert not promotion.promote("lora").is_promoted
     reasons = promotion.REASONS.read_text(encoding="utf-8")
     assert "✗ Repetition | 68%; at most 20% allowed" in reasons
@@ -126,10 +126,10 @@ def test_repetitive_challenger_is_not_promoted(repository):
 
 def test_two_rows_are_too_few_for_a_promotion(repository):
     for name in ("base", "lora"):
-        path = promotion.PREDICTIONS / name / "eval.jsonl"
+        path = promotion.PREDICTIONS / name / "test.jsonl"
         write_rows(path, read_jsonl(path)[:2])
     assert not promotion.promote("lora").is_promoted
-    assert "2 rows are too few for an interval, at least 6 needed" in promotion.REASONS.read_text(encoding="utf-8")
+    assert "2 rows are too few for an interval, at least 7 needed" in promotion.REASONS.read_text(encoding="utf-8")
 
 
 def test_figures_of_different_metrics_versions_are_refused(repository, capfd):
@@ -376,6 +376,28 @@ def test_champion_is_checked_out_when_it_is_needed_and_a_retired_one_is_not(repo
     assert registry.fetch_champion() is None
 
 
+def test_small_losses_of_several_champions_do_not_add_up(repository, monkeypatch):
+    """Each version falls by 4 % of the probes, which one promotion allows."""
+
+    def probes(rate: float) -> dict:
+        return {"rates": {"all": {"rate": rate, "low": 0.0, "high": 1.0, "of": 8}}}
+
+    write_evaluation("base", 3.0, probes=probes(0.2))
+    monkeypatch.setattr(promotion, "evaluate_champion", lambda *_: promotion.PREDICTIONS / "champion")
+    for content, loss, rate, version in (
+        ("first", 1.0, 0.9, "v1.0.0"),
+        ("second", 0.5, 0.86, "v2.0.0"),
+        ("third", 0.1, 0.82, None),
+    ):
+        write_adapter("lora", content)
+        write_evaluation("lora", loss, probes=probes(rate))
+        result = promotion.promote("lora")
+        assert result.version == version
+        shutil.copytree(promotion.PREDICTIONS / "lora", promotion.PREDICTIONS / "champion", dirs_exist_ok=True)
+    assert [condition.name for condition in result.unmet_conditions] == ["probes"]
+    assert "champion v1.0.0: 90%" in promotion.REASONS.read_text(encoding="utf-8")
+
+
 def test_answers_of_other_weights_are_refused(repository):
     write_adapter("lora", "write_adapter again")
     with pytest.raises(UserError, match="are not those of models/weights/lora"):
@@ -456,7 +478,7 @@ def test_other_tags_are_ignored(repository):
     assert promotion.promote("lora").version == "v1.0.0"
 
 
-@pytest.mark.parametrize("kind", ["eval", "general", "probes"])
+@pytest.mark.parametrize("kind", ["test", "general", "probes"])
 def test_answers_to_other_rows_are_refused(repository, capfd, kind):
     other = {"id": "1", "loss": 1.0, "messages": [{"content": "别的"}]}
     write_rows(promotion.PREDICTIONS / f"base/{kind}.jsonl", [other])
@@ -482,7 +504,7 @@ def test_invalid_manifest_is_reported(repository, content):
 
 
 def test_rows_without_answers_are_reported(repository, capfd):
-    write_rows(promotion.PREDICTIONS / "lora/eval.jsonl", [{"id": "x"}])
+    write_rows(promotion.PREDICTIONS / "lora/test.jsonl", [{"id": "x"}])
     with pytest.raises(UserError, match="No decision was made"):
         promotion.promote("lora")
     assert "Traceback" not in capfd.readouterr().err

@@ -1,6 +1,9 @@
 """Parameter sets: expansion of grids, validation, and names of experiments."""
 
+import contextlib
+import itertools
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -52,7 +55,27 @@ def test_experiment_name_is_valid_in_a_git_ref(point):
 def test_points_that_are_not_valid_for_the_adapter_are_refused():
     params = params_schema.load()
     sweeps.validate_points(params, "lora", [{"rank": 4}])
-    for adapter, point in (("other", {"rank": 4}), ("lora", {"rank": -1}), ("lora", {"rnak": 4})):
+    for adapter, point in (
+        ("other", {"rank": 4}),
+        ("lora", {"rank": -1}),
+        ("lora", {"rnak": 4}),
+        ("lora", {"chosen_from": 4}),
+    ):
         with pytest.raises(UserError):
             sweeps.validate_points(params, adapter, [point])
     assert params_schema.override_adapter(params, "lora", {"rank": 4}).adapters["lora"].rank == 4
+
+
+def test_experiment_records_how_many_it_is_chosen_from(monkeypatch):
+    """As ``chosen_from`` of the adapter, which params.yaml may leave out, so that promotion knows of the best one."""
+    calls = []
+    monkeypatch.setattr(sweeps.dvc, "run_with_stage_error", lambda *arguments, folder: calls.append(arguments))
+    clone = SimpleNamespace(pull_option=(), folder=None, requiring_remote=contextlib.nullcontext)
+    sweeps._run_dvc_experiment(clone, "x", "lora", {"rank": 8}, 20)
+    (arguments,) = calls
+    changes = [argument for option, argument in itertools.pairwise(arguments) if option == "-S"]
+    assert changes == [
+        f"++{section}.lora.{change}"
+        for change in ("rank=8", "chosen_from=20")
+        for section in ("adapters", "evaluate.models")
+    ]

@@ -18,6 +18,7 @@ from stages.compare.paired_differences import (
     paired_differences,
 )
 from stages.compare.terminal_summary import render_summary
+from stages.compare.verdicts import judge_models
 from texts import LANGUAGES
 
 MARKUP = '</script><script>alert("1")</script> | <b> [/x] [bold]'
@@ -30,7 +31,9 @@ def metrics(loss: float, training: dict | None) -> dict:
     scores = dict.fromkeys(("rouge-1", "rouge-2", "rouge-l", "bleu-4"), 50.0)
     resources = dict.fromkeys(("train_loss", "seconds", "peak_memory_gib", "tokens_per_second", "steps"))
     return {
-        "eval": {"loss": loss, "perplexity": 2.0, **scores},
+        "eval": {"loss": loss},
+        "test": {"loss": loss, "perplexity": 2.0, **scores},
+        "general": {"loss": loss, "rouge-l": 96.8 if loss > 1.5 else 31.7},
         "probes": {"exact_match": 0.0, "rates": {"single_turn": RATE, "multi_turn": None}},
         "generation": {"tokens_per_second": 9.0, "seconds": 1.0, "peak_memory_gib": 1.0},
         "training": {**resources, "trainable_parameters": None, **(training or {})},
@@ -46,7 +49,7 @@ def evaluated(tmp_path):
         write_rows(tmp_path / f"predictions/{name}/probes.jsonl", [probe | judged])
         scores = dict.fromkeys(("rouge-l", "bleu-4", "chrf"), 50.0)
         rows = [probe | scores | {"id": f"r{i}", "loss": 2.0 + i - (name == "lora") * (i - 1)} for i in range(6)]
-        write_rows(tmp_path / f"predictions/{name}/eval.jsonl", rows)
+        write_rows(tmp_path / f"predictions/{name}/test.jsonl", rows)
         write_rows(tmp_path / f"predictions/{name}/general.jsonl", rows)
         training = {"train_loss": 0.5, "seconds": 3.0} if name == "lora" else None
         figures = metrics(2.0 if name == "base" else 1.0, training)
@@ -66,7 +69,7 @@ def load(folder, common_rows_only=False):
 
 def test_best_value_of_each_metric_is_bold(evaluated):
     text = render_markdown(load(evaluated), [], "en")
-    assert "| Evaluation loss | 2.0000 | **1.0000** |" in text
+    assert "| Test loss | 2.0000 | **1.0000** |" in text
     assert "| ROUGE-1 | 50.00 | 50.00 |" in text  # equal values: none is the best
     assert "100% [68%, 100%]" in text
     assert "same 6 task rows" in text
@@ -77,8 +80,8 @@ def test_best_value_of_each_metric_is_bold(evaluated):
 
 def test_markdown_and_summary_are_in_one_language(evaluated):
     models = load(evaluated)
-    assert "| 评测损失 | 2.0000 | **1.0000** |" in render_markdown(models, [], "zh")
-    assert "评测损失" in render_summary(models, 20, "zh")
+    assert "| 测试损失 | 2.0000 | **1.0000** |" in render_markdown(models, [], "zh")
+    assert "测试损失" in render_summary(models, 20, "zh")
     for text in (render_markdown(models, [], "en"), render_summary(models, 20, "en")):
         for data in ("旧的回答", "问", "答"):
             text = text.replace(data, "")
@@ -88,7 +91,7 @@ def test_markdown_and_summary_are_in_one_language(evaluated):
 def test_no_value_is_best_with_too_few_rows(evaluated):
     def markdown_with(count: int) -> str:
         for name in ("base", "lora"):
-            path = evaluated / f"predictions/{name}/eval.jsonl"
+            path = evaluated / f"predictions/{name}/test.jsonl"
             write_rows(path, (read_jsonl(path) * 2)[:count])
         return render_markdown(load(evaluated), [], "en")
 
@@ -152,17 +155,66 @@ def test_page_needs_no_network(evaluated):
 
 
 def test_page_has_every_text_in_both_languages(evaluated):
+    write_task_losses(evaluated, 0.5)  # its six general rows are too few for an interval
     page = render_page(load(evaluated), [], FRAME)
     content = page.partition("<body>")[2]
-    assert '<span lang="en">Evaluation loss</span><span lang="zh">评测损失</span>' in content
+    assert '<span lang="en">Test loss</span><span lang="zh">测试损失</span>' in content
     assert content.count('<span lang="en">') == content.count('<span lang="zh">')
     for data in ("旧的回答", "问", "答", "中文"):  # the button names a language in that language
         content = content.replace(data, "")
     visible, script = content.split("<script>")
     assert not CHINESE.search(re.sub(r'<span lang="zh">.*?</span>', "", visible))
     charts = json.loads(re.search(r"const charts = (.*);", script)[1])
-    assert set(charts) == {"loss_by_step", "loss_by_second", *(f"gain_{i}" for i in range(5))}
+    assert set(charts) == {"loss_by_step", "loss_by_second", *(f"gain_{i}" for i in range(4))}
     assert charts["loss_by_step"]["encoding"]["x"]["title"] == {"en": "Step", "zh": "步"}
+
+
+# Verdict -------------------------------------------------------------------------------------------
+
+
+def change_figures(folder, name: str, **change) -> None:
+    path = folder / f"predictions/{name}/figures.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def write_task_losses(folder, gain: float, rows: int = 30) -> None:
+    for name, change in (("base", 0.0), ("lora", -gain)):
+        path = folder / f"predictions/{name}/test.jsonl"
+        row = read_jsonl(path)[0]
+        write_rows(path, [row | {"id": str(i), "loss": 2.0 + i / 9 + change * (1 + i % 3)} for i in range(rows)])
+
+
+@pytest.mark.parametrize(
+    ("gain", "rows", "start"),
+    [
+        (0.5, 30, "lora is better than base on the test rows; it "),
+        (-0.5, 30, "lora is worse than base on the test rows; it "),
+        (0.0, 30, "lora is not proven better than base on the test rows; it "),
+        (0.5, 3, "lora cannot be told from base: 3 rows are too few, 8 needed; it "),
+    ],
+)
+def test_reports_open_with_the_verdict(evaluated, gain, rows, start):
+    write_task_losses(evaluated, gain, rows)
+    models = load(evaluated)
+    (verdict,) = judge_models(models, list(paired_differences(models)))
+    sentence = verdict.sentence("en")
+    assert sentence.startswith(start)
+    assert sentence.endswith(
+        "has forgotten 67% of its answers to general conversations (ROUGE-L), and answers 0% of the test rows exactly."
+    )
+    assert " ".join(render_summary(models, 20, "en").split()).startswith(sentence)
+    assert render_markdown(models, [], "en").split("\n")[2].startswith(f"- **{start}")
+    assert render_page(models, [], FRAME).partition("<body>")[2].split("<h2>")[0].count(start) == 1
+    assert "在通用对话上遗忘了 67% 的水平" in render_summary(models, 20, "zh").replace("\n", "")
+
+
+def test_verdict_names_the_probes_and_what_is_kept(evaluated):
+    change_figures(evaluated, "lora", general={"loss": 2.0, "rouge-l": 95.0}, probes={"rates": {"all": RATE}})
+    models = load(evaluated)
+    (verdict,) = judge_models(models, list(paired_differences(models)))
+    assert "keeps 98% of its answers" in verdict.sentence("en")
+    assert verdict.sentence("en").endswith("and passes 100% of the probes.")
+    assert [value for _, value in verdict.numbers("en")][1:] == ["98%", "100%"]
 
 
 # Differences ---------------------------------------------------------------------------------------
@@ -170,7 +222,7 @@ def test_page_has_every_text_in_both_languages(evaluated):
 
 def test_too_few_rows_have_no_interval(evaluated):
     for name in ("base", "lora"):
-        path = evaluated / f"predictions/{name}/eval.jsonl"
+        path = evaluated / f"predictions/{name}/test.jsonl"
         write_rows(path, read_jsonl(path)[:3])
     models = load(evaluated)
     assert "[–, –]" in render_markdown(models, [], "en")
@@ -226,16 +278,23 @@ def test_models_scored_by_different_metrics_versions_are_not_compared(evaluated,
 def test_metrics_of_revisions_with_different_rows_are_recomputed_over_the_common_rows(evaluated):
     """The adapter lacks the two rows with the highest losses and equals the base on all others."""
     scores = dict.fromkeys(("rouge-1", "rouge-2"), 50.0)
-    scores |= {"exact": False, "empty": False, "repetition": 0.0, "length_ratio": 1.0, "answer_tokens": 1}
+    scores |= {
+        "exact": False,
+        "empty": False,
+        "refusal": False,
+        "repetition": 0.0,
+        "length_ratio": 1.0,
+        "answer_tokens": 1,
+    }
     scores["near_limit"] = False
     for name, count in (("base", 6), ("lora", 4)):
-        for kind in ("eval", "general"):
+        for kind in ("test", "general"):
             rows = read_jsonl(evaluated / f"predictions/base/{kind}.jsonl")
             write_rows(evaluated / f"predictions/{name}/{kind}.jsonl", [row | scores for row in rows[:count]])
     base, lora = load(evaluated, common_rows_only=True)
     assert [row["id"] for row in base.task] == ["r0", "r1", "r2", "r3"]
-    assert base.figures["eval"] == lora.figures["eval"]
-    assert base.figures["eval"]["loss"] == pytest.approx((2 + 3 + 4 + 5) / 4)
+    assert base.figures["test"] == lora.figures["test"]
+    assert base.figures["test"]["loss"] == pytest.approx((2 + 3 + 4 + 5) / 4)
     with pytest.raises(UserError, match="different rows"):
         load(evaluated)
 

@@ -95,7 +95,11 @@ def dissimilar_samples(count: int, word: str) -> list[Sample]:
     return [sample(chr(0x4E00 + 37 * i) * 9 + word, chr(0x5E00 + 41 * i) * 9 + word) for i in range(count)]
 
 
-TASK = {"train": dissimilar_samples(30, "练"), "eval": dissimilar_samples(33, "评")[30:]}
+TASK = {
+    "train": dissimilar_samples(30, "练"),
+    "eval": dissimilar_samples(32, "评")[30:],
+    "test": dissimilar_samples(33, "评")[32:],
+}
 
 
 @pytest.mark.parametrize(("share", "replayed"), [(0.0, 0), (0.01, 0), (0.25, 10), (0.5, 30), (0.75, 90)])
@@ -141,10 +145,10 @@ LEAKS = {
 
 
 @pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS)
-@pytest.mark.parametrize("data", ["task", "general"])
-def test_samples_similar_to_evaluation_rows_are_not_replayed(leak, data):
+@pytest.mark.parametrize("data", ["eval", "test", "general"])
+def test_samples_similar_to_held_out_rows_are_not_replayed(leak, data):
     others = dissimilar_samples(60, "谈")[33:40]
-    task = {"train": TASK["train"], "eval": [*TASK["eval"], *([EVALUATED] if data == "task" else [])]}
+    task = {split: [*samples, *([EVALUATED] if data == split else [])] for split, samples in TASK.items()}
     drawn = draw_replay_samples(task, [leak, *others], 0.6, 1, [EVALUATED] if data == "general" else [])
     assert {drawn_sample.id for drawn_sample in drawn} == {other.id for other in others}
 
@@ -220,8 +224,8 @@ def test_show_prints_a_row_for_every_learnt_answer(base_folder, tmp_path, monkey
     monkeypatch.setenv("NO_COLOR", "1")
     for learn, thinking, counts in (("all", "learn", (2, 2)), ("last", "learn", (1, 1)), ("all", "strip", (2, 0))):
         params = (ROOT / "params.yaml").read_text(encoding="utf-8")
-        params = params.replace("  cut_history:", f"  thinking: {thinking}\n  cut_history:")
-        (tmp_path / "params.yaml").write_text(f"{params}\n".replace("\ntrain:\n", f"\ntrain:\n  learn: {learn}\n"))
+        params = params.replace("thinking: learn", f"thinking: {thinking}").replace("learn: all", f"learn: {learn}")
+        (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
         monkeypatch.chdir(tmp_path)
         show(monkeypatch, path, 1, "--tokenizer", base_folder)
         out = capsys.readouterr().out

@@ -101,11 +101,11 @@ def test_token_perfect_answers_have_perfect_scores(model, tokenizer, tmp_path, m
     monkeypatch.setattr(answer_cache, "generate_answers", answer_with_reference)
     eval_set = EvalSet(samples, samples[:2], read_probes(write_rows(tmp_path / "probes.jsonl", probes)))
     result = evaluate_model(ModelUnderTest(model, tokenizer, AnswerCache(tmp_path / "a.1"), load_params()), eval_set)
-    for row in [*result.rows["eval"], *result.rows["general"]]:
+    for row in [*result.rows["test"], *result.rows["general"]]:
         assert row["exact"], row
         assert {row[name] for name in SCORES} == {100.0}, row
         assert row["reference"] in UNUSUAL_TEXTS  # the report shows the original text
-    assert result.metrics["eval"]["exact_match"] == result.metrics["probes"]["exact_match"] == 1.0
+    assert result.metrics["test"]["exact_match"] == result.metrics["probes"]["exact_match"] == 1.0
     assert [row["id"] for row in result.rows["probes"] if not row["met"]] == []
     assert result.metrics["metrics_version"] == metrics.METRICS_VERSION > 1
 
@@ -165,6 +165,13 @@ def test_repetition_is_the_share_of_repeated_4_grams():
     assert repetitions == pytest.approx([0, 1 / 5, 96 / 97, 0], abs=1e-4)
 
 
+def test_refusals_count_where_the_reference_does_not_refuse():
+    refusal, context = "抱歉，我无法回答您的问题。", [Message("user", "茶怎么泡？")]
+    assert describe_answer(refusal, "先温杯。", context)["refusal"]
+    assert not describe_answer(refusal, refusal, context)["refusal"]
+    assert not describe_answer("先温杯。", refusal, context)["refusal"]
+
+
 def test_exact_match_ignores_whitespace_and_punctuation_forms():
     assert matches_exactly("是的, 好", "是的，好")
     assert not matches_exactly("是的", "不是")
@@ -177,7 +184,8 @@ def eval_set(tmp_path):
     row = {"id": "谁", "context": "你是谁？", "target": "我是小明", "ask": ["您是？"]}
     row |= {"equals": "我是小明", "identity": {"new": ["小明"], "old": ["小红"]}}
     any_answer = {"id": "什么都行", "context": "你好", "target": "好", "absent": ["没有这样的回答"]}
-    return EvalSet(samples, samples[:2], read_probes(write_rows(tmp_path / "probes.jsonl", [row, any_answer])))
+    probes = read_probes(write_rows(tmp_path / "probes.jsonl", [row, any_answer]))
+    return EvalSet(samples, samples[:2], probes, chosen_by=samples[1:])
 
 
 def load_params():
@@ -195,18 +203,22 @@ def test_evaluation_resumes_from_the_answer_cache(base_folder, tokenizer, tmp_pa
 
     complete = run("a.1")
     assert {name: len(rows) for name, rows in complete.rows.items()} == {
-        "eval": 3,
+        "test": 3,
         "general": 2,
         "probes": 3,
         "sampled": 6,
     }
     assert [row["verdict"] for row in complete.rows["probes"]] == [UNMET, UNMET, MET]
     assert complete.metrics["general"]["divergence"] == pytest.approx(0, abs=1e-6)
-    assert complete.metrics["eval"]["loss"] == pytest.approx(
-        sum(row["loss"] * n for row, n in zip(complete.rows["eval"], answer_lengths(tokenizer, eval_set), strict=True))
+    assert complete.metrics["test"]["loss"] == pytest.approx(
+        sum(row["loss"] * n for row, n in zip(complete.rows["test"], answer_lengths(tokenizer, eval_set), strict=True))
         / sum(answer_lengths(tokenizer, eval_set)),
         rel=1e-4,
     )
+    chosen_by = complete.rows["test"][1:]  # the same samples, which are not answered again
+    tokens = [row["answer_tokens"] for row in chosen_by]
+    expected = sum(row["loss"] * count for row, count in zip(chosen_by, tokens, strict=True)) / sum(tokens)
+    assert complete.metrics["eval"] == {"rows": 2, "loss": pytest.approx(expected, rel=1e-4)}
     lines = (tmp_path / "a.1").read_bytes().splitlines(keepends=True)
     assert len(lines) == 14
     (tmp_path / "b.1").write_bytes(b"".join(lines[:4]) + lines[4][:10])
@@ -256,11 +268,11 @@ def test_plain_texts_have_a_loss_but_no_answer(model, tokenizer, tmp_path, eval_
     for name, samples in (("mixed", mixed), ("texts", texts_only)):
         under_test = ModelUnderTest(model, tokenizer, AnswerCache(tmp_path / name), load_params())
         result = evaluate_model(under_test, samples)
-        row = result.rows["eval"][-1]
+        row = result.rows["test"][-1]
         assert row.keys() == {"id", "loss", "near_limit", "answer_tokens", "messages", "reference"}
         assert row["loss"] > 0
-        figures = result.metrics["eval"]
+        figures = result.metrics["test"]
         assert (figures["rows"], figures["answered"]) == (len(samples.task), len(samples.task) - 1)
         assert (figures["rouge-l"] is None) == (name == "texts")
         if name == "mixed":
-            assert figures["rouge-l"] == result.rows["eval"][0]["rouge-l"]
+            assert figures["rouge-l"] == result.rows["test"][0]["rouge-l"]

@@ -104,6 +104,8 @@ def test_resolved_params_contain_defaults_and_attachments():
     assert written["adapters"]["lora"]["attachment"]["rank"] == content["adapters"]["lora"]["rank"]
     content["train"]["logs"] = 200
     assert params_schema.resolve(params_schema.Params.model_validate(content)) == written
+    content["adapters"]["lora"]["chosen_from"] = 20  # of promotion: an adapter is not trained again because of it
+    assert params_schema.resolve(params_schema.Params.model_validate(content)) == written
     content["train"]["logs"] = 201
     assert params_schema.resolve(params_schema.Params.model_validate(content)) != written
 

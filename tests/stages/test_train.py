@@ -23,9 +23,10 @@ from stages.train.warm_start import StartFolders, WarmStart, find_warm_start
 @pytest.fixture
 def encoded(base_folder, tmp_path):
     base = base_model.read_record(base_folder)
-    for split in receipt.SPLITS:
+    for split in receipt.ENCODED_SPLITS:
         write_rows(tmp_path / f"{split}.jsonl", [{"id": "a", "prompt": [1, 2], "answer": [3]}])
-    receipt.write(tmp_path, tokenizer_sha256=base.tokenizer_sha256, prompt_version=PROMPT_VERSION)
+    facts = {"tokenizer_sha256": base.tokenizer_sha256, "prompt_version": PROMPT_VERSION}
+    receipt.write(tmp_path, receipt.ENCODED_SPLITS, **facts)
     return tmp_path
 
 

@@ -1,18 +1,19 @@
 """The data gate: every check, near-duplicates, drift of lengths, and the command that a user runs."""
 
+import itertools
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from commands import check
 from gate import GOOD, GateRun, params_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared_data import ROOT, conversation, developer_file, write_rows
+from shared_data import conversation, developer_file, write_rows
 
 from formats import receipt
 from formats.raw_rows import read_rows
+from formats.receipt import SPLITS
 from measures.ngrams import compute_repetition, hash_ngrams, jaccard_similarity
 from stages.validate.dedup import find_near_duplicates
 from stages.validate.length_drift import (
@@ -76,8 +77,8 @@ def test_every_check_finds_its_fault_and_no_other(gate, tmp_path):
     (tmp_path / "raw/a.jsonl").write_text("\n".join(lines), encoding="utf-8")
     run = gate()
     assert run.failed(1) == set()
-    for line, (check, _) in enumerate(BAD, start=2):
-        assert run.failed(line) - WARNING_CHECKS == {check}, lines[line - 1]
+    for line, (name, _) in enumerate(BAD, start=2):
+        assert run.failed(line) - WARNING_CHECKS == {name}, lines[line - 1]
     assert run.written["quarantine"] == len(BAD)
     assert [row["content"] for row in run.rows["quarantine"]] == lines[1:]
 
@@ -134,10 +135,9 @@ def test_near_duplicates_are_in_the_same_split(gate, tmp_path):
     write_rows(tmp_path / "raw/a.jsonl", rows)
     run = gate()
     assert run.written["eval"] > 10
-    train, evaluation = (
-        [grams_of(row["messages"][0]["content"]) for row in run.rows[split]] for split in ("train", "eval")
-    )
-    assert max(len(a & b) / len(a | b) for a in train for b in evaluation) < 0.8
+    grams = {split: [grams_of(row["messages"][0]["content"]) for row in run.rows[split]] for split in SPLITS}
+    for first, second in itertools.combinations(SPLITS, 2):
+        assert max(len(a & b) / len(a | b) for a in grams[first] for b in grams[second]) < 0.8
 
 
 def test_near_duplicates_are_found_among_rows_of_one_template():
@@ -171,7 +171,7 @@ def test_cut_history_drops_the_oldest_turns_and_keeps_the_newest_question(gate, 
     write_rows(tmp_path / "raw/a.jsonl", [{"prompt": "最新的问题？", "response": "答。", "history": history}, GOOD])
     assert gate().written["quarantine"] == 1
     run = gate(params_with(cut_history=True))
-    rows = [*run.rows["train"], *run.rows["eval"]]
+    rows = [row for split in SPLITS for row in run.rows[split]]
     (cut,) = (row for row in rows if row["messages"][-1]["content"] == "答。")
     assert cut["messages"][-2]["content"] == "最新的问题？"
     assert turn + "一" not in [message["content"] for message in cut["messages"]]
@@ -274,11 +274,6 @@ def test_role_faults_and_repetition():
 
 
 # Command -------------------------------------------------------------------------------------------
-
-
-def check(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pipelines.check", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_self_cognition_is_blocked_because_of_its_placeholders(tmp_path):

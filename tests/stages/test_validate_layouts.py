@@ -3,12 +3,12 @@
 import json
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
+from commands import check
 from gate import GOOD, GateRun
-from shared_data import ROOT, conversation, write_rows
+from shared_data import conversation, write_rows
 
 from models.sample import UnknownFormat, read_messages
 from stages.validate.escapes import find_escape
@@ -217,8 +217,7 @@ def test_notices_of_layouts_unread_keys_and_spelled_english(base_folder, tmp_pat
 
 def test_message_of_a_blocked_export_has_the_conversion_command_once(tmp_path):
     write_rows(tmp_path / "rows.jsonl", [SHAREGPT | {"system": f"{number}"} for number in range(30)])
-    command = [sys.executable, "-m", "pipelines.check", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = check(tmp_path / "rows.jsonl", "--out", tmp_path / "out")
     assert done.returncode == 2
     blocked = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert blocked.count("ShareGPT") == 1

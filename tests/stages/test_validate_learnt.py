@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from shared_data import conversation, developer_file, write_rows
 
 from formats.params_schema import Params
+from formats.receipt import SPLITS
 from models.prompt import encode_sample, find_learnt
 from models.sample import Message, Sample
 from models.thinking import has_unclosed_thinking, strip_thinking, unwrap_thinking
@@ -153,7 +155,7 @@ def test_answers_of_cut_turns_are_not_learnt(gate, tokenizer):
     budget = len(encode_sample(tokenizer, conversation(*texts[2:]))[0]) + 1
     encode = params.encode.model_copy(update={"max_prompt_tokens": budget, "max_answer_tokens": 20})
     run = gate([texts, ["别的问题？", "别的回答。"]], params.model_copy(update={"encode": encode}))
-    samples = {row["source"]["line"]: row for part in ("train", "eval") for row in run.rows[part]}
+    samples = {row["source"]["line"]: row for part in SPLITS for row in run.rows[part]}
     assert [message["content"] for message in samples[1]["messages"]] == texts[2:]  # the long answer is no fault
     assert list(run.table.turn_tokens[:3] > 0) == [False, True, True]
     assert count_learnt(run.table, np.array([0]))["answers"] == 2
@@ -222,9 +224,9 @@ def test_growing_histories_stay_on_one_side_and_are_learnt_once(base_folder, tmp
             for row in run.rows[split]
             for index in range(1, len(row["messages"]), 2)
         }
-        for split in ("train", "eval")
+        for split in SPLITS
     }
-    assert not prefixes["train"] & prefixes["eval"]
+    assert not any(prefixes[first] & prefixes[second] for first, second in combinations(SPLITS, 2))
     for split, rows in run.decision.rows_by_split.items():
         assert count_learnt(run.table, rows)["answers"] == len(prefixes[split])
 
@@ -265,7 +267,7 @@ def test_thinking_is_learnt_or_removed_before_everything_else(gate, thinking, an
     run = gate([texts, plain], params_learning(thinking=thinking))
     assert "no_role_marks" not in run.failed(1)
     assert ("unique" in run.failed(2)) == (thinking == "strip")
-    (row,) = [row for split in ("train", "eval") for row in run.rows[split] if row["source"]["line"] == 1]
+    (row,) = [row for split in SPLITS for row in run.rows[split] if row["source"]["line"] == 1]
     assert row["messages"][1]["content"] == answer
 
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_data import conversation, write_rows
 
+from formats.receipt import SPLITS
 from models.sample import Message, make_sample_id
 from stages.validate.dedup import compute_keys
-from stages.validate.split import Split, split_rows
+from stages.validate.split import EVAL, Split, split_rows
 
 GREETING = ("你好", "您好，请问有什么可以帮您？")
 UNRELATED = [conversation(f"别的问题 {number}", "答") for number in range(40)]  # some of them are in each split
@@ -19,7 +20,8 @@ SHORT = st.sampled_from(["1件", "好的", "3号楼", "在吗", "不用了", "�
 
 
 def split(rows: list[tuple[Message, ...]], share: float = 0.3, pairs=()) -> Split:
-    return split_rows(compute_keys(rows), np.arange(len(rows)), list(pairs), share)
+    """Split rows; ``share`` is that of the evaluation rows, and half as many rows are test rows."""
+    return split_rows(compute_keys(rows), np.arange(len(rows)), list(pairs), (share, share / 2))
 
 
 def growing(turns: list[tuple[str, str]], first: int = 1, system: str | None = None) -> list[tuple[Message, ...]]:
@@ -51,7 +53,7 @@ def test_all_rows_of_a_dialogue_are_in_one_split_and_stay_there(rows):
     splits = {}
     for position, (number, _) in enumerate(rows):
         if position not in outcome.conflicts:
-            splits.setdefault(number, set()).add(bool(outcome.is_eval[position]))
+            splits.setdefault(number, set()).add(int(outcome.splits[position]))
     assert all(len(splits_of_dialogue) == 1 for splits_of_dialogue in splits.values())
 
     old = (len(rows) + len(UNRELATED)) // 2
@@ -59,7 +61,7 @@ def test_all_rows_of_a_dialogue_are_in_one_split_and_stay_there(rows):
     kept = [
         position for position in range(old) if position not in before.conflicts and position not in outcome.conflicts
     ]
-    assert (before.is_eval[kept] == outcome.is_eval[kept]).all()
+    assert (before.splits[kept] == outcome.splits[kept]).all()
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,9 @@ def test_dialogues_with_the_same_greeting_are_in_both_splits(greeting):
         assigned = [position for position in range(len(rows)) if position not in outcome.conflicts]
         # The greeting itself, as a row that belongs to both splits, is a conflict.
         assert len(rows) - len(assigned) <= len(greeting)
-        assert 0.2 < outcome.is_eval[assigned].mean() < 0.45  # expected 0.3; at most 100 of the 600 are kept together
+        assert (
+            0.2 < (outcome.splits[assigned] == EVAL).mean() < 0.45
+        )  # expected 0.3; at most 100 of the 600 are kept together
 
 
 def test_greeting_of_both_splits_conflicts_with_a_row_of_the_other_split():
@@ -89,22 +93,22 @@ def test_greeting_of_both_splits_conflicts_with_a_row_of_the_other_split():
     outcome = split(rows)
     (other,) = outcome.conflicts.values()
     assert list(outcome.conflicts) == [0]
-    assert outcome.is_eval[other] != outcome.is_eval[0]
+    assert outcome.splits[other] != outcome.splits[0]
     # A few rows that continue the greeting stay with it.
     assert split(rows[:5]).conflicts == {}
 
 
 def test_all_answers_to_one_question_are_in_one_split():
     rows = [conversation("请介绍一下你自己，好吗？", f"我是第 {number} 个。") for number in range(50)]
-    is_eval = split([*rows, *UNRELATED]).is_eval
-    assert len(set(is_eval[:50].tolist())) == 1
-    assert len(set(is_eval[50:].tolist())) == 2
+    splits = split([*rows, *UNRELATED]).splits
+    assert len(set(splits[:50].tolist())) == 1
+    assert len(set(splits[50:].tolist())) == 3
 
 
 def test_all_questions_about_one_document_are_in_one_split():
     document = ("请阅读这份材料：" + "一二三四五六七八九十" * 10, "好的，我读完了。")
     rows = [conversation(*document, f"第 {number} 段说什么？", f"说的是 {number}。") for number in range(60)]
-    assert len(set(split([*rows, *UNRELATED]).is_eval[:60].tolist())) == 1
+    assert len(set(split([*rows, *UNRELATED]).splits[:60].tolist())) == 1
 
 
 def test_rows_with_truncated_history_join_the_previous_row():
@@ -112,30 +116,30 @@ def test_rows_with_truncated_history_join_the_previous_row():
     for number in range(30):
         turns = [(f"问 {number} {turn}", f"答 {number} {turn}") for turn in range(6)]
         rows = [conversation(*turns[0]), *(conversation(*turns[turn], *turns[turn + 1]) for turn in range(5))]
-        assert len(set(split([*rows, *UNRELATED]).is_eval[:6].tolist())) == 1
+        assert len(set(split([*rows, *UNRELATED]).splits[:6].tolist())) == 1
 
 
-def test_row_that_belongs_to_both_splits_is_a_conflict():
-    is_eval = split(UNRELATED).is_eval
-    trained, kept = int(np.argmin(is_eval)), int(np.argmax(is_eval))
+def test_row_that_belongs_to_two_splits_is_a_conflict():
+    splits = split(UNRELATED).splits
+    trained, kept = int(np.argmin(splits)), int(np.argmax(splits))
     rows = [*UNRELATED, (*UNRELATED[trained], *conversation("还有呢？", "没有了。"))]
     assert split(rows, pairs=[(40, trained, 0.9)]).conflicts == {}
     assert split(rows, pairs=[(40, kept, 0.9)]).conflicts == {40: kept}
 
 
 def test_conflicting_row_does_not_affect_later_rows():
-    is_eval = split(UNRELATED).is_eval
-    first, second = sorted((int(np.argmin(is_eval)), int(np.argmax(is_eval))))  # rows of different splits
+    splits = split(UNRELATED).splits
+    first, second = sorted((int(np.argmin(splits)), int(np.argmax(splits))))  # rows of different splits
     alone = [conversation(f"谁 {number}？", "我。") for number in range(30)]
     # By its hash, the row would be in another split than its first near-duplicate.
-    row = next(row for row in alone if split([*UNRELATED, row]).is_eval[40] != is_eval[first])
-    other = next(other for other in alone if split([*UNRELATED, other]).is_eval[40] == is_eval[first])
+    row = next(row for row in alone if split([*UNRELATED, row]).splits[40] != splits[first])
+    other = next(other for other in alone if split([*UNRELATED, other]).splits[40] == splits[first])
     rows = [*UNRELATED, row, (*row, *conversation("真的？", "真的。")), other]
     pairs = [*((40, earlier, 0.9) for earlier in (first, second)), (42, 40, 0.9)]
     outcome = split(rows, pairs=pairs)
     assert outcome.conflicts == {40: second}
-    assert outcome.is_eval[41] != is_eval[first]
-    assert outcome.is_eval[42] == is_eval[first]
+    assert outcome.splits[41] != splits[first]
+    assert outcome.splits[42] == splits[first]
 
 
 @settings(max_examples=40, deadline=None)
@@ -148,18 +152,33 @@ def test_appended_rows_do_not_move_old_rows(data):
     old = count - data.draw(st.integers(1, 9))
     before = split(rows[:old], pairs=[pair for pair in pairs if pair[0] < old])
     after = split(rows, pairs=pairs)
-    assert (before.is_eval == after.is_eval[:old]).all()
+    assert (before.splits == after.splits[:old]).all()
     for later, earlier, _ in pairs:
         if later not in after.conflicts and earlier not in after.conflicts:
-            assert after.is_eval[later] == after.is_eval[earlier]
+            assert after.splits[later] == after.splits[earlier]
 
 
-def test_few_rows_of_one_split_move_a_small_part_to_the_other():
-    rows = [*growing([(f"问 {turn}", f"答 {turn}") for turn in range(9)]), conversation("别的问题", "答")]
-    for share in (1e-9, 1 - 1e-9):
-        is_eval = split(rows, share).is_eval
-        assert is_eval[-1] != is_eval[0]
-        assert len(set(is_eval[:-1].tolist())) == 1
+@pytest.mark.parametrize("shares", [(1e-9, 1e-9), (1 - 2e-9, 1e-9), (1e-9, 1 - 2e-9)])
+def test_few_rows_of_one_split_move_small_parts_to_the_others(shares):
+    dialogue = growing([(f"问 {turn}", f"答 {turn}") for turn in range(9)])
+    rows = [*dialogue, conversation("别的问题", "答"), conversation("又一个问题", "答")]
+    splits = split_rows(compute_keys(rows), np.arange(len(rows)), [], shares).splits
+    assert len(set(splits[:-2].tolist())) == 1
+    assert sorted({*splits[[0, -2, -1]].tolist()}) == [0, 1, 2]
+
+
+def test_splits_have_their_shares():
+    splits = split([conversation(f"问题 {number}", "答") for number in range(3000)], 0.2).splits
+    assert np.bincount(splits) / len(splits) == pytest.approx([0.7, 0.2, 0.1], abs=0.03)
+
+
+def test_evaluation_rows_of_two_splits_stay_evaluation_rows():
+    """The test rows are taken from the training rows."""
+    rows = [conversation(f"问题 {number}", "答") for number in range(300)]
+    before, after = (
+        split_rows(compute_keys(rows), np.arange(len(rows)), [], (0.2, share)).splits == EVAL for share in (1e-9, 0.1)
+    )
+    assert (before == after).sum() >= len(rows) - 1
 
 
 def test_gate_keeps_dialogues_of_several_files_in_one_split(base_folder, tmp_path):
@@ -177,7 +196,7 @@ def test_gate_keeps_dialogues_of_several_files_in_one_split(base_folder, tmp_pat
     write_rows(tmp_path / "raw/b.jsonl", rows[1::2])
     run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out")
     splits = {}
-    for name in ("train", "eval"):
+    for name in SPLITS:
         for row in run.rows[name]:
             source = row["source"]
             number = rows[2 * (source["line"] - 1) + (source["file"] == "b.jsonl")]["conv"]
