@@ -4,6 +4,7 @@ The docstring under each field is its description in ``model_fields``; the refer
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -301,7 +302,9 @@ class Validate(Section):
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of accepted rows that choose nothing, by which comparison and promotion decide, between 0 and 1."""
     cut_history: bool = False
-    """Remove the oldest turns of a prompt over the token budget instead of quarantining the row."""
+    """Remove the oldest turns of a prompt over the token budget, answers included, instead of quarantining the row."""
+    thinking: Literal["learn", "strip"] = "learn"
+    """``<think>…</think>`` at the beginning of an answer: ``learn`` keeps it, ``strip`` removes it before checks."""
     checks: Checks = Checks()
     """Severity and limits of each check."""
 
@@ -337,6 +340,9 @@ class QuestionFit(Section):
 
 # Adapters ------------------------------------------------------------------------------------------
 
+CHAMPION = "champion"  # values of start_from, besides folders
+CHAMPION_VERSION = re.compile(r"v\d+\.\d+\.\d+")
+
 
 class Hyperparameters(Section):
     """Training hyperparameters that all methods share."""
@@ -368,6 +374,11 @@ class Hyperparameters(Section):
     """Recompute activations in the backward pass: less memory, more time."""
     quantization: Literal[4, 8] | None = None
     """Bits per weight of the frozen base: 4 (NF4), 8 (LLM.int8()), or null for ``base.dtype``."""
+    start_from: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    """Adapter whose weights training starts from: ``champion``, an earlier version such as ``v2.0.0``, or a folder.
+
+    Null starts from new weights.
+    """
 
 
 LinearLayer = Literal["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
@@ -453,6 +464,8 @@ class Train(Section):
     """Weights that become the adapter: those of the lowest evaluation loss, or the last."""
     patience: Count | None = None
     """Early stopping: evaluations without a lower evaluation loss before training ends; null disables it."""
+    learn: Literal["all", "last"] = "all"
+    """Answers of a conversation that are learnt: ``all`` or the ``last`` one, except those with a loss flag of 0."""
     replay: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     """Share of general conversations among the training rows, against forgetting; from 0 to 0.9."""
     report_to: tuple[Literal["tensorboard", "mlflow", "swanlab", "wandb"], ...] = ()
@@ -609,6 +622,11 @@ class Params(Section):
             raise ValueError(
                 f"adapters.{name}.pack_tokens is {adapter.pack_tokens}, but must be at least {longest}, the longest "
                 "possible sample (encode.max_prompt_tokens + encode.max_answer_tokens)"
+            )
+        if adapter.start_from and getattr(adapter, "projection", False):
+            raise ValueError(
+                f"adapters.{name}: start_from and projection exclude each other, because a saved prefix has no weights "
+                "of the projection; set projection to false"
             )
         if self.train.precision == "fp8" and (adapter.quantization or adapter.method == "full"):
             other = "quantization" if adapter.quantization else "method full"

@@ -2,9 +2,10 @@
 
 Metrics have a version; models that were scored by different versions are not compared.
 
-A row of samples has ``loss`` (mean over its ``answer_tokens``), the scores of :mod:`stages.evaluate.scores`, and
-``divergence`` if the model has a base to compare with. A row of probes has ``met``, ``exact``, ``seen`` (whether its
-wording stands in the training rows), and ``identity`` if the question is about the assistant's name.
+A row of samples has ``loss`` (mean over the ``answer_tokens`` of its learnt answers), unless it is a plain text the
+scores of :mod:`stages.evaluate.scores`, and ``divergence`` if the model has a base to compare with. A row of probes has
+``met``, ``exact``, ``seen`` (whether its wording stands in the training rows), and ``identity`` if the question is
+about the assistant's name.
 """
 
 import math
@@ -51,15 +52,25 @@ def require_same_version(metrics_by_model: Mapping[str, dict]) -> None:
 # Samples -------------------------------------------------------------------------------------------
 
 
+def answered_rows(rows: Sequence[dict]) -> list[dict]:
+    """Return the rows with scores of an answer: a plain text has none."""
+    return [row for row in rows if "rouge-l" in row]
+
+
 def summarize_samples(rows: Sequence[dict]) -> dict:
-    """Return token-level loss, perplexity and divergence, and the mean of every score over the rows."""
+    """Return token-level loss, perplexity and divergence, and the mean of every score over the answered rows.
+
+    A score is None if no row was answered.
+    """
     loss = mean_over_tokens(rows, "loss")
     # exp(700) is the largest power that fits into a double.
     metrics = {"rows": len(rows), "loss": round(loss, 6), "perplexity": round(math.exp(min(loss, 700)), 4)}
     if "divergence" in rows[0]:
         metrics["divergence"] = round(mean_over_tokens(rows, "divergence"), 6)
     names = {name: name for name in SCORES} | PROPERTIES
-    return metrics | {name: round(fmean(row[key] for row in rows), 4) for key, name in names.items()}
+    answered = answered_rows(rows)
+    scores = {name: round(fmean(row[key] for row in answered), 4) if answered else None for key, name in names.items()}
+    return metrics | {"answered": len(answered)} | scores
 
 
 def mean_over_tokens(rows: Sequence[dict], key: str) -> float:
@@ -77,8 +88,9 @@ def summarize_by_length(rows: Sequence[dict]) -> dict:
 def _loss_and_rouge(rows: Sequence[dict]) -> dict:
     if not rows:
         return {"rows": 0, "loss": None, "rouge-l": None}
-    rouge = fmean(row["rouge-l"] for row in rows)
-    return {"rows": len(rows), "loss": round(mean_over_tokens(rows, "loss"), 6), "rouge-l": round(rouge, 4)}
+    answered = answered_rows(rows)
+    rouge = round(fmean(row["rouge-l"] for row in answered), 4) if answered else None
+    return {"rows": len(rows), "loss": round(mean_over_tokens(rows, "loss"), 6), "rouge-l": rouge}
 
 
 # Probes --------------------------------------------------------------------------------------------

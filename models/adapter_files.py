@@ -54,7 +54,10 @@ def save_adapter(model, folder: Path, manifest: Manifest, check: Callable[[Path]
             check(temporary)
         config = sha256_of(temporary / CONFIG) if manifest.method != "full" else ""
         hashes = {"weights_sha256": sha256_of(temporary / WEIGHTS), "config_sha256": config}
-        write_json(temporary / MANIFEST, asdict(manifest) | hashes | {"format": FORMAT})
+        content = asdict(manifest) | hashes | {"format": FORMAT}
+        if manifest.started_from is None:  # older versions of Tuneline do not know the key
+            del content["started_from"]
+        write_json(temporary / MANIFEST, content)
 
 
 def _save_peft_adapter(model, folder: Path, base_name: str) -> None:
@@ -133,6 +136,22 @@ def _convert_lora_weights(adapted) -> None:
     for name, parameter in adapted.named_parameters():
         if ".lora_A." in name or ".lora_B." in name:
             parameter.data = parameter.data.to(dtype)
+
+
+def copy_adapter_weights(model, folder: Path, manifest: Manifest) -> None:
+    """Copy the weights of a saved adapter into a model with a new adapter of the same method and shape.
+
+    Args:
+        model: as :func:`models.adapters.attach_adapter` returns it.
+        manifest: of the saved adapter, whose hashes the files must have.
+
+    Raises:
+        UserError: a file is damaged or changed, or a weight has another shape.
+    """
+    if manifest.method == "full":
+        _load_all_weights(model, folder, manifest.weights_sha256)
+    else:
+        _read_adapter(folder, manifest.method, manifest).copy_into(model)
 
 
 def load_merged(folder: Path, base: Base, manifest: Manifest | None = None):

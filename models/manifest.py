@@ -23,8 +23,17 @@ MANIFEST, CONFIG = "manifest.json", "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 METHODS = ("lora", "ptuning_v2", "full")
 FORMAT = 2
+MAX_ANCESTORS = 1000  # of a chain of warm starts
 CONFIG_SCHEMAS = {"lora": LoraConfigFile, "ptuning_v2": PrefixConfigFile}
 SettingValue = bool | int | float | Text | list[Text] | None
+
+
+class Ancestor(schemas.Schema):
+    """An adapter that another one was started from."""
+
+    source: Text
+    weights_sha256: Sha256
+    config_sha256: Sha256 | Literal[""]
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class Manifest:
         weights_sha256: hash of the weight file; filled in when the adapter is saved.
         config_sha256: hash of ``adapter_config.json``; filled in when the adapter is saved, empty for ``full`` and in
             format 1.
+        started_from: the adapter whose weights the training started from and those that it started from itself, the
+            nearest first: entries of :class:`Ancestor`. None for new weights.
         format: version of the manifest's own format.
     """
 
@@ -63,6 +74,7 @@ class Manifest:
     training: dict[Text, Any]
     weights_sha256: Sha256 = ""
     config_sha256: Sha256 | Literal[""] = ""
+    started_from: Annotated[list[Ancestor], Field(min_length=1, max_length=MAX_ANCESTORS)] | None = None
     format: Literal[1, 2] = FORMAT
 
 

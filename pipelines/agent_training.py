@@ -20,6 +20,7 @@ from pipelines.processes import AGENT_VARIABLE, terminate_by_environment
 from pipelines.retraining import PREPARED_STAGES, model_stages
 from pipelines.retries import retry_while_unavailable
 from pipelines.stage_paths import WEIGHTS
+from pipelines.start_from import fetch_starts
 from texts import translate
 
 
@@ -54,10 +55,24 @@ def train(clone: Clone, run: str, name: str, max_restarts: int) -> None:
         UserError: a stage failed.
     """
     clone.checkout_data(*PREPARED_STAGES)
+    fetch_starts_in_clone(clone, name)
     with checkpoint_sync.uploading_checkpoints(clone, run, name):
         for attempt in attempts_while_killed(clone, name, max_restarts):
             with attempt:
                 clone.repro("--single-item", *model_stages(name))
+
+
+@retry_while_unavailable
+def fetch_starts_in_clone(clone: Clone, name: str) -> None:
+    """Fetch the champion or the version that an adapter starts from, if it does.
+
+    Raises:
+        RemoteUnavailable: DVC's remote is still unavailable after all retries.
+        UserError: there is no such version, or its files are lost.
+    """
+    params = clone.params()
+    with contextlib.chdir(clone.folder):
+        fetch_starts(params, [name])
 
 
 def attempts_while_killed(clone: Clone, name: str, max_restarts: int) -> Iterator[AttemptManager]:

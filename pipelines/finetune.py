@@ -13,6 +13,7 @@ from models.command_line import entry_point
 from models.errors import DataBlocked, UserError
 from models.storage import read_json
 from pipelines import dvc
+from pipelines.start_from import fetch_starts
 from texts import terminal_language, translate
 
 COMPARE = "compare"  # the stage that writes summaries and page
@@ -33,7 +34,8 @@ def finetune(targets: Sequence[str] = ()) -> str | None:
         DataBlocked: the data checks block the data.
         UserError: params.yaml is not valid, a stage failed, or stage compare wrote no summary.
     """
-    params_schema.load()  # reports a mistake in params.yaml before anything runs
+    params = params_schema.load()  # reports a mistake in params.yaml before anything runs
+    fetch_starts(params)
     checks_before = read_report_state()
     try:
         dvc.run("repro", *targets)

@@ -105,6 +105,13 @@ def render_conditions(conditions: Sequence[Condition], language: str | None = No
     return "\n".join(["| {} | {} |".format(*header), "|---|---|", *rows])
 
 
+def _render_start(started_from: str | None, language: str) -> list[str]:
+    """Return a sentence about the adapters that the challenger was started from, none for new weights."""
+    if not started_from:
+        return []
+    return [translate("The challenger started from: {adapters}.", language, adapters=started_from)]
+
+
 def render_report(decision: Mapping) -> str:
     """Return the report of a decision as Markdown, with a section for each language.
 
@@ -118,6 +125,7 @@ def render_report(decision: Mapping) -> str:
             [
                 f"# {render_title(decision['challenger'], decision['promote'], language)}",
                 translate("Challenger: {challenger}. Champion: {champion}.", language, **names),
+                *_render_start(decision.get("started_from"), language),
                 render_conditions(conditions, language),
             ]
         )

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from formats import params_schema
 from models.errors import UserError
 from pipelines import checkpoint_sync, dvc
-from pipelines.agent_training import attempts_while_killed
+from pipelines.agent_training import attempts_while_killed, fetch_starts_in_clone
 from pipelines.clone import Clone
 from pipelines.promotion import require_adapter
 from pipelines.retraining import model_stages
@@ -88,6 +88,7 @@ def run_experiment(clone: Clone, run: str, adapter: str, point: Point, candidate
     name = experiment_name(adapter, point)
     if clone.git("for-each-ref", f"refs/exps/*/*/{name}"):
         return  # an earlier attempt of this run was killed after the experiment
+    fetch_starts_in_clone(clone, adapter)
     with checkpoint_sync.uploading_checkpoints(clone, run, adapter):
         for attempt in attempts_while_killed(clone, adapter, max_restarts):
             with attempt:

@@ -135,7 +135,9 @@ def relative_metrics(reference: EvaluatedModel, model: EvaluatedModel) -> dict:
     """
     if model is reference:
         return {}
-    pairs = list(zip(reference.task, model.task, strict=True))
+    pairs = list(zip(*map(metrics.answered_rows, (reference.task, model.task)), strict=True))
+    if not pairs:
+        return {}
     gain = sum(row["rouge-l"] - reference_row["rouge-l"] for reference_row, row in pairs) / len(pairs)
     training = model.figures["training"]
     is_reference_untrained = reference.figures["training"].get("seconds") is None

@@ -62,7 +62,7 @@ def _names(models: Sequence[EvaluatedModel]) -> list[str]:
 def _metric_table(rows: Sequence[MetricRow], models: Sequence[EvaluatedModel], language: str) -> str:
     lines = []
     for row in rows_with_values(rows, models):
-        values = [row.format(model) for model in models]
+        values = [row.format(model).replace("|", "\\|") for model in models]
         cells = [f"**{value}**" if best else value for value, best in zip(values, are_best(row, models), strict=True)]
         lines.append([translate(row.label, language), *cells])
     return _table(["", *_names(models)], lines)

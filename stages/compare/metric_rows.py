@@ -110,6 +110,7 @@ QUALITY = (
     MetricRow(translatable("KL divergence from the base model"), ("general", "divergence"), "{:.4f}", min),
 )
 RESOURCES = (
+    MetricRow(translatable("Started from"), ("training", "started_from"), "{}"),
     MetricRow(translatable("Final training loss"), ("training", "train_loss"), "{:.4f}"),
     MetricRow(translatable("Training time, s"), ("training", "seconds"), "{:.1f}"),
     MetricRow(translatable("Training speed, tokens/s"), ("training", "tokens_per_second"), "{:.0f}"),

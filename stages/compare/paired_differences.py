@@ -39,7 +39,8 @@ class PairedMetric:
     decimals: int
 
     def values(self, model: EvaluatedModel) -> list[float]:
-        return [row[self.key] for row in getattr(model, self.rows)]
+        """Return the values of the rows that have one: a plain text has a loss, but no scores of an answer."""
+        return [row[self.key] for row in getattr(model, self.rows) if self.key in row]
 
 
 PAIRED_METRICS = (
@@ -139,7 +140,7 @@ def paired_differences(models: Sequence[EvaluatedModel]) -> Iterator[PairedDiffe
     confidence = simultaneous_confidence(count_comparisons(models))
     for before, after in combinations(models, 2):
         for metric in PAIRED_METRICS:
-            if getattr(before, metric.rows):
+            if metric.values(before):
                 yield paired_difference(before, after, metric, confidence)
 
 

@@ -90,9 +90,12 @@ def describe(text: str, similarity: float, repetition: float) -> dict[str, float
 
 
 def check_text_quality(model: EvaluatedModel) -> list[TextQualityResult]:
-    """Test the mean of every descriptor over a model's answers to the evaluation rows."""
-    answers = [describe(row["answer"], row["chrf"] / 100, row["repetition"]) for row in model.task]
-    references = [describe(row["reference"], 1.0, 0.0) for row in model.task]
+    """Test the mean of every descriptor over a model's answers to the evaluation rows; no results without answers."""
+    rows = [row for row in model.task if "answer" in row]
+    if not rows:
+        return []
+    answers = [describe(row["answer"], row["chrf"] / 100, row["repetition"]) for row in rows]
+    references = [describe(row["reference"], 1.0, 0.0) for row in rows]
     relative_columns = [threshold.column for threshold in THRESHOLDS if threshold.is_relative]
     reference_means = {column: _mean(references, column) for column in relative_columns}
     means, passed = _run_evidently(answers, reference_means)

@@ -1,8 +1,11 @@
 """``python -m stages.encode``: see the package's docstring."""
 
 import argparse
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,9 +14,10 @@ from formats import params_schema, receipt
 from models import base_model, model_loading
 from models.command_line import entry_point
 from models.errors import DataBlocked, UserError
-from models.prompt import PROMPT_VERSION, encode_sample
-from models.sample import Sample
+from models.prompt import ANSWER_ROLES, PROMPT_VERSION, Learn, encode_sample, find_learnt, render_prompt
+from models.sample import Message, Sample
 from models.storage import atomic_write_folder, write_json, write_jsonl
+from models.thinking import strip_thinking
 from stages.encode.replay import draw_replay_samples
 from stages.encode.token_view import label_tokens, print_tokens, read_conversation
 
@@ -27,7 +31,8 @@ def parse_arguments() -> argparse.Namespace:
         "--show",
         nargs=2,
         metavar=("FILE", "LINE"),
-        help="print the tokens of the row on this line of a JSON Lines file, and which are trained on, and exit",
+        help="print the tokens of the conversation on this line of a JSON Lines file as they are encoded, a row for "
+        "every learnt answer, and which are trained on, and exit",
     )
     parser.add_argument(
         "--tokenizer",
@@ -60,12 +65,52 @@ def read_checked(folder: Path, base: base_model.Base) -> tuple[receipt.VerifiedF
     return checked, {split: [Sample.from_json(row) for row in checked.rows(split)] for split in receipt.SPLITS}
 
 
-def encode_samples(tokenizer, samples: Sequence[Sample]) -> list[dict]:
-    """Return each sample's ``id``, and its token ids: ``prompt [gMASK] <sop>`` and ``answer <eop>``."""
+@dataclass
+class RepeatFilter:
+    """Recognizes answers that were encoded before with the same prompt.
+
+    In a file with a row for every turn, row k repeats the answers of the rows before it.
+
+    Attributes:
+        repeated: number of repetitions so far.
+    """
+
+    repeated: int = 0
+    _seen: set[bytes] = field(default_factory=set)
+
+    def is_new(self, messages: Sequence[Message]) -> bool:
+        """Whether no conversation with the same prompt and the same last answer was seen before."""
+        # With their lengths, so that no part of the prompt can pass for a part of the answer.
+        texts = [render_prompt(messages[:-1]), messages[-1].content]
+        digest = hashlib.blake2b(json.dumps(texts).encode("ascii"), digest_size=16).digest()
+        if digest in self._seen:
+            self.repeated += 1
+            return False
+        self._seen.add(digest)
+        return True
+
+
+def encode_samples(
+    tokenizer, samples: Sequence[Sample], learn: Learn = "all", repeat_filter: RepeatFilter | None = None
+) -> list[dict]:
+    """Return a row for every learnt answer: ``id``, and token ids of ``prompt [gMASK] <sop>`` and ``answer <eop>``.
+
+    The id is that of the sample; with several learnt answers, followed by ``:`` and the number of the answer.
+
+    Args:
+        learn: see :func:`models.prompt.find_learnt`.
+        repeat_filter: leaves out answers that were encoded before; None for none.
+    """
     rows = []
     for sample in tqdm(samples, desc="encode", unit="row", delay=2):
-        prompt, answer = encode_sample(tokenizer, sample.messages)
-        rows.append({"id": sample.id, "prompt": prompt, "answer": answer})
+        learnt = find_learnt(sample.messages, learn)
+        for index in learnt:
+            messages = sample.messages[: index + 1]
+            if repeat_filter is None or repeat_filter.is_new(messages):
+                number = sum(message.role in ANSWER_ROLES for message in messages)
+                prompt, answer = encode_sample(tokenizer, messages)
+                identifier = sample.id if len(learnt) == 1 else f"{sample.id}:{number}"
+                rows.append({"id": identifier, "prompt": prompt, "answer": answer})
     return rows
 
 
@@ -86,9 +131,14 @@ def encode_checked(arguments: argparse.Namespace) -> None:
         _, general = read_checked(arguments.general, base)
         held_out = [*general["eval"], *general["test"]]
         replayed = draw_replay_samples(samples, general["train"], params.replay, params.seed, held_out)
-    samples["train"] += replayed
     tokenizer = model_loading.load_tokenizer(base)
-    encoded = {split: encode_samples(tokenizer, samples[split]) for split in receipt.ENCODED_SPLITS}
+    filters = {split: RepeatFilter() for split in receipt.ENCODED_SPLITS}
+    encoded = {
+        split: encode_samples(tokenizer, samples[split], params.learn, repeat_filter)
+        for split, repeat_filter in filters.items()
+    }
+    # Not filtered: a general conversation may be drawn several times, to make up its share.
+    encoded["train"] += encode_samples(tokenizer, replayed, params.learn)
     with atomic_write_folder(arguments.out) as folder:
         for split, rows in encoded.items():
             write_jsonl(folder / f"{split}.jsonl", rows)
@@ -99,29 +149,44 @@ def encode_checked(arguments: argparse.Namespace) -> None:
             tokenizer_sha256=base.tokenizer_sha256,
             prompt_version=PROMPT_VERSION,
         )
-    counts = {split: count_tokens(rows) for split, rows in encoded.items()}
+    counts = {split: count_tokens(rows) | {"repeated": filters[split].repeated} for split, rows in encoded.items()}
     write_json(arguments.metrics, {"encoded": counts, "replayed": len(replayed)})
+    log_counts(counts, len(replayed))
+
+
+def log_counts(counts: dict[str, dict[str, int]], replayed: int) -> None:
+    """Log the number of rows of each split, and of the answers that are not encoded again."""
     log.info(
-        "encode: %d training rows, %d of them general conversations; %d evaluation rows",
+        "encode: %d training rows, with those of %d general conversations; %d evaluation rows",
         counts["train"]["rows"],
-        len(replayed),
+        replayed,
         counts["eval"]["rows"],
     )
+    if repeated := sum(split_counts["repeated"] for split_counts in counts.values()):
+        log.info("encode: %d answers repeat an earlier row with the same turns before them; encoded once", repeated)
 
 
 def show_row(file: str, line: str, tokenizer_folder: Path) -> None:
-    """Print the tokens of one row.
+    """Print the tokens of all rows that are encoded from one line.
 
     Raises:
         UserError: the file has no such row, the row is no conversation, or the folder has no tokenizer.
     """
+    params = params_schema.load()
     messages = read_conversation(Path(file), line)
+    if params.validate_.thinking == "strip":
+        messages = strip_thinking(messages)
     if not (tokenizer_folder / base_model.TOKENIZER).is_file():
         raise UserError(
             f"{tokenizer_folder} has no {base_model.TOKENIZER}; run `dvc repro tokenizer`, or name another folder with "
             "--tokenizer."
         )
-    print_tokens(label_tokens(model_loading.load_tokenizer(tokenizer_folder), messages))
+    tokenizer = model_loading.load_tokenizer(tokenizer_folder)
+    learnt = find_learnt(messages, params.train.learn)
+    for position, index in enumerate(learnt, start=1):
+        if len(learnt) > 1:
+            print(f"row {position} of {len(learnt)}:")
+        print_tokens(label_tokens(tokenizer, messages[: index + 1]))
 
 
 @entry_point

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.errors import UserError
-from models.prompt import IGNORED_LABEL, encode_sample, label_sample
+from models.prompt import IGNORED_LABEL, encode_sample, find_learnt, label_sample
 from models.row_layouts import UnknownFormat, read_messages
 from models.sample import Message
 
@@ -21,7 +21,8 @@ def read_conversation(path: Path, line: str) -> tuple[Message, ...]:
         line: number of the line, from 1.
 
     Raises:
-        UserError: the file or the line does not exist, or the line is no conversation that ends with an answer.
+        UserError: the file or the line does not exist, or the line is neither a conversation that ends with an answer
+            nor a text, or no answer of it is learnt.
     """
     if not (line.isascii() and line.isdigit() and int(line)):
         raise UserError(f"--show: {line!r} is not a line number; the first line is 1.")
@@ -38,8 +39,11 @@ def read_conversation(path: Path, line: str) -> tuple[Message, ...]:
         ) from None
     except UnknownFormat as error:
         raise UserError(f"{location}: {error}.") from None
-    if [message.role for message in messages[-2:]] != ["user", "assistant"]:
+    roles = [message.role for message in messages]
+    if roles[-2:] != ["user", "assistant"] and roles != ["text"]:
         raise UserError(f"{location}: the conversation must end with a question and an answer.")
+    if not find_learnt(messages):
+        raise UserError(f"{location}: the loss flags of the row exclude all answers, so that nothing is learnt.")
     return messages
 
 
@@ -53,7 +57,7 @@ def _read_line(path: Path, number: int) -> bytes:
 
 
 def label_tokens(tokenizer, messages: Sequence[Message]) -> list[tuple[str, bool]]:
-    """Return the tokens of a conversation as stage encode makes them, and whether each is trained on."""
+    """Return the tokens of a conversation as stage encode makes them for its last answer, and which are learnt."""
     row = label_sample(*encode_sample(tokenizer, messages))
     tokens = tokenizer.convert_ids_to_tokens(row["input_ids"])
     return [(token, label != IGNORED_LABEL) for token, label in zip(tokens, row["labels"], strict=True)]

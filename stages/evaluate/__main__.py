@@ -101,9 +101,11 @@ def cache_key(model: Mapping, eval_set: EvalSet, params: params_schema.Params) -
 
 
 def training_summary(manifest: Manifest | None) -> dict:
-    """Return loss and cost of the training from the manifest; None for every field of the base."""
+    """Return loss, cost and warm start of the training from the manifest; None for every field of the base."""
     training = manifest.training if manifest else {}
-    return {field: training.get(field) for field in TRAINING_FIELDS}
+    ancestors = (manifest and manifest.started_from) or ()
+    names = [f"{ancestor['source']} ({ancestor['weights_sha256'][:8]})" for ancestor in ancestors]
+    return {field: training.get(field) for field in TRAINING_FIELDS} | {"started_from": " ← ".join(names) or None}
 
 
 def describe_probes(all_metrics: dict) -> str:

@@ -4,12 +4,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from formats import params_schema
 from formats.probe_file import MET, UNMET, Probe, classify_identity
 from measures import metrics
 from models.generation import Answer, decode_answer, roundtrip_text
 from models.peak_memory import peak_memory_gib
-from models.prompt import encode_sample
+from models.prompt import encode_sample, find_learnt
 from models.row_losses import mean_row_divergences, mean_row_losses
 from models.sample import Message, Sample
 from stages.evaluate.answer_cache import AnswerCache, generate_missing_answers
@@ -50,7 +52,7 @@ class ModelUnderTest:
 
     def __init__(self, model, tokenizer, cache: AnswerCache, params: params_schema.Params):
         self.model, self.tokenizer, self.cache = model, tokenizer, cache
-        self.budgets, self.params = params.encode, params.evaluate
+        self.budgets, self.params, self.learn = params.encode, params.evaluate, params.train.learn
 
     def generate(
         self, kind: str, conversations: Sequence[Sequence[Message]], batch_size: int, seed: int | None = None
@@ -78,10 +80,14 @@ class ModelUnderTest:
         """Encode and decode a text, as the model's answers are decoded."""
         return roundtrip_text(self.tokenizer, text)
 
-    def encode(self, samples: Sequence[Sample]) -> list[dict]:
-        """Return the token ids of each sample's ``prompt`` and ``answer``."""
-        pairs = [encode_sample(self.tokenizer, sample.messages) for sample in samples]
-        return [{"prompt": prompt, "answer": answer} for prompt, answer in pairs]
+    def encode(self, samples: Sequence[Sample]) -> list[list[dict]]:
+        """Return for each sample the token ids of ``prompt`` and ``answer`` for every learnt answer, as in training."""
+        encoded = []
+        for sample in samples:
+            ends = [index + 1 for index in find_learnt(sample.messages, self.learn)]
+            pairs = [encode_sample(self.tokenizer, sample.messages[:end]) for end in ends]
+            encoded.append([{"prompt": prompt, "answer": answer} for prompt, answer in pairs])
+        return encoded
 
 
 def evaluate_model(model: ModelUnderTest, eval_set: EvalSet) -> EvalResult:
@@ -107,7 +113,9 @@ def evaluate_model(model: ModelUnderTest, eval_set: EvalSet) -> EvalResult:
         "test": metrics.summarize_samples(rows["test"]) | metrics.summarize_by_length(rows["test"]),
         "general": metrics.summarize_samples(rows["general"]),
         "probes": summarize_probes(rows["probes"], rows["sampled"]),
-        "generation": summarize_generation(model, [*rows["test"], *rows["general"], *rows["probes"]], seconds),
+        "generation": summarize_generation(
+            model, [row for kind in ("test", "general", "probes") for row in rows[kind] if "answer" in row], seconds
+        ),
     }
     return EvalResult(rows, all_metrics)
 
@@ -129,7 +137,7 @@ def summarize_generation(model: ModelUnderTest, rows: Sequence[dict], seconds: f
     answer_tokens, answer_seconds = (sum(row[key] for row in rows) for key in ("tokens", "seconds"))
     return {
         "tokens_per_second": round(answer_tokens / max(answer_seconds, 1e-9), 2),
-        "seconds_an_answer": round(answer_seconds / len(rows), 4),
+        "seconds_an_answer": round(answer_seconds / max(len(rows), 1), 4),
         "seconds": round(seconds, 2),
         "peak_memory_gib": round(peak_memory_gib(), 3),
         "model_gib": round(model.model.get_memory_footprint() / 2**30, 4),
@@ -142,7 +150,9 @@ def summarize_generation(model: ModelUnderTest, rows: Sequence[dict], seconds: f
 def evaluate_samples(
     model: ModelUnderTest, kind: str, samples: Sequence[Sample], with_divergence: bool = False
 ) -> list[dict]:
-    """Return a row per sample with the answer, its scores and the mean token loss of the reference.
+    """Return a row per sample: the mean token loss of its learnt answers, and the scored answer in place of the last.
+
+    A plain text is not answered; its row has the loss alone.
 
     Args:
         model: the model to evaluate.
@@ -151,28 +161,63 @@ def evaluate_samples(
         with_divergence: add the KL divergence from the base, if the model has one.
     """
     encoded, batch_size = model.encode(samples), model.params.batch_size
-    losses = mean_row_losses(model.model, encoded, batch_size)
-    divergences = mean_row_divergences(model.model, encoded, batch_size) if with_divergence else None
-    answers = model.generate(kind, [sample.messages for sample in samples], batch_size)
+    flat = [ids for answers in encoded for ids in answers]
+    losses = mean_by_sample(mean_row_losses(model.model, flat, batch_size), encoded)
+    divergences = mean_row_divergences(model.model, flat, batch_size) if with_divergence else None
+    divergences = None if divergences is None else mean_by_sample(divergences, encoded)
     rows = []
-    for index, (sample, ids, answer) in enumerate(zip(samples, encoded, answers, strict=True)):
-        row = _answer_row(sample.id, sample.messages, answer) | {"loss": round(losses[index], 6)}
+    for index, (sample, answers) in enumerate(zip(samples, encoded, strict=True)):
+        row = {"id": sample.id, "loss": round(losses[index], 6)}
         if divergences is not None:
             row["divergence"] = round(divergences[index], 6)
-        row |= {"near_limit": _is_near_limit(model, ids), "answer_tokens": len(ids["answer"])}
-        reference = decode_answer(model.tokenizer, ids["answer"][:-1])  # without <eop>
-        rows.append(row | describe_answer(answer.text, reference, sample.messages[:-1]))
+        row["near_limit"] = any(_is_near_limit(model, ids) for ids in answers)
+        rows.append(row | {"answer_tokens": sum(len(ids["answer"]) for ids in answers)})
+    _add_answers(model, kind, samples, encoded, rows)
     return rows
 
 
+def mean_by_sample(means: Sequence[float], encoded: Sequence[Sequence[dict]]) -> list[float]:
+    """Return the mean over all answer tokens of each sample, from the means of its answers.
+
+    Args:
+        means: of the answers of all samples, in order.
+        encoded: see :meth:`ModelUnderTest.encode`.
+    """
+    sample_means, start = [], 0
+    for answers in encoded:
+        tokens = [len(ids["answer"]) for ids in answers]
+        part = means[start : start + len(tokens)]
+        start += len(tokens)
+        # A single mean is kept as it is, without rounding errors.
+        is_single = len(part) == 1
+        sample_means.append(part[0] if is_single else float(np.average(part, weights=tokens)))
+    return sample_means
+
+
+def _add_answers(
+    model: ModelUnderTest, kind: str, samples: Sequence[Sample], encoded: Sequence[Sequence[dict]], rows: list[dict]
+) -> None:
+    """Answer every sample but plain texts in place of the last learnt answer; add answers and scores to the rows."""
+    conversations = [sample.messages[: find_learnt(sample.messages, model.learn)[-1] + 1] for sample in samples]
+    asked = [index for index, messages in enumerate(conversations) if len(messages) > 1]
+    answers = model.generate(kind, [conversations[index] for index in asked], model.params.batch_size)
+    for index, answer in zip(asked, answers, strict=True):
+        reference = decode_answer(model.tokenizer, encoded[index][-1]["answer"][:-1])  # without <eop>
+        rows[index] |= _answer_row(samples[index].id, conversations[index], answer)
+        rows[index] |= describe_answer(answer.text, reference, conversations[index][:-1])
+    for row, messages in zip(rows, conversations, strict=True):
+        if len(messages) == 1:
+            row |= {"messages": [], "reference": messages[0].content}
+
+
 def measure_loss(model: ModelUnderTest, samples: Sequence[Sample]) -> dict:
-    """Return the number of samples and the mean loss over their answer tokens, None without samples."""
+    """Return the number of samples and the mean loss over their learnt answers' tokens, None without samples."""
     if not samples:
         return {"rows": 0, "loss": None}
-    encoded = model.encode(samples)
+    encoded = [ids for answers in model.encode(samples) for ids in answers]
     losses = mean_row_losses(model.model, encoded, model.params.batch_size)
     rows = [{"loss": loss, "answer_tokens": len(ids["answer"])} for loss, ids in zip(losses, encoded, strict=True)]
-    return {"rows": len(rows), "loss": round(metrics.mean_over_tokens(rows, "loss"), 6)}
+    return {"rows": len(samples), "loss": round(metrics.mean_over_tokens(rows, "loss"), 6)}
 
 
 def _is_near_limit(model: ModelUnderTest, ids: dict) -> bool:

@@ -120,7 +120,8 @@ def main() -> None:
             f"The metrics or answers lack {error}; run `dvc repro` to evaluate again, then promote."
         ) from None
     names = {"champion": champion.name, "challenger": challenger.name}
-    write_json(arguments.decision, names | asdict(decision) | {"record": record})
+    started_from = (challenger.figures.get("training") or {}).get("started_from")
+    write_json(arguments.decision, names | {"started_from": started_from} | asdict(decision) | {"record": record})
 
 
 if __name__ == "__main__":

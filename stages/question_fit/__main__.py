@@ -85,8 +85,9 @@ def describe(entry: RankedAnswer) -> dict:
 def find_raw_rows(raw: Path, samples: Sequence[Sample], encoding: str) -> dict[tuple, RawRow]:
     """Return the raw rows of samples by file, line and number; the file of a row may be within an archive."""
     wanted = {(sample.file, sample.line, sample.number or 0) for sample in samples}
+    wanted_files = {file for file, _, _ in wanted}
     names = {
-        name: path for name, path in find_files(raw).items() if any(file.startswith(name) for file, _, _ in wanted)
+        name: path for name, path in find_files(raw).items() if any(file.startswith(name) for file in wanted_files)
     }
     return {
         key: row

@@ -20,7 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fit one adapter.")
     parser.add_argument("--adapter", required=True, help="key under adapters: in params.yaml")
     # No option may be an ambiguous prefix of torchrun's options, as --log is: its parser would reject the command.
-    for name in ("checked", "encoded", "base", "out", "dvclive", "checkpoints"):
+    for name in ("checked", "encoded", "base", "out", "dvclive", "checkpoints", "champion", "versions"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     return parser.parse_args()
 

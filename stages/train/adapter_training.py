@@ -44,11 +44,13 @@ def train_adapter(job: TrainJob) -> None:
 
 
 def load_model(job: TrainJob):
-    """Return the base with a new adapter, whose initial weights depend on the seed."""
+    """Return the base with an adapter: with the weights to start from, or with new ones that depend on the seed."""
     dtype = "float32" if job.adapter.method == "full" else job.params.base.dtype
     model = model_loading.load_model(job.base, dtype, job.adapter.quantization)
     torch.manual_seed(job.params.train.seed)
     model = adapters.attach_adapter(model, job.adapter.method, **job.adapter.attachment())
+    if job.start is not None:
+        adapter_files.copy_adapter_weights(model, job.start.folder, job.start.manifest)
     if job.params.train.precision == "fp8":
         precision.convert_frozen_layers_to_fp8(adapters.get_base_model(model).transformer.layers)
     return model
@@ -58,7 +60,9 @@ def fit_adapter(model, job: TrainJob) -> training.TrainResult:
     """Fit the adapter, and log every loss to DVCLive from rank 0."""
     shared = job.params.train
     config = training.TrainConfig(
-        **job.adapter.model_dump(include=set(params_schema.Hyperparameters.model_fields) - {"quantization"}),
+        **job.adapter.model_dump(
+            include=set(params_schema.Hyperparameters.model_fields) - {"quantization", "start_from"}
+        ),
         evaluations=shared.evaluations,
         logs=shared.logs,
         keep_best=shared.keep == "best",
@@ -159,7 +163,7 @@ def build_manifest(job: TrainJob, result: training.TrainResult, num_parameters: 
     Args:
         num_parameters: trainable ones, and all.
     """
-    shared = {name: getattr(job.params.train, name) for name in ("seed", "precision", "keep", "replay")}
+    shared = {name: getattr(job.params.train, name) for name in ("seed", "precision", "keep", "learn", "replay")}
     summary = asdict(result) | {
         "tokens_per_second": round(result.tokens / result.seconds, 1),
         "peak_memory_gib": round(peak_memory_gib(), 3),
@@ -182,6 +186,7 @@ def build_manifest(job: TrainJob, result: training.TrainResult, num_parameters: 
         receipt_sha256=job.receipt_sha256,
         code_commit=code_commit(),
         training=summary,
+        started_from=job.start and job.start.lineage,
     )
 
 

@@ -17,6 +17,7 @@ from models.model_loading import load_config
 from models.prompt import IGNORED_LABEL, PROMPT_VERSION, label_sample
 from models.storage import sha256_of_json
 from models.training import devices
+from stages.train.warm_start import StartFolders, WarmStart, find_warm_start
 
 log = logging.getLogger("tuneline.train")
 # Settings that change neither the adapter nor the meaning of a checkpoint, while an update has the same rows.
@@ -36,6 +37,7 @@ class TrainJob:
         receipt_sha256: of the checked data.
         planned_gib: estimated peak memory of a device.
         out, log, checkpoints: folders of the adapter, of DVCLive's log, and of this training's checkpoints.
+        start: the adapter whose weights the training starts from; None for new weights.
     """
 
     name: str
@@ -48,6 +50,7 @@ class TrainJob:
     out: Path
     log: Path
     checkpoints: Path
+    start: WarmStart | None = None
 
     @property
     def adapter(self) -> params_schema.Adapter:
@@ -61,12 +64,14 @@ def build_train_job(
 
     Raises:
         DataBlocked: the encoded rows do not match the receipt.
-        UserError: the training does not fit into the device's memory.
+        UserError: the training does not fit into the device's memory, or cannot start from the named adapter.
     """
     name = arguments.adapter
+    folders = StartFolders(arguments.champion, arguments.versions)
+    start = find_warm_start(name, params.adapters[name], base, folders)
     train_rows, eval_rows = (read_rows(encoded, split) for split in receipt.ENCODED_SPLITS)
     spec = memory_spec(params.adapters[name], params, base, train_rows, eval_rows)
-    key = checkpoint_key(name, params, base, encoded)
+    key = checkpoint_key(name, params, base, encoded, start)
     return TrainJob(
         name=name,
         params=params,
@@ -78,6 +83,7 @@ def build_train_job(
         out=arguments.out,
         log=arguments.dvclive,
         checkpoints=arguments.checkpoints / f"{name}.{key[:16]}",
+        start=start,
     )
 
 
@@ -90,7 +96,13 @@ def read_rows(encoded: receipt.VerifiedFolder, split: str) -> list[dict]:
     return [label_sample(row["prompt"], row["answer"]) | {"id": row["id"]} for row in encoded.rows(split)]
 
 
-def checkpoint_key(name: str, params: params_schema.Params, base: Base, encoded: receipt.VerifiedFolder) -> str:
+def checkpoint_key(
+    name: str,
+    params: params_schema.Params,
+    base: Base,
+    encoded: receipt.VerifiedFolder,
+    start: WarmStart | None = None,
+) -> str:
     """Return the hash of everything that the training of an adapter depends on, including code and libraries."""
     adapter = params.adapters[name]
     inputs = {
@@ -102,6 +114,7 @@ def checkpoint_key(name: str, params: params_schema.Params, base: Base, encoded:
         "train": params.train.model_dump(mode="json", exclude=SETTINGS_WITHOUT_EFFECT),
         "prompt": PROMPT_VERSION,
         "adapter": adapter.model_dump(mode="json", exclude=UPDATE_SETTINGS),
+        "start": start and start.lineage,
         "update": adapter.batch_size * adapter.gradient_accumulation * devices.world_size(),
     }
     return sha256_of_json(inputs)

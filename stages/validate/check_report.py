@@ -9,7 +9,7 @@ from formats.foreign_files import printable_name
 from stages.validate.checks import SEVERITIES, Check
 from stages.validate.expectations import Finding
 from stages.validate.row_table import RowTable
-from texts import terminal_language, translate
+from texts import in_all_languages, terminal_language, translatable, translate
 
 _MAX_EXAMPLES = 3
 
@@ -57,6 +57,19 @@ def print_report(
             quarantined=row_counts["quarantined"],
         )
     )
+    console.print(describe_learnt(row_counts)[terminal_language()])
+
+
+def describe_learnt(row_counts: dict) -> dict[str, str]:
+    """Return by language how many conversations, answers and tokens the training split has to learn."""
+    learnt = row_counts["learnt"]["train"]
+    message = translatable("Learnt: {answers:,} answers of {conversations:,} conversations, {tokens:,} tokens")
+    if learnt["repeated"]:
+        message = translatable(
+            "Learnt: {answers:,} answers of {conversations:,} conversations, {tokens:,} tokens; {repeated:,} more "
+            "answers repeat an earlier row and are learnt once"
+        )
+    return in_all_languages(message, **learnt)
 
 
 def _describe_data_finding(finding: dict) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 
 from formats.foreign_files import printable_name
+from stages.validate.check_report import describe_learnt
 from stages.validate.checks import Check
 from stages.validate.dataset_checks import Outcome
 from stages.validate.expectations import Finding
@@ -68,6 +69,7 @@ def _page_texts(row_counts: dict) -> dict[str, dict[str, str]]:
         "status": in_all_languages("Status"),
         "check": in_all_languages("Check and examples"),
         "observed": in_all_languages("Observed"),
+        "learnt": describe_learnt(row_counts),
         "row_counts": in_all_languages(
             "{rows:,} rows = {train:,} training + {evaluation:,} evaluation + {test:,} test + "
             "{quarantined:,} quarantined",

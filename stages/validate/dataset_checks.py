@@ -99,6 +99,7 @@ def count_rows(table: RowTable, decision: Decision, tokens: np.ndarray, previous
         "cut": cut,
         "cut_share": round(cut / max(accepted, 1), 4),
         "diversity": decision.diversity,
+        "learnt": {split: count_learnt(table, rows) for split, rows in decision.rows_by_split.items()},
         "tokens": dict(zip(("median", "p95", "longest"), map(int, percentiles), strict=True)),
         "length_drift": drift,
         "length_drift_class": length_drift.classify_drift(drift),
@@ -110,6 +111,33 @@ def count_rows(table: RowTable, decision: Decision, tokens: np.ndarray, previous
             if decision.reviews
             else {}
         ),
+    }
+
+
+def count_learnt(table: RowTable, rows: np.ndarray) -> dict[str, int]:
+    """Return the number of conversations of a split, of their distinct learnt answers, and of these answers' tokens.
+
+    An answer that several rows repeat after the same turns, as in files with a row for every turn, counts once;
+    ``repeated`` is the number of its repetitions.
+
+    Args:
+        rows: indices of the rows of the split.
+    """
+    counts = table.keys.counts[rows].astype(np.int64)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    first_turns = np.cumsum(table.keys.counts, dtype=np.int64) - table.keys.counts
+    tokens = table.turn_tokens[np.repeat(first_turns[rows], counts) + within]
+    # Keys of the conversations up to each turn: after those without the system message, where there is one.
+    parts = np.diff(table.keys.starts)[rows]
+    skipped = np.where((parts == 3 * counts - 1) & (counts > 0), counts, 0)
+    prefixes = table.keys.turns[np.repeat(table.keys.starts[rows] + skipped, counts) + within]
+    is_learnt = tokens > 0
+    _, first = np.unique(prefixes[is_learnt], return_index=True)
+    return {
+        "conversations": len(rows),
+        "answers": len(first),
+        "tokens": int(tokens[is_learnt][first].sum()),
+        "repeated": int(is_learnt.sum()) - len(first),
     }
 
 

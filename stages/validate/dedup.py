@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from measures.ngrams import jaccard_similarity
+from models.prompt import ANSWER_ROLES
 from models.sample import Message, make_sample_id
 from models.text_normalization import normalize_text
 
@@ -90,10 +91,13 @@ def _conversation_keys(messages: Sequence[Message]) -> tuple[tuple[int, int, int
             question, question_length = hash_text(text), len(text)
             first_question = first_question or question & ~3 | _length_class(question_length)
             length += len(text)
-        elif message.role == "assistant":
+        elif message.role in ANSWER_ROLES:
             code = answer if message is messages[-1] else hash_text(text)
             turns.append(((question * _BASE + code) % _PRIME, question_length + len(text)))
             length += len(text)
+    if not question:  # of a plain text: its own hash, since all texts have the same empty prompt
+        first_question = answer & ~3 | _length_class(length)
+        prompt = f"text:{answer}"
     prompt_key = hash_text(prompt) & ~3 | _length_class(length - len(texts[-1]))
     row = (int(make_sample_id(messages), 16), prompt_key, answer, first_question, len(turns))
     return row, _part_keys(turns, system)

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from formats.params_schema import Validate
+from formats.receipt import SPLITS
 from formats.review_decisions import ReviewDecision
 from stages.validate.checks import Check
 from stages.validate.dedup import find_conflicting_answers, find_near_duplicates, first_occurrences
@@ -38,6 +39,12 @@ class Decision:
     findings: list[Finding]
     diversity: float | None
     reviews: Sequence[ReviewDecision] = ()
+
+    @property
+    def rows_by_split(self) -> dict[str, np.ndarray]:
+        """The indices of the rows of each split."""
+        is_accepted = ~self.is_quarantined
+        return {split: np.flatnonzero(is_accepted & (self.splits == index)) for index, split in enumerate(SPLITS)}
 
 
 def decide_rows(

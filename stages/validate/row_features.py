@@ -7,6 +7,7 @@ none.
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -14,14 +15,16 @@ import numpy as np
 from formats.params_schema import Params
 from measures.boilerplate import find_boilerplate
 from measures.ngrams import compute_repetition
-from models.prompt import ANSWER_SPECIAL_TOKENS, PROMPT_SPECIAL_TOKENS, render_prompt
+from models.prompt import ANSWER_SPECIAL_TOKENS, PROMPT_SPECIAL_TOKENS, find_learnt, render_prompt
 from models.sample import Message, is_blank, is_null_marker
+from models.thinking import has_thinking, unwrap_thinking
 from models.vocabulary import Vocabulary
 from stages.validate import characters, privacy
 from stages.validate.artifacts_in_text import find_html, find_placeholder
 from stages.validate.assistant_names import find_other_name
 from stages.validate.chat_markup import find_role_mark, find_truncation
 from stages.validate.escapes import find_escape
+from stages.validate.learnt_answers import LearntAnswers
 from stages.validate.mojibake import find_mojibake
 from stages.validate.row_parsing import ParseFault
 
@@ -50,19 +53,31 @@ MIN_LETTERS = 10  # letters from which a language is recognized; fewer may be a 
 # Features ------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Features:
+    """Features of rows.
+
+    Attributes:
+        table: arrays of float64 or object by column, of shape (rows,). A feature is None or NaN where a row cannot have
+            it, which passes every check.
+        turn_tokens: tokens of the answer of each turn with ``<eop>``, 0 if it is not learnt; the turns of a row are
+            consecutive: int32 of shape (turns,).
+    """
+
+    table: dict[str, np.ndarray]
+    turn_tokens: np.ndarray
+
+
 def compute_features(
     parsed: Sequence[Sequence[Message] | ParseFault], vocabulary: Vocabulary, params: Params
-) -> dict[str, np.ndarray]:
-    """Return the features of rows, by column.
+) -> Features:
+    """Return the features of rows.
 
-    A feature is None or NaN where a row cannot have it, which passes every check. Excerpts of texts have personal data
-    and secrets masked.
+    A conversation with several learnt answers has the first fault and the maximum of all of them. Excerpts of texts
+    have personal data and secrets masked.
 
     Args:
         parsed: messages or parse fault of every row.
-
-    Returns:
-        Arrays of float64 or object, of shape (rows,).
     """
     count = len(parsed)
     table = {f"{check}_fault": np.full(count, None, object) for check in ("parseable", "known_format")}
@@ -71,15 +86,20 @@ def compute_features(
             table[f"{fault.check}_fault"][index] = excerpt(fault.message, SENTENCE)
     indices = [index for index, messages in enumerate(parsed) if not isinstance(messages, ParseFault)]
     conversations = [parsed[index] for index in indices]
+    learnt = LearntAnswers.collect(conversations, params.train.learn)
+    token_counts, turn_tokens = _count_tokens(conversations, learnt, vocabulary, params)
+    if any(map(has_thinking, conversations)):  # its tags are part of an answer, but no role marks
+        conversations = [unwrap_thinking(messages) for messages in conversations]
+        learnt = LearntAnswers.collect(conversations, params.train.learn)
     for features in (
-        find_text_faults(conversations, vocabulary, params),
-        _measure_texts(conversations, params),
-        _count_tokens(conversations, vocabulary, params),
+        find_text_faults(conversations, vocabulary, params, learnt),
+        _measure_texts(conversations, learnt, params),
+        token_counts,
     ):
         for name, values in features.items():
             table[name] = np.full(count, None if values.dtype == object else np.nan, values.dtype)
             table[name][indices] = values
-    return table
+    return Features(table, turn_tokens)
 
 
 def excerpt(text: str, max_length: int = WORDS) -> str:
@@ -90,13 +110,19 @@ def excerpt(text: str, max_length: int = WORDS) -> str:
 
 
 def find_text_faults(
-    conversations: Sequence[Sequence[Message]], vocabulary: Vocabulary, params: Params
+    conversations: Sequence[Sequence[Message]],
+    vocabulary: Vocabulary,
+    params: Params,
+    learnt: LearntAnswers | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return the ``…_fault`` columns of the text checks: object arrays of shape (conversations,)."""
-    prompts = ["\n".join(message.content for message in messages[:-1]) for messages in conversations]
-    answers = [messages[-1].content for messages in conversations]
-    questions = [messages[-2].content if len(messages) > 1 else "" for messages in conversations]
-    texts = [f"{prompt}\n{answer}" for prompt, answer in zip(prompts, answers, strict=True)]
+    """Return the ``…_fault`` columns of the text checks: object arrays of shape (conversations,).
+
+    Args:
+        learnt: the learnt answers of the conversations; None to collect them.
+    """
+    learnt = learnt or LearntAnswers.collect(conversations, params.train.learn)
+    prompts, answers, questions = learnt.prompts, learnt.answers, learnt.questions
+    texts = ["\n".join([message.content for message in messages]) for messages in conversations]
     flags = characters.detect_flags(texts)
     all_rows = np.ones(len(texts), bool)
     has_question_marks = np.array(["???" in text for text in texts], bool)
@@ -109,24 +135,29 @@ def find_text_faults(
     def find_name(answer: str, prompt: str, question: str) -> str | None:
         return find_other_name(assistant, answer, prompt, question)
 
-    # Name of the check: function, its arguments, and the rows in which it can find something.
+    # Name of the check: function, its arguments, and the conversations in which it can find something.
     searches = {
         "roles_alternate": (find_role_fault, (conversations,), all_rows),
         "clean_characters": (characters.find_bad_character, (texts,), has("bad")),
         "no_mojibake": (find_mojibake, (texts,), has("mojibake") | has_question_marks),
         "no_control_tokens": (_token_finder(vocabulary.control_tokens()), (texts,), has("opener")),
+        "no_personal_data": (privacy.find_personal_data, (texts,), has("number", "at")),
+        "no_secrets": (privacy.find_secret, (texts,), has("word")),
+        "no_null_marks": (find_null_marker, (conversations,), all_rows),
+        "no_escapes": (find_escape, (conversations,), has_escapes),
+    }
+    answer_searches = {
         "no_placeholders": (find_placeholder, (answers, prompts), has("opener")),
         "no_html": (find_html, (answers, prompts), has("opener")),
         "no_role_marks": (find_role_mark, (answers, prompts), all_rows),
         "no_boilerplate": (find_boilerplate, (answers, prompts, questions), all_rows),
         "right_name": (find_name, (answers, prompts, questions), all_rows),
         "answer_whole": (find_truncation, (answers,), all_rows),
-        "no_personal_data": (privacy.find_personal_data, (texts,), has("number", "at")),
-        "no_secrets": (privacy.find_secret, (texts,), has("word")),
-        "no_null_marks": (find_null_marker, (conversations,), all_rows),
-        "no_escapes": (find_escape, (conversations,), has_escapes),
     }
-    return {f"{name}_fault": _search(name, *search) for name, search in searches.items()}
+    faults = {name: _search(name, *search) for name, search in searches.items()}
+    for name, (find, arguments, where) in answer_searches.items():
+        faults[name] = learnt.first_faults(_search(name, find, arguments, where[learnt.owners]))
+    return {f"{name}_fault": values for name, values in faults.items()}
 
 
 def _search(
@@ -175,17 +206,25 @@ def find_null_marker(messages: Sequence[Message]) -> str | None:
 
 
 def find_role_fault(messages: Sequence[Message]) -> str | None:
-    """Return what is wrong with the roles: user and assistant must alternate, and the assistant must be last."""
+    """Return what is wrong with the roles: user and assistant must alternate, and the assistant must be last.
+
+    A plain text stands alone. At least one answer must be learnt.
+    """
     roles = [message.role for message in messages]
     turns = roles[1:] if roles[0] == "system" else roles
-    if turns[-1:] != ["assistant"]:
+    if "text" in roles:
+        if len(roles) > 1:
+            return "a text beside other messages"
+    elif turns[-1:] != ["assistant"]:
         return "does not end with the assistant"
-    if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
+    elif len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
         return "user and assistant do not alternate"
-    return None
+    return None if find_learnt(messages) else "no answer is learnt"
 
 
-def _measure_texts(conversations: Sequence[Sequence[Message]], params: Params) -> dict[str, np.ndarray]:
+def _measure_texts(
+    conversations: Sequence[Sequence[Message]], learnt: LearntAnswers, params: Params
+) -> dict[str, np.ndarray]:
     """Return the numeric columns of the text checks: counts and shares, float64 of shape (conversations,)."""
     kinds = characters.count_character_kinds(["".join(m.content for m in messages) for messages in conversations])
     letters = kinds[:, [characters.HAN, characters.LATIN, characters.OTHER_LETTER]].sum(axis=1)
@@ -195,7 +234,7 @@ def _measure_texts(conversations: Sequence[Sequence[Message]], params: Params) -
     visible = kinds.sum(axis=1) - kinds[:, characters.BLANK]
     return {
         "blank_texts": np.array([sum(is_blank(m.content) for m in messages) for messages in conversations], np.float64),
-        "repetition": measure_repetition([messages[-1].content for messages in conversations], params),
+        "repetition": learnt.maxima(measure_repetition(learnt.answers, params)),
         "symbol_share": (kinds[:, characters.SYMBOL] / np.maximum(visible, 1)).round(4),
         "other_language_share": np.where(letters < MIN_LETTERS, 0, (letters - known) / np.maximum(letters, 1)).round(4),
     }
@@ -214,26 +253,39 @@ def measure_repetition(answers: Sequence[str], params: Params) -> np.ndarray:
 
 
 def _count_tokens(
-    conversations: Sequence[Sequence[Message]], vocabulary: Vocabulary, params: Params
-) -> dict[str, np.ndarray]:
-    """Return the lengths that stage encode will get, and how many of the oldest turns were cut to fit the budget."""
+    conversations: Sequence[Sequence[Message]], learnt: LearntAnswers, vocabulary: Vocabulary, params: Params
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Count the tokens that stage encode will get, and how many of the oldest turns are cut to fit the budget.
+
+    Returns:
+        The columns: tokens of the longest prompt, which is that of the last learnt answer, and of the longest learnt
+        answer, and the turns cut. And the tokens of each turn, see :class:`Features`; 0 for turns that are cut.
+    """
     is_ordered = np.array([find_role_fault(messages) is None for messages in conversations], bool)
-    prompts = [
-        render_prompt(messages[:-1]) if ordered else ""
-        for messages, ordered in zip(conversations, is_ordered, strict=True)
-    ]
-    answers = [messages[-1].content for messages in conversations]
+    # Empty prompts where the roles are wrong.
+    last = [index if ordered else 0 for index, ordered in zip(learnt.last, is_ordered, strict=True)]
+    prompts = [render_prompt(messages[:index]) for messages, index in zip(conversations, last, strict=True)]
     prompt_tokens = np.array(vocabulary.count_tokens(prompts), np.float64) + PROMPT_SPECIAL_TOKENS
-    answer_tokens = np.array(vocabulary.count_tokens(answers), np.float64) + ANSWER_SPECIAL_TOKENS
+    answer_tokens = np.array(vocabulary.count_tokens(learnt.answers), np.float64) + ANSWER_SPECIAL_TOKENS
+    turn_tokens, is_turn = np.zeros(learnt.turn_starts[-1], np.int32), learnt.turns >= 0
+    turn_tokens[learnt.turns[is_turn]] = answer_tokens[is_turn]
     turns_cut = np.zeros(len(conversations))
     if params.validate_.cut_history:
         limit = params.encode.max_prompt_tokens
         for index in np.flatnonzero(is_ordered & (prompt_tokens > limit)):
             turns_cut[index], prompt_tokens[index] = _cut_turns(
-                conversations[index], vocabulary, limit, prompt_tokens[index]
+                conversations[index][: last[index] + 1], vocabulary, limit, prompt_tokens[index]
             )
+            first = learnt.turn_starts[index]
+            turn_tokens[first : first + int(turns_cut[index])] = 0
+        answer_tokens[is_turn] = turn_tokens[learnt.turns[is_turn]]
     prompt_tokens[~is_ordered] = np.nan
-    return {"prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens, "turns_cut": turns_cut}
+    columns = {
+        "prompt_tokens": prompt_tokens,
+        "answer_tokens": learnt.maxima(answer_tokens),
+        "turns_cut": turns_cut,
+    }
+    return columns, turn_tokens
 
 
 def _cut_turns(messages: Sequence[Message], vocabulary: Vocabulary, limit: int, tokens: float) -> tuple[int, float]:

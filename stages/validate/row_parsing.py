@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from formats.foreign_files import detect_encoding
+from formats.params_schema import Params
 from models.row_layouts import UnknownFormat, UnknownLayout, quote_value, read_row
 from models.sample import Message
+from models.thinking import has_thinking, has_unclosed_thinking, strip_thinking
 from stages.validate.layouts import Layout, recognize_layout
 
 
@@ -23,6 +25,31 @@ class ParseFault:
     check: str
     message: str
     layout: Layout | None = None
+
+
+def parse_content(content: bytes, params: Params, fault: str = "") -> tuple[tuple[Message, ...] | ParseFault, set[str]]:
+    """Parse a row with the columns of ``ingest.columns``, and keep or remove its thinking as params.yaml says.
+
+    Args:
+        content: the bytes of the row, JSON in UTF-8.
+        fault: why the row cannot be read, if its file shows that.
+
+    Returns:
+        As :func:`parse_row`.
+    """
+    parsed, unread = parse_row(
+        content, params.validate_.checks.parseable.max_bytes, params.ingest.columns.by_part, fault
+    )
+    return _handle_thinking(parsed, params.validate_.thinking), unread
+
+
+def _handle_thinking(parsed: tuple[Message, ...] | ParseFault, thinking: str) -> tuple[Message, ...] | ParseFault:
+    """Return the messages of a row with the blocks of thinking kept or removed, as ``validate.thinking`` says."""
+    if isinstance(parsed, ParseFault) or not has_thinking(parsed):
+        return parsed
+    if has_unclosed_thinking(parsed):
+        return ParseFault("known_format", "an answer begins with <think>, but has no </think>")
+    return strip_thinking(parsed) if thinking == "strip" else parsed
 
 
 def parse_row(

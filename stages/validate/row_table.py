@@ -33,7 +33,7 @@ from stages.validate.reviewed_rows import (
     rows_with_decision,
 )
 from stages.validate.row_features import compute_features, drop_oldest_turns, excerpt
-from stages.validate.row_parsing import ParseFault, parse_row
+from stages.validate.row_parsing import ParseFault, parse_content
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
 # Limits of a chunk, which a worker holds in memory. Great Expectations takes a third of a second per table, so smaller
@@ -165,6 +165,7 @@ class RowTable:
         files, lines, offsets, numbers: location of each row, of shape (rows,); see :class:`formats.raw_rows.RawRow`.
         keys: hashes for deduplication and split.
         prompt_tokens, answer_tokens, turns_cut: NaN for a row without a conversation, float32 of shape (rows,).
+        turn_tokens: see :class:`stages.validate.row_features.Features`; ``keys.counts`` has the turns of each row.
         findings: one for each check of scope ``row``.
         passed: indices of the rows that no such check quarantines.
         bands: MinHash bands of those rows, of shape (passed, bands).
@@ -184,6 +185,7 @@ class RowTable:
     prompt_tokens: np.ndarray
     answer_tokens: np.ndarray
     turns_cut: np.ndarray
+    turn_tokens: np.ndarray
     findings: list[Finding]
     passed: np.ndarray
     bands: np.ndarray
@@ -241,13 +243,11 @@ def _count_unread(unread: Sequence[set[str]]) -> Counter[str]:
 
 def build_chunk_table(config: GateConfig, chunk: Chunk) -> RowTable:
     """Parse the rows of a chunk, compute their features, run the row checks, and spool what later steps need."""
-    max_bytes = config.params.validate_.checks.parseable.max_bytes
-    columns = config.params.ingest.columns.by_part
     matches = match_decisions(chunk.rows, config.decisions)
     contents = replace_edited(chunk.rows, matches, config.decisions)
     parsed, unread = zip(
         *(
-            parse_row(content, max_bytes, columns, row.fault if content is row.content else "")
+            parse_content(content, config.params, row.fault if content is row.content else "")
             for row, content in zip(chunk.rows, contents, strict=True)
         ),
         strict=True,
@@ -257,15 +257,16 @@ def build_chunk_table(config: GateConfig, chunk: Chunk) -> RowTable:
     checks = [check for check in config.checks if check.scope == "row"]
     reviews = list(config.decisions.values())
     kept, dropped = (set(rows[rows_with_decision(matches, reviews, name)].tolist()) for name in ("keep", "drop"))
-    findings = override_findings(run_checks(features, rows, checks), kept, dropped, overridable_checks(checks))
+    findings = override_findings(run_checks(features.table, rows, checks), kept, dropped, overridable_checks(checks))
     failed = dropped | {
         row for check, finding in zip(checks, findings, strict=True) if check.severity != "warn" for row in finding.rows
     }
     passed = [index for index, row in enumerate(rows.tolist()) if row not in failed]
     keys = compute_keys([None if isinstance(messages, ParseFault) else messages for messages in parsed])
     hashes, starts = hash_ngrams([join_dialogue(parsed[index]) for index in passed])
+    turns_cut = features.table["turns_cut"]
     samples = [
-        encode_sample_line(chunk.rows[index], parsed[index], int(keys.sample[index]), int(features["turns_cut"][index]))
+        encode_sample_line(chunk.rows[index], parsed[index], int(keys.sample[index]), int(turns_cut[index]))
         for index in passed
     ]
     path = config.spool / f"{chunk.first}"
@@ -276,14 +277,15 @@ def build_chunk_table(config: GateConfig, chunk: Chunk) -> RowTable:
         offsets=np.array([row.offset for row in chunk.rows], np.int64),
         numbers=np.array([row.number for row in chunk.rows], np.int64),
         keys=keys,
-        **{name: features[name].astype(np.float32) for name in ("prompt_tokens", "answer_tokens", "turns_cut")},
+        **{name: features.table[name].astype(np.float32) for name in ("prompt_tokens", "answer_tokens", "turns_cut")},
+        turn_tokens=features.turn_tokens,
         findings=findings,
         passed=rows[passed],
         bands=compute_bands(hashes, starts),
         grams=[RaggedFile(path.with_suffix(".grams"), starts, "uint32")],
         samples=[RaggedFile.write(path.with_suffix(".samples"), samples)],
         contents=[RaggedFile.write(path.with_suffix(".contents"), [row.content for row in chunk.rows])],
-        is_spelled=_find_spelled(parsed, features, findings, chunk.first),
+        is_spelled=_find_spelled(parsed, features.table, findings, chunk.first),
         matches=matches,
         unread_keys=_count_unread(unread),
         layouts=_count(

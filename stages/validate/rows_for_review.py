@@ -23,7 +23,7 @@ from models.storage import read_numbered_jsonl, write_json
 from stages.validate import privacy
 from stages.validate.expectations import run_checks
 from stages.validate.row_features import SENTENCE, compute_features, excerpt
-from stages.validate.row_parsing import ParseFault, parse_row
+from stages.validate.row_parsing import ParseFault, parse_content
 from stages.validate.row_table import GateConfig
 
 
@@ -75,18 +75,13 @@ def describe_row(record: dict, where: str, params: params_schema.Params, unmaske
     }
 
 
-def parse_content(content: bytes, params: params_schema.Params) -> tuple[tuple[Message, ...] | ParseFault, set[str]]:
-    """Parse a row of the task data as the gate does; see :func:`stages.validate.row_parsing.parse_row`."""
-    return parse_row(content, params.validate_.checks.parseable.max_bytes, params.ingest.columns.by_part)
-
-
 def check_rows(records: Sequence[dict], config: GateConfig) -> list[dict]:
     """Return the records with the row checks that their content fails now, the cross-row checks left out."""
     parsed = [parse_content(read_row(record, "the edited row")[1], config.params)[0] for record in records]
     checks = [check for check in config.checks if check.scope == "row"]
     features = compute_features(parsed, config.vocabulary, config.params)
     failed: list[list[dict]] = [[] for _ in records]
-    findings = run_checks(features, np.arange(len(records)), checks)
+    findings = run_checks(features.table, np.arange(len(records)), checks)
     for check, finding in zip(checks, findings, strict=True):
         for row, value in zip(finding.rows, finding.values, strict=True):
             shown = excerpt(value, SENTENCE) if isinstance(value, str) else value

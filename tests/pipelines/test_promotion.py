@@ -11,11 +11,12 @@ import pytest
 import yaml
 from shared_data import ROOT, write_rows
 
+from formats import params_schema
 from models import provenance
 from models.errors import UserError
 from models.manifest import CONFIG, WEIGHTS
 from models.storage import read_json, read_jsonl, sha256_of, write_json
-from pipelines import dvc, promotion, registry
+from pipelines import dvc, promotion, registry, start_from
 from pipelines.processes import output_of
 
 
@@ -175,6 +176,29 @@ def test_rollback_skips_versions_that_were_rolled_back(repository):
     assert registry.register(write_adapter("lora", "fourth"), (), "fourth") == "v4.0.0"
     assert promotion.roll_back() == "v1.0.0"  # the second and the third were rolled back
     assert champion_weights() == "first"
+
+
+def test_trainings_can_start_from_the_champion_and_from_its_versions(repository):
+    for content in ("first", "second"):
+        registry.register(write_adapter("lora", content), (), content)
+    assert start_from.fetch_version("v1.0.0") == start_from.VERSIONS / "v1.0.0"
+    assert (start_from.VERSIONS / "v1.0.0" / WEIGHTS).read_text() == "first"
+    shutil.rmtree(registry.FOLDER)
+    params = params_schema.load()
+    adapters = {"lora": {"start_from": "champion"}, "ptuning_v2": {"start_from": "v2.0.0"}}
+    adapters = {name: params.adapters[name].model_copy(update=changes) for name, changes in adapters.items()}
+    params = params.model_copy(update={"adapters": adapters})
+    assert start_from.fetch_starts(params, ["base"]) == []
+    assert start_from.fetch_starts(params) == [registry.FOLDER, start_from.VERSIONS / "v2.0.0"]
+    assert champion_weights() == (start_from.VERSIONS / "v2.0.0" / WEIGHTS).read_text() == "second"
+    with pytest.raises(UserError, match=r"start_from is v9\.0\.0, but the champion has v1\.0\.0, v2\.0\.0"):
+        start_from.fetch_version("v9.0.0")
+
+
+def test_start_from_a_champion_that_was_never_promoted_is_explained(repository):
+    with pytest.raises(UserError, match="no adapter was promoted on this branch"):
+        start_from.fetch_live_champion()
+    assert start_from.fetch_starts(params_schema.load()) == []
 
 
 def test_failed_promotion_and_rollback_change_nothing(repository, monkeypatch):

@@ -56,3 +56,9 @@ def test_table_is_in_the_language_of_the_terminal(monkeypatch):
     assert "| ✓ 探针通过率 | 60% [40%, 80%]，base：50%；最多允许下降 10% |" in render_conditions(conditions)
     monkeypatch.setenv("TUNELINE_LANG", "en")
     assert "| ✓ Probes met | 60% [40%, 80%], base: 50%; fall of at most 10% allowed |" in render_conditions(conditions)
+
+
+def test_report_names_the_adapters_that_the_challenger_started_from():
+    report = render_report(decision_over(20) | {"started_from": "champion (1a2b3c4d)"})
+    assert "The challenger started from: champion (1a2b3c4d)." in report
+    assert "挑战者的起始权重：champion (1a2b3c4d)。" in report

@@ -3,23 +3,83 @@ import sys
 from collections import Counter
 
 import pytest
-from shared_data import conversation, write_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shared_data import ROOT, conversation, write_rows
 
 from models.errors import UserError
-from models.prompt import encode_sample
+from models.prompt import encode_prompt, encode_sample, encode_text
 from models.sample import Message, Sample, make_sample_id
-from stages.encode.__main__ import count_tokens, encode_samples, main
+from stages.encode.__main__ import RepeatFilter, count_tokens, encode_samples, main
 from stages.encode.replay import draw_replay_samples, exclude_similar_to_evaluated
 from stages.encode.token_view import label_tokens
 
 
-@pytest.mark.parametrize("texts", [("你好", "我很好。"), ("一", "二", "三", "四")])
-def test_rows_contain_the_ids_of_prompt_and_answer(tokenizer, texts):
-    messages = conversation(*texts)
-    (row,) = encode_samples(tokenizer, [Sample(make_sample_id(messages), "a.jsonl", 1, messages)])
-    prompt, answer = encode_sample(tokenizer, messages)
-    assert (row["prompt"], row["answer"]) == (prompt, answer)
-    assert count_tokens([row]) == {"rows": 1, "tokens": len(prompt) + len(answer), "answer_tokens": len(answer)}
+def make_sample(messages) -> Sample:
+    return Sample(make_sample_id(messages), "a.jsonl", 1, tuple(messages))
+
+
+@pytest.mark.parametrize(("learn", "lengths"), [("all", (2, 4, 6)), ("last", (6,))])
+def test_every_learnt_answer_is_a_row_with_the_ids_of_prompt_and_answer(tokenizer, learn, lengths):
+    messages = conversation("一", "二", "三", "四", "五", "六")
+    whole = make_sample(messages)
+    rows = encode_samples(tokenizer, [whole], learn)
+    pairs = [encode_sample(tokenizer, messages[:length]) for length in lengths]
+    assert [(row["prompt"], row["answer"]) for row in rows] == pairs
+    ids = [f"{whole.id}:{number}" for number in (1, 2, 3)] if learn == "all" else [whole.id]
+    assert [row["id"] for row in rows] == ids
+    answer_tokens = sum(len(answer) for _, answer in pairs)
+    tokens = answer_tokens + sum(len(prompt) for prompt, _ in pairs)
+    assert count_tokens(rows) == {"rows": len(lengths), "tokens": tokens, "answer_tokens": answer_tokens}
+
+
+def test_prompt_of_an_answer_is_the_one_that_chat_sees(tokenizer):
+    messages = (Message("system", "请简短。"), *conversation("一", "二", "三", "四"))
+    rows = encode_samples(tokenizer, [make_sample(messages)])
+    assert [row["prompt"] for row in rows] == [
+        encode_prompt(tokenizer, messages[:2]),
+        encode_prompt(tokenizer, messages[:4]),
+    ]
+
+
+def test_answers_with_a_loss_flag_of_0_are_not_learnt(tokenizer):
+    first, second, third = (
+        Message("assistant", "二", learn=False),
+        Message("assistant", "四"),
+        Message("assistant", "六"),
+    )
+    messages = (Message("user", "一"), first, Message("user", "三"), second, Message("user", "五"), third)
+    rows = encode_samples(tokenizer, [make_sample(messages)])
+    assert [row["id"].split(":")[1] for row in rows] == ["2", "3"]
+    unlearnt_end = (*messages[:5], Message("assistant", "六", learn=False))
+    for learn in ("all", "last"):
+        (row,) = encode_samples(tokenizer, [make_sample(unlearnt_end)], learn)
+        assert (row["prompt"], row["answer"]) == encode_sample(tokenizer, messages[:4])
+        assert ":" not in row["id"]
+
+
+def test_a_plain_text_is_the_answer_to_an_empty_prompt(tokenizer):
+    text = (Message("text", "夕阳把湖面染成了金色。"),)
+    (row,) = encode_samples(tokenizer, [make_sample(text)])
+    assert tokenizer.convert_ids_to_tokens(row["prompt"]) == ["[gMASK]", "<sop>"]
+    assert row["answer"] == [*encode_text(tokenizer, text[0].content), tokenizer.eop_token_id]
+
+
+@settings(max_examples=30, deadline=None)
+@given(turns=st.integers(1, 6), others=st.lists(st.integers(0, 5), max_size=5), data=st.data())
+def test_every_turn_of_growing_histories_is_encoded_once(tokenizer, turns, others, data):
+    """Rows 1 … n of one dialogue, with branches that leave it after some turns, in any order."""
+    texts = [text for turn in range(turns) for text in (f"问{turn}", f"答{turn}")]
+    rows = [conversation(*texts[: 2 * length]) for length in range(1, turns + 1)]
+    branches = sorted({min(turn, turns) for turn in others})
+    rows += [conversation(*texts[: 2 * turn], "另一问", "另一答") for turn in branches]
+    repeat_filter = RepeatFilter()
+    samples = [make_sample(messages) for messages in data.draw(st.permutations(rows))]
+    encoded = encode_samples(tokenizer, samples, "all", repeat_filter)
+    pairs = [(tuple(row["prompt"]), tuple(row["answer"])) for row in encoded]
+    assert len(set(pairs)) == len(pairs) == turns + len(branches)
+    assert len(pairs) + repeat_filter.repeated == sum(len(messages) // 2 for messages in rows)
+    assert len(encode_samples(tokenizer, samples, "all")) == len(pairs) + repeat_filter.repeated
 
 
 # Replay --------------------------------------------------------------------------------------------
@@ -156,6 +216,20 @@ def test_show_prints_the_tokens_of_one_line(base_folder, tmp_path, monkeypatch, 
     assert "[gMASK]|<sop>" in ignored
     assert "|<eop>" in trained
     assert trained.startswith("\x1b[32m") == ignored.startswith("\x1b[2;31m") == has_colours
+
+
+def test_show_prints_a_row_for_every_learnt_answer(base_folder, tmp_path, monkeypatch, capsys):
+    row = {"prompt": "你是谁？", "response": "我是小明。", "history": [["你好", "<think>想</think>\n你好！"]]}
+    path = write_rows(tmp_path / "a.jsonl", [row])
+    monkeypatch.setenv("NO_COLOR", "1")
+    for learn, thinking, counts in (("all", "learn", (2, 2)), ("last", "learn", (1, 1)), ("all", "strip", (2, 0))):
+        params = (ROOT / "params.yaml").read_text(encoding="utf-8")
+        params = params.replace("thinking: learn", f"thinking: {thinking}").replace("learn: all", f"learn: {learn}")
+        (tmp_path / "params.yaml").write_text(params, encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        show(monkeypatch, path, 1, "--tokenizer", base_folder)
+        out = capsys.readouterr().out
+        assert (out.count("trained ("), out.count("想")) == counts
 
 
 @pytest.mark.parametrize(

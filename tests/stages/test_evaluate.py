@@ -1,4 +1,5 @@
 import json
+import operator
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ from models.prompt import encode_sample, encode_text
 from models.sample import Message, Sample
 from stages.evaluate import answer_cache
 from stages.evaluate.answer_cache import AnswerCache
-from stages.evaluate.model_evaluation import EvalSet, ModelUnderTest, evaluate_model
+from stages.evaluate.model_evaluation import EvalSet, ModelUnderTest, evaluate_model, evaluate_samples
 from stages.evaluate.scores import SCORES, describe_answer, matches_exactly, score_answer
 
 
@@ -228,3 +229,50 @@ def test_evaluation_resumes_from_the_answer_cache(base_folder, tokenizer, tmp_pa
 
 def answer_lengths(tokenizer, eval_set) -> list[int]:
     return [len(encode_sample(tokenizer, sample.messages)[1]) for sample in eval_set.task]
+
+
+# Several learnt answers, and plain texts -----------------------------------------------------------
+
+
+def evaluate_rows(model, tokenizer, tmp_path, samples, learn: str = "all") -> list[dict]:
+    params = load_params()
+    params = params.model_copy(update={"train": params.train.model_copy(update={"learn": learn})})
+    under_test = ModelUnderTest(model, tokenizer, AnswerCache(tmp_path / f"{learn}.1"), params)
+    return evaluate_samples(under_test, "eval", samples)
+
+
+def test_loss_of_a_conversation_is_the_mean_over_the_tokens_of_its_learnt_answers(model, tokenizer, tmp_path):
+    messages = conversation("你好", "你好，再见。", "你是谁？", "我是测试用的模型 tiny-test。", "好", "好")
+    parts = [Sample(f"p{end}", "a", 1, messages[:end]) for end in (2, 4, 6)]
+    whole = Sample("whole", "a", 1, messages)
+    losses = [row["loss"] for row in evaluate_rows(model, tokenizer, tmp_path, parts, "last")]
+    lengths = [len(encode_sample(tokenizer, part.messages)[1]) for part in parts]
+    (row,) = evaluate_rows(model, tokenizer, tmp_path, [whole])
+    assert row["loss"] == pytest.approx(sum(map(operator.mul, losses, lengths)) / sum(lengths), abs=2e-6)
+    assert row["answer_tokens"] == sum(lengths)
+    assert (row["reference"], len(row["messages"])) == ("好", 5)
+
+
+def test_conversation_is_asked_up_to_its_last_learnt_answer(model, tokenizer, tmp_path):
+    messages = (*conversation("你好", "你好，再见。", "你是谁？"), Message("assistant", "不学", learn=False))
+    (row,) = evaluate_rows(model, tokenizer, tmp_path, [Sample("a", "a", 1, messages)])
+    (first,) = evaluate_rows(model, tokenizer, tmp_path, [Sample("a", "a", 1, messages[:2])], "last")
+    assert (row["reference"], len(row["messages"])) == ("你好，再见。", 1)
+    assert (row["loss"], row["answer"]) == (first["loss"], first["answer"])
+
+
+def test_plain_texts_have_a_loss_but_no_answer(model, tokenizer, tmp_path, eval_set):
+    text = Sample("t", "a", 1, (Message("text", "夕阳把湖面染成了金色。"),))
+    texts_only = EvalSet([text], [text], eval_set.probes)
+    mixed = EvalSet([eval_set.task[0], text], [text], eval_set.probes)
+    for name, samples in (("mixed", mixed), ("texts", texts_only)):
+        under_test = ModelUnderTest(model, tokenizer, AnswerCache(tmp_path / name), load_params())
+        result = evaluate_model(under_test, samples)
+        row = result.rows["test"][-1]
+        assert row.keys() == {"id", "loss", "near_limit", "answer_tokens", "messages", "reference"}
+        assert row["loss"] > 0
+        figures = result.metrics["test"]
+        assert (figures["rows"], figures["answered"]) == (len(samples.task), len(samples.task) - 1)
+        assert (figures["rouge-l"] is None) == (name == "texts")
+        if name == "mixed":
+            assert figures["rouge-l"] == result.rows["test"][0]["rouge-l"]

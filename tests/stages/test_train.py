@@ -3,23 +3,27 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from shared_data import ROOT, write_rows
+from shared_data import ROOT, minimal_manifest, write_rows
 from transformers import TrainerCallback
 
 from formats import params_schema, receipt
-from models import adapter_files, base_model
+from models import adapter_files, adapters, base_model
 from models.errors import DataBlocked, UserError
 from models.manifest import WEIGHTS, read_verified_manifest
 from models.prompt import IGNORED_LABEL, PROMPT_VERSION
 from models.training.checkpointing import Stopped
+from stages.evaluate.__main__ import training_summary
 from stages.train import adapter_training, trackers
 from stages.train.__main__ import check_tokenizer, check_trackers
-from stages.train.adapter_training import code_commit, train_adapter
+from stages.train.adapter_training import code_commit, load_model, train_adapter
 from stages.train.train_job import TrainJob, check_memory, checkpoint_key, memory_spec, read_rows
+from stages.train.warm_start import StartFolders, WarmStart, find_warm_start
 
 
 @pytest.fixture
@@ -278,3 +282,117 @@ def test_trackers_change_neither_adapter_nor_checkpoint_key(job, encoded):
     params = job.params.model_copy(update={"train": reporting})
     keys = [checkpoint_key("demo", entry, job.base, receipt_of_rows) for entry in (job.params, params)]
     assert keys[0] == keys[1]
+
+
+# Warm start ----------------------------------------------------------------------------------------
+
+SHAPES = {
+    "lora": {"method": "lora", "rank": 2, "alpha": 4, **HYPERPARAMETERS},
+    "ptuning_v2": {"method": "ptuning_v2", "prefix_tokens": 3, **HYPERPARAMETERS},
+    "full": {"method": "full", **HYPERPARAMETERS | {"learning_rate": 1e-4}},
+}
+
+
+def with_adapter(job: TrainJob, settings: dict, folder: Path) -> TrainJob:
+    """Return the job with other settings of its adapter, outputs in a folder, and the warm start that they name."""
+    content = job.params.model_dump(mode="json", by_alias=True)
+    content["adapters"] = {"demo": settings}
+    content["evaluate"]["models"] = {"base": None, "demo": settings}
+    params = params_schema.Params.model_validate(content)
+    start = find_warm_start("demo", params.adapters["demo"], job.base, StartFolders(folder / "none", folder / "none"))
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / name for name in ("out", "log", "checkpoints")}
+    return dataclasses.replace(job, params=params, start=start, **paths)
+
+
+@pytest.mark.parametrize("method", SHAPES)
+def test_training_starts_from_the_weights_of_another_adapter(job, tmp_path, method):
+    first = with_adapter(job, SHAPES[method], tmp_path / "first")
+    train_adapter(first)
+    second = with_adapter(job, SHAPES[method] | {"start_from": str(first.out)}, tmp_path / "second")
+    assert_close_to_saved(load_model(second), first.out)
+    train_adapter(second)
+    third = with_adapter(job, SHAPES[method] | {"start_from": str(second.out)}, tmp_path / "third")
+    train_adapter(third)
+    manifests = [read_verified_manifest(run.out) for run in (first, second, third)]
+    assert manifests[0].started_from is None
+    ancestors = [
+        {"source": str(run.out), "weights_sha256": manifest.weights_sha256, "config_sha256": manifest.config_sha256}
+        for run, manifest in zip((first, second), manifests, strict=False)
+    ]
+    assert manifests[1].started_from == ancestors[:1]
+    assert manifests[2].started_from == ancestors[::-1]
+    summary = training_summary(manifests[2])["started_from"]
+    assert summary == " ← ".join(f"{entry['source']} ({entry['weights_sha256'][:8]})" for entry in ancestors[::-1])
+
+
+def assert_close_to_saved(model, folder: Path) -> None:
+    tensors = model.state_dict() if not hasattr(model, "peft_config") else adapters.adapter_state_dict(model)
+    saved = load_file(folder / WEIGHTS)
+    assert saved.keys() == tensors.keys()
+    for name, values in saved.items():
+        assert torch.equal(tensors[name].float(), values.float()), name
+
+
+@pytest.mark.parametrize("method", SHAPES)
+def test_resumed_warm_start_has_the_bytes_of_an_uninterrupted_one(job, tmp_path, monkeypatch, method):
+    first = with_adapter(job, SHAPES[method], tmp_path / "first")
+    train_adapter(first)
+    settings = SHAPES[method] | {"start_from": str(first.out)}
+    whole, broken = (with_adapter(job, settings, tmp_path / name) for name in ("whole", "broken"))
+    train_adapter(whole)
+
+    def fail_at_step_3(live, record):
+        if record["step"] == 3:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr("stages.train.adapter_training.log_record", fail_at_step_3)
+        train_adapter(broken)
+    assert list(broken.checkpoints.glob("checkpoint-*/progress.json"))
+    train_adapter(broken)
+    assert (broken.out / WEIGHTS).read_bytes() == (whole.out / WEIGHTS).read_bytes()
+
+
+def test_checkpoints_of_another_start_are_not_resumed(job, encoded, tmp_path):
+    keys = {checkpoint_key("demo", job.params, job.base, receipt.read(encoded))}
+    for number in range(2):
+        manifest = dataclasses.replace(minimal_manifest(job.base), weights_sha256=str(number) * 64)
+        start = WarmStart("champion", tmp_path, manifest)
+        keys.add(checkpoint_key("demo", job.params, job.base, receipt.read(encoded), start))
+    assert len(keys) == 3
+
+
+OTHER_SHAPES = {
+    "rank": (SHAPES["lora"] | {"rank": 4}, "whose rank is 2, but has rank 4"),
+    "target_modules": (
+        SHAPES["lora"] | {"target_modules": ["dense"]},
+        r"whose target_modules is \['query_key_value'\], but has target_modules \['dense'\]",
+    ),
+    "method": (SHAPES["ptuning_v2"], "whose method is lora, but has method ptuning_v2"),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), OTHER_SHAPES.values(), ids=OTHER_SHAPES)
+def test_start_from_an_adapter_of_another_shape_is_refused(job, tmp_path, settings, message):
+    first = with_adapter(job, SHAPES["lora"], tmp_path / "first")
+    train_adapter(first)
+    with pytest.raises(UserError, match=message):
+        with_adapter(job, settings | {"start_from": str(first.out)}, tmp_path / "second")
+    dropout = SHAPES["lora"] | {"dropout": 0.5, "start_from": str(first.out)}
+    assert with_adapter(job, dropout, tmp_path / "second").start is not None
+    (first.out / WEIGHTS).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="is not the file that the manifest describes"):
+        with_adapter(job, dropout, tmp_path / "second")
+
+
+def test_missing_start_is_explained(job, tmp_path):
+    for source, message in (
+        ("champion", "run `python -m pipelines.start_from`"),
+        ("v3.0.0", "run `python -m pipelines.start_from`"),
+        ("models/nowhere", "names the folder models/nowhere, which does not exist"),
+    ):
+        with pytest.raises(UserError, match=message):
+            with_adapter(job, SHAPES["lora"] | {"start_from": source}, tmp_path / "second")
+    with pytest.raises(ValueError, match="start_from and projection exclude each other"):
+        with_adapter(job, ADAPTERS["ptuning_v2"] | {"start_from": "champion"}, tmp_path / "second")

@@ -140,10 +140,10 @@ def test_two_decisions_on_one_row_are_refused(tmp_path):
 
 def test_private_data_are_masked_unless_asked_for():
     record = {"file": "a.jsonl", "line": 3, "content": content_of(SECRET).decode(), "failed": []}
-    row = describe_row(record, "", 10_000, unmasked=False)
+    row = describe_row(record, "", params_with(), unmasked=False)
     assert "13812345678" not in json.dumps(row, ensure_ascii=False)
     assert row["is_masked"]
     assert row["content_sha256"] == hash_content(content_of(SECRET))
-    row = describe_row(record, "", 10_000, unmasked=True)
+    row = describe_row(record, "", params_with(), unmasked=True)
     assert "13812345678" in row["messages"][1]["content"]
     assert "13812345678" in row["content"]
