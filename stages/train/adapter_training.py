@@ -2,13 +2,12 @@
 
 import logging
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 from dvclive import Live
 
-from formats import params_schema
 from models import adapter_files, adapters, model_loading, precision, training
 from models.errors import UserError
 from models.manifest import Manifest
@@ -60,9 +59,7 @@ def fit_adapter(model, job: TrainJob) -> training.TrainResult:
     """Fit the adapter, and log every loss to DVCLive from rank 0."""
     shared = job.params.train
     config = training.TrainConfig(
-        **job.adapter.model_dump(
-            include=set(params_schema.Hyperparameters.model_fields) - {"quantization", "start_from"}
-        ),
+        **job.adapter.model_dump(include={field.name for field in fields(training.TrainConfig)}),
         evaluations=shared.evaluations,
         logs=shared.logs,
         keep_best=shared.keep == "best",
