@@ -256,7 +256,7 @@ def _read_message(turn: object, role_key: str, content_key: str) -> Message | No
     if not isinstance(turn, dict) or not {role_key, content_key} <= turn.keys():
         raise UnknownLayout(f"every message needs {role_key!r} and {content_key!r}")
     name = turn[role_key]
-    role = _ROLE_NAMES.get(name) or (_ROLE_NAMES.get(name.strip().lower()) if isinstance(name, str) else None)
+    role = _ROLE_NAMES.get(name, _ROLE_NAMES.get(name.strip().lower())) if isinstance(name, str) else None
     if role is None:
         if isinstance(name, str) and name.strip().lower() in _TOOL_ROLES:
             raise UnknownFormat(
@@ -278,8 +278,10 @@ def _join_parts(content: object, key: str) -> str:
         return _text(content, key)
     texts = []
     for part in content:
-        kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        text = part if isinstance(part, str) else next((part[name] for name in ("text", "value") if name in part), None)
+        content_part = {"text": part} if isinstance(part, str) else part
+        if not isinstance(content_part, dict):
+            raise UnknownFormat(f"{key!r} has a part that is neither text nor an object")
+        kind, text = content_part.get("type", "text"), content_part.get("text", content_part.get("value"))
         if kind not in _TEXT_PARTS or not isinstance(text, str):
             raise UnknownFormat(
                 f"{key!r} has a part of type {quote_value(kind)}, which this base model cannot use; remove the row"

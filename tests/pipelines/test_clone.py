@@ -436,12 +436,12 @@ def test_run_restarted_after_its_promotion_reports_the_version_as_promoted(origi
 def test_rejection_message_has_the_unmet_conditions():
     conditions = (
         Condition("probes", True, {"before": 0.5, "after": 0.6, "allowed": 0.1}),
-        Condition("forgetting", False, {"loss": 2.3, "base_loss": 2.0, "allowed": 0.1}),
+        Condition("forgetting", False, {"loss": 2.3, "reference": "base", "before": 2.0, "allowed": 0.1}),
     )
     message = retraining.rejection_message([PromotionResult("lora", False, conditions)])
     assert message == (
         "Keep the champion: lora not promoted\n\n"
-        "lora: Forgetting: general loss 2.3000, base model 2.0000; rise of at most 0.1 allowed"
+        "lora: Forgetting: general loss 2.3000, base: 2.0000; rise of at most 0.1 allowed"
     )
 
 

@@ -94,7 +94,7 @@ def test_report_on_medical_data_does_not_mention_the_demo(evaluated):
     without_probes(evaluated)
     medical = {"messages": [{"role": "user", "content": "高血压要注意什么？"}], "reference": "少盐，按时服药。"}
     for name in ("base", "lora"):
-        for kind in ("eval", "general"):
+        for kind in ("test", "general"):
             path = evaluated / f"predictions/{name}/{kind}.jsonl"
             write_rows(path, [row | medical for row in read_jsonl(path)])
     report = render_all(load(evaluated))

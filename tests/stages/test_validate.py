@@ -37,7 +37,7 @@ BAD = [
     ("parseable", '{"context": "断'),
     ("parseable", '{"context": "问", "target": "答", "target": "又答"}'),
     ("parseable", '{"context": "问", "target": NaN}'),
-    ("known_format", '{"question": "问", "answer": "答"}'),
+    ("known_format", '{"foo": "问", "bar": "答"}'),
     ("roles_alternate", '{"messages": [{"role": "user", "content": "只有问题"}]}'),
     ("nothing_blank", '{"context": "空的", "target": " \\n"}'),
     ("clean_characters", '{"context": "问", "target": "坏\\ufffd了"}'),

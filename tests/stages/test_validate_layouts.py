@@ -15,6 +15,7 @@ from pyarrow import parquet
 from shared_data import conversation, developer_file, write_rows
 
 from formats.params_schema import Columns, Params
+from formats.receipt import SPLITS
 from models.row_layouts import UnknownFormat, read_messages
 from stages.validate.escapes import find_escape
 from stages.validate.layouts import conversion_command, describe_conversion, recognize_layout
@@ -248,7 +249,7 @@ def test_gate_reads_tables_by_their_columns_and_quarantines_single_rows(base_fol
     quarantined = {row["line"]: row for row in run.rows["quarantine"] if row["file"] == "a.csv"}
     assert json.loads(quarantined[28]["content"]) == {"问诊": "只有问题"}
     assert "offset" not in quarantined[28]
-    assert len(run.rows["train"]) + len(run.rows["eval"]) >= 25
+    assert sum(len(run.rows[split]) for split in SPLITS) >= 25
     plain = GateRun(tmp_path / "raw", base_folder, tmp_path / "general", params.for_general_data)
     assert sum("known_format" in plain.failed(line) for line in range(2, 27)) == 25
 
@@ -263,7 +264,7 @@ def test_flags_reach_the_samples_and_equal_texts_have_equal_ids(base_folder, tmp
     ]
     write_rows(tmp_path / "raw/a.jsonl", [{"conversations": flagged}])
     run = GateRun(tmp_path / "raw", base_folder, tmp_path / "out")
-    (sample,) = run.rows["train"] + run.rows["eval"]
+    (sample,) = [row for split in SPLITS for row in run.rows[split]]
     assert [message.get("learn", True) for message in sample["messages"]] == [True, False, True, True]
 
 
