@@ -23,7 +23,17 @@ GENERATED_FOLDERS = (
     "reports/metrics",
     "reports/training",
 )
-GENERATED_FILES = ("dvc.lock", "data/verdict", "data/sources.json", "reports/ingest.json", "reports/tokens.json")
+GENERATED_FILES = (
+    "dvc.lock",
+    "data/verdict",
+    "data/sources.json",
+    "data/warned.jsonl",
+    "data/question_fit.jsonl",
+    "reports/ingest.json",
+    "reports/tokens.json",
+    "reports/question_fit.json",
+    "reports/question_fit.html",
+)
 
 
 class Project:
@@ -92,3 +102,5 @@ def _make_small(params: dict) -> None:
     loose = {"forgetting": 100.0, "general": 0.0, "empty_rate": 1.0, "refusals": 1.0, "repetition": 1.0}
     loose |= {"probes": 1.0, "latency": 100.0}
     params["promote"] |= {"margin": 0.0, "seed_spread": 0.0, "guards": loose}
+    params["train"].update(replay=0.0)
+    params["question_fit"] = {"answers": 20}
