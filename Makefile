@@ -54,5 +54,5 @@ lock:  ## update requirements.lock from the version ranges in pyproject.toml
 	rm -rf .lock-venv build tuneline.egg-info
 
 clean:  ## remove generated files, but keep .venv
-	rm -rf data/raw data/sources.json data/checked data/quarantine data/warned.jsonl data/question_fit.jsonl data/.review.json data/verdict data/params.json data/accepted.json data/accepted_general.json data/encoded data/general data/warned.jsonl data/question_fit.jsonl data/predictions/*/
+	rm -rf data/raw data/sources.json data/checked data/quarantine data/warned.jsonl data/question_fit.jsonl data/.review.json data/verdict data/params.json data/accepted.json data/accepted_general.json data/encoded data/general data/predictions/*/
 	rm -rf models/weights/*/ models/checkpoints reports/validation reports/training/*/ reports/general/validation reports/general/*.json reports/metrics reports/*.json reports/comparison.* reports/question_fit.* reports/summary.*
