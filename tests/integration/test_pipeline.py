@@ -157,6 +157,7 @@ def test_train_rejects_changed_data_before_it_imports_torch(project):
     path.write_bytes(before.replace("你".encode(), "我".encode(), 1))
     command = (sys.executable, "-X", "importtime", "-m", "stages.train", "--adapter", "lora")
     folders = ("--checked", "data/checked", "--encoded", "data/encoded", "--base", "models/weights/base")
+    starts = ("--champion", "models/champion", "--versions", "models/start")
     outputs = (
         "--out",
         "models/weights/none",
@@ -165,7 +166,7 @@ def test_train_rejects_changed_data_before_it_imports_torch(project):
         "--checkpoints",
         "models/checkpoints",
     )
-    done = project.run(*command, *folders, *outputs)
+    done = project.run(*command, *folders, *starts, *outputs)
     path.write_bytes(before)
     assert done.returncode == 2
     assert "train.jsonl changed after it was checked" in done.stderr
