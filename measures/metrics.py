@@ -52,9 +52,14 @@ def require_same_version(metrics_by_model: Mapping[str, dict]) -> None:
 # Samples -------------------------------------------------------------------------------------------
 
 
+def rows_with(metric: str, rows: Sequence[dict]) -> list[dict]:
+    """Return the rows that have a metric: a plain text has a loss, but no scores of an answer."""
+    return [row for row in rows if metric in row]
+
+
 def answered_rows(rows: Sequence[dict]) -> list[dict]:
-    """Return the rows with scores of an answer: a plain text has none."""
-    return [row for row in rows if "rouge-l" in row]
+    """Return the rows with scores of an answer."""
+    return rows_with("rouge-l", rows)
 
 
 def summarize_samples(rows: Sequence[dict]) -> dict:

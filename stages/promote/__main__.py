@@ -49,14 +49,16 @@ def collect_references(
 
 
 def read_questions(predictions: Path) -> list[tuple]:
-    """Read the id, wording and question of every row that a model answered.
+    """Read the id, wording and question of every row that a model was evaluated on.
 
     Raises:
         UserError: a row is not one of stage evaluate.
     """
-    rows = (row for kind in ("test", "general", "probes") for row in read_jsonl(predictions / f"{kind}.jsonl"))
+    rows = [row for kind in ("test", "general", "probes") for row in read_jsonl(predictions / f"{kind}.jsonl")]
     try:
-        return [(row["id"], row.get("wording"), row["messages"][-1]["content"]) for row in rows]
+        # A plain text has no question.
+        questions = [[message["content"] for message in row["messages"][-1:]] for row in rows]
+        return [(row["id"], row.get("wording"), question) for row, question in zip(rows, questions, strict=True)]
     except (AttributeError, IndexError, KeyError, TypeError):
         raise UserError(
             f"{predictions} has rows that stage evaluate did not write; run `dvc repro -f` to evaluate again."
@@ -98,6 +100,8 @@ def main() -> None:
     challenger = read_evidence(arguments.challenger, arguments.challenger_predictions)
     if not challenger.rows:
         raise UserError("There are no test rows to measure a gain on; raise validate.test_share in params.yaml.")
+    if not metrics.rows_with(params.promote.metric, challenger.rows):
+        raise UserError(f"promote.metric: no test row has {params.promote.metric}; set it to loss in params.yaml.")
     if read_questions(arguments.champion_predictions) != read_questions(arguments.challenger_predictions):
         raise UserError(
             f"{champion.name} and {challenger.name} were evaluated on different rows; run `dvc repro`, then promote."

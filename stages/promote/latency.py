@@ -23,6 +23,7 @@ from models.storage import read_jsonl, write_json
 log = logging.getLogger("tuneline.latency")
 MAX_ROWS = 16  # evenly spaced test rows
 MAX_TOKENS = 64  # per answer; evaluate.max_new_tokens if that is less
+TEXT_CHARACTERS = 40  # of a plain text that are asked
 CONFIRMATION_FACTOR = 1.1  # the second fastest round takes at most this factor of the fastest
 MAX_ROUNDS = 6  # per model
 
@@ -30,6 +31,13 @@ MAX_ROUNDS = 6  # per model
 def evenly_spaced(rows: Sequence, count: int = MAX_ROWS) -> list:
     """Return at most ``count`` rows, evenly spaced from the first one on."""
     return [rows[number * len(rows) // count] for number in range(count)] if len(rows) > count else list(rows)
+
+
+def question_of(sample: Sample) -> tuple[Message, ...]:
+    """Return the messages before the answer of a sample; for a plain text, its beginning as a question."""
+    if len(sample.messages) > 1:
+        return sample.messages[:-1]
+    return (Message("user", sample.messages[0].content[:TEXT_CHARACTERS]),)
 
 
 def time_answers(model, tokenizer, conversations: Sequence[Sequence[Message]], num_tokens: int) -> list[float]:
@@ -102,7 +110,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     rows = evenly_spaced(read_jsonl(arguments.checked / "test.jsonl"))
-    conversations = [Sample.from_json(row).messages[:-1] for row in rows]
+    conversations = [question_of(Sample.from_json(row)) for row in rows]
     adapters = {"base": None, "champion": arguments.champion, "challenger": arguments.challenger}
     if arguments.champion is None:
         del adapters["champion"]

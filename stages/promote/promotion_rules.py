@@ -22,7 +22,7 @@ import numpy as np
 
 from measures.confidence_intervals import MIN_ROWS, mean_interval, min_rows, simultaneous_confidence
 from measures.dialogues import mean_by_dialogue
-from measures.metrics import decisive_probe_rate, pass_rate
+from measures.metrics import decisive_probe_rate, pass_rate, rows_with
 from measures.seed_effects import compute_seed_advantage
 
 SIGNS = {"loss": -1, "rouge-l": 1, "bleu-4": 1, "chrf": 1}  # by key of the rows: 1 if higher is better
@@ -157,7 +157,7 @@ def decide(
     conditions = [
         gain,
         *_general_conditions(challenger.figures["general"], references, guards),
-        *_answer_conditions(challenger.figures["test"], len(challenger.rows), guards),
+        *_answer_conditions(challenger.figures["test"], guards),
         *_probe_conditions(decisive_probe_rate(challenger.figures), references, guards),
         _latency_condition(latency, references, guards),
     ]
@@ -171,9 +171,10 @@ def decide(
 
 def judge_gain(champion: Evidence, challenger: Evidence, rule: GainRule) -> Condition:
     """Return the condition on the challenger's mean gain over the dialogues of the rows, paired by row."""
-    old, new = ([row[rule.metric] for row in model.rows] for model in (champion, challenger))
+    old_rows, new_rows = (rows_with(rule.metric, model.rows) for model in (champion, challenger))
+    old, new = ([row[rule.metric] for row in rows] for rows in (old_rows, new_rows))
     row_gains = [SIGNS[rule.metric] * (after - before) for before, after in zip(old, new, strict=True)]
-    gains = mean_by_dialogue(challenger.rows, row_gains)
+    gains = mean_by_dialogue(new_rows, row_gains)
     gain = float(np.mean(gains))
     low, high = mean_interval(gains, confidence=rule.confidence)
     mean = max(abs(float(np.mean(values))) for values in (old, new))
@@ -233,8 +234,11 @@ def _general_conditions(general: Mapping, references: Sequence[Reference], guard
     ]
 
 
-def _answer_conditions(test: Mapping, rows: int, guards: Guards) -> list[Condition]:
-    repetition = test["repetition"]
+def _answer_conditions(test: Mapping, guards: Guards) -> list[Condition]:
+    """Return the conditions on the answers to the test rows; none if all rows are plain texts."""
+    repetition, rows = test["repetition"], test["answered"]
+    if not rows:
+        return []
     return [
         _rate_condition("empty_rate", test["empty_rate"], rows, guards.empty_rate),
         _rate_condition("refusals", test["refusal_rate"], rows, guards.refusals),

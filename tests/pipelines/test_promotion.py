@@ -33,7 +33,7 @@ def write_evaluation(name: str, loss: float, **more_figures) -> None:
         write_rows(folder / f"{kind}.jsonl", answers)
     figures = {
         "general": {"loss": 2.0, "rouge-l": 90.0, "rows": 20},
-        "test": {"empty_rate": 0.0, "refusal_rate": 0.0, "repetition": 0.0},
+        "test": {"answered": 40, "empty_rate": 0.0, "refusal_rate": 0.0, "repetition": 0.0},
         "probes": {"rates": {"all": {"rate": 0.9, "low": 0.5, "high": 1.0, "of": 8}}},
         "of": {"weights_sha256": sha256_of(weights) if weights.is_file() else None},
     }

@@ -9,7 +9,7 @@ from stages.promote.promotion_rules import Evidence, GainRule, Guards, Reference
 
 FIGURES = {
     "general": {"loss": 2.0, "rouge-l": 50.0, "rows": 20},
-    "test": {"empty_rate": 0.01, "refusal_rate": 0.0, "repetition": float("nan")},
+    "test": {"answered": 20, "empty_rate": 0.01, "refusal_rate": 0.0, "repetition": float("nan")},
     "probes": {"rates": {"all": {"rate": 0.8, "low": 0.3, "high": 1.0, "of": 5}}},
 }
 

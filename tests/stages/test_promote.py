@@ -23,6 +23,7 @@ def metrics(**change) -> dict:
     return {
         "general": {"loss": values["loss"], "rouge-l": values["rouge"], "rows": values["general_rows"]},
         "test": {
+            "answered": 40,
             "empty_rate": values["empty"],
             "refusal_rate": values["refusals"],
             "repetition": values["repetition"],
@@ -201,6 +202,31 @@ def test_two_probes_judge_nothing_and_none_are_no_condition(champion, challenger
     decision = decide_by_loss(champion, replace(challenger, figures=without))
     assert decision.promote
     assert "probes" not in [condition.condition for condition in decision.conditions]
+
+
+def test_probe_guard_counts_unseen_wordings(champion, challenger):
+    def with_rates(seen: float, unseen: float) -> dict:
+        bounds = {"low": 0.0, "high": 1.0, "of": 12}
+        rates = {"seen": {"rate": seen} | bounds, "unseen": {"rate": unseen} | bounds}
+        return metrics() | {"probes": {"rates": rates | {"all": rates["seen"]}}}
+
+    assert unmet_conditions(decide_by_loss(champion, replace(challenger, figures=with_rates(1.0, 0.7)))) == ["probes"]
+    assert decide_by_loss(champion, replace(challenger, figures=with_rates(0.0, 0.8))).promote
+
+
+def test_plain_texts_are_judged_by_their_loss_alone(champion, challenger):
+    figures = metrics() | {"test": {"answered": 0, "empty_rate": None, "refusal_rate": None, "repetition": None}}
+    decision = decide_by_loss(champion, replace(challenger, figures=figures))
+    assert decision.promote
+    assert not {"empty_rate", "refusals", "repetition"} & {condition.condition for condition in decision.conditions}
+
+
+def test_a_score_counts_the_answered_rows():
+    texts = [{"loss": 1.0}] * 5
+    models = [Evidence("x", [*({"rouge-l": rouge} for _ in range(20)), *texts], metrics()) for rouge in (50.0, 80.0)]
+    condition = judge_gain(*models, replace(RULE, metric="rouge-l"))
+    assert condition.met
+    assert condition.values["rows"] == 20
 
 
 def test_records_of_champions_are_compared_on_the_same_rows_only():
