@@ -96,6 +96,22 @@ class VerifiedFolder:
             self._compare(self.folder / name, sha256_of(self.folder / name))
         return self
 
+    def require_tokenizer(self, sha256: str, base: str) -> None:
+        """Check that the tokens were counted with a base's tokenizer.
+
+        Args:
+            sha256: of the tokenizer.
+            base: name of the base, for the message.
+
+        Raises:
+            DataBlocked: they were counted with another one.
+        """
+        if self.receipt.tokenizer_sha256 != sha256:
+            raise DataBlocked(
+                f"The tokens of {self.folder} were counted with another tokenizer than that of {base}; "
+                "run `dvc repro -f tokenizer validate general`."
+            )
+
     def _compare(self, path: Path, sha256: str) -> None:
         if sha256 != self.receipt.files[path.name]:
             raise DataBlocked(f"{path} changed after it was checked: its bytes differ from the receipt; {REMEDY}")

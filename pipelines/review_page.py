@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from formats.review_decisions import ReviewDecision
 from models.storage import sha256_of_json
 from pipelines.review_rows import ReviewRow, split_at_faults
 from texts import in_all_languages
+from texts.html_templates import load_template
 
 MAX_ROWS = 2000  # rows of a page, which a phone still shows without delay
 _TEMPLATE = "review_page.html"
@@ -21,17 +20,9 @@ def render_page(rows: Sequence[ReviewRow], decisions: Mapping[str, ReviewDecisio
         rows: rows to show, with personal data masked as the terminal shows them.
         decisions: decisions so far, which the page shows and downloads with its own.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": True}
     checks = sorted({check for row in rows for check in row.checks})
     hashes = [row.content_sha256 for row in rows]
-    return environment.get_template(_TEMPLATE).render(
+    return load_template(Path(__file__).with_name(_TEMPLATE)).render(
         in_all_languages=in_all_languages,
         split_at_faults=split_at_faults,
         rows=rows,

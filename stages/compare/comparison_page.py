@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from stages.compare import section_texts, verdicts
 from stages.compare.charts import gain_charts, loss_charts
 from stages.compare.evaluated_models import (
@@ -18,6 +16,7 @@ from stages.compare.paired_differences import LossChange, largest_loss_changes, 
 from stages.compare.text_quality import TextQualityResult, group_by_threshold
 from stages.compare.verdicts import judge_models
 from texts import LANGUAGES, in_all_languages, translatable
+from texts.html_templates import load_template
 
 _CONTENT_PLACEHOLDER = "{plot_divs}"  # DVC replaces it by its plots in the same frame
 _TEMPLATE = "comparison_page.html"
@@ -30,16 +29,8 @@ def render_page(models: Sequence[EvaluatedModel], text_quality: Sequence[TextQua
         text_quality: results of all models.
         frame: HTML of the page around the content, with styles and Vega: ``reports/page.html``.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     differences = list(paired_differences(models))
-    content = environment.get_template(_TEMPLATE).render(
+    content = load_template(Path(__file__).with_name(_TEMPLATE)).render(
         texts=section_texts,
         in_all_languages=in_all_languages,
         question_text=question_text,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from formats import params_schema, receipt
 from models import base_model, model_loading
 from models.command_line import entry_point
-from models.errors import DataBlocked, UserError
+from models.errors import UserError
 from models.prompt import ANSWER_ROLES, PROMPT_VERSION, Learn, encode_sample, find_learnt, render_prompt
 from models.sample import Message, Sample
 from models.storage import atomic_write_folder, write_json, write_jsonl
@@ -57,11 +57,7 @@ def read_checked(folder: Path, base: base_model.Base) -> tuple[receipt.VerifiedF
         DataBlocked: the receipt does not match, or names another tokenizer than the base's.
     """
     checked = receipt.read(folder)
-    if checked.receipt.tokenizer_sha256 != base.tokenizer_sha256:
-        raise DataBlocked(
-            f"The tokens of {folder} were counted with another tokenizer than that of {base.name}; "
-            "run `dvc repro -f tokenizer validate general`."
-        )
+    checked.require_tokenizer(base.tokenizer_sha256, base.name)
     return checked, {split: [Sample.from_json(row) for row in checked.rows(split)] for split in receipt.SPLITS}
 
 

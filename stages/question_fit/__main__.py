@@ -7,14 +7,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from formats import params_schema, receipt
 from formats.raw_row import NO_OFFSET, RawRow, format_location
 from formats.raw_rows import find_files, read_rows
 from models import base_model, model_loading
 from models.command_line import entry_point
-from models.errors import DataBlocked
 from models.sample import Sample
 from models.storage import write_json, write_text
 from stages.question_fit.answer_ranking import (
@@ -26,6 +23,7 @@ from stages.question_fit.answer_ranking import (
     worst_of_each_row,
 )
 from texts import in_all_languages
+from texts.html_templates import load_template
 
 log = logging.getLogger("tuneline.question_fit")
 _EXCERPT = 300  # characters of a question or answer on the page
@@ -45,11 +43,7 @@ def read_training_samples(folder: Path, base: base_model.Base) -> list[Sample]:
         DataBlocked: the receipt does not match, or names another tokenizer than the base's.
     """
     checked = receipt.read(folder)
-    if checked.receipt.tokenizer_sha256 != base.tokenizer_sha256:
-        raise DataBlocked(
-            f"The tokens of {folder} were counted with another tokenizer than that of {base.name}; "
-            "run `dvc repro -f tokenizer validate`."
-        )
+    checked.require_tokenizer(base.tokenizer_sha256, base.name)
     return [Sample.from_json(row) for row in checked.rows("train")]
 
 
@@ -121,18 +115,11 @@ def render_page(worst: Sequence[RankedAnswer], count: int, separation: float | N
         count: number of ranked answers.
         separation: see :func:`stages.question_fit.answer_ranking.measure_separation`.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     entries = [
         describe(entry) | {"question": shorten(entry.answer.question), "answer": shorten(entry.answer.text)}
         for entry in worst
     ]
-    return environment.get_template("question_fit_page.html").render(
+    return load_template(Path(__file__).with_name("question_fit_page.html")).render(
         in_all_languages=in_all_languages,
         entries=entries,
         count=count,

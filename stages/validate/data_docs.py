@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader
-
 from formats.foreign_files import printable_name
 from stages.validate.check_report import describe_learnt
 from stages.validate.checks import Check
@@ -13,6 +11,7 @@ from stages.validate.dataset_checks import Outcome
 from stages.validate.expectations import Finding
 from stages.validate.row_table import RowTable
 from texts import LANGUAGES, in_all_languages
+from texts.html_templates import load_template
 
 _MAX_EXAMPLES = 20  # rows listed for each check
 
@@ -23,7 +22,6 @@ def render_data_docs(checks: Sequence[Check], outcome: Outcome, table: RowTable,
     Args:
         templates: folder with the template ``page.html`` and its style sheet ``bootstrap.css``.
     """
-    environment = Environment(loader=FileSystemLoader(templates), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     checked = zip(checks, outcome.findings, strict=True)
     sections = [
         {
@@ -32,7 +30,7 @@ def render_data_docs(checks: Sequence[Check], outcome: Outcome, table: RowTable,
         }
         for group, pairs in groupby(checked, lambda pair: pair[0].group)
     ]
-    return environment.get_template("page.html").render(
+    return load_template(templates / "page.html").render(
         sections=sections,
         style=(templates / "bootstrap.css").read_text(encoding="utf-8"),
         block_reasons=outcome.block_reasons,
