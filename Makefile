@@ -11,7 +11,7 @@ server: .venv/installed  ## start Prefect's server, the keeper and the agents of
 	$(BIN)/python -m flows.server
 
 test: .venv/installed  ## run the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 25
 
 # Three workers on two cores, since sites of agents often wait. Files are distributed in order, slowest first. Only
 # files with such tests are imported.
