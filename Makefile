@@ -13,12 +13,10 @@ server: .venv/installed  ## start Prefect's server, the keeper and the agents of
 test: .venv/installed  ## run the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 25
 
-# Four workers on two cores, since sites of agents often wait. Files are distributed in order, slowest first. Only
-# files with such tests are imported.
+# Four workers on two cores, since sites of agents often wait. Only files with such tests are imported.
 test-pipeline: .venv/installed  ## run the integration tests: the real pipeline and whole sites
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m integration -n 4 --dist loadfile --no-loadscope-reorder --durations 40 \
-	  tests/integration/test_deaths.py tests/integration/test_several_hosts.py tests/integration \
-	  $$(grep -rl "mark.integration" tests --include="test_*.py" | grep -v tests/integration | sort)
+	  tests/integration $$(grep -rl "mark.integration" tests --include="test_*.py" | grep -v tests/integration | sort)
 
 lint: .venv/installed  ## check style and format
 	$(BIN)/ruff check .
