@@ -80,8 +80,8 @@ def parse_arguments() -> argparse.Namespace:
 def build_rule(params: params_schema.Params, has_champion: bool) -> GainRule:
     """Return the rule for the gain of one of the adapters in params.yaml.
 
-    Whoever promotes may try all adapters one after another, the best first. The challenger then is the best of all
-    candidates of all adapters.
+    A retraining tries all adapters one after another, the best first. The challenger then is the best of all candidates
+    of all adapters.
     """
     return GainRule(
         params.promote.metric,

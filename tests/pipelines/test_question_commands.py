@@ -47,8 +47,8 @@ def test_adapter_is_found_by_name(programs, monkeypatch):
         predict.find_adapter("champion")
     with pytest.raises(UserError):
         predict.find_adapter("lroa")
-    Path("models/imported/theirs").mkdir(parents=True)
-    assert predict.find_adapter("theirs") == Path("models/imported/theirs")
+    Path("models/imported/external").mkdir(parents=True)
+    assert predict.find_adapter("external") == Path("models/imported/external")
     monkeypatch.setattr(registry, "fetch_champion", lambda: registry.FOLDER)
     assert predict.find_adapter(None) == predict.find_adapter("champion") == registry.FOLDER
 

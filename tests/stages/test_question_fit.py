@@ -1,4 +1,4 @@
-"""Stage question_fit: answers that belong to other questions are ranked worse than those that belong to theirs."""
+"""Stage question_fit: answers to other questions are ranked worse than answers to their own question."""
 
 import json
 import random
