@@ -18,6 +18,7 @@ from stages.validate.__main__ import probes_of_section
 from stages.validate.checks import build_checks
 from stages.validate.dataset_checks import check_dataset
 from stages.validate.probe_contamination import find_seen_probes
+from stages.validate.split import TRAIN
 from stages.validate.worker_pool import WorkerPool
 
 LONG = "绿茶放在冰箱里可以保存多久，需要注意些什么？"
@@ -62,15 +63,18 @@ def test_probes_in_training_rows_are_counted_and_listed(gate):
     assert "probes_in_training" not in outcome.row_counts, "a new probe is no reason to retrain"
 
 
-def test_quarantined_and_evaluation_rows_are_no_training_rows(gate):
+def test_quarantined_and_held_out_rows_are_no_training_rows(gate):
     run, _ = gate([])
-    evaluated = [row["messages"][-2]["content"] for row in run.rows["eval"]]
+    held_out = [row["messages"][-2]["content"] for split in ("eval", "test") for row in run.rows[split]]
     trained = [row["messages"][-2]["content"] for row in run.rows["train"]]
-    assert evaluated
-    _, outcome = gate(["<NAME>你好吗？", *evaluated, trained[7]])
-    exact = next(notice for notice in outcome.notices if "(a.jsonl" in notice["en"])["en"]
-    assert trained[7] in exact
-    assert "NAME" not in exact
+    assert run.rows["eval"]
+    assert run.rows["test"]
+    probes = [probe(question) for question in ("<NAME>你好吗？", *held_out, trained[7])]
+    with WorkerPool() as pool:
+        seen = find_seen_probes(run.table, run.decision, probes, pool)
+    assert {run.decision.splits[match.row] for match in seen} == {TRAIN}
+    assert not any(run.decision.is_quarantined[match.row] for match in seen)
+    assert [match.question for match in seen if match.similarity == 1] == [trained[7]]
 
 
 def test_severity_block_stops_the_data(gate):
