@@ -112,7 +112,7 @@ def test_challenger_without_a_gain_is_not_promoted(repository):
 
 def test_repetitive_challenger_is_not_promoted(repository):
     """Such as an adapter with a far better loss that answers everything with 不要的，要的，不要的，要的…"""
-    write_evaluation("lora", 1.0, test={"empty_rate": 0.0, "refusal_rate": 0.0, "repetition": 0.68})
+    write_evaluation("lora", 1.0, test={"answered": 40, "empty_rate": 0.0, "refusal_rate": 0.0, "repetition": 0.68})
     assert not promotion.promote("lora").is_promoted
     reasons = promotion.REASONS.read_text(encoding="utf-8")
     assert "✗ Repetition | 68%; at most 20% allowed" in reasons
