@@ -19,13 +19,13 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.random_checkpoint import describe_machine, make_checkpoint, read_checkpoint  # noqa: E402
-from formats import params_schema  # noqa: E402
+from formats import data_params, params_schema  # noqa: E402
 from models import adapters, model_loading, training  # noqa: E402
 from models.chatglm import ChatGLMConfig  # noqa: E402
 from models.prompt import IGNORED_LABEL  # noqa: E402
 
 
-def make_rows(config: ChatGLMConfig, budget: params_schema.Encode, count: int) -> list[dict]:
+def make_rows(config: ChatGLMConfig, budget: data_params.Encode, count: int) -> list[dict]:
     """Return rows of random tokens that use the whole token budget."""
     generator = torch.Generator().manual_seed(0)
     rows = []

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from formats import params_schema
+from formats import params_schema, training_params
 from models.command_line import entry_point
 from models.errors import UserError
 from models.storage import atomic_write_folder
@@ -33,9 +33,9 @@ def fetch_starts(params: params_schema.Params, names: Iterable[str] | None = Non
     sources = {params.adapters[name].start_from for name in chosen}
     folders = []
     for source in sorted(filter(None, sources)):
-        if source == params_schema.CHAMPION:
+        if source == training_params.CHAMPION:
             folders.append(fetch_live_champion())
-        elif params_schema.CHAMPION_VERSION.fullmatch(source):
+        elif training_params.CHAMPION_VERSION.fullmatch(source):
             folders.append(fetch_version(source))
     return folders
 

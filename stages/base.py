@@ -10,7 +10,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from formats import params_schema
+from formats import data_params, params_schema
 from models import base_model, base_verification, model_loading
 from models.command_line import entry_point
 from models.errors import UserError
@@ -20,7 +20,7 @@ from models.storage import atomic_write_folder, sha256_of
 log = logging.getLogger("tuneline.base")
 
 
-def train_tiny_base(corpus: Path, tokenizer_folder: Path, params: params_schema.Tiny, folder: Path) -> None:
+def train_tiny_base(corpus: Path, tokenizer_folder: Path, params: data_params.Tiny, folder: Path) -> None:
     """Train the tiny base on the corpus and save it in the official file layout."""
     import torch
 

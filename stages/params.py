@@ -9,7 +9,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from formats.params_schema import NO_PROBES, load, resolve
+from formats.params_schema import load, resolve
+from formats.verdict_params import NO_PROBES
 from models.command_line import entry_point
 from models.storage import write_json
 

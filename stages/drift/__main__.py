@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas
 
-from formats import params_schema, raw_rows
+from formats import params_schema, raw_rows, verdict_params
 from measures.confidence_intervals import MIN_ROWS
 from models import base_model
 from models.command_line import entry_point
@@ -72,7 +72,7 @@ def compare_datasets(
     check_records: tuple[dict, dict],
     tokenizer: Path,
     page: Path,
-    params: params_schema.Monitor,
+    params: verdict_params.Monitor,
 ) -> list[FeatureDrift]:
     """Compare every feature that has enough rows, and the share of rows that failed a row check.
 

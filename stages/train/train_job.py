@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from formats import params_schema, receipt
+from formats import params_schema, receipt, training_params
 from models import memory_estimate, provenance
 from models.base_model import Base
 from models.errors import UserError
@@ -53,7 +53,7 @@ class TrainJob:
     start: WarmStart | None = None
 
     @property
-    def adapter(self) -> params_schema.Adapter:
+    def adapter(self) -> training_params.Adapter:
         return self.params.adapters[self.name]
 
 
@@ -137,7 +137,7 @@ def check_memory(name: str, spec: memory_estimate.TrainingSpec) -> float:
 
 
 def memory_spec(
-    adapter: params_schema.Adapter,
+    adapter: training_params.Adapter,
     params: params_schema.Params,
     base: Base,
     train_rows: Sequence[dict],

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from formats import params_schema
+from formats import training_params
 from models.base_model import Base
 from models.errors import UserError
 from models.manifest import MAX_ANCESTORS, Manifest, check_base_matches, read_config, read_verified_manifest
@@ -34,12 +34,12 @@ class StartFolders:
         Raises:
             UserError: it does not exist.
         """
-        is_version = params_schema.CHAMPION_VERSION.fullmatch(source)
+        is_version = training_params.CHAMPION_VERSION.fullmatch(source)
         folder = self.versions / source if is_version else Path(source)
-        folder = self.champion if source == params_schema.CHAMPION else folder
+        folder = self.champion if source == training_params.CHAMPION else folder
         if folder.is_dir():
             return folder
-        if is_version or source == params_schema.CHAMPION:
+        if is_version or source == training_params.CHAMPION:
             raise UserError(
                 f"start_from is {source}, but {folder} does not exist; run `python -m pipelines.start_from` to fetch "
                 "it, or set start_from to null."
@@ -67,7 +67,7 @@ class WarmStart:
         return [nearest, *(self.manifest.started_from or ())][:MAX_ANCESTORS]
 
 
-def find_warm_start(name: str, adapter: params_schema.Adapter, base: Base, folders: StartFolders) -> WarmStart | None:
+def find_warm_start(name: str, adapter: training_params.Adapter, base: Base, folders: StartFolders) -> WarmStart | None:
     """Return the adapter that ``adapters.NAME.start_from`` names, with its hashes verified; None if it is null.
 
     Raises:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from formats.params_schema import Checks, RequiredCheck
+from formats.check_params import Checks, RequiredCheck
 from formats.raw_row import RawRow
 from formats.review_decisions import ReviewDecision, hash_content
 from stages.validate.checks import Check

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from formats.params_schema import Validate
+from formats.data_params import Validate
 from formats.receipt import SPLITS
 from formats.review_decisions import ReviewDecision
 from stages.validate.checks import Check

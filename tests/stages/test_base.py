@@ -1,7 +1,7 @@
 import pytest
 from shared_data import ROOT, write_rows
 
-from formats.params_schema import Tiny
+from formats.data_params import Tiny
 from models import base_verification, model_loading
 from models.errors import UserError
 from models.tiny_base_model import read_corpus, train_tokenizer

@@ -12,7 +12,7 @@ import pandas
 import pytest
 from shared_data import ROOT, conversation, developer_file, write_rows
 
-from formats.params_schema import Monitor
+from formats.verdict_params import Monitor
 from models import base_model
 from models.vocabulary import Vocabulary
 from stages.drift import conversation_features, quarantine_drift

@@ -14,7 +14,8 @@ from gate import GOOD, GateRun, params_with
 from pyarrow import parquet
 from shared_data import conversation, developer_file, write_rows
 
-from formats.params_schema import Columns, Params
+from formats.data_params import Columns
+from formats.params_schema import Params
 from formats.receipt import SPLITS
 from models.row_layouts import UnknownFormat, read_messages
 from stages.validate.escapes import find_escape

@@ -4,7 +4,7 @@ import pytest
 from gate import params_with
 from shared_data import conversation
 
-from formats.params_schema import RightName
+from formats.check_params import RightName
 from measures.boilerplate import find_boilerplate
 from models.sample import is_blank
 from stages.validate.artifacts_in_text import find_html, find_placeholder
