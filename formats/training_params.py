@@ -44,7 +44,8 @@ class Hyperparameters(Section):
     start_from: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     """Adapter whose weights training starts from: ``champion``, an earlier version such as ``v2.0.0``, or a folder.
 
-    Null starts from new weights.
+    Null starts from new weights. Retraining and sweeps work in a clone of the project, so that a folder outside the
+    repository needs an absolute path.
     """
 
 
