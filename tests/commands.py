@@ -10,6 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from shared_data import ROOT
 
@@ -42,12 +43,14 @@ def run_forked(
     *arguments: object,
     prepare: Callable[[], None] | None = None,
     outputs: tuple = (sys.__stdout__, sys.__stderr__),
+    folder: Path = ROOT,
 ) -> int:
-    """Run ``python -m MODULE`` in the project's folder, in a fork of this process, and return its exit code.
+    """Run ``python -m MODULE`` in a fork of this process, and return its exit code.
 
     Args:
         prepare: function that the fork calls first.
         outputs: files of its standard output and standard error.
+        folder: working directory of the fork.
     """
     if pid := os.fork():
         _, status = os.waitpid(pid, 0)
@@ -55,7 +58,7 @@ def run_forked(
     code = 1
     try:
         _replace_streams(*outputs)
-        os.chdir(ROOT)
+        os.chdir(folder)
         sys.argv = [module, *map(str, arguments)]
         if prepare:
             prepare()

@@ -31,21 +31,24 @@ def commit(folder: Path, name: str, text: str) -> str:
     return git(folder, "rev-parse", "HEAD")
 
 
-@pytest.fixture
-def origin(tmp_path, monkeypatch):
-    """Return a repository with one file that DVC tracks and has in its cache."""
-    monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "home"))
-    for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
-        monkeypatch.setenv(name, "test")
-    for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
-        monkeypatch.setenv(name, "test@localhost")
-    folder = tmp_path / "origin"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def initialized_repository(author, tmp_path_factory):
+    """Make a repository with one file that DVC tracks and has in its cache; a copy is made faster than another one."""
+    folder = tmp_path_factory.mktemp("repository")
     git(folder, "init", "--quiet", "--initial-branch", "main")
     dvc.capture("--cd", str(folder), "init", "--quiet")
     (folder / "data.txt").write_text("data")
     dvc.capture("--cd", str(folder), "add", "--quiet", "data.txt")
     commit(folder, "a", "1")
+    return folder
+
+
+@pytest.fixture
+def origin(initialized_repository, tmp_path, monkeypatch):
+    """Return a repository with one file that DVC tracks and has in its cache."""
+    monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "origin"
+    shutil.copytree(initialized_repository, folder, symlinks=True)
     monkeypatch.chdir(folder)
     return folder
 

@@ -1,16 +1,20 @@
 """Promotion and rollback in a real git and DVC repository."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import run_forked
 from shared_data import ROOT, write_rows
 
+import stages.promote.__main__  # noqa: F401  imported before the forks, which start faster
 from formats import params_schema
 from models import provenance
 from models.errors import UserError
@@ -52,21 +56,27 @@ def champion_weights() -> str:
     return (registry.FOLDER / WEIGHTS).read_text()
 
 
+@pytest.fixture(scope="module")
+def initialized_repository(author, tmp_path_factory):
+    """Make a repository of git and DVC with one commit; a copy of it is made faster than another one."""
+    folder = tmp_path_factory.mktemp("repository")
+    with contextlib.chdir(folder):
+        for name in ("params.yaml", "dvc.yaml"):
+            shutil.copyfile(ROOT / name, folder / name)
+        git("init", "--quiet")
+        dvc.run("init", "--quiet")
+        git("add", ".")
+        git("commit", "--quiet", "--message", "start")
+    return folder
+
+
 @pytest.fixture
-def repository(tmp_path, monkeypatch):
+def repository(initialized_repository, tmp_path, monkeypatch):
     """Make a project with an evaluated LoRA that is better than the base, as working directory."""
+    shutil.copytree(initialized_repository, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
-        monkeypatch.setenv(name, "test")
-    for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
-        monkeypatch.setenv(name, "test@localhost")
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copyfile(ROOT / name, tmp_path / name)
-    git("init", "--quiet")
-    dvc.run("init", "--quiet")
-    git("add", ".")
-    git("commit", "--quiet", "--message", "start")
+    monkeypatch.setattr(promotion, "run_module", partial(run_forked, folder=tmp_path))
     write_adapter("lora", "first")
     write_evaluation("base", 3.0)
     write_evaluation("lora", 1.0)
