@@ -15,18 +15,18 @@ import numpy as np
 
 from measures.confidence_intervals import mean_interval, simultaneous_confidence
 from measures.dialogues import mean_by_dialogue
-from measures.metrics import CONFIDENCE_LEVEL
+from measures.metrics import CONFIDENCE_LEVEL, rows_with
 from stages.compare.evaluated_models import EvaluatedModel
 from texts import translatable
 
 
 @dataclass(frozen=True)
 class PairedMetric:
-    """A metric that every row has.
+    """A metric of rows; those without it, such as plain texts without an answer, are not compared.
 
     Attributes:
         label: English; translated when it is shown.
-        rows: the rows of a model that have it: ``task`` or ``general``.
+        rows: the rows of a model: ``task`` or ``general``.
         key: of the row.
         sign: 1 if higher is better, -1 if lower is better.
         decimals: to show.
@@ -38,9 +38,9 @@ class PairedMetric:
     sign: int
     decimals: int
 
-    def values(self, model: EvaluatedModel) -> list[float]:
-        """Return the values of the rows that have one: a plain text has a loss, but no scores of an answer."""
-        return [row[self.key] for row in getattr(model, self.rows) if self.key in row]
+    def rows_of(self, model: EvaluatedModel) -> list[dict]:
+        """Return the rows of a model that have the metric."""
+        return rows_with(self.key, getattr(model, self.rows))
 
 
 PAIRED_METRICS = (
@@ -116,9 +116,9 @@ def paired_difference(
     Args:
         confidence: level of the interval.
     """
-    pairs = zip(metric.values(before), metric.values(after), strict=True)
-    gains = [metric.sign * (new - old) for old, new in pairs]
-    means = mean_by_dialogue(getattr(after, metric.rows), gains)
+    pairs = zip(metric.rows_of(before), metric.rows_of(after), strict=True)
+    gains = [metric.sign * (new[metric.key] - old[metric.key]) for old, new in pairs]
+    means = mean_by_dialogue(metric.rows_of(after), gains)
     low, high = mean_interval(means, confidence=confidence)
     wins, losses = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     ties = len(gains) - wins - losses
@@ -129,7 +129,7 @@ def paired_difference(
 def count_comparisons(models: Sequence[EvaluatedModel]) -> int:
     """Return the number of differences of :func:`paired_differences`."""
     pairs = len(models) * (len(models) - 1) // 2
-    return pairs * sum(bool(getattr(models[0], metric.rows)) for metric in PAIRED_METRICS)
+    return pairs * sum(bool(metric.rows_of(models[0])) for metric in PAIRED_METRICS)
 
 
 def paired_differences(models: Sequence[EvaluatedModel]) -> Iterator[PairedDifference]:
@@ -140,7 +140,7 @@ def paired_differences(models: Sequence[EvaluatedModel]) -> Iterator[PairedDiffe
     confidence = simultaneous_confidence(count_comparisons(models))
     for before, after in combinations(models, 2):
         for metric in PAIRED_METRICS:
-            if metric.values(before):
+            if metric.rows_of(before):
                 yield paired_difference(before, after, metric, confidence)
 
 

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from measures.boilerplate import find_boilerplate
 from models.text_normalization import normalize_nfkc
 from stages.compare.evaluated_models import EvaluatedModel
 from texts import translatable
@@ -69,13 +68,14 @@ class TextQualityResult:
         return ", ".join(f"{sign} {bound * scale:.2f}" for sign, bound in bounds if bound is not None)
 
 
-def describe(text: str, similarity: float, repetition: float) -> dict[str, float]:
+def describe(text: str, similarity: float, repetition: float, refusal: bool = False) -> dict[str, float]:
     """Return the descriptors of a text.
 
     Args:
         text: an answer or a reference.
         similarity: chrF to the reference, from 0 to 1.
         repetition: share of 4-grams that occurred before in the text.
+        refusal: whether it refuses where the reference does not.
     """
     text = normalize_nfkc(text)  # answers are NFKC already; references are not
     letters = LETTER.findall(text)
@@ -85,7 +85,7 @@ def describe(text: str, similarity: float, repetition: float) -> dict[str, float
         "chinese": num_chinese / len(letters) if letters else 0.0,
         "repetition": repetition,
         "similarity": similarity,
-        "refusal": float(find_boilerplate(text) is not None),
+        "refusal": float(refusal),
     }
 
 
@@ -94,7 +94,7 @@ def check_text_quality(model: EvaluatedModel) -> list[TextQualityResult]:
     rows = [row for row in model.task if "answer" in row]
     if not rows:
         return []
-    answers = [describe(row["answer"], row["chrf"] / 100, row["repetition"]) for row in rows]
+    answers = [describe(row["answer"], row["chrf"] / 100, row["repetition"], row["refusal"]) for row in rows]
     references = [describe(row["reference"], 1.0, 0.0) for row in rows]
     relative_columns = [threshold.column for threshold in THRESHOLDS if threshold.is_relative]
     reference_means = {column: _mean(references, column) for column in relative_columns}

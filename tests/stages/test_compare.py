@@ -6,7 +6,7 @@ import re
 import pytest
 from shared_data import ROOT, write_rows
 
-from measures.metrics import summarize_probes
+from measures.metrics import CONFIDENCE_LEVEL, summarize_probes
 from models.errors import UserError
 from models.storage import read_jsonl
 from stages.compare.comparison_page import render_page
@@ -317,6 +317,25 @@ def test_gains_are_paired_by_row_and_counted(evaluated):
 
 
 # Rows ----------------------------------------------------------------------------------------------
+
+
+def test_plain_texts_are_compared_by_their_loss_only(evaluated):
+    for name in ("base", "lora"):
+        path = evaluated / f"predictions/{name}/test.jsonl"
+        text = {"id": "text", "messages": [], "reference": "一段文字", "loss": 3.0 - (name == "lora")}
+        write_rows(path, [*read_jsonl(path), text])
+    differences = {difference.metric.label: difference for difference in paired_differences(load(evaluated))}
+    assert (differences["Loss"].wins, differences["Loss"].ties) == (5, 1)
+    assert differences["ROUGE-L"].ties == 6
+
+
+def test_intervals_are_corrected_for_the_metrics_that_rows_have(evaluated):
+    for name in ("base", "lora"):
+        text = {"id": "text", "messages": [], "reference": "一段文字", "loss": 3.0 - (name == "lora")}
+        write_rows(evaluated / f"predictions/{name}/test.jsonl", [text | {"id": str(number)} for number in range(9)])
+        write_rows(evaluated / f"predictions/{name}/general.jsonl", [])
+    (difference,) = paired_differences(load(evaluated))
+    assert difference.confidence == CONFIDENCE_LEVEL
 
 
 @pytest.mark.parametrize(

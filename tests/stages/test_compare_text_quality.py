@@ -9,7 +9,7 @@ GOOD = {"answer": "我是小明，很高兴为你服务。"}
 
 
 def model(rows: list[dict]) -> EvaluatedModel:
-    defaults = {"reference": "我是小明，很高兴认识你。", "chrf": 60.0, "repetition": 0.0}
+    defaults = {"reference": "我是小明，很高兴认识你。", "chrf": 60.0, "repetition": 0.0, "refusal": False}
     return EvaluatedModel("lora", {}, history=[], task=[defaults | row for row in rows], general=[], probes=[])
 
 
@@ -33,7 +33,7 @@ def test_good_answers_pass_every_test():
         ({"answer": "I am Xiaoming, hi"}, "chinese"),
         ({"answer": "我是小明，很高兴", "repetition": 0.9}, "repetition"),
         ({"answer": "我是小明，很高兴", "chrf": 3.0}, "similarity"),
-        ({"answer": "抱歉，我不能回答这个问题。"}, "refusal"),
+        ({"answer": "抱歉，我不能回答这个问题。", "refusal": True}, "refusal"),
     ],
 )
 def test_every_test_can_fail(row, column):
@@ -45,18 +45,8 @@ def test_empty_answers_fail_without_an_error():
     assert describe("", 0, 0)["chinese"] == 0
 
 
-@pytest.mark.parametrize("text", ["很抱歉，我无法回答这个问题。", "As an AI model", "I'm sorry, but I can't help."])
-def test_refusals_are_recognized(text):
-    assert describe(text, 0, 0)["refusal"] == 1
-
-
-@pytest.mark.parametrize("text", ["他说抱歉来晚了", "我是小明", "这道题我不会算错", "没有什么对不起的"])
-def test_other_sentences_are_not_refusals(text):
-    assert describe(text, 0, 0)["refusal"] == 0
-
-
 def test_results_are_grouped_by_threshold():
-    good, bad = model([GOOD] * 4), model([{"answer": "抱歉，我不能回答。", "chrf": 1.0}] * 4)
+    good, bad = model([GOOD] * 4), model([{"answer": "抱歉，我不能回答。", "chrf": 1.0, "refusal": True}] * 4)
     groups = group_by_threshold([*check_text_quality(good), *check_text_quality(bad)])
     assert [results[0].threshold for results in groups] == list(THRESHOLDS)
     assert [result.is_passed for result in groups[-1]] == [True, False]

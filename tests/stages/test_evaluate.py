@@ -18,7 +18,7 @@ from models.sample import Message, Sample
 from stages.evaluate import answer_cache
 from stages.evaluate.answer_cache import AnswerCache
 from stages.evaluate.model_evaluation import EvalSet, ModelUnderTest, evaluate_model, evaluate_samples
-from stages.evaluate.scores import SCORES, describe_answer, matches_exactly, score_answer
+from stages.evaluate.scores import SCORES, describe_answer, matches_exactly, refuses, score_answer
 
 
 def test_identical_text_scores_100():
@@ -276,3 +276,13 @@ def test_plain_texts_have_a_loss_but_no_answer(model, tokenizer, tmp_path, eval_
         assert (figures["rouge-l"] is None) == (name == "texts")
         if name == "mixed":
             assert figures["rouge-l"] == result.rows["test"][0]["rouge-l"]
+
+
+@pytest.mark.parametrize("text", ["很抱歉，我无法回答这个问题。", "As an AI model", "I'm sorry, but I can't help."])
+def test_refusals_are_recognized(text):
+    assert refuses(text)
+
+
+@pytest.mark.parametrize("text", ["他说抱歉来晚了", "我是小明", "这道题我不会算错", "没有什么对不起的"])
+def test_other_sentences_are_not_refusals(text):
+    assert not refuses(text)
