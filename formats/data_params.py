@@ -99,7 +99,7 @@ class Ingest(Section):
     """Encoding of those files of ``source`` that are not UTF-8."""
     columns: Columns = Columns()
     """Columns of ``source`` in a layout that is not recognized by its keys."""
-    general: Annotated[str, Field(min_length=1)] = "data/demo/general"
+    general: Annotated[str, Field(min_length=1)]
     """General conversations unrelated to the task: measure forgetting, and are mixed in by ``train.replay``."""
 
 

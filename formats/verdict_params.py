@@ -13,7 +13,7 @@ NO_PROBES = "data/no_probes"
 class Evaluate(Section):
     """Evaluation of the base and of every adapter."""
 
-    probes: Annotated[str, Field(min_length=1)] = NO_PROBES
+    probes: Annotated[str, Field(min_length=1)]
     """Your own questions: a file of [probes](file-formats.md#probes) or a folder of them; ``data/no_probes`` for none.
 
     The demo's probes count only if ``ingest.source`` is the demo's, too.

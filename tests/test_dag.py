@@ -44,6 +44,14 @@ def edges(folder) -> set[tuple[str, str]]:
     return {tuple(part.strip(' ";') for part in line.split("->")) for line in lines if "->" in line}
 
 
+@pytest.mark.parametrize("params", ["chatglm-6b-lora", "chatglm-6b-ptuning_v2"])
+def test_stages_of_other_parameter_sets(project, params):
+    shutil.copyfile(ROOT / f"params/{params}.yaml", project / "params.yaml")
+    adapter = params.removeprefix("chatglm-6b-")
+    names = {name for name in stages(project) if "@" in name}
+    assert names == {f"train@{adapter}", f"evaluate@{adapter}", "evaluate@base"}
+
+
 def test_stages(project):
     assert stages(project) == {
         "params",
