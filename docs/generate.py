@@ -36,12 +36,14 @@ _WORDS = {
     "number": {"en": "number", "zh": "数"},
     "string": {"en": "string", "zh": "字符串"},
     "boolean": {"en": "`true` or `false`", "zh": "`true` 或 `false`"},
-    "list of": {"en": "list of", "zh": "列表："},
-    "multiple of": {"en": "multiple of", "zh": "倍数："},
+    "list of": {"en": "list of {}", "zh": "{} 的列表"},
+    "multiple of": {"en": "multiple of {}", "zh": "{} 的倍数"},
     "all methods": {"en": "all methods", "zh": "所有方法"},
+    "settings of the examples": {"en": "With these settings:", "zh": "设置如下时："},
     "fails": {"en": "Fails:", "zh": "不通过："},
     "passes": {"en": "Passes:", "zh": "通过："},
     "set": {"en": "parameter set", "zh": "参数集"},
+    "batch": {"en": "rows × tokens per step", "zh": "每步的行数 × 词元数"},
     "peak memory": {"en": "peak memory", "zh": "显存峰值"},
     "peak RAM": {"en": "peak memory", "zh": "内存峰值"},
     "tokens/s": {"en": "tokens/s", "zh": "词元/秒"},
@@ -98,14 +100,14 @@ def _type(field: Mapping, language: str) -> str:
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if field.get("type") == "array":
-        return f"{_WORDS['list of'][language]} {_type(field['items'], language)}"
+        return _WORDS["list of"][language].format(_type(field["items"], language))
     if field.get("type") == "null":
         return "`null`"
     word = _WORDS[field.get("type", "string")][language]
     bounds = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
     limits = [f"{sign} {field[bound]:g}" for bound, sign in bounds if bound in field and field[bound] < 2**32]
     if "multipleOf" in field:
-        limits.append(f"{_WORDS['multiple of'][language]} {field['multipleOf']}")
+        limits.append(_WORDS["multiple of"][language].format(field["multipleOf"]))
     return f"{word} {', '.join(limits)}".strip()
 
 
@@ -207,11 +209,14 @@ def _code(example: list[str | Mapping] | Mapping) -> str:
 
 
 def checks_reference(language: str) -> str:
-    """Return for every check what it looks for, an example that fails and one that passes."""
+    """Return for every check what it looks for, an example that fails and one that passes, and their settings."""
     parts = []
     for name, entry in check_examples().items():
-        fails, passes = (f"{_WORDS[kind][language]}\n\n{_code(entry[kind])}" for kind in ("fails", "passes"))
-        parts.append(f"### `{name}`\n\n{entry[language]}\n\n{fails}\n\n{passes}")
+        texts = [entry[language]]
+        if "settings" in entry:
+            texts.append(f"{_WORDS['settings of the examples'][language]}\n\n{_code(entry['settings'])}")
+        texts += [f"{_WORDS[kind][language]}\n\n{_code(entry[kind])}" for kind in ("fails", "passes")]
+        parts.append("\n\n".join([f"### `{name}`", *texts]))
     return "\n\n".join(parts)
 
 
