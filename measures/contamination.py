@@ -14,7 +14,8 @@ from measures.ngrams import near_duplicate_pairs
 from models.sample import Message
 from models.text_normalization import normalize_text
 
-MIN_SIMILARITY = 0.8  # default of validate.checks.no_near_duplicate
+# Fixed: does not depend on params.yaml, where validate.checks.no_near_duplicate has the same default.
+CONTAMINATION_SIMILARITY = 0.8
 _BATCH = 20_000  # training texts whose 4-grams are in memory at a time
 _NOT_WORD = regex.compile(r"[^\p{L}\p{M}\p{N}]+")
 
@@ -74,6 +75,6 @@ def _match_forms(forms: Mapping[str, None], training: Sequence[str]) -> Iterator
     """Yield the forms that stand in a batch of training texts, with the match: equal texts, then similar ones."""
     yield from ((form, Match(position, 1.0)) for position, form in enumerate(training) if form in forms)
     by_index = list(forms)
-    for pairs in near_duplicate_pairs(training, by_index, MIN_SIMILARITY):
+    for pairs in near_duplicate_pairs(training, by_index, CONTAMINATION_SIMILARITY):
         for position, index, similarity in zip(*(column.tolist() for column in pairs), strict=True):
             yield by_index[index], Match(position, similarity)
