@@ -95,7 +95,7 @@ class RowFilter:
         self.severities = {check.name: check.severity for check in checks}
         self.accepted = table.passed
         self._table = table
-        self._checks = [check for check in checks if check.scope == "among"]
+        self._checks = [check for check in checks if check.scope == "cross_row"]
         self._is_kept, self._is_dropped, self._overridable = is_kept, is_dropped, overridable_checks(self._checks)
         self._features = {check.column: np.full(len(table.lines), None, object) for check in self._checks}
 
