@@ -1,4 +1,4 @@
-"""Contamination: texts of the evaluation that stand in the training rows, exactly or nearly.
+"""Contamination: texts of the evaluation that occur in the training rows, exactly or nearly.
 
 Two texts are equal if they differ in case, punctuation and whitespace only, and nearly equal by the Jaccard similarity
 of their sets of character 4-grams (:mod:`measures.ngrams`). The time is linear in the length of the training rows.
@@ -51,7 +51,7 @@ def find_in_training(texts: Sequence[str], training: Iterable[str]) -> dict[int,
         training: texts of the training rows, read once.
 
     Returns:
-        Match by the index of the text; texts that do not stand in the training rows are absent.
+        Match by the index of the text; texts that do not occur in the training rows are absent.
     """
     forms = [comparison_form(text) for text in texts]
     unique_forms = dict.fromkeys(forms)

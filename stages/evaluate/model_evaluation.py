@@ -29,7 +29,7 @@ class EvalSet:
         general: held-out general conversations, to measure forgetting.
         probes: every wording of every probe; none if the data have no probes.
         chosen_by: evaluation samples of the task, whose loss chooses among parameter sets; they are not answered.
-        general_matches: for general samples that stand in the training rows, their index and the similarity.
+        general_matches: for general samples that occur in the training rows, their index and the similarity.
     """
 
     task: Sequence[Sample]

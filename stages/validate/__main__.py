@@ -81,7 +81,7 @@ def origin_of(section: str, params: params_schema.Params, tokenizer_sha256: str)
 
 
 def probes_of_section(section: str, params: params_schema.Params) -> list[Probe]:
-    """Return the probes that must not stand in the training rows: none for general conversations and other data.
+    """Return the probes that must not occur in the training rows: none for general conversations and other data.
 
     Raises:
         UserError: a probe is invalid.

@@ -109,7 +109,7 @@ _DATASET_CHECKS = {
         "enough_rows": translatable("too few accepted rows"),
         "few_quarantined": translatable("too large a share of quarantined rows"),
         "few_cut": translatable("too large a share of rows with cut turns"),
-        "no_probe_in_training": translatable("probe questions that stand in the training rows"),
+        "no_probe_in_training": translatable("probe questions that occur in the training rows"),
         "diverse": translatable("rows too similar to each other"),
         "steady_lengths": translatable("row lengths that drifted from the last accepted data"),
     }
