@@ -251,7 +251,7 @@ def full(bench: Bench) -> Iterator[tuple[str, dict]]:
             rows=1,
             length=run.row_tokens,
             labelled=run.row_tokens // run.sample_tokens * run.sample_tokens // 2,
-            checkpointing=True,
+            gradient_checkpointing=True,
             packed=True,
             shards=shards,
             gpu=torch.cuda.is_available(),
