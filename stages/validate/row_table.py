@@ -162,7 +162,7 @@ class RowTable:
     """Columns of all rows.
 
     Attributes:
-        files, lines, offsets, numbers: location of each row, of shape (rows,); see :class:`formats.raw_rows.RawRow`.
+        files, lines, offsets, numbers: location of each row, of shape (rows,); see :class:`formats.raw_row.RawRow`.
         keys: hashes for deduplication and split.
         prompt_tokens, answer_tokens, turns_cut: NaN for a row without a conversation, float32 of shape (rows,).
         turn_tokens: see :class:`stages.validate.row_features.Features`; ``keys.counts`` has the turns of each row.
