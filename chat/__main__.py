@@ -35,7 +35,7 @@ def main() -> None:
         import readline  # noqa: F401  line editing and history for input()
 
     model = ChatModel(arguments.weights, arguments.adapter, arguments.dtype, arguments.max_new_tokens, arguments.sample)
-    terminal.run(model)
+    terminal.run_chat(model)
 
 
 if __name__ == "__main__":
