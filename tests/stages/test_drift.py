@@ -165,7 +165,7 @@ def test_too_few_rows_give_no_verdict(compare):
         assert decide_verdict(compare(*datasets, least_rows=1)) == "unknown"
 
 
-def test_test_of_the_share_counts_among_the_tests(compare, monkeypatch):
+def test_quarantined_share_counts_in_the_multiple_testing_correction(compare, monkeypatch):
     levels = []
     compare_shares = quarantine_drift.compare_shares
 
