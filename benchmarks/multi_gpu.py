@@ -70,14 +70,16 @@ class Bench:
         return self.folder / "base"
 
     @cached_property
-    def small_checkpoint(self) -> Path:
+    def four_layer_checkpoint(self) -> Path:
         """Four layers and a smaller vocabulary: all weights fit on one device, and many checkpoints on a disk."""
-        make_checkpoint(self.folder / "few_layers", self.small, **SMALL if self.small else FOUR_LAYERS)
-        return self.folder / "few_layers"
+        make_checkpoint(self.folder / "four_layers", self.small, **SMALL if self.small else FOUR_LAYERS)
+        return self.folder / "four_layers"
 
     def scale(self, run: Run) -> Run:
         """Return a run with shorter rows for the toy model."""
-        return replace(run, row=run.row // 16, sample=run.sample // 8) if self.small else run
+        if not self.small:
+            return run
+        return replace(run, row_tokens=run.row_tokens // 16, sample_tokens=run.sample_tokens // 8)
 
     def start(self, run: Run, checkpoint: Path | None = None, device: int | None = None) -> subprocess.Popen:
         """Start a run.
@@ -135,7 +137,7 @@ def speed(bench: Bench, method: str) -> Iterator[tuple[str, dict]]:
         single_speed = None
         for count in device_counts():
             run = bench.scale(Run(method, count, rows=count if weak_scaling else ROWS_PER_UPDATE))
-            figures = {"method": method, "devices": count, "rows_of_an_update": run.rows, **bench.run(run)}
+            figures = {"method": method, "devices": count, "rows_per_update": run.rows, **bench.run(run)}
             single_speed = single_speed or figures["tokens_per_second"]
             figures["efficiency"] = round(figures["tokens_per_second"] / (count * single_speed), 4)
             if count in TARGETS and not bench.small:
@@ -145,21 +147,21 @@ def speed(bench: Bench, method: str) -> Iterator[tuple[str, dict]]:
 
 def learnable_run(bench: Bench, count: int, **options) -> Run:
     """Return the run whose losses are compared."""
-    defaults = {"row": QUARTER_ROW, "steps": CURVE_STEPS, "timed": False, "learnable": True, "learning_rate": 2e-4}
-    return bench.scale(Run("lora", count, **defaults | options))
+    defaults = {"row_tokens": QUARTER_ROW, "steps": CURVE_STEPS, "learning_rate": 2e-4}
+    return bench.scale(Run("lora", count, timed=False, learnable=True, **defaults | options))
 
 
 def curve(bench: Bench) -> Iterator[tuple[str, dict]]:
     """Losses on one device, and the difference of other losses from them."""
-    single, two_rows = bench.run_in_parallel(learnable_run(bench, 1), learnable_run(bench, 1, at_once=2))
+    single, two_rows = bench.run_in_parallel(learnable_run(bench, 1), learnable_run(bench, 1, rows_per_step=2))
     yield "1", single
-    yield "1, two rows at a time", with_difference(two_rows, single)
+    yield "1, two rows per step", with_difference(two_rows, single)
     for count in device_counts()[1:]:
         yield str(count), with_difference(bench.run(learnable_run(bench, count)), single)
 
 
 def with_difference(figures: dict, reference: dict) -> dict:
-    return figures | {"apart": relative_difference(figures["losses"], reference["losses"])}
+    return figures | {"relative_difference": relative_difference(figures["losses"], reference["losses"])}
 
 
 def relative_difference(losses: dict, reference: dict) -> dict:
@@ -172,8 +174,8 @@ def killed(bench: Bench) -> Iterator[tuple[str, dict]]:
     """End of a training run whose last rank is killed, and losses after resuming."""
     count, folder = device_counts()[-1], bench.folder / "killed"
     run = learnable_run(bench, count)
-    undisturbed = bench.run(run, bench.small_checkpoint)["losses"]
-    process = bench.start(replace(run, checkpoints=str(folder)), bench.small_checkpoint)
+    uninterrupted = bench.run(run, bench.four_layer_checkpoint)["losses"]
+    process = bench.start(replace(run, checkpoints=str(folder)), bench.four_layer_checkpoint)
     wait_for_checkpoint(folder, process)
     pid = pid_of_rank(process, count - 1)
     time.sleep(0.5)  # into the steps after the checkpoint
@@ -181,17 +183,17 @@ def killed(bench: Bench) -> Iterator[tuple[str, dict]]:
     os.kill(pid, signal.SIGKILL)
     figures = exit_figures(process)
     seconds = round(time.monotonic() - started, 2)
-    yield "killed", {"devices": count, **figures, "seconds_to_the_end": seconds}
-    yield from resume(bench, run, folder, undisturbed, (count, max(count // 2, 1)))
+    yield "killed", {"devices": count, **figures, "seconds_until_exit": seconds}
+    yield from resume(bench, run, folder, uninterrupted, (count, max(count // 2, 1)))
 
 
 def resumed(bench: Bench) -> Iterator[tuple[str, dict]]:
     """Full fine-tuning that SIGTERM stopped, resumed on half as many devices."""
     count, folder = device_counts()[-1], bench.folder / "resumed"
-    run = replace(learnable_run(bench, count), method="full", sharded=True, learning_rate=1e-4, saved=2)
-    figures = bench.run(run, bench.small_checkpoint)
-    yield "unbroken", figures
-    process = bench.start(replace(run, checkpoints=str(folder)), bench.small_checkpoint)
+    run = replace(learnable_run(bench, count), method="full", sharded=True, learning_rate=1e-4, num_checkpoints=2)
+    figures = bench.run(run, bench.four_layer_checkpoint)
+    yield "uninterrupted", figures
+    process = bench.start(replace(run, checkpoints=str(folder)), bench.four_layer_checkpoint)
     wait_for_checkpoint(folder, process)
     process.terminate()
     yield "stopped", {"devices": count, **exit_figures(process)}
@@ -201,21 +203,22 @@ def resumed(bench: Bench) -> Iterator[tuple[str, dict]]:
 def exit_figures(process: subprocess.Popen) -> dict:
     """Wait for a process, and return its last line of standard error and its exit code."""
     lines = process.communicate()[1].strip().splitlines()
-    return {"told": lines[-1], "exit_code": process.returncode}
+    return {"last_message": lines[-1], "exit_code": process.returncode}
 
 
 def resume(
-    bench: Bench, run: Run, folder: Path, undisturbed: dict, counts: tuple[int, ...]
+    bench: Bench, run: Run, folder: Path, uninterrupted: dict, counts: tuple[int, ...]
 ) -> Iterator[tuple[str, dict]]:
     """Resume from the latest complete checkpoint on several numbers of devices, and compare losses."""
     latest = max(int(progress.parent.name.split("-")[1]) for progress in folder.glob("checkpoint-*/progress.json"))
-    reference = {step: loss for step, loss in undisturbed.items() if int(step) > latest}
+    reference = {step: loss for step, loss in uninterrupted.items() if int(step) > latest}
     for count in counts:
         checkpoints = folder
         if count != counts[-1]:  # the last run may use the original: all weights take tens of GB
             checkpoints = Path(shutil.copytree(folder, folder.with_name(f"{folder.name}-{count}")))
-        losses = bench.run(replace(run, devices=count, checkpoints=str(checkpoints)), bench.small_checkpoint)["losses"]
-        yield f"gone on with {count}", {"from_step": latest, "apart": relative_difference(losses, reference)}
+        resumed_run = replace(run, devices=count, checkpoints=str(checkpoints))
+        difference = relative_difference(bench.run(resumed_run, bench.four_layer_checkpoint)["losses"], reference)
+        yield f"resumed on {count}", {"from_step": latest, "relative_difference": difference}
 
 
 def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
@@ -237,8 +240,8 @@ def pid_of_rank(process: subprocess.Popen, rank: int) -> int:
 def full(bench: Bench) -> Iterator[tuple[str, dict]]:
     """Full fine-tuning on all devices, and the estimated memory on one device and on all."""
     count = device_counts()[-1]
-    run = bench.scale(Run("full", count, rows=count, checkpointing=True, sharded=True))
-    yield f"on {count}", {"devices": count, "rows_of_an_update": count, **bench.run(run)}
+    run = bench.scale(Run("full", count, rows=count, gradient_checkpointing=True, sharded=True))
+    yield f"on {count}", {"devices": count, "rows_per_update": count, **bench.run(run)}
     for shards in (1, count):
         spec = memory_estimate.TrainingSpec(
             ChatGLMConfig(**(SMALL if bench.small else {})),
@@ -246,15 +249,15 @@ def full(bench: Bench) -> Iterator[tuple[str, dict]]:
             {},
             "bfloat16",
             rows=1,
-            length=run.row,
-            labelled=run.row // run.sample * run.sample // 2,
-            checkpointing=True,
+            length=run.row_tokens,
+            labelled=run.row_tokens // run.sample_tokens * run.sample_tokens // 2,
+            gradient_checkpointing=True,
             packed=True,
             shards=shards,
             gpu=torch.cuda.is_available(),
         )
         memory_gib = memory_estimate.estimate(spec).total / memory_estimate.GIB
-        yield f"planned on {shards}", {"memory_gib": round(memory_gib, 2)}
+        yield f"estimated on {shards}", {"memory_gib": round(memory_gib, 2)}
 
 
 # Table for the documentation -----------------------------------------------------------------------
@@ -268,10 +271,10 @@ HEADERS = {
 def table(results: dict, language: str) -> str:
     """Return the speeds as a Markdown table."""
     lines = [HEADERS[language], "|---|---|---|---|---|---|"]
-    for case in (case for method in ADAPTERS for case in results[f"speed_{method}"]["found"].values()):
+    for case in (case for method in ADAPTERS for case in results[f"speed_{method}"]["results"].values()):
         cells = (
             f"`{case['method']}`",
-            case["rows_of_an_update"],
+            case["rows_per_update"],
             case["devices"],
             f"{case['tokens_per_second']:,}",
             f"{case['efficiency']:.1%}" if case["devices"] > 1 else "–",
@@ -300,10 +303,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
         bench = Bench(Path(scratch), arguments.small)
         for part in arguments.parts or PARTS:
-            results[part] = {"machine": machine, "found": {}}
+            results[part] = {"machine": machine, "results": {}}
             try:
                 for name, figures in PARTS[part](bench):
-                    results[part]["found"][name] = figures
+                    results[part]["results"][name] = figures
                     shown = {key: value for key, value in figures.items() if key not in BY_STEP}
                     print(part, name, json.dumps(shown), flush=True)
                     write_json(arguments.out, results)

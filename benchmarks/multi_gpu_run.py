@@ -36,34 +36,35 @@ class Run:
 
     Attributes:
         rows: packed rows per update, on all devices.
-        at_once: rows per step and device.
-        row: tokens per packed row.
-        sample: tokens per sample.
+        rows_per_step: rows per step and device.
+        row_tokens: tokens per packed row.
+        sample_tokens: tokens per sample.
         steps: optimizer steps.
         timed: measure the steps after the first two; otherwise return losses.
         learnable: samples follow a rule, so that the loss can fall.
-        checkpoints: folder for checkpoints, of which ``saved`` are written.
+        checkpoints: folder for checkpoints; None for no checkpoints.
+        num_checkpoints: number of checkpoints of the run.
     """
 
     method: str
     devices: int
     rows: int = ROWS_PER_UPDATE
-    at_once: int = 1
-    row: int = ROW
-    sample: int = 528
+    rows_per_step: int = 1
+    row_tokens: int = ROW
+    sample_tokens: int = 528
     steps: int = WARM_UP + STEPS
     timed: bool = True
     learnable: bool = False
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     sharded: bool = False
     learning_rate: float = 1e-4
     checkpoints: str | None = None
-    saved: int = 4
+    num_checkpoints: int = 4
 
     @property
     def tokens(self) -> int:
         """Tokens per update, without padding."""
-        return self.rows * (self.row // self.sample) * self.sample
+        return self.rows * (self.row_tokens // self.sample_tokens) * self.sample_tokens
 
 
 def train(checkpoint: Path, run: Run) -> dict:
@@ -98,24 +99,25 @@ def train(checkpoint: Path, run: Run) -> dict:
 
 def make_config(run: Run) -> training.TrainConfig:
     return training.TrainConfig(
-        batch_size=run.at_once,
-        gradient_accumulation=run.rows // (run.at_once * run.devices),
-        pack_tokens=run.row,
+        batch_size=run.rows_per_step,
+        gradient_accumulation=run.rows // (run.rows_per_step * run.devices),
+        pack_tokens=run.row_tokens,
         max_steps=run.steps,
         learning_rate=run.learning_rate,
-        gradient_checkpointing=run.checkpointing,
+        gradient_checkpointing=run.gradient_checkpointing,
         autocast="bfloat16" if run.method == "full" else "float32",
         sharded=run.sharded,
-        evaluations=run.saved,
+        evaluations=run.num_checkpoints,
         logs=2 if run.timed else run.steps,
     )
 
 
 def make_samples(config, run: Run) -> list[dict]:
-    samples = make_rows(config, run.sample, run.rows * run.steps * (run.row // run.sample))
+    samples = make_rows(config, run.sample_tokens, run.rows * run.steps * (run.row_tokens // run.sample_tokens))
     for sample in samples if run.learnable else ():
         ids, first = sample["input_ids"], sample["input_ids"][0]
-        for index in range(run.sample // 2, run.sample - 1):  # the answer counts up from the first token, cyclically
+        # The answer counts up from the first token, cyclically.
+        for index in range(run.sample_tokens // 2, run.sample_tokens - 1):
             ids[index] = sample["labels"][index] = 1000 + (first + index) % ANSWER_TOKENS
     return samples
 

@@ -204,7 +204,7 @@ def memory_spec(case: Case, small: bool = False) -> memory_estimate.TrainingSpec
         labelled=samples * case.sample // 2,
         quantization=case.bits,
         fp8=case.fp8,
-        checkpointing=case.checkpointing,
+        gradient_checkpointing=case.checkpointing,
         packed=case.pack is not None,
         gpu=torch.cuda.is_available() or not small,
     )

@@ -7,13 +7,7 @@ from pathlib import Path
 
 from chat import terminal
 from chat.chat_model import ChatModel
-from models.command_line import entry_point
-
-
-def parse_positive_int(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
+from models.command_line import entry_point, parse_positive_int
 
 
 @entry_point
@@ -41,7 +35,7 @@ def main() -> None:
         import readline  # noqa: F401  line editing and history for input()
 
     model = ChatModel(arguments.weights, arguments.adapter, arguments.dtype, arguments.max_new_tokens, arguments.sample)
-    terminal.run(model)
+    terminal.run_chat(model)
 
 
 if __name__ == "__main__":

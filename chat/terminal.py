@@ -51,7 +51,7 @@ def read_line(prompt: str) -> str:
     return line
 
 
-def drop_oldest_turns(messages: list[Message], fits: Callable[[list[Message]], bool]) -> list[Message]:
+def shorten_to_fit(messages: list[Message], fits: Callable[[list[Message]], bool]) -> list[Message]:
     """Return a conversation without its oldest turns, as far as needed to fit; the question always stays."""
     while len(messages) > 1 and not fits(messages):
         messages = messages[2:]
@@ -115,8 +115,13 @@ class Conversation:
             yield from self.ask(line)
 
     def ask(self, question: str, force_sampling: bool = False) -> Iterator[str]:
+        """Yield the answer to a question in pieces, with notices and statistics, and add the turn to the conversation.
+
+        Args:
+            force_sampling: sample the answer, even if the chat decodes greedily.
+        """
         conversation = [*(self.turns if self.multi_turn else []), Message("user", question)]
-        messages = drop_oldest_turns(conversation, self.model.fits)
+        messages = shorten_to_fit(conversation, self.model.fits)
         if not self.model.fits(messages):
             yield self.text(TOO_LONG) + "\n"
             return
@@ -206,7 +211,7 @@ def print_pieces(pieces: Iterator[str], interrupted: str) -> None:
         print("\n" + interrupted)
 
 
-def run(model) -> None:
+def run_chat(model) -> None:
     """Run a chat until ``stop``, Ctrl-D, or Ctrl-C outside an answer.
 
     Args:

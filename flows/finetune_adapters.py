@@ -46,7 +46,7 @@ def retrain(revision: str, cause: str) -> str:
 def train_on_agents(clone: Clone, run: str) -> None:
     """Train and evaluate all outdated models, each in a child run on a GPU agent."""
     ref = run_refs.publish(clone, run)
-    wait_for_runs([_start_training(clone, run, ref, name) for name in retraining.outdated_models(clone)])
+    wait_for_runs([_start_training(clone, run, ref, name) for name in retraining.find_outdated_models(clone)])
 
 
 def _start_training(clone: Clone, run: str, ref: str, name: str) -> FlowRun:
@@ -54,7 +54,7 @@ def _start_training(clone: Clone, run: str, ref: str, name: str) -> FlowRun:
     return start_child_run(
         "train-adapter/train-adapter",
         key=f"{run} {name}",
-        name=training_title(name, retraining.data_hash(clone), params),
+        name=training_title(name, retraining.compute_data_hash(clone), params),
         parameters={"ref": ref, "name": name},
         gpus=params.train.devices,
     )
@@ -89,7 +89,7 @@ def measure_on_agent(clone: Clone, run: str, names: list[str]) -> None:
     child = start_child_run(
         "measure-champion/measure-champion",
         key=f"{run} measure {clone.git('rev-parse', 'HEAD')}",
-        name=f"measure champion · data {retraining.data_hash(clone)[:4]}",
+        name=f"measure champion · data {retraining.compute_data_hash(clone)[:4]}",
         parameters={"ref": ref, "names": names},
         gpus=clone.params().train.devices,
     )

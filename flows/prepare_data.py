@@ -15,7 +15,7 @@ def prepare_data(revision: str = "HEAD") -> str:
         clone = retraining.open_branch_clone(run, revision)
         prepare(clone)
         clone.push_data()
-        data_hash = retraining.data_hash(clone)
+        data_hash = retraining.compute_data_hash(clone)
         clone.discard()
         return data_hash
 

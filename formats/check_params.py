@@ -164,7 +164,7 @@ class Checks(Section):
     few_cut: DatasetMaximum = DatasetMaximum(severity="warn", limit=0.1)
     """Share of rows that lost turns to ``cut_history`` is at most ``limit``."""
     no_probe_in_training: DatasetMaximum = DatasetMaximum(severity="warn", limit=0)
-    """At most ``limit`` wordings of the probes in ``evaluate.probes`` stand in the training rows, exactly or nearly."""
+    """Contamination: at most ``limit`` wordings of ``evaluate.probes`` occur in training rows, exactly or nearly."""
     diverse: DatasetMinimum = DatasetMinimum(severity="warn", limit=0.1)
     """Share of distinct 4-grams among all 4-grams of 2,000 rows is at least ``limit``."""
     steady_lengths: DatasetMaximum = DatasetMaximum(severity="warn", limit=0.25)

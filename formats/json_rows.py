@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from formats.foreign_files import BOM
-from formats.raw_row import BLOCK, MAX_ROW, RawRow, Read
+from formats.raw_row import MAX_ROW_BYTES, READ_BYTES, RawRow, ReadFunction
 from models.errors import UserError
 
 _MAX_PARSED_LINE = 4 * 2**20  # bytes; parsed JSON takes up to 60 times as much memory
@@ -45,7 +45,7 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def split_lines(read: Read, head: bytes, name: str) -> Iterator[RawRow]:
+def split_lines(read: ReadFunction, head: bytes, name: str) -> Iterator[RawRow]:
     """Yield the lines that are not blank. Lines end at LF, CRLF or CR; JSON strings cannot contain these.
 
     Args:
@@ -68,7 +68,7 @@ def split_lines(read: Read, head: bytes, name: str) -> Iterator[RawRow]:
             yield RawRow(name, line, offset + len(raw) - len(content), content.rstrip(b"\r\n"))
 
 
-def _lines(read: Read, buffer: bytes, name: str) -> Iterator[tuple[int, int, bytes]]:
+def _lines(read: ReadFunction, buffer: bytes, name: str) -> Iterator[tuple[int, int, bytes]]:
     """Yield the lines that are not blank: number from 1, offset in the file, and bytes with the line ending."""
     line, start, position = 1, 0, 0  # current line; offset of the buffer in the file; position in the buffer
     while True:
@@ -87,10 +87,10 @@ def _lines(read: Read, buffer: bytes, name: str) -> Iterator[tuple[int, int, byt
                 for skipped, offset, piece in _split_at_cr(raw):
                     yield line + skipped, start + position + offset, piece
             line, position = line + skipped + 1, end
-        if len(buffer) - position >= MAX_ROW:
-            raise UserError(f"{name}: line {line} is longer than {MAX_ROW >> 20} MiB; write one row per line.")
+        if len(buffer) - position >= MAX_ROW_BYTES:
+            raise UserError(f"{name}: line {line} is longer than {MAX_ROW_BYTES >> 20} MiB; write one row per line.")
         # Doubling the buffer keeps the time linear if a line is longer than a block.
-        block = read(max(BLOCK, len(buffer) - position))
+        block = read(max(READ_BYTES, len(buffer) - position))
         if not block:
             break
         buffer, start, position = buffer[position:] + block, start + position, 0
@@ -117,7 +117,7 @@ def _split_at_cr(raw: bytes) -> Iterator[tuple[int, int, bytes]]:
         line, position = line + 1, end
 
 
-def split_array(read: Read, head: bytes, name: str) -> Iterator[RawRow]:
+def split_array(read: ReadFunction, head: bytes, name: str) -> Iterator[RawRow]:
     """Yield the elements of the outermost array, split at its commas; their content is not validated.
 
     Args:
@@ -155,19 +155,21 @@ def split_array(read: Read, head: bytes, name: str) -> Iterator[RawRow]:
         buffer, start, position, element, counted = buffer[element:], start + element, position - element, 0, 0
         if depth >= 0:
             buffer += _next_block(read, buffer, name, line, start)
-    if buffer.strip() or any(block.strip() for block in iter(lambda: read(BLOCK), b"")):
+    if buffer.strip() or any(block.strip() for block in iter(lambda: read(READ_BYTES), b"")):
         raise UserError(f"{name}: text after the end of the array at byte {start}; a file is one array or JSON Lines.")
 
 
-def _next_block(read: Read, buffer: bytes, name: str, line: int, start: int) -> bytes:
+def _next_block(read: ReadFunction, buffer: bytes, name: str, line: int, start: int) -> bytes:
     """Read the next block, as long as the unfinished element, which keeps the time linear.
 
     Raises:
         UserError: the file ends within the element, or the element is too long.
     """
-    if len(buffer) > MAX_ROW:
-        raise UserError(f"{name}: the row at byte {start} is longer than {MAX_ROW >> 20} MiB; remove or split it.")
-    block = read(max(BLOCK, len(buffer)))
+    if len(buffer) > MAX_ROW_BYTES:
+        raise UserError(
+            f"{name}: the row at byte {start} is longer than {MAX_ROW_BYTES >> 20} MiB; remove or split it."
+        )
+    block = read(max(READ_BYTES, len(buffer)))
     if not block:
         raise UserError(
             f"{name}: the element near line {line} (byte {start}) is not closed: the file is truncated, or a quote or "

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from formats.foreign_files import GZIP, ZSTD, data_kind, printable_name
-from formats.raw_row import BLOCK, Read
+from formats.raw_row import READ_BYTES, ReadFunction
 from models.errors import UserError
 
 # Limit for decompression bombs. Text shrinks to a third or a tenth, while deflate can reach a thousandth.
@@ -35,7 +35,7 @@ class UnpackedFile(NamedTuple):
     """
 
     name: str
-    read: Read
+    read: ReadFunction
     path: Path | None
 
     def open_seekable(self) -> BinaryIO:
@@ -43,7 +43,7 @@ class UnpackedFile(NamedTuple):
         if self.path is not None:
             return self.path.open("rb")
         copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-        while block := self.read(BLOCK):
+        while block := self.read(READ_BYTES):
             copy.write(block)
         copy.seek(0)
         return copy
@@ -94,7 +94,7 @@ class UnpackingLimit:
                 f"any text. If the file is correct, {_unpacking_hint(self._name)} and name the unpacked file."
             )
 
-    def watch(self, read: Read) -> Read:
+    def watch(self, read: ReadFunction) -> ReadFunction:
         """Return a function that reads in the same way, and counts the bytes."""
 
         def read_within_limit(size: int) -> bytes:
@@ -110,7 +110,7 @@ def _unpacking_hint(name: str) -> str:
     return f"unpack it (`{command} {shlex.quote(name)}`)" if command else "save it without compression"
 
 
-def _decompressor(file: BinaryIO, magic: bytes, name: str) -> Read:
+def _decompressor(file: BinaryIO, magic: bytes, name: str) -> ReadFunction:
     """Return a function that reads the unpacked bytes of a gzip or zstd file."""
     if magic[:2] == GZIP:
         return gzip.GzipFile(fileobj=file).read

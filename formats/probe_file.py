@@ -94,7 +94,7 @@ class Probe:
         messages: the conversation, ending with the reference answer.
         expectation: conditions on the answer.
         names: (new, old) names of the assistant, or None if the question is not about identity.
-        is_seen: whether the wording stands in the training rows; None if that was not examined.
+        is_seen: whether the wording occurs in the training rows; None if that was not examined.
         location: file and line of the row.
     """
 

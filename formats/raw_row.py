@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-MAX_ROW = 256 * 2**20  # bytes
-BLOCK = 2**20  # bytes that are read at once
+MAX_ROW_BYTES = 256 * 2**20
+READ_BYTES = 2**20  # number of bytes that are read at once
 NO_OFFSET = -1  # offset of a row that is not a piece of its file, such as a row of a Parquet file
-Read = Callable[[int], bytes]  # returns about this many bytes, none only at the end of the file
+ReadFunction = Callable[[int], bytes]  # returns about this many bytes, empty only at the end of the file
 
 
 class RawRow(NamedTuple):

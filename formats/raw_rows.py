@@ -27,7 +27,7 @@ from formats.foreign_files import (
 )
 from formats.json_rows import is_array, split_array, split_lines
 from formats.packed_files import UnpackedFile, unpack
-from formats.raw_row import BLOCK, RawRow, Read
+from formats.raw_row import READ_BYTES, RawRow, ReadFunction
 from formats.table_rows import DELIMITERS, read_csv, read_parquet, read_xlsx
 from models.errors import UserError
 
@@ -132,10 +132,10 @@ def _read_unpacked(file: UnpackedFile, encoding: str) -> Iterator[RawRow]:
     elif kind == "xlsx":
         yield from read_xlsx(file)
     else:
-        head, read = file.read(BLOCK), file.read
+        head, read = file.read(READ_BYTES), file.read
         if encoding != UTF8 and not is_utf8(head, encoding):
             read = _decode(head, read, file.name, encoding)
-            head = read(BLOCK)
+            head = read(READ_BYTES)
         refuse_by_content(head, file.name, kind)
         if kind in DELIMITERS:
             yield from read_csv(read, head, file.name, DELIMITERS[kind])
@@ -144,7 +144,7 @@ def _read_unpacked(file: UnpackedFile, encoding: str) -> Iterator[RawRow]:
             yield from split(read, head, file.name)
 
 
-def _decode(head: bytes, read: Read, name: str, encoding: str) -> Read:
+def _decode(head: bytes, read: ReadFunction, name: str, encoding: str) -> ReadFunction:
     """Return a function that reads a file in UTF-8.
 
     Args:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import orjson
 
 from formats.packed_files import MAX_EXPANSION, UnpackedFile, UnpackingLimit
-from formats.raw_row import BLOCK, MAX_ROW, NO_OFFSET, RawRow, Read
+from formats.raw_row import MAX_ROW_BYTES, NO_OFFSET, READ_BYTES, RawRow, ReadFunction
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _OLE = b"\xd0\xcf\x11\xe0"  # first bytes of old Office files and of encrypted w
 class _Stream(io.RawIOBase):
     """A binary stream of a first block and a function that reads the others."""
 
-    def __init__(self, head: bytes, read: Read):
+    def __init__(self, head: bytes, read: ReadFunction):
         self._rest, self._read = head, read
 
     def readable(self) -> bool:
@@ -53,7 +53,7 @@ class _Stream(io.RawIOBase):
         return len(block)
 
 
-def read_csv(read: Read, head: bytes, name: str, delimiter: str) -> Iterator[RawRow]:
+def read_csv(read: ReadFunction, head: bytes, name: str, delimiter: str) -> Iterator[RawRow]:
     """Yield the rows of a CSV file in UTF-8 below its header; quoted cells may hold line breaks.
 
     Args:
@@ -63,10 +63,10 @@ def read_csv(read: Read, head: bytes, name: str, delimiter: str) -> Iterator[Raw
     Raises:
         UserError: the header has a name twice or another delimiter, or a quote is not closed.
     """
-    csv.field_size_limit(MAX_ROW)
+    csv.field_size_limit(MAX_ROW_BYTES)
     # Broken bytes pass as surrogates, so that only their own row is quarantined.
     stream = io.TextIOWrapper(
-        io.BufferedReader(_Stream(head, read), BLOCK), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        io.BufferedReader(_Stream(head, read), READ_BYTES), encoding="utf-8-sig", errors="surrogateescape", newline=""
     )
     reader = csv.reader(_lines(stream, name), delimiter=delimiter, strict=True)
     header, line = None, 1
@@ -87,9 +87,9 @@ def read_csv(read: Read, head: bytes, name: str, delimiter: str) -> Iterator[Raw
 
 
 def _lines(stream: io.TextIOWrapper, name: str) -> Iterator[str]:
-    while line := stream.readline(MAX_ROW):
-        if len(line) == MAX_ROW:
-            raise UserError(f"{name} has a line of more than {MAX_ROW >> 20} MiB; write one row per line.")
+    while line := stream.readline(MAX_ROW_BYTES):
+        if len(line) == MAX_ROW_BYTES:
+            raise UserError(f"{name} has a line of more than {MAX_ROW_BYTES >> 20} MiB; write one row per line.")
         yield line
 
 

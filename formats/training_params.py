@@ -36,9 +36,9 @@ class Hyperparameters(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of AdamW."""
     max_grad_norm: Positive = 1.0
-    """Gradient norm above which gradients are clipped."""
+    """Gradient clipping: norm above which gradients are scaled down."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Gradient checkpointing: recompute activations in the backward pass, with less memory and more time."""
     quantization: Literal[4, 8] | None = None
     """Bits per weight of the frozen base: 4 (NF4), 8 (LLM.int8()), or null for ``base.dtype``."""
     start_from: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
@@ -123,7 +123,7 @@ class Train(Section):
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """``ddp`` replicates the model on every device; ``fsdp`` shards weights, gradients and optimizer state."""
     evaluations: Annotated[int, Field(ge=2)] = 10
-    """Evaluations of the evaluation loss during training, evenly spaced."""
+    """Evaluations of the evaluation loss during training, evenly spaced; one checkpoint is saved per evaluation."""
     logs: Count = 200
     """Minimum number of points of the training-loss curve."""
     keep: Literal["best", "last"] = "best"

@@ -26,7 +26,7 @@ _ENGLISH_SUBSTRINGS = (
 
 # "As an AI model", "since I am only a chat bot" ----------------------------------------------------
 
-_KIND = (
+_MODEL_NOUN = (
     r"(?:(?:AI|A\.I\.|ＡＩ|人工智[能慧]|智能|虚拟|聊天|对话|大型?|文字型?|文本型?|自然|计算机|语言|预训练|机器学习|模型"
     r"|在线|生成式|处理|的|[、，\s])"
     r"{0,9}(?:语言模型|文[本字]模型|大模型|机器学习模型|语言处理模型|语言大模型"
@@ -38,17 +38,17 @@ _MAKER = (
     r"(?:(?:由[^，。！？\n]{1,20}?|[A-Za-z\u4e00-\u9fff]{2,12}?)(?:训练|开发|研发|创建|创造|设计|打造|制造|推出|编写|构成|组成)"
     r"(?:出来|而成)?的)?"
 )
-_A = r"(?:一?[个名款位种台]|[您你]的)?"
+_DETERMINER = r"(?:一?[个名款位种台]|[您你]的)?"  # "a" (with a measure word) or "your"
 _ADJECTIVES = r"(?:[^，。！？\n我你您他]{0,16}?的|开源|专业|多语言|免费|基于\w{2,4}?的?)?\s*"
-_ENDS = r"(?=[，,。；;！!、\s]|而已|罢了|$|并?没有|并?不|无法|所以|因此)"
+_CLAUSE_END = r"(?=[，,。；;！!、\s]|而已|罢了|$|并?没有|并?不|无法|所以|因此)"
 _CANNOT_ANYTHING = r"(?:没有|不具备|不具有|无法|不能|不会|不像|不可能|不拥有|没办法|不是真)"
-_SELF = re.compile(
-    rf"(?<![你您他它])(?:作为|身为){_A}{_MAKER}{_ADJECTIVES}{_KIND}(?:\s*[，,、：:][^。！？\n]{{0,20}}?|\s*)"
+_SELF_REFERENCE = re.compile(
+    rf"(?<![你您他它])(?:作为|身为){_DETERMINER}{_MAKER}{_ADJECTIVES}{_MODEL_NOUN}(?:\s*[，,、：:][^。！？\n]{{0,20}}?|\s*)"
     r"(?:我(?!们|国|方)|本[模系]|这个问题|很难|无法|不能|没有|并不|并没有|重要的是|请注意)"
-    rf"|我作为{_A}{_MAKER}{_ADJECTIVES}{_KIND}"
-    rf"|(?:因为|由于|毕竟|鉴于|既然)我(?:只|仅|不过|目前|本身|就)?是{_A}{_MAKER}{_ADJECTIVES}{_KIND}{_ENDS}"
-    rf"|我(?:只不过|仅仅|只|仅|不过)是{_A}{_MAKER}{_ADJECTIVES}{_KIND}{_ENDS}"
-    rf"|我是{_A}{_MAKER}{_ADJECTIVES}{_KIND}[，,。；;、\s]{{0,3}}(?:所以|因此|故"
+    rf"|我作为{_DETERMINER}{_MAKER}{_ADJECTIVES}{_MODEL_NOUN}"
+    rf"|(?:因为|由于|毕竟|鉴于|既然)我(?:只|仅|不过|目前|本身|就)?是{_DETERMINER}{_MAKER}{_ADJECTIVES}{_MODEL_NOUN}{_CLAUSE_END}"
+    rf"|我(?:只不过|仅仅|只|仅|不过)是{_DETERMINER}{_MAKER}{_ADJECTIVES}{_MODEL_NOUN}{_CLAUSE_END}"
+    rf"|我是{_DETERMINER}{_MAKER}{_ADJECTIVES}{_MODEL_NOUN}[，,。；;、\s]{{0,3}}(?:所以|因此|故"
     rf"|而)?(?:我的[^，。]{{1,12}}[，,])?(?:我|并|也|还)?"
     rf"(?:本身|目前|自己|并)?{_CANNOT_ANYTHING}"
     r"|我的(?:互动|交互|能力|回答|功能|训练)(?:仅|只)限于"
@@ -59,18 +59,18 @@ _SELF = re.compile(
 )
 # "As an AI assistant, you are right": the roles are swapped, or the clause has no subject. Ordinary where the
 # question is about assistants and models.
-_SELF_WITHOUT_SUBJECT = re.compile(
-    rf"(?:\A|(?<=[，,。！？!?；;：:\s]))(?:作为|身为)(?:一?[个名款位种台]{_MAKER}{_ADJECTIVES}{_KIND}\s*[，,]\s*"
+_SELF_REFERENCE_WITHOUT_SUBJECT = re.compile(
+    rf"(?:\A|(?<=[，,。！？!?；;：:\s]))(?:作为|身为)(?:一?[个名款位种台]{_MAKER}{_ADJECTIVES}{_MODEL_NOUN}\s*[，,]\s*"
     r"(?![它其他她该这那]|[A-Za-z《“]|必须具备|需要具备)"
-    rf"|{_KIND}\s*[，,][^。！？\n]{{0,60}}?我(?:会|将|可以|能|建议|推荐))"
-    rf"|我是{_A}{_MAKER}{_ADJECTIVES}{_KIND}[，,。；;][^！？\n]{{0,120}}?我(?:也|并|还)?(?:无法|不能)(?!够?保证)"
+    rf"|{_MODEL_NOUN}\s*[，,][^。！？\n]{{0,60}}?我(?:会|将|可以|能|建议|推荐))"
+    rf"|我是{_DETERMINER}{_MAKER}{_ADJECTIVES}{_MODEL_NOUN}[，,。；;][^！？\n]{{0,120}}?我(?:也|并|还)?(?:无法|不能)(?!够?保证)"
 )
 # From synthetic data: "a GPT model cannot do this".
 _A_MODEL_CANNOT = re.compile(
     r"(?:GPT|AI|语言)\s*模型(?:无法|不能)(?:完成|生成|产生|处理|执行)|(?:不能|无法)[由被][^，。\n]{0,8}模型(?:完成"
     r"|执行|处理)"
 )
-_SELF_EN = re.compile(
+_SELF_REFERENCE_EN = re.compile(
     r"\b[Aa]s (?:an?|your) (?:(?:(?:text-based )?AI|artificial intelligence)"
     r"(?: (?:language model|chat ?bot|assistant|model|system|program|bot))?"
     r"|(?:large |text-based )?(?:AI )?language model"
@@ -99,7 +99,7 @@ _CANNOT = (
     r"(?:无法|不能够?|没有?办法|无能力|没有能力|没有权限|不具备能力|不可以|不方便|不支持|不会)"
 )
 # Tasks of a model: answers, contents, requests, the web, pictures, files.
-_ASKED = (
+_REFUSED_TASK = (
     r"(?:直接|准确|继续|确切|真正|具体|为您|为你|帮您|帮你|给您|给你|对您|对你|对此|就此|满足您|根据[^，。]{0,12}"
     r"|在这里|对[^，。]{0,10}){0,3}"
     r"(?:(?:回答|回复|答复|解答|回应|评论|讨论|谈论|评价)(?:您|你|这|此|该|有关|关于|任何|相关|类似|的|$|[。，！,.!])"
@@ -115,13 +115,13 @@ _ASKED = (
     r"|(?:确定|判断|得知|推断|辨别)(?:这|该|此|哪|具体|其|最)"
     r"|(?:这样|那样|这么|那么)做|做到|(?:帮助?|协助)(?:您|你)(?:完成|处理|解决|做|实现)?(?:这|此|该|您|你|任何|的|[。，！,.]|$))"
 )
-_BEFORE = r"[^。！？\n“”]{0,24}?"
+_GAP = r"[^。！？\n“”]{0,24}?"
 _REFUSES = re.compile(
-    rf"{_SORRY}[，,。！!]?\s*(?:但是?|可是|不过|只是)?{_BEFORE}我?{_CANNOT}{_ASKED}|^\s*我{_CANNOT}{_ASKED}"
+    rf"{_SORRY}[，,。！!]?\s*(?:但是?|可是|不过|只是)?{_GAP}我?{_CANNOT}{_REFUSED_TASK}|^\s*我{_CANNOT}{_REFUSED_TASK}"
 )
 # Refusals of a model alone; a helpful rest of the answer does not excuse them.
 _REFUSES_FLATLY = re.compile(
-    rf"(?:{_SORRY}{_BEFORE}|^\s*(?:[^。！？\n“”我]{{1,24}}[，,])?我){_CANNOT}(?:直接|准确|继续|确切)?"
+    rf"(?:{_SORRY}{_GAP}|^\s*(?:[^。！？\n“”我]{{1,24}}[，,])?我){_CANNOT}(?:直接|准确|继续|确切)?"
     r"(?:回答|回复|答复|解答|理解|处理|完成|满足|执行)(?:您|你|这|此|该)?(?:的|个|类|种|些|项|一)?(?:问题|请求|指令"
     r"|任务|要求|查询)"
     r"|我(?:看不到|听不到|不明白|不理解|没听懂|看不懂)(?:您|你|这|图|任何)|我(?:无法|不能)(?:直接)?(?:为您"
@@ -135,13 +135,13 @@ _REFUSES_FLATLY = re.compile(
     rf"|帮忙)?(?:预订|订购|购买|叫车|点餐|拨打)"
 )
 # Customer service and medicine: staff refuse too, and then help.
-_SERVES = re.compile(
+_SERVICE_CONTEXT = re.compile(
     r"订单|快递|物流|退款|退货|换货|发货|客服|店铺|门店|会员|优惠|转接|转人工|核实|核对|稍后|确诊|诊断|就诊|就医|医院"
     r"|医生"
     r"|处方|用药|病情|面诊|化验|复查|order|refund|customer|appointment|doctor"
 )
 # "You provided no text, so I cannot": the row lost its input.
-_MISSES = re.compile(
+_MISSING_INPUT = re.compile(
     r"(?:由于|因为|因|鉴于)?(?:您|你|输入|用户|这里|上文|指令|提示)(?:中|里)?(?:并|还|尚)?(?:没有|未能?|没)(?:提供"
     r"|给出|指定|说明|输入|附上|上传|提及|指明|包含)"
     r"[^。！？\n]{0,30}[，,。；]\s*(?:所以|因此|故|但)?(?:我|这|此|该|任务)?(?:就|也|将|任务|问题|请求)?(?:暂时|目前"
@@ -162,7 +162,7 @@ _REFUSES_EN = re.compile(
     r"|external|your|any)|real-time|a (?:physical )?body|a physical|consciousness|emotions)"
 )
 # Help after a refusal: the answer is no boilerplate then.
-_HELPS = re.compile(
+_HELP_OFFERED = re.compile(
     r"请您?(?:提供|告知|留下|联系|拨打|稍|放心|把|将|先|尽|到|携带|去|及时|登录|点击|在|按|核对|确认|查看|参考|查询)|建议|马上|立即"
     r"|稍后|转接|核实|核对|可以(?:先|尝试|试试|通过|到|去|考虑|帮|为|告诉|提供|给)|不妨|试试"
     r"|订单|快递|物流|退款|退货|换货|发货|客服|店铺|门店|会员|优惠|确诊|诊断|就诊|就医|医院|医生|检查|处方|用药|病情"
@@ -225,18 +225,25 @@ def find_boilerplate(answer: str, prompt: str = "", question: str | None = None)
         return None
     prompt = prompt[-_MAX_LENGTH:]
     question = prompt if question is None else question[-_MAX_LENGTH:]
-    has_role = ROLE_REQUEST.search(prompt)
-    is_about_models = _ABOUT_MODELS.search(question)
-    is_model_speaking = (_ABOUT_MODELS.search(prompt) and _MODEL_ROLE.search(prompt)) or (
-        is_about_models and _FICTION.search(question)
-    )
+    is_model_speaking = _asks_for_model_role(prompt) or _asks_for_model_fiction(question)
     plain = _QUOTED.sub(" ", answer).translate(_SIMPLIFIED)
-    if not is_model_speaking and (match := _SELF.search(plain) or _SELF_EN.search(plain)):
+    if not is_model_speaking and (match := _SELF_REFERENCE.search(plain) or _SELF_REFERENCE_EN.search(plain)):
         return match[0]
-    without_subject = _A_MODEL_CANNOT.search(plain) or _SELF_WITHOUT_SUBJECT.search(plain)
+    without_subject = _A_MODEL_CANNOT.search(plain) or _SELF_REFERENCE_WITHOUT_SUBJECT.search(plain)
     if without_subject and not is_model_speaking and not _ABOUT_ASSISTANTS.search(question):
         return without_subject[0]
-    return None if has_role or QUOTING_REQUEST.search(question) else _find_refusal(plain)
+    is_quoting = bool(ROLE_REQUEST.search(prompt) or QUOTING_REQUEST.search(question))
+    return None if is_quoting else _find_refusal(plain)
+
+
+def _asks_for_model_role(prompt: str) -> bool:
+    """Return whether a prompt gives the answer the role of an artificial intelligence."""
+    return bool(_ABOUT_MODELS.search(prompt) and _MODEL_ROLE.search(prompt))
+
+
+def _asks_for_model_fiction(question: str) -> bool:
+    """Return whether a question asks for a text, such as a story, in which a model speaks."""
+    return bool(_ABOUT_MODELS.search(question) and _FICTION.search(question))
 
 
 def _has_substring(answer: str) -> bool:
@@ -247,7 +254,12 @@ def _has_substring(answer: str) -> bool:
 
 def _find_refusal(plain: str) -> str | None:
     opening = plain[:_OPENING]
-    for refusal, help_ in ((_MISSES, _SERVES), (_REFUSES_FLATLY, _SERVES), (_REFUSES, _HELPS), (_REFUSES_EN, _HELPS)):
+    for refusal, help_ in (
+        (_MISSING_INPUT, _SERVICE_CONTEXT),
+        (_REFUSES_FLATLY, _SERVICE_CONTEXT),
+        (_REFUSES, _HELP_OFFERED),
+        (_REFUSES_EN, _HELP_OFFERED),
+    ):
         if (match := refusal.search(opening)) and not help_.search(plain):
             return match[0].strip()
     return None

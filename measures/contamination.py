@@ -1,4 +1,4 @@
-"""Contamination: texts of the evaluation that stand in the training rows, exactly or nearly.
+"""Contamination: texts of the evaluation that occur in the training rows, exactly or nearly.
 
 Two texts are equal if they differ in case, punctuation and whitespace only, and nearly equal by the Jaccard similarity
 of their sets of character 4-grams (:mod:`measures.ngrams`). The time is linear in the length of the training rows.
@@ -14,7 +14,8 @@ from measures.ngrams import near_duplicate_pairs
 from models.sample import Message
 from models.text_normalization import normalize_text
 
-MIN_SIMILARITY = 0.8  # default of validate.checks.no_near_duplicate
+# Fixed: does not depend on params.yaml, where validate.checks.no_near_duplicate has the same default.
+CONTAMINATION_SIMILARITY = 0.8
 _BATCH = 20_000  # training texts whose 4-grams are in memory at a time
 _NOT_WORD = regex.compile(r"[^\p{L}\p{M}\p{N}]+")
 
@@ -50,7 +51,7 @@ def find_in_training(texts: Sequence[str], training: Iterable[str]) -> dict[int,
         training: texts of the training rows, read once.
 
     Returns:
-        Match by the index of the text; texts that do not stand in the training rows are absent.
+        Match by the index of the text; texts that do not occur in the training rows are absent.
     """
     forms = [comparison_form(text) for text in texts]
     unique_forms = dict.fromkeys(forms)
@@ -74,6 +75,6 @@ def _match_forms(forms: Mapping[str, None], training: Sequence[str]) -> Iterator
     """Yield the forms that stand in a batch of training texts, with the match: equal texts, then similar ones."""
     yield from ((form, Match(position, 1.0)) for position, form in enumerate(training) if form in forms)
     by_index = list(forms)
-    for pairs in near_duplicate_pairs(training, by_index, MIN_SIMILARITY):
+    for pairs in near_duplicate_pairs(training, by_index, CONTAMINATION_SIMILARITY):
         for position, index, similarity in zip(*(column.tolist() for column in pairs), strict=True):
             yield by_index[index], Match(position, similarity)

@@ -4,7 +4,7 @@ Metrics have a version; models that were scored by different versions are not co
 
 A row of samples has ``loss`` (mean over the ``answer_tokens`` of its learnt answers), unless it is a plain text the
 scores of :mod:`stages.evaluate.scores`, and ``divergence`` if the model has a base to compare with. A row of probes has
-``met``, ``exact``, ``seen`` (whether its wording stands in the training rows), and ``identity`` if the question is
+``met``, ``exact``, ``seen`` (whether its wording occurs in the training rows), and ``identity`` if the question is
 about the assistant's name.
 """
 
@@ -104,7 +104,7 @@ def _loss_and_rouge(rows: Sequence[dict]) -> dict:
 def summarize_probes(rows: Sequence[dict]) -> dict | None:
     """Return pass rates of probes by kind, with confidence intervals, and identity shares; None without probes.
 
-    Kinds: single-turn and multi-turn; wordings that stand in the training rows (seen), and all others (unseen).
+    Kinds: single-turn and multi-turn; wordings that occur in the training rows (seen), and all others (unseen).
     """
     if not rows:
         return None

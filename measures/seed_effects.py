@@ -1,6 +1,7 @@
 """The advantage that chance in training alone gives to a challenger over an equally good opponent.
 
-Two trainings that differ only in their seed differ in their true mean loss. Their standard deviation is 1 here.
+Two trainings that differ only in their seed differ in their true mean loss. The standard deviation of that loss is the
+seed spread (``promote.seed_spread``), which is the unit here.
 The winner of a sweep is the best of k such draws, so its expected advantage grows with k; the opponent is one draw, or
 none if it was not trained, as the base model.
 """

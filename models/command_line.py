@@ -1,5 +1,6 @@
-"""Decorator for the ``main`` function of every command: logging, error messages, exit codes, signals."""
+"""What all commands share: the decorator of ``main`` (logging, errors, exit codes, signals), and an argument type."""
 
+import argparse
 import functools
 import logging
 import os
@@ -56,6 +57,13 @@ def entry_point(main):
             sys.exit(1)
 
     return run
+
+
+def parse_positive_int(text: str) -> int:
+    """Return an argument of a command as an integer of at least 1; a ``type`` for ``argparse``."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
 
 
 def _configure_logging() -> None:

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 
 from models.precision import has_8bit_layers
 
-GROWTH = 512  # tokens; capacities are multiples of this
+CAPACITY_STEP = 512  # tokens; capacities are multiples of this
 
 
 class PreallocatedCache(Cache):
@@ -22,26 +22,27 @@ class PreallocatedCache(Cache):
         position: (1,) index that the next step writes to, on the device, as a CUDA graph cannot read it from the host.
     """
 
-    def __init__(self, filled: Cache, capacity: int):
+    def __init__(self, prompt_cache: Cache, capacity: int):
         super().__init__(layers=[])
         self.keys, self.values = (
             [states.new_zeros(*states.shape[:2], capacity, states.shape[3]) for states in layers]
-            for layers in _keys_and_values(filled)
+            for layers in _keys_and_values(prompt_cache)
         )
         self.position = torch.zeros(1, dtype=torch.long, device=self.keys[0].device)
 
-    def copy_from(self, filled: Cache) -> None:
-        """Copy the contents of another cache, and continue after them."""
-        for buffers, contents in zip((self.keys, self.values), _keys_and_values(filled), strict=True):
+    def copy_from(self, prompt_cache: Cache) -> None:
+        """Copy the contents of a prompt's cache, and continue after them."""
+        for buffers, contents in zip((self.keys, self.values), _keys_and_values(prompt_cache), strict=True):
             for buffer, content in zip(buffers, contents, strict=True):
                 buffer[:, :, : content.shape[2]] = content
-        self.position.fill_(filled.get_seq_length())
+        self.position.fill_(prompt_cache.get_seq_length())
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         return keys.index_copy_(2, self.position, key_states), values.index_copy_(2, self.position, value_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the capacity instead of the number of cached tokens, because masks span the whole buffer."""
         return self.keys[0].shape[2]
 
 
@@ -58,12 +59,12 @@ class _DecodingStep:
         mask: (B, 1, 1, capacity), keys that they attend to.
     """
 
-    def __init__(self, model, filled: Cache, capacity: int):
-        rows, device = filled.layers[0].keys.shape[0], model.device
+    def __init__(self, model, prompt_cache: Cache, capacity: int):
+        rows, device = prompt_cache.layers[0].keys.shape[0], model.device
         self.model, self.capacity = model, capacity
         self.graph: torch.cuda.CUDAGraph | None = None
         self.can_capture = device.type == "cuda" and not has_8bit_layers(model)
-        self.cache = PreallocatedCache(filled, capacity)
+        self.cache = PreallocatedCache(prompt_cache, capacity)
         self.ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.positions = torch.zeros(rows, 2, 1, dtype=torch.long, device=device)
         self.mask = torch.zeros(rows, 1, 1, capacity, dtype=torch.bool, device=device)
@@ -71,15 +72,15 @@ class _DecodingStep:
     def fits(self, rows: int, length: int) -> bool:
         return rows == len(self.ids) and length <= self.capacity
 
-    def start(self, filled: Cache, positions: torch.Tensor, mask: torch.Tensor) -> None:
+    def load_prompt(self, prompt_cache: Cache, positions: torch.Tensor, mask: torch.Tensor) -> None:
         """Continue after a prompt.
 
         Args:
-            filled: the prompt's cache, of length P.
+            prompt_cache: keys and values of the prompt, of length P.
             positions: (B, 2), of the prompt's last tokens.
             mask: (B, P), cached keys to attend to.
         """
-        self.cache.copy_from(filled)
+        self.cache.copy_from(prompt_cache)
         self.positions.copy_(positions[:, :, None])
         self.mask.zero_()
         self.mask[:, 0, 0, : mask.shape[1]] = mask
@@ -126,8 +127,8 @@ class _DecodingStep:
 class Decoder:
     """Decoding loop for ``model.generate(…, custom_generate=decoder)``, greedy or sampled.
 
-    Its tokens are those of ``generate()`` alone. The CUDA graph belongs to the model with its current adapter: after
-    switching adapters, create a new decoder.
+    Produces the same tokens as ``generate()``'s own loop. The CUDA graph belongs to the model with its current adapter:
+    after switching adapters, create a new decoder.
     """
 
     def __init__(self):
@@ -147,22 +148,23 @@ class Decoder:
         """Return the ids of prompt and answer, (B, length); arguments as of transformers' ``custom_generate``."""
         prepared = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **inputs)
         outputs = model(**{"logits_to_keep": 1} | prepared)
-        logits, filled = outputs.logits[:, -1], outputs.past_key_values
+        logits, prompt_cache = outputs.logits[:, -1], outputs.past_key_values
         finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        is_first = True
-        while True:
-            next_ids = self._choose(logits_processor(input_ids, logits.float()), generation_config.do_sample)
+
+        def append_token(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            next_ids = self._choose(logits_processor(ids, logits.float()), generation_config.do_sample)
             next_ids = torch.where(finished, generation_config.pad_token_id, next_ids)
-            input_ids = torch.cat((input_ids, next_ids[:, None]), dim=1)
             if streamer is not None:
                 streamer.put(next_ids.cpu())
+            return torch.cat((ids, next_ids[:, None]), dim=1)
+
+        input_ids = append_token(input_ids, logits)
+        finished = finished | stopping_criteria(input_ids, None)
+        if not finished.all():
+            self._load_prompt(model, prepared, prompt_cache, stopping_criteria.max_length - input_ids.shape[1])
+        while not finished.all():
+            input_ids = append_token(input_ids, self.step(input_ids[:, -1]))
             finished = finished | stopping_criteria(input_ids, None)
-            if finished.all():
-                break
-            if is_first:
-                self._start(model, prepared, filled, stopping_criteria.max_length - input_ids.shape[1])
-                is_first = False
-            logits = self.step(next_ids)
         if streamer is not None:
             streamer.end()
         return input_ids
@@ -173,17 +175,18 @@ class Decoder:
             return torch.multinomial(logits.softmax(dim=-1), num_samples=1).squeeze(1)
         return logits.argmax(dim=-1)
 
-    def _start(self, model, prepared: dict, filled: Cache, remaining: int) -> None:
-        rows, length = filled.layers[0].keys.shape[0], filled.get_seq_length()
-        if self.step is None or not self.step.fits(rows, length + remaining + 1):
+    def _load_prompt(self, model, prepared: dict, prompt_cache: Cache, remaining: int) -> None:
+        rows, length = prompt_cache.layers[0].keys.shape[0], prompt_cache.get_seq_length()
+        needed_capacity = length + remaining + 1
+        if self.step is None or not self.step.fits(rows, needed_capacity):
             self.step = None  # frees memory that the next one may need
-            self.step = _DecodingStep(model, filled, -(-(length + remaining + 1) // GROWTH) * GROWTH)
+            self.step = _DecodingStep(model, prompt_cache, -(-needed_capacity // CAPACITY_STEP) * CAPACITY_STEP)
         mask = _cache_mask(prepared.get("attention_mask"), rows, length, model.device)
-        self.step.start(filled, prepared["position_ids_2d"][:, :, -1], mask)
+        self.step.load_prompt(prompt_cache, prepared["position_ids_2d"][:, :, -1], mask)
 
 
 def _cache_mask(mask: torch.Tensor | None, rows: int, length: int, device) -> torch.Tensor:
-    """Return the keys of a filled cache that later tokens attend to, (B, length): all but padding, with any prefix."""
+    """Return the cached keys that later tokens attend to, (B, length): all but padding, with any prefix."""
     if mask is None:
         return torch.ones(rows, length, dtype=torch.bool, device=device)
     return torch.nn.functional.pad(mask.bool(), (length - mask.shape[1], 0), value=True)

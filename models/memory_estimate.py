@@ -50,7 +50,7 @@ class TrainingSpec:
     labelled: int
     quantization: int | None = None
     fp8: bool = False
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     packed: bool = False
     gpu: bool = True
     shards: int = 1
@@ -102,7 +102,7 @@ def estimate(spec: TrainingSpec) -> MemoryEstimate:
         # float32 weights count as trained. Autocast keeps a half-precision copy of them; FSDP does not.
         weights = num_trained * size if size < 4 and spec.shards == 1 else 0
     gathered = (2 * linear + vocabulary) * size if spec.shards > 1 else 0  # two blocks, and embedding with head
-    activations = _activations(spec) + (_layer_activations(spec) if spec.checkpointing else 0)
+    activations = _activations(spec) + (_layer_activations(spec) if spec.gradient_checkpointing else 0)
     return MemoryEstimate(
         weights=weights / spec.shards + gathered + (0 if spec.gpu else INTERPRETER),
         trained=num_trained * ADAM / spec.shards,
@@ -117,21 +117,25 @@ def list_alternatives(spec: TrainingSpec) -> Iterator[tuple[str, str, TrainingSp
     Yields:
         Kind of the change (``checkpointing``, ``batch`` or ``quantization``), settings, and the spec with them.
     """
-    if not spec.checkpointing:
-        yield "checkpointing", "gradient_checkpointing: true", replace(spec, checkpointing=True)
+    if not spec.gradient_checkpointing:
+        yield "checkpointing", "gradient_checkpointing: true", replace(spec, gradient_checkpointing=True)
     divisors = [parts for parts in range(2, spec.rows + 1) if spec.rows % parts == 0]
-    for checkpointing in sorted({spec.checkpointing, True}):
+    for checkpointing in sorted({spec.gradient_checkpointing, True}):
         for parts in divisors:
             rows, labelled = spec.rows // parts, spec.labelled // parts
             settings = f"batch_size: {rows} with {parts} times the gradient_accumulation"
-            if checkpointing and not spec.checkpointing:
+            if checkpointing and not spec.gradient_checkpointing:
                 settings += " and gradient_checkpointing: true"
-            yield "batch", settings, replace(spec, rows=rows, labelled=labelled, checkpointing=checkpointing)
+            yield "batch", settings, replace(spec, rows=rows, labelled=labelled, gradient_checkpointing=checkpointing)
     if spec.method != "full" and spec.quantization is None and not spec.fp8:
         quantized = replace(spec, quantization=4)
         yield "quantization", "quantization: 4", quantized
-        yield "quantization", "quantization: 4 and gradient_checkpointing: true", replace(quantized, checkpointing=True)
-        one_row = replace(quantized, checkpointing=True, rows=1, labelled=-(-spec.labelled // spec.rows))
+        yield (
+            "quantization",
+            "quantization: 4 and gradient_checkpointing: true",
+            replace(quantized, gradient_checkpointing=True),
+        )
+        one_row = replace(quantized, gradient_checkpointing=True, rows=1, labelled=-(-spec.labelled // spec.rows))
         yield "quantization", "quantization: 4, gradient_checkpointing: true and batch_size: 1", one_row
 
 
@@ -186,7 +190,7 @@ def _num_adapter_parameters(spec: TrainingSpec) -> int:
 def _activations(spec: TrainingSpec) -> float:
     config, size = spec.config, BYTES[spec.dtype]
     mask = 0 if spec.is_compiled else spec.rows * spec.length**2 * (1 + size)
-    layer = spec.num_tokens * config.hidden_size * size if spec.checkpointing else _layer_activations(spec)
+    layer = spec.num_tokens * config.hidden_size * size if spec.gradient_checkpointing else _layer_activations(spec)
     return config.num_layers * layer + mask
 
 

@@ -68,5 +68,9 @@ def encode_text(tokenizer, text: str) -> list[int]:
 
 
 def label_sample(prompt: list[int], answer: list[int]) -> dict[str, list[int]]:
-    """Return a training row whose label mask excludes the prompt: ``input_ids`` and ``labels``, each (length,)."""
+    """Return a training row with its label mask (loss mask), which excludes the prompt.
+
+    Returns:
+        ``input_ids`` and ``labels``, each (length,); the labels of the prompt are IGNORED_LABEL.
+    """
     return {"input_ids": prompt + answer, "labels": [IGNORED_LABEL] * len(prompt) + answer}

@@ -63,7 +63,7 @@ def parse_json(content: bytes, path: Path, max_keys: int = MAX_KEYS) -> dict:
             ``MAX_DEPTH``.
     """
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_dict_without_duplicates)
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=dict_without_duplicates)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({to_printable(error)}); fetch or create it again.") from None
     except RecursionError:
@@ -77,7 +77,12 @@ def parse_json(content: bytes, path: Path, max_keys: int = MAX_KEYS) -> dict:
     return value
 
 
-def _dict_without_duplicates(pairs: list[tuple[str, Any]]) -> dict:
+def dict_without_duplicates(pairs: list[tuple[str, Any]]) -> dict:
+    """Return a JSON object as a dict; an ``object_pairs_hook`` for ``json.loads``.
+
+    Raises:
+        ValueError: a key occurs twice, of which ``json.loads`` alone would keep the last.
+    """
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError("an object repeats a key")

@@ -21,7 +21,7 @@ from threading import Event
 from typing import IO, TYPE_CHECKING
 
 from models.errors import UserError
-from models.schemas import to_printable
+from models.schemas import dict_without_duplicates, to_printable
 
 if TYPE_CHECKING:
     import torch  # takes seconds to import, so functions import it after their checks
@@ -179,19 +179,12 @@ def _read_header(file: IO[bytes], path: Path) -> tuple[bytes, list[tuple[str, st
 def _parse_header(header: bytes, path: Path) -> list[tuple[str, str, list[int], int, int]]:
     """Return the entries of a header, see :func:`_parse_entry`, sorted by their offsets."""
     try:
-        content = json.loads(header.decode("utf-8"), object_pairs_hook=_dict_without_duplicates)
+        content = json.loads(header.decode("utf-8"), object_pairs_hook=dict_without_duplicates)
         content.pop("__metadata__", None)
         entries = [_parse_entry(name, entry, path) for name, entry in content.items()]
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise DamagedFile(f"{path} has a damaged header ({to_printable(error)}); fetch or create it again.") from None
     return sorted(entries, key=lambda entry: entry[3:])
-
-
-def _dict_without_duplicates(pairs: list) -> dict:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return content
 
 
 def _parse_entry(name: str, entry: dict, path: Path) -> tuple[str, str, list[int], int, int]:

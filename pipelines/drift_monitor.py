@@ -18,11 +18,10 @@ from models.storage import read_json
 from pipelines import dvc, registry
 from pipelines.check import run_gate
 from pipelines.processes import ProgramFailed, run_module
-from pipelines.stage_paths import CHECKED, path_options
+from pipelines.stage_paths import CHECKED, TOKENIZER, path_options
 from texts import terminal_language, translatable, translate
 
 PAGE, REPORT = Path("reports/drift.html"), Path("reports/drift.json")
-TOKENIZER = Path("models/weights/tokenizer")
 DRIFT = 4
 VERDICTS = {
     "drift": translatable("Drift: {features}."),

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from models.command_line import entry_point
+from models.command_line import entry_point, parse_positive_int
 from models.errors import UserError
 from pipelines import export, registry
 from pipelines.processes import run_module
@@ -38,12 +38,6 @@ def find_adapter(name: str | None) -> Path | None:
     return imported if imported.is_dir() else export.adapter_folder(name)
 
 
-def parse_count(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
 def parse_seed(text: str) -> int:
     if not 0 <= (number := int(text)) < 2**32:
         raise argparse.ArgumentTypeError(f"must be from 0 to {2**32 - 1}, not {number}")
@@ -56,8 +50,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".jsonl or .csv file to write")
     parser.add_argument("--adapter", metavar="NAME", help="adapter, champion or base (default: champion, else base)")
     parser.add_argument("--bits", type=int, choices=(16, 8, 4), help="quantization of the base (default: as trained)")
-    parser.add_argument("--max-new-tokens", type=parse_count, default=256, help="maximum length of an answer (256)")
-    parser.add_argument("--batch-size", type=parse_count, default=16, help="questions that are answered together (16)")
+    parser.add_argument(
+        "--max-new-tokens", type=parse_positive_int, default=256, help="maximum length of an answer (256)"
+    )
+    parser.add_argument(
+        "--batch-size", type=parse_positive_int, default=16, help="questions that are answered together (16)"
+    )
     parser.add_argument("--sample", type=parse_seed, metavar="SEED", help="sample answers instead of greedy decoding")
     return parser.parse_args()
 

@@ -13,10 +13,9 @@ from formats import params_schema
 from models.command_line import entry_point
 from models.errors import UserError
 from pipelines.processes import run_module
-from pipelines.stage_paths import CHECKED, WEIGHTS, path_options
+from pipelines.stage_paths import CHECKED, TOKENIZER, path_options
 
 COUNT = 20
-TOKENIZER = WEIGHTS / "tokenizer"
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -31,9 +31,9 @@ from texts import in_all_languages, translate
 DECISION, REASONS = Path("reports/promotion.json"), Path("reports/promotion.md")
 DVC_LOCK = Path("dvc.lock")
 # Caches of model runs, by a hash of everything that they depend on.
-MEASUREMENTS = Path("models/checkpoints/evidence")
-ANSWERS = MEASUREMENTS / "answers"  # of the champion to the current rows
-LATENCIES = MEASUREMENTS / "times"  # of each pair: measured once, so that a decision can be repeated
+MEASUREMENT_CACHE = Path("models/checkpoints/evidence")
+ANSWERS = MEASUREMENT_CACHE / "answers"  # of the champion to the current rows
+LATENCIES = MEASUREMENT_CACHE / "times"  # of each pair: measured once, so that a decision can be repeated
 HASHED_FILES = {  # by their key in a manifest
     "weights_sha256": "adapter_model.safetensors",
     "config_sha256": "adapter_config.json",

@@ -52,7 +52,7 @@ def _switch_to_branch(clone: Clone) -> None:
     revision = clone.git("rev-parse", "HEAD")
     if fetch_branch(clone):
         clone.git("switch", "--quiet", BRANCH)
-        merge(clone, revision)
+        merge_revision(clone, revision)
     else:
         clone.git("switch", "--quiet", "--create", BRANCH)
     clone.git("config", CHAMPION_BEFORE, live_version(clone) or "none")
@@ -73,7 +73,7 @@ def fetch_branch(clone: Clone) -> bool:
         return True
 
 
-def merge(clone: Clone, revision: str) -> None:
+def merge_revision(clone: Clone, revision: str) -> None:
     """Merge a revision; where both sides changed the same lines, e.g. of dvc.lock, the revision's lines win.
 
     Raises:
@@ -134,7 +134,7 @@ def reproduce_data(clone: Clone) -> None:
     checks_before = read_report_state(clone.folder)
     with clone.requiring_remote():
         try:
-            # Without the error of the stage: stages of raw data may quote samples.
+            # dvc.run leaves the error of the stage out of its message: stages of raw data may quote samples.
             dvc.run("repro", *clone.pull_option, *PREPARED_STAGES, folder=clone.folder)
         except RemoteUnavailable:
             raise
@@ -143,7 +143,7 @@ def reproduce_data(clone: Clone) -> None:
             raise
 
 
-def outdated_models(clone: Clone) -> list[str]:
+def find_outdated_models(clone: Clone) -> list[str]:
     """Return the models, including the base, whose training or evaluation must run."""
     return [name for name in clone.params().evaluate.models if _is_outdated(clone, name)]
 
@@ -158,11 +158,11 @@ def _is_outdated(clone: Clone, name: str) -> bool:
 
 def model_stages(name: str) -> list[str]:
     """Return the DVC stages that train and evaluate a model; those of the base also rank the training answers."""
-    # Here, because an agent with a GPU runs these stages, and the ranking takes thousands of forward passes.
+    # The ranking takes thousands of forward passes, and an agent with a GPU runs the stages of this list.
     return ["question_fit", f"evaluate@{name}"] if name == "base" else [f"train@{name}", f"evaluate@{name}"]
 
 
-def data_hash(clone: Clone) -> str:
+def compute_data_hash(clone: Clone) -> str:
     """Return the first 8 digits of the receipt's hash, which identifies the checked data."""
     return sha256_of(clone.folder / stage_paths.CHECKED / "receipt.json")[:8]
 
@@ -192,9 +192,9 @@ def compare_models(clone: Clone, cause: str) -> None:
         RemoteUnavailable: DVC's remote is still unavailable after all retries.
         UserError: a stage failed.
     """
-    run_refs.remove_measurements(clone)  # of a process that was killed while it fetched them
+    run_refs.remove_measurements(clone)  # Some are left behind if a process was killed while it fetched them.
     clone.repro()
-    commit_results(clone, commit_message(clone, cause))
+    commit_results(clone, build_commit_message(clone, cause))
 
 
 def commit_results(clone: Clone, message: str) -> None:
@@ -204,11 +204,11 @@ def commit_results(clone: Clone, message: str) -> None:
         clone.git("commit", "--quiet", "--message", message)
 
 
-def commit_message(clone: Clone, cause: str) -> str:
+def build_commit_message(clone: Clone, cause: str) -> str:
     """Return the message of a retraining's commit: cause, data, and loss and probes of each model."""
     rows = read_json(clone.folder / DATA_CHECKS)["books"]
     held_out = f"{rows['eval']} for evaluation, {rows['test']} for test"
-    data = f"data: {data_hash(clone)}, {rows['train']} rows for training, {held_out}"
+    data = f"data: {compute_data_hash(clone)}, {rows['train']} rows for training, {held_out}"
     models = [f"{name}: {_format_metrics(clone, name)}" for name in clone.params().evaluate.models]
     return "\n".join([f"Retrain: {cause}", "", f"cause: {cause}", data, *models])
 
@@ -219,7 +219,7 @@ def _format_metrics(clone: Clone, name: str) -> str:
     return f"loss {metrics['loss']:.4f}{probes}"
 
 
-def challengers(clone: Clone) -> list[str]:
+def rank_challengers(clone: Clone) -> list[str]:
     """Return the adapters to compare with the champion, the lowest loss first.
 
     An adapter with a higher loss than the champion's is not a challenger, if the champion is one of the adapters.
@@ -236,7 +236,7 @@ def challengers(clone: Clone) -> list[str]:
 def unmeasured_challengers(clone: Clone) -> list[str]:
     """Return the challengers on which a decision needs a GPU, to run them and the champion."""
     with contextlib.chdir(clone.folder):
-        return [name for name in challengers(clone) if not promotion.is_measured(name)]
+        return [name for name in rank_challengers(clone) if not promotion.is_measured(name)]
 
 
 def promote_best(clone: Clone) -> tuple[PromotionResult, ...]:
@@ -246,7 +246,7 @@ def promote_best(clone: Clone) -> tuple[PromotionResult, ...]:
     """
     decisions: list[PromotionResult] = []
     with contextlib.chdir(clone.folder):
-        for name in challengers(clone):
+        for name in rank_challengers(clone):
             decisions.append(promotion.promote(name))
             if decisions[-1].is_promoted:
                 return tuple(decisions)
@@ -324,9 +324,9 @@ def merge_remote_changes(clone: Clone) -> None:
     version = live_version(clone)
     clone.git("config", CHAMPION_BEFORE, version or "none")
     if clone.git("for-each-ref", f"refs/remotes/origin/{BRANCH}"):
-        merge(clone, f"origin/{BRANCH}")
+        merge_revision(clone, f"origin/{BRANCH}")
     if version:  # it may have been promoted on another branch
-        merge(clone, f"{registry.ARTIFACT}@{version}")
+        merge_revision(clone, f"{registry.ARTIFACT}@{version}")
 
 
 @retry_while_unavailable

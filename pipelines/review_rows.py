@@ -9,11 +9,10 @@ from pathlib import Path
 from models.errors import UserError
 from models.storage import read_json, write_jsonl
 from pipelines.processes import run_module
-from pipelines.stage_paths import WEIGHTS, path_options
+from pipelines.stage_paths import TOKENIZER, path_options
 
 QUARANTINE, WARNED = Path("data/quarantine/rows.jsonl"), Path("data/warned.jsonl")
 QUESTION_FIT = Path("data/question_fit.jsonl")
-TOKENIZER = WEIGHTS / "tokenizer"
 # A decision is about content, so dropping a copy would also drop the row that it is a copy of.
 HIDDEN_CHECKS = frozenset({"unique"})
 

@@ -15,7 +15,7 @@ from pipelines.clone import Clone
 from pipelines.retries import retry_while_unavailable
 
 REF = "refs/tuneline/runs/{run}"
-MEASUREMENTS = Path("data/measured")  # while they are exchanged
+EXCHANGED_MEASUREMENTS = Path("data/measured")  # while they are exchanged
 
 
 def publish(clone: Clone, run: str) -> str:
@@ -65,8 +65,8 @@ def publish_measurements(clone: Clone, run: str) -> None:
     """Publish the measurements of champion and challengers, tracked by DVC; see :func:`publish`."""
     remove_measurements(clone)
     # A copy: git ignores the folder of the measurements, and DVC writes a .gitignore next to what it tracks.
-    shutil.copytree(clone.folder / promotion.MEASUREMENTS, clone.folder / MEASUREMENTS)
-    dvc.capture("add", str(MEASUREMENTS), folder=clone.folder)
+    shutil.copytree(clone.folder / promotion.MEASUREMENT_CACHE, clone.folder / EXCHANGED_MEASUREMENTS)
+    dvc.capture("add", str(EXCHANGED_MEASUREMENTS), folder=clone.folder)
     publish(clone, run)
 
 
@@ -77,18 +77,20 @@ def fetch_measurements(clone: Clone, run: str) -> None:
     Raises:
         RemoteUnavailable: DVC's remote or the origin is still unavailable after all retries.
     """
-    pointer = MEASUREMENTS.with_suffix(".dvc")
+    pointer = EXCHANGED_MEASUREMENTS.with_suffix(".dvc")
     with clone.requiring_origin():
         clone.git("fetch", "--quiet", "origin", REF.format(run=run))
         write_text(clone.folder / pointer, clone.git("show", f"FETCH_HEAD:{pointer}") + "\n")
     with clone.requiring_remote():
         dvc.capture("pull" if clone.has_remote else "checkout", "--force", str(pointer), folder=clone.folder)
-    shutil.copytree(clone.folder / MEASUREMENTS, clone.folder / promotion.MEASUREMENTS, dirs_exist_ok=True)
+    shutil.copytree(
+        clone.folder / EXCHANGED_MEASUREMENTS, clone.folder / promotion.MEASUREMENT_CACHE, dirs_exist_ok=True
+    )
     remove_measurements(clone)
     _delete_ref(clone, run)
 
 
 def remove_measurements(clone: Clone) -> None:
     """Remove the copy of the measurements that is exchanged: it must not get into a commit of the branch."""
-    shutil.rmtree(clone.folder / MEASUREMENTS, ignore_errors=True)
-    (clone.folder / MEASUREMENTS.with_suffix(".dvc")).unlink(missing_ok=True)
+    shutil.rmtree(clone.folder / EXCHANGED_MEASUREMENTS, ignore_errors=True)
+    (clone.folder / EXCHANGED_MEASUREMENTS.with_suffix(".dvc")).unlink(missing_ok=True)

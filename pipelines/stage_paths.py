@@ -7,6 +7,7 @@ from pipelines.processes import run_module
 from texts import terminal_language
 
 WEIGHTS, PREDICTIONS = Path("models/weights"), Path("data/predictions")
+TOKENIZER = WEIGHTS / "tokenizer"
 PAGE = Path("reports/page.html")
 GENERAL, CHECKED, ENCODED = Path("data/general/checked"), Path("data/checked"), Path("data/encoded")
 

@@ -121,17 +121,17 @@ def test_examples_of_rows_fail_and_pass(base_folder, tmp_path):
     plain = [name for name in rows if "settings" not in rows[name]]
     lines = [rows[name][kind][0] for name in plain for kind in ("fails", "passes")]
     outcome = run_gate(lines, base_folder, tmp_path / "plain")
-    among = {name for name, check in CHECKS.items() if check.scope == "among"}
+    cross_row = {name for name, check in CHECKS.items() if check.scope == "cross_row"}
     for index, name in enumerate(plain):
-        assert outcome.failed(2 * index + 1) - among == {name}
-        assert outcome.failed(2 * index + 2) - among == set(), name
+        assert outcome.failed(2 * index + 1) - cross_row == {name}
+        assert outcome.failed(2 * index + 2) - cross_row == set(), name
     for name in rows.keys() - set(plain):
         lines = [rows[name]["fails"][0], rows[name]["passes"][0]]
         outcome = run_gate(lines, base_folder, tmp_path / name, rows[name]["settings"])
         assert [outcome.failed(1), outcome.failed(2)] == [{name}, set()]
 
 
-@pytest.mark.parametrize("name", [name for name, check in CHECKS.items() if check.scope == "among"])
+@pytest.mark.parametrize("name", [name for name, check in CHECKS.items() if check.scope == "cross_row"])
 def test_examples_among_rows_fail_and_pass(base_folder, tmp_path, name):
     fails, passes = (generate.lines_of(EXAMPLES[name][kind]) for kind in ("fails", "passes"))
     outcome = run_gate(fails, base_folder, tmp_path / "fails")

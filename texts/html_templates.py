@@ -1,4 +1,4 @@
-"""Jinja2 templates of HTML pages: every value is escaped, and an unknown name is an error."""
+"""Load Jinja2 templates of HTML pages, in which every value is escaped and an unknown name is an error."""
 
 from pathlib import Path
 

@@ -187,8 +187,17 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$", r"prefix_encoder\."]
 
 
-def _fixed_past(cache: Cache, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a layer's keys and values. A checkpointed block runs twice, so it must not extend the cache."""
+def _past_of_layer(
+    cache: Cache | None, layer: int, past_length: int, use_cache: bool
+) -> Cache | tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the past of a layer: the cache to extend, or without ``use_cache`` its keys and values; None without any.
+
+    A checkpointed block runs twice, so it must not extend the cache.
+    """
+    if use_cache:
+        return cache
+    if past_length == 0:
+        return None
     return cache.layers[layer].keys, cache.layers[layer].values
 
 
@@ -263,7 +272,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             torch._dynamo.maybe_mark_dynamic(token_indices, 0)
         all_hidden_states = [hidden_states]
         for index, layer in enumerate(self.layers):
-            past = past_key_values if use_cache else _fixed_past(past_key_values, index) if past_length else None
+            past = _past_of_layer(past_key_values, index, past_length, use_cache)
             run = partial(layer, token_indices=token_indices) if layer is self.layers[-1] else layer
             if self.gradient_checkpointing and self.training and not use_cache:
                 run = partial(self._gradient_checkpointing_func, run)

@@ -137,16 +137,16 @@ class DivergenceGuard(TrainerCallback):
     """Stops a diverged training run; the error names the step, its rows, and settings to try.
 
     A training run has diverged when its loss or evaluation loss is NaN or infinite, or when the loss stays above its
-    minimum by more than ``ln(vocab_size)``, the loss of a uniform guess, for :data:`PATIENCE` consecutive steps; a
-    single step may be a hard row. With loss scaling, a scale below :data:`MIN_SCALE` of the first one means that the
-    gradients overflow at every scale.
+    minimum by more than ``ln(vocab_size)``, the loss of a uniform guess, for :data:`MAX_HIGH_LOSS_STEPS` consecutive
+    steps; a single step may be a hard row. With loss scaling, a scale below :data:`MIN_SCALE` of the first one means
+    that the gradients overflow at every scale.
 
     Args:
         grad_scaler: None without loss scaling.
         sample_ids_of_step: returns the ids of the samples in a step.
     """
 
-    PATIENCE = 5
+    MAX_HIGH_LOSS_STEPS = 5
     MIN_SCALE = 2.0**-24
 
     def __init__(
@@ -178,7 +178,7 @@ class DivergenceGuard(TrainerCallback):
             if not math.isfinite(loss):
                 self._raise(step, loss, "loss", args)
             self.high_losses = [*self.high_losses, (step, loss)] if loss > self.lowest_loss + self.margin else []
-            if len(self.high_losses) == self.PATIENCE:
+            if len(self.high_losses) == self.MAX_HIGH_LOSS_STEPS:
                 self._raise(*self.high_losses[0], "loss", args)
             self.lowest_loss = min(self.lowest_loss, loss)
 

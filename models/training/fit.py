@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch.amp import GradScaler
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import DefaultFlowCallback, TrainerCallback
 
 from models.training import devices
-from models.training.batches import prepare_data
+from models.training.batches import TrainingData, prepare_data
 from models.training.callbacks import BestWeights, DivergenceGuard, EarlyStopping, LossHistory, ProgressBar
 from models.training.checkpointing import (
     CheckpointCompletion,
@@ -97,43 +98,72 @@ def fit(
             grad_scaler = make_grad_scaler(arguments.device, data.train_rows, config.rows_per_update)
 
         statistics = StepStatistics(arguments.device)
-        guard = DivergenceGuard(statistics, grad_scaler, model.config.vocab_size, data.sample_ids_of_step)
-        history = LossHistory(statistics, on_record)
-        best = BestWeights(history, checkpoint_folder)
-        early_stopping = EarlyStopping(history, config.patience)
-        stop = StopOnSigterm()
-        states = {"statistics": statistics, "guard": guard, "history": history}
+        run_callbacks = _RunCallbacks(
+            statistics, grad_scaler, model.config.vocab_size, data, config, on_record, checkpoint_folder
+        )
         trainer = AdapterTrainer(
             model,
             arguments,
             data,
             statistics,
-            callbacks=[  # in the order in which they run
-                DefaultFlowCallback(),  # decides in each step whether to log, evaluate and save
-                # A checkpoint must be complete before BestWeights removes files that no complete checkpoint needs.
-                *([stop, CheckpointCompletion(states, history), EpochRestorer(data.order)] if save else []),
-                guard,  # before the history, so that a diverged loss is not recorded
-                *([] if arguments.disable_tqdm else [ProgressBar()]),
-                history,
-                *([best] if config.keep_best else []),
-                early_stopping,
-                *callbacks,
-            ],
+            callbacks=run_callbacks.in_order(show_progress=not arguments.disable_tqdm, further=callbacks),
             grad_scaler=grad_scaler,
             shard_dtype=config.autocast if config.sharded else None,
         )
 
         with _log_around_progress_bar(arguments), devices.translate_device_errors(), devices.abort_with_peers():
-            latest = load_latest_state(folder, states) if save else None
-            if latest is not None and early_stopping.is_exhausted():
+            latest = load_latest_state(folder, run_callbacks.states) if save else None
+            if latest is not None and run_callbacks.early_stopping.is_exhausted():
                 load_final_checkpoint(trainer, latest)
             else:
-                _train(trainer, latest, stop, handle_signal=save)
+                _train(trainer, latest, run_callbacks.stop, handle_signal=save)
             if config.keep_best:
-                best.restore(model)
+                run_callbacks.best.restore(model)
             num_tokens, num_slots = statistics.totals()
+    history = run_callbacks.history
     best_evaluation = history.best_evaluation() if config.keep_best else None
     return _build_result(history, best_evaluation, trainer.state.global_step, num_tokens, num_slots)
+
+
+class _RunCallbacks:
+    """The callbacks of a training run.
+
+    Attributes:
+        states: objects whose state a checkpoint keeps, by name.
+    """
+
+    def __init__(
+        self,
+        statistics: StepStatistics,
+        grad_scaler: GradScaler | None,
+        vocab_size: int,
+        data: TrainingData,
+        config: TrainConfig,
+        on_record: Callable[[dict], None] | None,
+        checkpoint_folder: Path | None,
+    ):
+        self.guard = DivergenceGuard(statistics, grad_scaler, vocab_size, data.sample_ids_of_step)
+        self.history = LossHistory(statistics, on_record)
+        self.best = BestWeights(self.history, checkpoint_folder)
+        self.early_stopping = EarlyStopping(self.history, config.patience)
+        self.stop = StopOnSigterm()
+        self.states = {"statistics": statistics, "guard": self.guard, "history": self.history}
+        self._has_checkpoints, self._keep_best = checkpoint_folder is not None, config.keep_best
+        self._order = data.order
+
+    def in_order(self, *, show_progress: bool, further: Sequence[TrainerCallback]) -> list[TrainerCallback]:
+        """Return the callbacks in the order in which they run."""
+        callbacks = [DefaultFlowCallback()]  # decides in each step whether to log, evaluate and save
+        if self._has_checkpoints:
+            # A checkpoint must be complete before BestWeights removes files that no complete checkpoint needs.
+            callbacks += [self.stop, CheckpointCompletion(self.states, self.history), EpochRestorer(self._order)]
+        callbacks.append(self.guard)  # before the history, so that a diverged loss is not recorded
+        if show_progress:
+            callbacks.append(ProgressBar())
+        callbacks.append(self.history)
+        if self._keep_best:
+            callbacks.append(self.best)
+        return [*callbacks, self.early_stopping, *further]
 
 
 def _train(trainer: AdapterTrainer, latest: Path | None, stop: StopOnSigterm, *, handle_signal: bool) -> None:

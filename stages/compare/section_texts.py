@@ -17,7 +17,7 @@ _LEAD_WITHOUT_PROBES = translatable(
     "All models were evaluated on the same {task} task rows and {general} general rows ({source})."
 )
 _GENERAL_NOTE = translatable(
-    "{count} of the general rows stand in the training rows, so they do not measure forgetting: {questions}"
+    "{count} of the general rows occur in the training rows, so they do not measure forgetting: {questions}"
 )
 QUALITY_TITLE = translatable("Quality")
 DIFFERENCES_TITLE = translatable("Paired differences")
@@ -43,7 +43,7 @@ PROBES_NOTE = translatable(
     "✓: the answer meets the expectation of the probe. ✗: it does not. 2/3: two of three wordings of the probe are met."
 )
 SEEN_NOTE = translatable(
-    "Seen wordings stand in the training rows, exactly or nearly: the answer may be recalled. Unseen wordings show "
+    "Seen wordings occur in the training rows, exactly or nearly: the answer may be recalled. Unseen wordings show "
     "what the model has learnt; promotion and the DVC metric `probes` count these, if there are any."
 )
 SEEN, UNSEEN = translatable("seen wording"), translatable("unseen wording")

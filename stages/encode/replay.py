@@ -10,7 +10,9 @@ from models.sample import Sample
 from models.text_normalization import normalize_text
 
 log = logging.getLogger("tuneline.encode")
-MIN_SIMILARITY = 0.7  # the lowest value that validate.checks.no_near_duplicate accepts, so at least as strict
+# Fixed: does not depend on params.yaml. It is the lowest similarity that validate.checks.no_near_duplicate accepts, so
+# the exclusion is at least as strict as that check.
+REPLAY_EXCLUSION_SIMILARITY = 0.7
 
 
 def draw_replay_samples(
@@ -60,7 +62,7 @@ def exclude_similar_to_evaluated(samples: Sequence[Sample], evaluated: Sequence[
     texts, evaluated_texts = (
         [normalize_text(join_dialogue(sample.messages)) for sample in part] for part in (samples, evaluated)
     )
-    is_near_duplicate = has_near_duplicate(texts, evaluated_texts, MIN_SIMILARITY)
+    is_near_duplicate = has_near_duplicate(texts, evaluated_texts, REPLAY_EXCLUSION_SIMILARITY)
     return [
         sample
         for sample, is_similar in zip(samples, is_near_duplicate, strict=True)

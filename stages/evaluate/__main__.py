@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_eval_set(checked: receipt.VerifiedFolder, general: receipt.VerifiedFolder, probes: Path | None) -> EvalSet:
-    """Read test rows, evaluation rows, general rows and probes, and find those that stand in the training rows.
+    """Read test rows, evaluation rows, general rows and probes, and find those that occur in the training rows.
 
     Nothing is chosen by general rows, so both of their held-out splits are used: forgetting is measured on more rows.
 

@@ -1,4 +1,4 @@
-"""Probes and general rows that stand in the training rows: what the model may have learnt by heart."""
+"""Probes and general rows that occur in the training rows: what the model may have learnt by heart."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,7 @@ def match_general_samples(samples: Sequence[Sample], checked: VerifiedFolder) ->
         first = [samples[index] for index in list(matches)[:_MAX_NAMED]]
         named = ", ".join(format_location(sample.file, sample.line, sample.number or 0) for sample in first)
         log.warning(
-            "%d of %d general rows stand in the training rows and do not measure forgetting (%s%s); replace them",
+            "%d of %d general rows occur in the training rows and do not measure forgetting (%s%s); replace them",
             len(matches),
             len(samples),
             named,

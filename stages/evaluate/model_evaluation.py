@@ -29,7 +29,7 @@ class EvalSet:
         general: held-out general conversations, to measure forgetting.
         probes: every wording of every probe; none if the data have no probes.
         chosen_by: evaluation samples of the task, whose loss chooses among parameter sets; they are not answered.
-        general_matches: for general samples that stand in the training rows, their index and the similarity.
+        general_matches: for general samples that occur in the training rows, their index and the similarity.
     """
 
     task: Sequence[Sample]
@@ -112,7 +112,7 @@ def evaluate_model(model: ModelUnderTest, eval_set: EvalSet) -> EvalResult:
         "eval": measure_loss(model, eval_set.chosen_by),
         "test": metrics.summarize_samples(rows["test"]) | metrics.summarize_by_length(rows["test"]),
         "general": metrics.summarize_samples(rows["general"]),
-        "probes": summarize_probes(rows["probes"], rows["sampled"]),
+        "probes": summarize_all_probe_answers(rows["probes"], rows["sampled"]),
         "generation": summarize_generation(
             model, [row for kind in ("test", "general", "probes") for row in rows[kind] if "answer" in row], seconds
         ),
@@ -120,7 +120,7 @@ def evaluate_model(model: ModelUnderTest, eval_set: EvalSet) -> EvalResult:
     return EvalResult(rows, all_metrics)
 
 
-def summarize_probes(greedy: Sequence[dict], sampled: Sequence[dict]) -> dict | None:
+def summarize_all_probe_answers(greedy: Sequence[dict], sampled: Sequence[dict]) -> dict | None:
     """Return the metrics over greedy and sampled answers to the probes; None without probes."""
     probes = metrics.summarize_probes(greedy)
     return probes and probes | {"sampled": metrics.summarize_sampled(sampled)}

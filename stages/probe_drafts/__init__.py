@@ -2,5 +2,5 @@
 
 ``suggest`` reads the checked rows and writes probes for a person to edit, one for each topic. ``check`` reads probes
 and the training rows, and prints which probes are damaged, which expectations their own reference answers fail, and
-which wordings are repeated or stand in the training rows. ``pipelines.probes`` runs both.
+which wordings are repeated or occur in the training rows. ``pipelines.probes`` runs both.
 """

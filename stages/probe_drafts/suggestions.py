@@ -1,6 +1,6 @@
 """Suggested probes: a question of every topic of the data, with its wordings and an expectation on the answer.
 
-Topics are clusters (k-means) of the questions' words, weighted by TF-IDF. Questions that do not stand in the training
+Topics are clusters (k-means) of the questions' words, weighted by TF-IDF. Questions that do not occur in the training
 rows come first, because only those show what a model has learnt. The same data give the same probes.
 """
 

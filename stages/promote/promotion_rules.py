@@ -41,9 +41,9 @@ class GainRule:
         is_opponent_trained: False for the base model, which has no seed.
     """
 
-    metric: str = "loss"
-    margin: float = 0.01
-    seed_spread: float = 0.04
+    metric: str
+    margin: float
+    seed_spread: float
     candidates: int = 1
     challengers: int = 1
     is_opponent_trained: bool = True
@@ -72,9 +72,9 @@ class Guards:
     empty_rate: float
     probes: float
     latency: float
-    repetition: float = 0.2
-    general: float = 0.85
-    refusals: float = 0.05
+    repetition: float
+    general: float
+    refusals: float
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from models.errors import UserError
 
 log = logging.getLogger("tuneline.train")
 TENSORBOARD_LOGS = Path("reports/tensorboard")
-# The run's id of trackers that choose one themselves, beside the checkpoints, which are removed with the finished run.
+# File in the checkpoint folder with the run id that MLflow chose, to continue that run after an interruption. The
+# folder is removed when the training is finished.
 MLFLOW_RUN = "mlflow_run_id"
 # Trackers send the figures of the training; usage statistics, source code and crash reports only if the user says so.
 PRIVACY = {
@@ -42,8 +43,8 @@ def build_trackers(names: Sequence[str], checkpoints: Path) -> list[TrainerCallb
 class GuardedTracker(TrainerCallback):
     """A tracker of transformers that cannot end the training once it has started.
 
-    Every event of Trainer is passed on. An error at the beginning of training is reported as a mistake of the user; a
-    later one, such as of a server that has gone, is logged once and switches the tracker off.
+    Only the events train_begin, log and train_end are forwarded. An error in train_begin raises UserError. An error in
+    a later event, such as an unreachable server, is logged once and switches the tracker off.
     """
 
     def __init__(self, name: str, checkpoints: Path):
@@ -75,13 +76,13 @@ class GuardedTracker(TrainerCallback):
             return
         try:
             getattr(self._callback, event)(*arguments, **kwargs)
-        except Exception as error:  # of any kind: a tracker's client may raise anything
+        except Exception as error:  # each tracker's client library has its own exceptions
             log.warning("train: %s failed and is switched off (%s)", self._name, _first_line(error))
             self._callback = None
 
 
 def run_environment(name: str, checkpoints: Path) -> dict[str, str]:
-    """Return a tracker's default environment variables: project, and the run of these checkpoints, to continue it."""
+    """Return a tracker's default environment variables: the project, and the id of the run to continue."""
     run, project = checkpoints.name.replace(".", "-"), "tuneline"
     if name == "tensorboard":
         return {"TENSORBOARD_LOGGING_DIR": str(TENSORBOARD_LOGS / run)}
@@ -91,7 +92,9 @@ def run_environment(name: str, checkpoints: Path) -> dict[str, str]:
         return {"MLFLOW_EXPERIMENT_NAME": project, **known_run}
     if name == "wandb":
         return {"WANDB_PROJECT": project, "WANDB_RUN_ID": run, "WANDB_RESUME": "allow"}
-    return {"SWANLAB_PROJECT": project, "SWANLAB_RUN_ID": run, "SWANLAB_RESUME": "allow"}
+    if name == "swanlab":
+        return {"SWANLAB_PROJECT": project, "SWANLAB_RUN_ID": run, "SWANLAB_RESUME": "allow"}
+    raise ValueError(f"unknown tracker: {name}")
 
 
 def _create_callback(name: str) -> TrainerCallback:

@@ -158,7 +158,7 @@ def memory_spec(
         labelled=batch_size * (adapter.pack_tokens or most_labels),
         quantization=adapter.quantization,
         fp8=params.train.precision == "fp8",
-        checkpointing=adapter.gradient_checkpointing,
+        gradient_checkpointing=adapter.gradient_checkpointing,
         packed=adapter.pack_tokens is not None,
         gpu=torch.cuda.is_available(),
         shards=devices.world_size() if params.train.strategy == "fsdp" else 1,

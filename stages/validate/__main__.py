@@ -30,7 +30,7 @@ from stages.validate.checks import Check, build_checks
 from stages.validate.data_docs import render_data_docs
 from stages.validate.dataset_checks import Outcome, check_dataset
 from stages.validate.probe_contamination import find_seen_probes
-from stages.validate.row_decisions import decide_rows
+from stages.validate.row_decisions import Decision, decide_rows
 from stages.validate.row_table import GateConfig, RowTable
 from stages.validate.rows import build_row_table, warned_lines, write_rows
 from stages.validate.worker_pool import WorkerPool
@@ -81,7 +81,7 @@ def origin_of(section: str, params: params_schema.Params, tokenizer_sha256: str)
 
 
 def probes_of_section(section: str, params: params_schema.Params) -> list[Probe]:
-    """Return the probes that must not stand in the training rows: none for general conversations and other data.
+    """Return the probes that must not occur in the training rows: none for general conversations and other data.
 
     Raises:
         UserError: a probe is invalid.
@@ -138,6 +138,42 @@ def write_reports(outcome: Outcome, checks: Sequence[Check], table: RowTable, ar
     print_report(outcome.row_findings, outcome.data_findings, outcome.row_counts, outcome.notices)
 
 
+def write_warned_rows(out: Path, table: RowTable, decision: Decision, checks: Sequence[Check]) -> None:
+    """Write the accepted rows that checks warn of."""
+    with atomic_write(out) as path, path.open("wb") as file:
+        file.writelines(warned_lines(table, decision, checks))
+        if not file.tell():
+            file.write(b"\n")  # DVC warns of an empty file
+
+
+def run_gate(
+    config: GateConfig,
+    files: Mapping[str, Path],
+    hashes: Mapping[str, str],
+    probes: Sequence[Probe],
+    previous_lengths: list[int] | None,
+    pool: WorkerPool,
+) -> tuple[RowTable, Decision, Outcome]:
+    """Check the rows of all files one by one, compare and split them, and check the dataset.
+
+    Args:
+        files: paths by name.
+        hashes: SHA-256 by name, from before the files were read.
+        probes: probes that must not occur in the training rows.
+        previous_lengths: length histogram of the data that were accepted before, if any.
+
+    Raises:
+        UserError: a file cannot be read, or changed while it was read.
+    """
+    table = build_row_table(config, files, pool)
+    if hash_files(files) != hashes:
+        raise UserError("The data changed while they were read; run it again when no program writes to them.")
+    checks = config.checks
+    decision = decide_rows(table, checks, config.params.validate_, pool, config.decisions)
+    seen_probes = find_seen_probes(table, decision, probes, pool)
+    return table, decision, check_dataset(table, decision, checks, previous_lengths, seen_probes)
+
+
 @entry_point
 def main() -> None:
     arguments = read_arguments()
@@ -153,15 +189,13 @@ def main() -> None:
     hashes = hash_files(files)
     data_sha256, tokenizer_sha256 = sha256_of_json(hashes), sha256_of(arguments.tokenizer / TOKENIZER)
     origin = origin_of(arguments.section, params, tokenizer_sha256)
-    previous_lengths = origin and length_drift.read_last_accepted(arguments.accepted, data_sha256, origin)
+    previous_lengths = None
+    if origin:
+        previous_lengths = length_drift.read_last_accepted(arguments.accepted, data_sha256, origin)
     # The spool is beside the outputs, because the temporary folder of the system may be in memory.
     with WorkerPool() as pool, scratch_folder(arguments.quarantine.with_name("examined")) as spool:
-        table = build_row_table(GateConfig(params, arguments.tokenizer, spool, decisions), files, pool)
-        if hash_files(files) != hashes:
-            raise UserError("The data changed while they were read; run it again when no program writes to them.")
-        decision = decide_rows(table, checks, params.validate_, pool, decisions)
-        seen_probes = find_seen_probes(table, decision, probes, pool)
-        outcome = check_dataset(table, decision, checks, previous_lengths, seen_probes)
+        config = GateConfig(params, arguments.tokenizer, spool, decisions)
+        table, decision, outcome = run_gate(config, files, hashes, probes, previous_lengths, pool)
         verify_row_counts(outcome.row_counts, write_rows(table, decision, checks, spool))
         suite = [check.to_receipt() for check in checks]
         facts = {
@@ -175,10 +209,7 @@ def main() -> None:
             facts["decisions_sha256"] = sha256_of(arguments.decisions)
         publish_rows(spool, outcome, arguments, {"read": hashes, **facts})
         if arguments.warned:
-            with atomic_write(arguments.warned) as path, path.open("wb") as file:
-                file.writelines(warned_lines(table, decision, checks))
-                if not file.tell():
-                    file.write(b"\n")  # DVC warns of an empty file
+            write_warned_rows(arguments.warned, table, decision, checks)
     write_reports(outcome, checks, table, arguments)
     if outcome.block_reasons:
         hint = "" if arguments.temporary else f" See {arguments.quarantine} and {arguments.docs}/index.html."

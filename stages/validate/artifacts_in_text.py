@@ -6,6 +6,8 @@ Both are intended where a row asks for code, a web page or a template, so the to
 import re
 from html.entities import name2codepoint
 
+from stages.validate.text_patterns import CODE, MAX_SEARCHED_CHARACTERS
+
 # Not placeholders: <UNK>, the out-of-vocabulary word of data sets such as ADGEN; keys of a keyboard; names of tags.
 _NOT_PLACEHOLDERS = (
     "UNK|ENTER|RETURN|TAB|ESC|CTRL|ALT|SHIFT|DEL|DELETE|SPACE|CMD|HTML|HEAD|BODY|DIV|SPAN|TABLE|SCRIPT|CODE"
@@ -104,9 +106,7 @@ _CODE_LINE = re.compile(
     r"|public |private |#include|using \w|package \w|<\?(?:php|xml)|<!DOCTYPE"
     r"|@\w+|//|/\*|if ?\(|for ?\(|while ?\(|export |async |SELECT |INSERT |\}|\);?$)|[;{]$|=> ?[({]"
 )
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _MIN_FRAME = 10  # characters around a quotation; a text with fewer is the quotation itself
-_MAX_LENGTH = 20_000  # characters of a text that are searched for its topic; bounds the time per row
 
 
 def find_placeholder(answer: str, prompt: str = "") -> str | None:
@@ -122,7 +122,9 @@ def find_placeholder(answer: str, prompt: str = "") -> str | None:
         return media[0]
     if not (blank := _BLANK.search(_remove_quotes(_remove_code(answer)))):
         return None
-    is_document = _DOCUMENT.search(prompt[-_MAX_LENGTH:]) or _LETTER.search(answer[:_MAX_LENGTH])
+    is_document = _DOCUMENT.search(prompt[-MAX_SEARCHED_CHARACTERS:]) or _LETTER.search(
+        answer[:MAX_SEARCHED_CHARACTERS]
+    )
     return None if blank[0] in prompt or is_document else blank[0]
 
 
@@ -140,7 +142,9 @@ def find_html(answer: str, prompt: str = "") -> str | None:
         return _find_escaped_code(answer, prompt)
     if escaped := _find_escaped_markup(answer, prompt):
         return escaped
-    is_about_markup = _MARKUP_TOPIC.search(prompt[-_MAX_LENGTH:]) or _MARKUP_WORD.search(answer[:_MAX_LENGTH])
+    is_about_markup = _MARKUP_TOPIC.search(prompt[-MAX_SEARCHED_CHARACTERS:]) or _MARKUP_WORD.search(
+        answer[:MAX_SEARCHED_CHARACTERS]
+    )
     if is_about_markup or _is_markup(answer, prompt):
         return None
     if not _is_code(answer, prompt):
@@ -159,10 +163,10 @@ def _find_escaped_code(answer: str, prompt: str) -> str | None:
     if "`" not in answer and "`" not in prompt:
         return None
     for text in (prompt, answer):
-        for code in _CODE.finditer(text):
+        for code in CODE.finditer(text):
             escaped = _ESCAPED_CHARACTER.search(code[0])
             if escaped and not (
-                _ANY_TAG.search(code[0]) or _MARKUP_TOPIC.search(f"{code[0][:20]} {prompt}"[:_MAX_LENGTH])
+                _ANY_TAG.search(code[0]) or _MARKUP_TOPIC.search(f"{code[0][:20]} {prompt}"[:MAX_SEARCHED_CHARACTERS])
             ):
                 return escaped[0]
     return None
@@ -170,13 +174,13 @@ def _find_escaped_code(answer: str, prompt: str) -> str | None:
 
 def _remove_code(text: str) -> str:
     """Remove code blocks and inline code, in which braces and tags are intended."""
-    return _CODE.sub(" ", text) if "`" in text else text
+    return CODE.sub(" ", text) if "`" in text else text
 
 
 def _find_escaped_markup(answer: str, prompt: str) -> str | None:
     """Return the first tag of a page in which all tags are escaped, so that no browser would render it."""
-    tags = _ESCAPED_TAG.findall(answer[:_MAX_LENGTH])
-    if len(tags) < 3 or _ANY_TAG.search(answer[:_MAX_LENGTH]):
+    tags = _ESCAPED_TAG.findall(answer[:MAX_SEARCHED_CHARACTERS])
+    if len(tags) < 3 or _ANY_TAG.search(answer[:MAX_SEARCHED_CHARACTERS]):
         return None
     return None if re.search(r"转义|实体|escap|entit|&lt;", prompt) else tags[0]
 
@@ -185,10 +189,10 @@ def _is_markup(answer: str, prompt: str) -> bool:
     """Whether the answer as a whole is markup, or edits markup from the prompt."""
     has_markup_prompt = any(
         line.startswith("<") and line.endswith(">") and len(line) > 6
-        for line in map(str.strip, prompt[-_MAX_LENGTH:].split("\n"))
+        for line in map(str.strip, prompt[-MAX_SEARCHED_CHARACTERS:].split("\n"))
     )
-    text = answer[:_MAX_LENGTH].strip()
-    if not (text.startswith("<") and (text.endswith(">") or len(answer) > _MAX_LENGTH)):
+    text = answer[:MAX_SEARCHED_CHARACTERS].strip()
+    if not (text.startswith("<") and (text.endswith(">") or len(answer) > MAX_SEARCHED_CHARACTERS)):
         return has_markup_prompt and bool(_ANY_TAG.search(text))
     tags = [(tag[1] or "", len(tag[0])) for tag in _ANY_TAG.finditer(text)]
     is_structured = any(name.lower() not in _PROSE_TAGS for name, _ in tags)
@@ -197,8 +201,12 @@ def _is_markup(answer: str, prompt: str) -> bool:
 
 def _is_code(answer: str, prompt: str) -> bool:
     """Whether the row asks for code, a page or a template, or the answer consists of code."""
-    topic = prompt[-_MAX_LENGTH:]
-    if _MARKUP_TOPIC.search(topic) or _CODE_TOPIC.search(topic) or _MARKUP_WORD.search(answer[:_MAX_LENGTH]):
+    topic = prompt[-MAX_SEARCHED_CHARACTERS:]
+    if (
+        _MARKUP_TOPIC.search(topic)
+        or _CODE_TOPIC.search(topic)
+        or _MARKUP_WORD.search(answer[:MAX_SEARCHED_CHARACTERS])
+    ):
         return True
-    lines = len(_CODE_LINE.findall(answer[:_MAX_LENGTH]))
+    lines = len(_CODE_LINE.findall(answer[:MAX_SEARCHED_CHARACTERS]))
     return lines > 1 or (lines == 1 and bool(_AMBIGUOUS_CODE_TOPIC.search(topic)))

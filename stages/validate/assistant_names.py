@@ -3,6 +3,7 @@
 import re
 
 from measures.boilerplate import QUOTING_REQUEST, ROLE_REQUEST
+from stages.validate.text_patterns import MAX_SEARCHED_CHARACTERS
 
 
 def _group(names: tuple[str, ...]) -> str:
@@ -75,7 +76,6 @@ _SELF_NAMING = re.compile(
     r"|我是\s*([A-Za-z][\w.-]{1,24}|[^，,。！？\s的一个您你由在名位款是]{2,8})[，,](?:是|我是)?(?:一[个名款位种]|您的"
     r"|你的|由)[^。！？\n]{0,24}?(?:AI|人工智[能慧]|语言模型|智能助[手理]|大模型|机器人)"
 )
-_MAX_LENGTH = 20_000  # characters of a text that are searched; bounds the time per row
 # An answer without any of these substrings cannot match.
 _FIRST_PERSON = ("我是", "我叫", "我就", "我其", "我的", "叫我", "我由", "我现", "我只", "我不", "称我")
 _CLAIM_SUBSTRINGS = ("名字", "名为", "自称", "这里是", "本人是", "作为", "模型由", "助手由")
@@ -91,14 +91,14 @@ def find_other_name(assistant: str | None, answer: str, prompt: str = "", questi
         prompt: all messages before the answer, one per line.
         question: the newest of them; None for the whole prompt.
     """
-    answer = answer[:_MAX_LENGTH]
+    answer = answer[:MAX_SEARCHED_CHARACTERS]
     if not _has_substring(answer):
         return None
     if assistant:
         answer = re.sub(re.escape(assistant), "\N{BULLET}", answer, flags=re.IGNORECASE)
-    prompt = prompt[-_MAX_LENGTH:]
+    prompt = prompt[-MAX_SEARCHED_CHARACTERS:]
     is_assistant = _AS_ASSISTANT.search(answer)
-    request = prompt if question is None else question[-_MAX_LENGTH:]
+    request = prompt if question is None else question[-MAX_SEARCHED_CHARACTERS:]
     is_quoting = QUOTING_REQUEST.search(request) or ROLE_REQUEST.search(prompt)
     for pattern in (_CLAIM, _MADE_BY, *((_AMBIGUOUS_CLAIM,) if is_assistant else ())):
         for claim in pattern.finditer(answer):

@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 
+from stages.validate.text_patterns import CODE, MAX_SEARCHED_CHARACTERS
+
 # Tokens of prompt templates. Full-width bars and blanks are DeepSeek's.
 _TOKEN = re.compile(
     r"<[|｜][A-Za-z_▁ ]{2,40}[|｜]>(?::|：)?|\[/?INST\]|<</?SYS>>|</?s>|\[gMASK\]|<[sego]op>|<(?:start|end)_of_turn>"
@@ -44,8 +46,6 @@ _ABOUT_TEMPLATES = re.compile(
     r"|strikethrough",
     re.IGNORECASE,
 )
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
-_MAX_LENGTH = 20_000  # characters of a prompt that are searched for its topic
 
 
 def find_role_mark(answer: str, prompt: str = "") -> str | None:
@@ -61,9 +61,9 @@ def _find_template_token(answer: str, prompt: str) -> str | None:
     if not any(substring in answer or substring in prompt for substring in _SUBSTRINGS):
         return None
     for text in (prompt, answer):
-        token = _TOKEN.search(_CODE.sub(" ", text) if "`" in text else text)
+        token = _TOKEN.search(CODE.sub(" ", text) if "`" in text else text)
         if token:
-            return None if _ABOUT_TEMPLATES.search(prompt[-_MAX_LENGTH:]) else token[0]
+            return None if _ABOUT_TEMPLATES.search(prompt[-MAX_SEARCHED_CHARACTERS:]) else token[0]
     return None
 
 
@@ -74,7 +74,7 @@ def _find_flattened_turn(answer: str, prompt: str) -> str | None:
     first_turn = _FIRST_TURN.search(prompt)
     if first_turn and (open_answer := _OPEN_ANSWER.search(prompt)):
         return open_answer[0].strip()
-    if _ABOUT_DIALOGUES.search(prompt[-_MAX_LENGTH:]):
+    if _ABOUT_DIALOGUES.search(prompt[-MAX_SEARCHED_CHARACTERS:]):
         return None
     if first_turn and (reply := _REPLY.search(prompt, first_turn.end())) and _FIRST_TURN.search(prompt, reply.end()):
         return reply[0].strip()

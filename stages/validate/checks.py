@@ -15,7 +15,7 @@ class Check:
         name: in params.yaml, quarantine and reports.
         column: the feature, a column of a table with a row per sample, or a single row for all data.
         group: title of the section of reports.
-        scope: ``row`` for a feature of one row, ``review`` for a decision of a person, ``among`` for a feature that
+        scope: ``row`` for a feature of one row, ``review`` for a decision of a person, ``cross_row`` for a feature that
             depends on all other rows, ``data`` for one of all data.
         severity: ``warn``, ``quarantine`` or ``block``.
         maximum, minimum: limits of the feature; None and None if the feature must be absent.
@@ -25,7 +25,7 @@ class Check:
     name: str
     column: str
     group: str
-    scope: Literal["row", "review", "among", "data"]
+    scope: Literal["row", "review", "cross_row", "data"]
     severity: str
     maximum: float | None
     minimum: float | None
@@ -109,12 +109,12 @@ _DATASET_CHECKS = {
         "enough_rows": translatable("too few accepted rows"),
         "few_quarantined": translatable("too large a share of quarantined rows"),
         "few_cut": translatable("too large a share of rows with cut turns"),
-        "no_probe_in_training": translatable("probe questions that stand in the training rows"),
+        "no_probe_in_training": translatable("probe questions that occur in the training rows"),
         "diverse": translatable("rows too similar to each other"),
         "steady_lengths": translatable("row lengths that drifted from the last accepted data"),
     }
 }
-_CHECKS = {"row": _ROW_CHECKS, "review": _REVIEW_CHECKS, "among": _CROSS_ROW_CHECKS, "data": _DATASET_CHECKS}
+_CHECKS = {"row": _ROW_CHECKS, "review": _REVIEW_CHECKS, "cross_row": _CROSS_ROW_CHECKS, "data": _DATASET_CHECKS}
 
 
 def build_checks(params: Params) -> list[Check]:

@@ -53,7 +53,7 @@ def check_dataset(
 
     Args:
         previous_lengths: length histogram of the data that were accepted before, if any.
-        seen_probes: wordings of probes that stand in the training rows. Their number is no part of the row counts,
+        seen_probes: wordings of probes that occur in the training rows. Their number is no part of the row counts,
             which the receipt has: a new probe is no reason to retrain.
     """
     tokens = (table.prompt_tokens + table.answer_tokens)[~decision.is_quarantined]

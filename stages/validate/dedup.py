@@ -1,4 +1,4 @@
-"""Copies, near-duplicates and conflicting answers among all rows.
+"""Deduplication: copies, near-duplicates and conflicting answers among all rows.
 
 Near-duplicates are found by MinHash with a search of our own. datasketch's ``MinHashLSH`` keeps all bands in Python
 dictionaries and returns every row of a bucket: thousands of rows made from one template give millions of pairs.

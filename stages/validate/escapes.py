@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from models.sample import Message
+from stages.validate.text_patterns import CODE_OR_FORMULA
 
 _HAN = "\u4e00-\u9fff"
 _JSON_ESCAPE = re.compile(
@@ -14,7 +15,6 @@ _JSON_ESCAPE = re.compile(
     rf'|\\"(?=[{_HAN}])|(?<=[{_HAN}])\\"|https?:\\/\\/'
 )
 _EXCEL_ESCAPE = re.compile(r"_x00[01][0-9A-Fa-f]_")
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|\$\$?[^$]+\$\$?", re.DOTALL)
 # Topics in which escape sequences are intended.
 _ESCAPE_TOPIC = re.compile(
     r"转义|换行|反斜[杠线]|正则|编码|字符串|代码|程序|编程|函数|脚本|命令|路径|公式|unicode|utf-?8|escap|newline"
@@ -36,7 +36,7 @@ _MANY = 3  # escapes in a text without a line break: encoded twice, whatever its
 def find_escape(messages: Sequence[Message]) -> str | None:
     """Return the first literal escape sequence outside of code, unless the topic is escapes or programs."""
     text = "\n".join(message.content for message in messages)
-    prose = _CODE.sub(" ", text) if "`" in text or "$" in text else text
+    prose = CODE_OR_FORMULA.sub(" ", text) if "`" in text or "$" in text else text
     if (excel_escape := _EXCEL_ESCAPE.search(prose)) and not _asks_about_excel(messages):
         return excel_escape[0]
     line_break = _FENCE_BREAK.search(text) or _SENTENCE_BREAK.search(prose)

@@ -32,6 +32,20 @@ _MISREADINGS = (
 )
 _MISREAD_AS_RUSSIAN = (("cp1251", "utf-8"), ("koi8-r", "utf-8"))
 _WINDOW, _MAX_WINDOWS = 20, 100  # characters of a window, and windows of a text, which bound the time per row
+_MIN_HAN_IN_LATIN_1 = 0.6  # share of common characters in a run of Latin-1 letters that is decoded as Chinese
+_MIN_QUESTION_MARKS, _MIN_QUESTION_MARK_SHARE = 6, 0.7  # of a line: number, and share of its visible characters
+_MAX_PLAUSIBLE_WINDOWS = 4  # windows with rare characters per misread one; above this, the text is not misread
+# A window with more common characters than this share is not misread: with one rare character, with several.
+_MAX_COMMON_WITH_ONE_RARE, _MAX_COMMON_WITH_RARE = 0.2, 0.4
+_MIN_LETTERS = 3  # non-ASCII letters of a window; fewer show nothing
+_MIN_GAIN = 0.2  # increase of the share of common characters by decoding in another encoding
+_MIN_DECODED_SHARE = 0.4  # decoded characters per letter of the window; fewer mean that many bytes were not decoded
+# Decoded as another encoding than UTF-8: least characters, and share of common ones, the fewer characters the higher.
+_LONG, _SHORT = 6, 4
+_MIN_COMMON_LONG, _MIN_COMMON_LONG_WITH_ONE_RARE, _MIN_COMMON_SHORT = 0.5, 0.6, 0.75
+# Decoded as UTF-8: share of the non-ASCII bytes that are decoded; below it bytes were lost, or nothing is recognized.
+_MIN_BYTES_WITHOUT_LOSS, _MIN_BYTES_WITH_LOSS = 0.5, 0.25
+_MIN_COMMON_UTF8, _MIN_COMMON_UTF8_WITH_LOSS = 0.34, 0.5
 _PUNCTUATION = frozenset("，。、？！：；“”‘’（）《》〈〉…—·・「」『』【】　")
 _KANA = frozenset(map(chr, range(0x3041, 0x30FF)))
 # The characters of five sixths of Chinese prose, and their traditional forms.
@@ -85,18 +99,18 @@ def _find_western(text: str) -> str | None:
     for encoding, pattern in _HAN_IN_LATIN_1:
         for run in pattern.finditer(text):
             han = run[0][:_WINDOW].encode("latin-1").decode(encoding, "ignore")
-            if len(set(han)) > 1 and sum(character in _COMMON for character in han) >= 0.6 * len(han):
+            if len(set(han)) > 1 and sum(character in _COMMON for character in han) >= _MIN_HAN_IN_LATIN_1 * len(han):
                 return run[0]
     return None
 
 
 def _find_question_marks(text: str) -> str | None:
     """Return a line of question marks, the replacement for characters that an encoding lacks."""
-    if text.count("?") < 6:
+    if text.count("?") < _MIN_QUESTION_MARKS:
         return None
     for line in text.splitlines():
         visible = len(line) - line.count(" ")
-        if line.count("?") >= max(6, 0.7 * visible):
+        if line.count("?") >= max(_MIN_QUESTION_MARKS, _MIN_QUESTION_MARK_SHARE * visible):
             return line
     return None
 
@@ -111,14 +125,14 @@ def _find_misread_han(text: str) -> str | None:
     for window in _rare_windows(text):
         windows += 1
         misread += [piece for piece in (window, window[:half], window[half:]) if _is_misread(piece)][:1]
-    return misread[0] if 4 * len(misread) > windows else None
+    return misread[0] if _MAX_PLAUSIBLE_WINDOWS * len(misread) > windows else None
 
 
 @cache
 def _rare_characters() -> str:
     """Return characters that are frequent in misread text and rare elsewhere: Han, Greek, Cyrillic, box drawing."""
     ranges = ((0x370, 0x460), (0x2500, 0x2580), (0x2E80, 0xA000), (0xE000, 0xFFDD))
-    everyday = _level_1("gbk") | _level_1("big5") | _PUNCTUATION
+    everyday = _everyday_characters("gbk") | _everyday_characters("big5") | _PUNCTUATION
     full_width = frozenset(map(chr, range(0xFF00, 0xFF5F)))
     return "".join(
         character
@@ -129,7 +143,7 @@ def _rare_characters() -> str:
 
 
 @cache
-def _level_1(encoding: str) -> frozenset[str]:
+def _everyday_characters(encoding: str) -> frozenset[str]:
     """Return the characters of everyday use, level 1 of the national standard."""
     leads = {"gbk": range(0xB0, 0xD8), "big5": range(0xA4, 0xC7)}[encoding]
     trails = (*(range(0x40, 0x7F) if encoding == "big5" else ()), *range(0xA1, 0xFF))
@@ -160,7 +174,8 @@ def _is_misread(window: str) -> bool:
     letters = [character for character in window if character > "\x7f" and character not in _PUNCTUATION]
     rare_count = sum(character in rare for character in letters)
     common_count = sum(character in _COMMON for character in letters)
-    if len(letters) < 3 or common_count > (0.4 if rare_count > 1 else 0.2) * len(letters):
+    max_common_share = _MAX_COMMON_WITH_RARE if rare_count > 1 else _MAX_COMMON_WITH_ONE_RARE
+    if len(letters) < _MIN_LETTERS or common_count > max_common_share * len(letters):
         return False
     common_share = common_count / len(letters)
     han = [character for character in letters if character >= "\u3400" and character not in _KANA]
@@ -192,16 +207,16 @@ def _is_better(
         return False
     good = sum(character in _COMMON or (right == "cp932" and character in _KANA) for character in plausible)
     good_share = good / len(plausible)
-    if good_share <= common_share + 0.2:
+    if good_share <= common_share + _MIN_GAIN:
         return False
     if right == "utf-8":
         return _is_utf8(code, decoded, plausible, good)
-    if len(plausible) < 0.4 * letters:
+    if len(plausible) < _MIN_DECODED_SHARE * letters:
         return False
-    is_everyday = right != "cp932" and all(character in _level_1(right) for character in plausible)
-    if len(plausible) >= 6 or (len(plausible) >= 4 and is_everyday):
-        return good_share >= (0.5 if rare_count > 1 else 0.6)
-    return good_share >= 0.75 and len(plausible) >= 4
+    is_everyday = right != "cp932" and all(character in _everyday_characters(right) for character in plausible)
+    if len(plausible) >= _LONG or (len(plausible) >= _SHORT and is_everyday):
+        return good_share >= (_MIN_COMMON_LONG if rare_count > 1 else _MIN_COMMON_LONG_WITH_ONE_RARE)
+    return good_share >= _MIN_COMMON_SHORT and len(plausible) >= _SHORT
 
 
 def _is_utf8(code: bytes, decoded: list[str], plausible: list[str], good: int) -> bool:
@@ -214,8 +229,9 @@ def _is_utf8(code: bytes, decoded: list[str], plausible: list[str], good: int) -
     """
     good_share = good / len(plausible)
     decoded_bytes = sum(len(character.encode()) for character in decoded)
-    is_everyday = all(character in _level_1("gbk") for character in plausible)
+    is_everyday = all(character in _everyday_characters("gbk") for character in plausible)
     non_ascii_bytes = sum(byte > 0x7F for byte in code)
-    if decoded_bytes < 0.5 * non_ascii_bytes:  # bytes were lost, as Big5 has no character for many pairs
-        return decoded_bytes >= 0.25 * non_ascii_bytes and is_everyday and len(plausible) >= 3 and good_share >= 0.5
-    return (good >= 2 or is_everyday) and good_share >= 0.34
+    if decoded_bytes < _MIN_BYTES_WITHOUT_LOSS * non_ascii_bytes:  # Big5, for one, has no character for many pairs
+        is_enough = decoded_bytes >= _MIN_BYTES_WITH_LOSS * non_ascii_bytes and len(plausible) >= _MIN_LETTERS
+        return is_enough and is_everyday and good_share >= _MIN_COMMON_UTF8_WITH_LOSS
+    return (good >= 2 or is_everyday) and good_share >= _MIN_COMMON_UTF8

@@ -107,7 +107,7 @@ def _unread_key_notice(table: RowTable) -> list[dict[str, str]]:
 
 
 def seen_probe_notice(table: RowTable, seen_probes: Sequence[SeenProbe]) -> list[dict[str, str]]:
-    """Return a notice that lists probes that stand in training rows, the most similar first; none without probes."""
+    """Return a notice that lists probes that occur in training rows, the most similar first; none without probes."""
     if not seen_probes:
         return []
     ordered = sorted(seen_probes, key=lambda probe: -probe.similarity)

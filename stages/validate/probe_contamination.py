@@ -1,4 +1,4 @@
-"""Probes that stand in the training rows: an answer to them shows recall, not what the model has learnt."""
+"""Probes that occur in the training rows: an answer to them shows recall, not what the model has learnt."""
 
 import json
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class _Chunk:
 
 
 def find_seen_probes(table: RowTable, decision: Decision, probes: Sequence[Probe], pool: WorkerPool) -> list[SeenProbe]:
-    """Return the wordings that stand in the training rows, in the order of the probes."""
+    """Return the wordings that occur in the training rows, in the order of the probes."""
     questions = list(dict.fromkeys(probe.question for probe in probes))
     if not questions:
         return []

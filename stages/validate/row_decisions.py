@@ -65,9 +65,9 @@ def decide_rows(
     reviews = list((decisions or {}).values())
     is_kept, is_dropped = (rows_with_decision(table.matches, reviews, name) for name in ("keep", "drop"))
     row_filter = RowFilter(table, checks, is_kept, is_dropped)
-    row_filter.remove_copies()
-    pairs = row_filter.remove_near_duplicates(params.checks.no_near_duplicate.similarity)
-    row_filter.remove_conflicting_answers()
+    row_filter.fail_copies()
+    pairs = row_filter.fail_near_duplicates(params.checks.no_near_duplicate.similarity)
+    row_filter.fail_conflicting_answers()
     splits = row_filter.split(pairs, (params.eval_share, params.test_share))
     dropped = find_dropped(table.matches, reviews)
     findings = [*table.findings, dropped, *row_filter.collect_findings(pool)]
@@ -95,7 +95,7 @@ class RowFilter:
         self.severities = {check.name: check.severity for check in checks}
         self.accepted = table.passed
         self._table = table
-        self._checks = [check for check in checks if check.scope == "among"]
+        self._checks = [check for check in checks if check.scope == "cross_row"]
         self._is_kept, self._is_dropped, self._overridable = is_kept, is_dropped, overridable_checks(self._checks)
         self._features = {check.column: np.full(len(table.lines), None, object) for check in self._checks}
 
@@ -108,13 +108,13 @@ class RowFilter:
         if self.severities[check] != "warn":
             self.accepted = self.accepted[~np.isin(self.accepted, list(faults))]
 
-    def remove_copies(self) -> None:
+    def fail_copies(self) -> None:
         """Fail every row that is a copy of an earlier row, even of a quarantined one."""
         first = first_occurrences(self._table.keys.sample)
         copies = np.flatnonzero((first != np.arange(len(first))) & ~self._is_dropped)
         self._fail("unique", {row: self._table.locate(first[row]) for row in copies.tolist()})
 
-    def remove_near_duplicates(self, similarity: float) -> list[tuple[int, int, float]]:
+    def fail_near_duplicates(self, similarity: float) -> list[tuple[int, int, float]]:
         """Fail every near-duplicate of an earlier row.
 
         Returns:
@@ -133,7 +133,7 @@ class RowFilter:
         self._fail("no_near_duplicate", faults)
         return pairs
 
-    def remove_conflicting_answers(self) -> None:
+    def fail_conflicting_answers(self) -> None:
         """Fail every row whose answer differs from the first answer to the same prompt."""
         conflicts = find_conflicting_answers(self._table.keys, self.accepted)
         self._fail("one_answer", {row: self._table.locate(first) for row, first in conflicts.items()})

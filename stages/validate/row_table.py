@@ -162,7 +162,7 @@ class RowTable:
     """Columns of all rows.
 
     Attributes:
-        files, lines, offsets, numbers: location of each row, of shape (rows,); see :class:`formats.raw_rows.RawRow`.
+        files, lines, offsets, numbers: location of each row, of shape (rows,); see :class:`formats.raw_row.RawRow`.
         keys: hashes for deduplication and split.
         prompt_tokens, answer_tokens, turns_cut: NaN for a row without a conversation, float32 of shape (rows,).
         turn_tokens: see :class:`stages.validate.row_features.Features`; ``keys.counts`` has the turns of each row.
@@ -244,23 +244,10 @@ def _count_unread(unread: Sequence[set[str]]) -> Counter[str]:
 def build_chunk_table(config: GateConfig, chunk: Chunk) -> RowTable:
     """Parse the rows of a chunk, compute their features, run the row checks, and spool what later steps need."""
     matches = match_decisions(chunk.rows, config.decisions)
-    contents = replace_edited(chunk.rows, matches, config.decisions)
-    parsed, unread = zip(
-        *(
-            parse_content(content, config.params, row.fault if content is row.content else "")
-            for row, content in zip(chunk.rows, contents, strict=True)
-        ),
-        strict=True,
-    )
+    parsed, unread = _parse_rows(config, chunk, matches)
     features = compute_features(parsed, config.vocabulary, config.params)
     rows = np.arange(chunk.first, chunk.first + len(parsed))
-    checks = [check for check in config.checks if check.scope == "row"]
-    reviews = list(config.decisions.values())
-    kept, dropped = (set(rows[rows_with_decision(matches, reviews, name)].tolist()) for name in ("keep", "drop"))
-    findings = override_findings(run_checks(features.table, rows, checks), kept, dropped, overridable_checks(checks))
-    failed = dropped | {
-        row for check, finding in zip(checks, findings, strict=True) if check.severity != "warn" for row in finding.rows
-    }
+    findings, failed = _run_row_checks(config, rows, features.table, matches)
     passed = [index for index, row in enumerate(rows.tolist()) if row not in failed]
     keys = compute_keys([None if isinstance(messages, ParseFault) else messages for messages in parsed])
     hashes, starts = hash_ngrams([join_dialogue(parsed[index]) for index in passed])
@@ -269,30 +256,97 @@ def build_chunk_table(config: GateConfig, chunk: Chunk) -> RowTable:
         encode_sample_line(chunk.rows[index], parsed[index], int(keys.sample[index]), int(turns_cut[index]))
         for index in passed
     ]
-    path = config.spool / f"{chunk.first}"
-    hashes.tofile(path.with_suffix(".grams"))
     return RowTable(
-        files=np.array([row.file for row in chunk.rows], object),
-        lines=np.array([row.line for row in chunk.rows], np.int64),
-        offsets=np.array([row.offset for row in chunk.rows], np.int64),
-        numbers=np.array([row.number for row in chunk.rows], np.int64),
+        **_locations(chunk.rows),
         keys=keys,
         **{name: features.table[name].astype(np.float32) for name in ("prompt_tokens", "answer_tokens", "turns_cut")},
         turn_tokens=features.turn_tokens,
         findings=findings,
         passed=rows[passed],
         bands=compute_bands(hashes, starts),
-        grams=[RaggedFile(path.with_suffix(".grams"), starts, "uint32")],
-        samples=[RaggedFile.write(path.with_suffix(".samples"), samples)],
-        contents=[RaggedFile.write(path.with_suffix(".contents"), [row.content for row in chunk.rows])],
+        **_spool_columns(config.spool / f"{chunk.first}", chunk.rows, samples, hashes, starts),
         is_spelled=_find_spelled(parsed, features.table, findings, chunk.first),
         matches=matches,
         unread_keys=_count_unread(unread),
-        layouts=_count(
-            (row.file, fault.layout)
-            for row, fault in zip(chunk.rows, parsed, strict=True)
-            if isinstance(fault, ParseFault) and fault.layout
-        ),
+        layouts=_count_layouts(chunk.rows, parsed),
+    )
+
+
+def _parse_rows(
+    config: GateConfig, chunk: Chunk, matches: np.ndarray
+) -> tuple[Sequence[tuple[Message, ...] | ParseFault], Sequence[set[str]]]:
+    """Return the messages or the fault of each row, with the edits of a review, and the keys that are not read.
+
+    Args:
+        matches: index of each row's decision, see :func:`match_decisions`.
+    """
+    contents = replace_edited(chunk.rows, matches, config.decisions)
+    results = (
+        parse_content(content, config.params, row.fault if content is row.content else "")
+        for row, content in zip(chunk.rows, contents, strict=True)
+    )
+    parsed, unread = zip(*results, strict=True)
+    return parsed, unread
+
+
+def _run_row_checks(
+    config: GateConfig, rows: np.ndarray, features: Mapping[str, np.ndarray], matches: np.ndarray
+) -> tuple[list[Finding], set[int]]:
+    """Run the checks of single rows.
+
+    Args:
+        rows: indices of the rows.
+        features: columns by name.
+        matches: index of each row's decision, see :func:`match_decisions`.
+
+    Returns:
+        One finding for each check, and the indices of the rows that a check quarantines or a review drops.
+    """
+    checks = [check for check in config.checks if check.scope == "row"]
+    reviews = list(config.decisions.values())
+    kept, dropped = (set(rows[rows_with_decision(matches, reviews, name)].tolist()) for name in ("keep", "drop"))
+    findings = override_findings(run_checks(features, rows, checks), kept, dropped, overridable_checks(checks))
+    failed = {
+        row for check, finding in zip(checks, findings, strict=True) if check.severity != "warn" for row in finding.rows
+    }
+    return findings, dropped | failed
+
+
+def _locations(rows: Sequence[RawRow]) -> dict[str, np.ndarray]:
+    """Return the columns that locate rows, by name."""
+    return {
+        "files": np.array([row.file for row in rows], object),
+        "lines": np.array([row.line for row in rows], np.int64),
+        "offsets": np.array([row.offset for row in rows], np.int64),
+        "numbers": np.array([row.number for row in rows], np.int64),
+    }
+
+
+def _spool_columns(
+    path: Path, rows: Sequence[RawRow], samples: Sequence[bytes], hashes: np.ndarray, starts: np.ndarray
+) -> dict[str, list[RaggedFile]]:
+    """Write the columns of variable length to files, and return them by name.
+
+    Args:
+        path: of the files, without suffix.
+        rows: all rows of the chunk, whose content is written.
+        samples: lines of JSON of the rows that passed.
+        hashes, starts: 4-grams of the rows that passed, concatenated, and the offset of each row.
+    """
+    hashes.tofile(path.with_suffix(".grams"))
+    return {
+        "grams": [RaggedFile(path.with_suffix(".grams"), starts, "uint32")],
+        "samples": [RaggedFile.write(path.with_suffix(".samples"), samples)],
+        "contents": [RaggedFile.write(path.with_suffix(".contents"), [row.content for row in rows])],
+    }
+
+
+def _count_layouts(rows: Sequence[RawRow], parsed: Sequence) -> Counter:
+    """Return the number of rows by file and unsupported layout."""
+    return _count(
+        (row.file, fault.layout)
+        for row, fault in zip(rows, parsed, strict=True)
+        if isinstance(fault, ParseFault) and fault.layout
     )
 
 

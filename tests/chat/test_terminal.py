@@ -67,7 +67,7 @@ def talk(monkeypatch, capsys):
             return line
 
         monkeypatch.setattr(builtins, "input", read)
-        terminal.run(model)
+        terminal.run_chat(model)
         return capsys.readouterr().out, model.prompts
 
     return run

@@ -36,9 +36,9 @@ def make_batch(config) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("build_config", [greedy_config, sampling_config])
-@pytest.mark.parametrize("growth", [1, 512])
-def test_tokens_equal_those_of_generate(any_model, monkeypatch, build_config, growth):
-    monkeypatch.setattr(decoding, "GROWTH", growth)
+@pytest.mark.parametrize("capacity_step", [1, 512])
+def test_tokens_equal_those_of_generate(any_model, monkeypatch, build_config, capacity_step):
+    monkeypatch.setattr(decoding, "CAPACITY_STEP", capacity_step)
     batch, decoder = make_batch(any_model.config), Decoder()
     generation = build_config(any_model, 20)
     generation.eos_token_id = None

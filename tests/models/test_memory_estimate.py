@@ -21,7 +21,13 @@ def test_estimate_is_within_15_percent_of_the_measurement(name):
 
 
 def test_settings_that_save_memory_lower_the_estimate():
-    for saving in ({"checkpointing": True}, {"quantization": 4}, {"rows": 8}, {"length": 1024}, {"packed": True}):
+    for saving in (
+        {"gradient_checkpointing": True},
+        {"quantization": 4},
+        {"rows": 8},
+        {"length": 1024},
+        {"packed": True},
+    ):
         assert estimate(replace(LARGE, **saving)).total < estimate(LARGE).total
     full = replace(LARGE, method="full", attachment={})
     assert estimate(full).total > estimate(LARGE).total + 80 * GIB  # 6.7 billion parameters with Adam

@@ -392,7 +392,7 @@ def test_two_concurrent_retrainings_both_push_their_results(origin):
         commit(clone.folder, name, "result")
     assert retraining.push_results(first, "one")
     assert not retraining.push_results(second, "two")
-    retraining.merge(second, f"origin/{retraining.BRANCH}")
+    retraining.merge_revision(second, f"origin/{retraining.BRANCH}")
     assert retraining.push_results(second, "two")
     assert {"one", "two"} <= set(git(origin, "ls-tree", "--name-only", retraining.BRANCH).split())
 

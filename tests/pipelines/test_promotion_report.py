@@ -20,9 +20,12 @@ def decision_over(rows: int) -> dict:
         Evidence(name, [{"loss": loss + number / 10} for number in range(rows)], FIGURES)
         for name, loss in (("base", 3.0), ("lora", 1.0))
     )
-    guards = Guards(forgetting=0.1, empty_rate=0.02, probes=0.1, latency=1.5)
+    guards = Guards(
+        forgetting=0.1, empty_rate=0.02, probes=0.1, latency=1.5, repetition=0.2, general=0.85, refusals=0.05
+    )
+    rule = GainRule("loss", margin=0.01, seed_spread=0.04, candidates=20)
     base = Reference("base", loss=2.0, rouge=50.0, probes=0.8, latency=1.0)
-    decision = decide(champion, challenger, [base], 1.2, GainRule(candidates=20), guards)
+    decision = decide(champion, challenger, [base], 1.2, rule, guards)
     return {"champion": "base", "challenger": "lora"} | asdict(decision)
 
 

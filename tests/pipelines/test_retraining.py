@@ -44,11 +44,11 @@ def write_results(clone: Clone, **losses: float) -> None:
 
 
 def test_outdated_models_are_those_whose_stages_must_run(clone):
-    assert set(retraining.outdated_models(clone)) == {"base", "lora", "ptuning_v2"}
+    assert set(retraining.find_outdated_models(clone)) == {"base", "lora", "ptuning_v2"}
     clone.repro()
-    assert retraining.outdated_models(clone) == []
+    assert retraining.find_outdated_models(clone) == []
     (clone.folder / "rank").write_text("4")
-    assert set(retraining.outdated_models(clone)) == {"base", "lora", "ptuning_v2"}
+    assert set(retraining.find_outdated_models(clone)) == {"base", "lora", "ptuning_v2"}
 
 
 def test_retraining_is_up_to_date_if_neither_stages_nor_the_revision_have_changed(clone):
@@ -76,11 +76,11 @@ def test_blocked_data_are_distinguished_from_a_stage_that_fails(clone):
 def test_challengers_are_the_adapters_with_a_lower_loss_than_the_champion(clone, monkeypatch):
     write_results(clone, lora=1.0, ptuning_v2=2.0)
     monkeypatch.setattr(registry, "fetch_champion", lambda: None)
-    assert retraining.challengers(clone) == ["lora", "ptuning_v2"]
+    assert retraining.rank_challengers(clone) == ["lora", "ptuning_v2"]
     write_results(clone, lora=2.0, ptuning_v2=1.0)
     write_json(clone.folder / "models/champion/manifest.json", {"weights_sha256": "lora"})
     monkeypatch.setattr(registry, "fetch_champion", lambda: registry.FOLDER)
-    assert retraining.challengers(clone) == ["ptuning_v2"]
+    assert retraining.rank_challengers(clone) == ["ptuning_v2"]
 
 
 @pytest.mark.parametrize("promoted", ["lora", "ptuning_v2", None])

@@ -128,7 +128,7 @@ def test_general_rows_that_stand_in_the_training_rows_are_named(evaluated):
         figures = json.loads(figures_path.read_text()) | {"of": {"general_source": "data/mine|*x*"}}
         figures_path.write_text(json.dumps(figures))
     markdown = render_markdown(load(evaluated), [], "en")
-    assert "1 of the general rows stand in the training rows, so they do not measure forgetting: 问" in markdown
+    assert "1 of the general rows occur in the training rows, so they do not measure forgetting: 问" in markdown
     assert r"6 general rows (data/mine\|\*x\*)" in markdown
     assert "有 1 条通用对话出现在训练数据中" in render_page(load(evaluated), [], FRAME)
 

@@ -92,7 +92,7 @@ def test_rows_are_sampled_with_a_fixed_seed_and_in_order():
 
 def facts(rows: int, failed: int, **change) -> dict:
     """Return what the data checks write about a dataset."""
-    suite = {"checks": [{"name": "no_html", "scope": "row", "maximum": None}, {"name": "unique", "scope": "among"}]}
+    suite = {"checks": [{"name": "no_html", "scope": "row", "maximum": None}, {"name": "unique", "scope": "cross_row"}]}
     books = {"rows_in": rows, "failed_row_checks": failed}
     return {"tokenizer_sha256": "a", "suite": suite, "books": books} | change
 
@@ -132,9 +132,11 @@ def test_significant_but_small_change_is_not_drift():
 
 def test_shares_are_comparable_with_enough_rows_and_the_same_row_checks():
     other = {"checks": [{"name": "no_html", "scope": "row", "maximum": 3}]}
-    among = {"checks": [facts(1, 1)["suite"]["checks"][0], {"name": "unique", "scope": "among", "severity": "warn"}]}
+    cross_row = {
+        "checks": [facts(1, 1)["suite"]["checks"][0], {"name": "unique", "scope": "cross_row", "severity": "warn"}]
+    }
     assert quarantine_drift.is_comparable(facts(100, 1), facts(100, 1), 20)
-    assert quarantine_drift.is_comparable(facts(100, 1), facts(100, 1, suite=among), 20)
+    assert quarantine_drift.is_comparable(facts(100, 1), facts(100, 1, suite=cross_row), 20)
     assert quarantine_drift.is_comparable(facts(100, 1), facts(20, 1), 20)
     for incomparable in (
         facts(19, 1),
@@ -165,7 +167,7 @@ def test_too_few_rows_give_no_verdict(compare):
         assert decide_verdict(compare(*datasets, least_rows=1)) == "unknown"
 
 
-def test_test_of_the_share_counts_among_the_tests(compare, monkeypatch):
+def test_quarantined_share_counts_in_the_multiple_testing_correction(compare, monkeypatch):
     levels = []
     compare_shares = quarantine_drift.compare_shares
 

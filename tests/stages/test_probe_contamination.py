@@ -1,4 +1,4 @@
-"""Probes and general rows that stand in the training rows are found by the gate and by the evaluation."""
+"""Probes and general rows that occur in the training rows are found by the gate and by the evaluation."""
 
 import json
 import logging
@@ -118,7 +118,7 @@ def test_general_rows_of_the_training_rows_are_named(checked, caplog):
     ]
     with caplog.at_level(logging.WARNING):
         assert match_general_samples(samples, checked) == {1: 1.0}
-    assert "1 of 2 general rows stand in the training rows" in caplog.text
+    assert "1 of 2 general rows occur in the training rows" in caplog.text
     assert "general.jsonl:2" in caplog.text
 
 

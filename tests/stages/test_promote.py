@@ -10,8 +10,8 @@ from models.errors import UserError
 from stages.promote.past_champions import describe_model, read_reference
 from stages.promote.promotion_rules import Decision, Evidence, GainRule, Guards, Reference, decide, judge_gain
 
-GUARDS = Guards(forgetting=0.1, empty_rate=0.02, probes=0.1, latency=1.5, repetition=0.2)
-RULE = GainRule()
+GUARDS = Guards(forgetting=0.1, empty_rate=0.02, probes=0.1, latency=1.5, repetition=0.2, general=0.85, refusals=0.05)
+RULE = GainRule("loss", margin=0.01, seed_spread=0.04)
 BASE = Reference("base", loss=2.0, rouge=96.8, probes=0.2, latency=1.0)
 CHAMPION = Reference("champion v2.0.0", loss=2.0, rouge=90.0, probes=0.8, latency=1.1)
 

@@ -12,7 +12,7 @@ import pytest
 from stages.promote import promotion_rules
 from stages.promote.promotion_rules import Evidence, GainRule, judge_gain
 
-RULE = GainRule()  # the defaults of params.yaml
+RULE = GainRule("loss", margin=0.01, seed_spread=0.04)  # the defaults of params.yaml
 TRIALS = 1000
 
 
