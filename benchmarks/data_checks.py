@@ -1,6 +1,7 @@
-"""Time and peak memory of stage validate over 10,000, 100,000 and 1,000,000 generated rows.
+"""Time and peak memory of stage validate over 10,000, 100,000 and 1,000,000 generated rows, JSON Lines and Parquet.
 
-``python -m benchmarks.data_checks [ROWS …]`` writes ``benchmarks/results/data_checks.json``. The rows are Chinese
+``python -m benchmarks.data_checks`` writes ``benchmarks/results/data_checks.json``; ``python -m benchmarks.data_checks
+ROWS … [--parquet]`` only prints. The rows are Chinese
 questions and answers of about 250 bytes, most of them good; of a hundred, one is an exact copy, two are
 near-duplicates, and one fails a check. Time includes the program's start. Memory is the proportional set size (PSS),
 summed over all its processes.
@@ -17,12 +18,14 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow.json
+import pyarrow.parquet
 
 from models.storage import write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/data_checks.json"
-SIZES = (10_000, 100_000, 1_000_000)
+CASES = ((10_000, "jsonl"), (100_000, "jsonl"), (100_000, "parquet"), (1_000_000, "jsonl"), (1_000_000, "parquet"))
 COMMON_CHARACTERS = "".join(
     bytes([high, low]).decode("gb2312") for high in range(0xB0, 0xD7) for low in range(0xA1, 0xFF)
 )
@@ -84,16 +87,27 @@ def tree_memory(pid: int) -> int:
     return total
 
 
-def measure(count: int, folder: Path) -> dict:
+def convert_to_parquet(rows: Path) -> Path:
+    """Replace a file of JSON Lines by a Parquet file of the same rows, and return its path."""
+    table = pyarrow.json.read_json(rows)
+    rows.unlink()
+    pyarrow.parquet.write_table(table, rows.with_suffix(".parquet"))
+    return rows.with_suffix(".parquet")
+
+
+def measure(count: int, file_type: str, folder: Path) -> dict:
     (folder / "raw").mkdir(parents=True)
     rows = folder / "raw/rows.jsonl"
     write_rows(rows, count)
+    if file_type == "parquet":
+        rows = convert_to_parquet(rows)
     command = [sys.executable, "-m", "stages.tokenizer", "--corpus", "data/demo/base/corpus.jsonl"]
     subprocess.run([*command, "--out", str(folder / "tokenizer")], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     seconds, peak = run_validate(folder)
     row_counts = json.loads((folder / "out/findings").read_text(encoding="utf-8"))["books"]
     return {
         "rows": count,
+        "file_type": file_type,
         "bytes_per_row": round(rows.stat().st_size / count, 1),
         "seconds": round(seconds, 1),
         "microseconds_per_row": round(1e6 * seconds / count, 1),
@@ -105,11 +119,12 @@ def measure(count: int, folder: Path) -> dict:
 
 
 def main() -> None:
-    sizes = [int(argument) for argument in sys.argv[1:]] or SIZES
+    file_type = "parquet" if "--parquet" in sys.argv else "jsonl"
+    cases = [(int(argument), file_type) for argument in sys.argv[1:] if argument.isdecimal()] or CASES
     results = []
-    for count in sizes:
+    for case in cases:
         with tempfile.TemporaryDirectory() as folder:
-            results.append(measure(count, Path(folder)))
+            results.append(measure(*case, Path(folder)))
         print(results[-1], flush=True)
     machine = {"processors": len(os.sched_getaffinity(0)), "python": platform.python_version()}
     if not sys.argv[1:]:

@@ -22,6 +22,7 @@ DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
 LANGUAGES = ("en", "zh")
 _BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_FILE_TYPES = {"jsonl": "JSON Lines", "parquet": "Parquet"}
 _METHODS = {"Lora": "lora", "PTuningV2": "ptuning_v2", "Full": "full"}
 _WORDS = {
     "key": {"en": "key", "zh": "键"},
@@ -45,6 +46,7 @@ _WORDS = {
     "set": {"en": "parameter set", "zh": "参数集"},
     "batch": {"en": "rows × tokens per step", "zh": "每步的行数 × 词元数"},
     "peak memory": {"en": "peak memory", "zh": "显存峰值"},
+    "file type": {"en": "file type", "zh": "文件类型"},
     "peak RAM": {"en": "peak memory", "zh": "内存峰值"},
     "tokens/s": {"en": "tokens/s", "zh": "词元/秒"},
     "rows": {"en": "rows", "zh": "行数"},
@@ -265,13 +267,14 @@ def _data_checks(language: str) -> str:
     rows = [
         (
             f"{result['rows']:,}",
+            _FILE_TYPES[result["file_type"]],
             f"{result['seconds']:.0f}",
             f"{result['peak_gib']:.2f} GiB",
             f"{result['near_duplicates']:,}",
         )
         for result in _results("data_checks")["results"]
     ]
-    return _table(language, ("rows", "seconds", "peak RAM", "near-duplicates"), rows)
+    return _table(language, ("rows", "file type", "seconds", "peak RAM", "near-duplicates"), rows)
 
 
 BLOCKS: dict[str, Callable[[str], str]] = {

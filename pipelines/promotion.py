@@ -93,7 +93,8 @@ def _promote(name: str) -> PromotionResult:
         if not result.is_promoted:
             write_reports(Path(scratch))
             return result
-        message = f"Promote {name}: {result.conditions[0].evidence('en')}"
+        gain = result.conditions[0]
+        message = f"Promote {name}\n\n{gain.label('en')}: {gain.evidence('en')}"
         # The registry reverts the reports with a failed promotion: they name it as promoted.
         reports = (DECISION, REASONS)
         version = registry.register(challenger, reports, message, lambda: write_reports(Path(scratch)))
