@@ -155,7 +155,7 @@ def read_parquet(file: UnpackedFile) -> Iterator[RawRow]:
         with file.open_seekable() as source:
             size = source.seek(0, io.SEEK_END)
             limit = UnpackingLimit(file.name, size)
-            table = ParquetFile(source)
+            table = ParquetFile(source, buffer_size=READ_BYTES, pre_buffer=False)  # or it reads a whole row group
             header = _check_header(table.schema_arrow.names, file.name)
             for group in range(table.num_row_groups):
                 for batch in table.iter_batches(_choose_batch_size(table, group), row_groups=[group]):
