@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from models.answer_options import find_option_keys, format_options
 from models.sample import Message, is_blank, is_empty, is_missing, is_null_marker
 
 QUESTION_ANSWER_KEYS = (
@@ -28,15 +29,33 @@ QUESTION_ANSWER_KEYS = (
     ("content", "summary"),
     ("instruction", "output"),
 )
+# Pairs whose names have other meanings beside the names below: ``source`` often says where a row is from.
+_PAIRS_BY_THEMSELVES = (
+    ("source", "target"),
+    ("text", "summary"),
+    ("article", "summary"),
+    ("document", "summary"),
+    ("input", "content"),
+)
 # Names of question and answer in other layouts. Weak names are used only in rows without a strong one.
 QUESTIONS = ("question", "query", "instruction", "prompt", "ask", "problem", "问题", "提问", "指令")
 ANSWERS = ("answer", "response", "output", "completion", "reply", "chosen", "答案", "回答", "回复", "输出")
-WEAK_QUESTIONS = ("q", "human", "user", "input", "src", "source_text", "问")
-WEAK_ANSWERS = ("a", "solution", "assistant", "bot", "gpt", "target", "label", "tgt", "target_text", "答")
-TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "dialogs", "chat", "turns")
+WEAK_QUESTIONS = (
+    "q", "human", "user", "input", "inputs", "input_text", "questions", "src", "source_text", "patient", "问", "用户",
+    "患者", "病人",
+)  # fmt: skip
+WEAK_ANSWERS = (
+    "a", "solution", "assistant", "bot", "gpt", "target", "targets", "output_text", "answers", "label", "tgt",
+    "target_text", "doctor", "答", "助手", "医生",
+)  # fmt: skip
+# Keys beside ``text`` that show that it is no document: a message of a tree of conversations, or a labelled example.
+_NOT_OF_A_DOCUMENT = (
+    "role", "parent_id", "message_tree_id", "label", "labels", "summary", "sentiment", "target", "translation",
+)  # fmt: skip
+TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "dialogs", "chat", "turns", "contents")
 _PASSAGES = ("input", "context", "passage")  # the text that a question refers to, such as Dolly's ``context``
 _SYSTEMS = ("system", "system_prompt")
-_ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value")
+_ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "parts")
 _ROLE_NAMES = {
     **dict.fromkeys(("system", "developer", "系统"), "system"),
     **dict.fromkeys(("user", "human", "prompter", "用户"), "user"),
@@ -80,11 +99,12 @@ class PairKeys(NamedTuple):
     passage: str | None
     system: str | None
     history: str | None
+    options: tuple[str, ...] = ()
 
     @property
     def read(self) -> set[str]:
         """The keys that are read."""
-        return {*filter(None, self), *ROW_LOSS_KEYS}
+        return {*filter(None, self[:-1]), *self.options, *ROW_LOSS_KEYS}
 
 
 # Rows ----------------------------------------------------------------------------------------------
@@ -120,12 +140,15 @@ def read_row(row: object, columns: Mapping[str, str] | None = None) -> tuple[tup
 def _read_layout(row: dict, columns: Mapping[str, str] | None) -> tuple[tuple[Message, ...], set[str]]:
     if key := _turns_key(row):
         messages, unread = _read_conversation(row[key], key)
+        if "chosen" in row and key != "chosen" and messages[-1].role == "user":  # preference data
+            chosen, unread_of_answer = _read_answer(row["chosen"])
+            messages, unread = (*messages, *chosen), unread | unread_of_answer
         system = next((name for name in _SYSTEMS if name in row), None)
-        read = {key, system, *ROW_LOSS_KEYS}
+        read = {key, system, "chosen", *ROW_LOSS_KEYS}
     elif pair := _pair_of(tuple(row)):
         messages, unread = _read_pair(row, pair)
         system, read = pair.system, pair.read
-    elif isinstance(row.get("text"), str) and not _has_strong_key(row):
+    elif isinstance(row.get("text"), str) and _is_document(row):
         messages, unread, system, read = (Message("text", row["text"]),), set(), None, {"text", *ROW_LOSS_KEYS}
     else:
         raise UnknownLayout(_describe_keys(row, columns))
@@ -149,6 +172,8 @@ def _turns_key(row: dict) -> str | None:
     for key in TURNS:
         if key in row and (key == "messages" or _is_list_of_objects(row[key])):
             return key
+    if "rejected" in row and _is_list_of_objects(row.get("chosen")) and "prompt" not in row:  # preference data
+        return "chosen"
     return None
 
 
@@ -251,6 +276,13 @@ def _read_turns(turns: object, key: str) -> tuple[tuple[Message, ...], set[str]]
     return kept, unread
 
 
+def _read_answer(value: object) -> tuple[tuple[Message, ...], set[str]]:
+    """Return the preferred answer to a conversation: a text, a message, or a list of messages."""
+    if isinstance(value, str):
+        return (Message("assistant", value),), set()
+    return _read_turns([value] if isinstance(value, dict) else value, "chosen")
+
+
 def _read_message(turn: object, role_key: str, content_key: str) -> Message | None:
     """Return a message; None for an empty system message."""
     if not isinstance(turn, dict) or not {role_key, content_key} <= turn.keys():
@@ -338,14 +370,17 @@ def _find_pair(keys: tuple[str, ...]) -> PairKeys | None:
         raise UnknownFormat(f"more than one format has these keys: {', '.join(sum(pairs, ()))}")
     system = next((key for key in _SYSTEMS if key in present), None)
     history = "history" if "history" in present else None
+    options = find_option_keys(keys)
     if pairs:
         passage = "input" if "instruction" in pairs[0] and "input" in present else None
-        return PairKeys(*pairs[0], passage, system, history)
+        return PairKeys(*pairs[0], passage, system, history, options)
     question, answer = _find_key(keys, QUESTIONS, WEAK_QUESTIONS), _find_key(keys, ANSWERS, WEAK_ANSWERS)
     if question is None or answer is None:
+        question, answer = next((pair for pair in _PAIRS_BY_THEMSELVES if present.issuperset(pair)), (None, None))
+    if question is None or answer in options:
         return None
     passage = next((key for name in _PASSAGES for key in keys if key.lower() == name and key != question), None)
-    return PairKeys(question, answer, passage, system, history)
+    return PairKeys(question, answer, passage, system, history, options)
 
 
 def _find_key(keys: Sequence[str], strong: Sequence[str], weak: Sequence[str]) -> str | None:
@@ -360,8 +395,8 @@ def _find_key(keys: Sequence[str], strong: Sequence[str], weak: Sequence[str]) -
     return None
 
 
-def _has_strong_key(row: dict) -> bool:
-    return any(key.lower() in QUESTIONS or key.lower() in ANSWERS for key in row)
+def _is_document(row: dict) -> bool:
+    return not any(key.lower() in (*QUESTIONS, *ANSWERS, *_NOT_OF_A_DOCUMENT) for key in row)
 
 
 def _read_pair(row: dict, pair: PairKeys) -> tuple[tuple[Message, ...], set[str]]:
@@ -374,9 +409,18 @@ def _read_pair(row: dict, pair: PairKeys) -> tuple[tuple[Message, ...], set[str]
     # A marker of a missing instruction is not joined with the input, so that the check for such markers detects it.
     if _has_passage(passage, asked) and not is_null_marker(asked):
         asked = f"{asked}\n{_text(passage, pair.passage)}"
+    if options := _read_options(row, pair):
+        asked = f"{asked}\n{options}"
     history, unread = _read_history(row.get(pair.history) if pair.history else None, pair.history)
     last = Message("user", asked), Message("assistant", _text(answer, pair.answer))
     return (*history, *last), unread
+
+
+def _read_options(row: dict, pair: PairKeys) -> str:
+    try:
+        return format_options({key: row[key] for key in pair.options}) if pair.options else ""
+    except ValueError as error:
+        raise UnknownFormat(f"{' or '.join(map(repr, pair.options))}: {error}, one for each letter") from None
 
 
 def _has_passage(value: object, question: str) -> bool:

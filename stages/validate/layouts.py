@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from models.row_layouts import QUESTION_ANSWER_KEYS, TURNS, quote_value
 from texts import LANGUAGES, translatable, translate
 
-_LISTS_OF_TEXTS = (*TURNS, "data", "items")
+_LISTS_OF_TEXTS = (*TURNS, "data", "items", "utterances")
 
 
 @dataclass(frozen=True)

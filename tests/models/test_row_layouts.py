@@ -277,6 +277,71 @@ def test_uncertain_layouts_are_rejected(row, message):
 # Loss weights --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("row", "texts"),
+    [
+        ({"text": "一篇长文章", "summary": "摘要"}, ["一篇长文章", "摘要"]),
+        ({"source": "一句话", "target": "A sentence"}, ["一句话", "A sentence"]),
+        ({"inputs": "翻译：hi", "targets": "你好"}, ["翻译：hi", "你好"]),
+        ({"患者": "头疼", "医生": "多休息"}, ["头疼", "多休息"]),
+        (
+            {"contents": [{"role": "user", "parts": [{"text": "问"}]}, {"role": "model", "parts": [{"text": "答"}]}]},
+            ["问", "答"],
+        ),
+        ({"conversations": [{"from": "human", "value": "问"}], "chosen": {"from": "gpt", "value": "答"}}, ["问", "答"]),
+        ({"messages": MESSAGES[:1], "chosen": "答", "rejected": "不"}, ["问", "答"]),
+        ({"chosen": MESSAGES, "rejected": MESSAGES[:1]}, ["问", "答"]),
+    ],
+)
+def test_other_names_of_question_and_answer(row, texts):
+    assert read_messages(row) == conversation(*texts)
+
+
+def test_source_of_a_row_is_no_question():
+    row = {"source": "zhihu", "context": "问", "target": "答"}
+    assert read_row(row) == (conversation("问", "答"), {"source"})
+
+
+@pytest.mark.parametrize("key", ["label", "summary_length", "role", "parent_id", "sentiment"])
+def test_labelled_texts_and_messages_of_a_tree_are_no_documents(key):
+    row = {"text": "这家店很好。", key: "1"}
+    if key == "summary_length":
+        assert read_row(row) == ((Message("text", row["text"]),), {key})
+    else:
+        with pytest.raises(UnknownLayout, match=f"'text', '{key}'"):
+            read_row(row)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"options": {"A": "发热", "B": "咳嗽"}},
+        {"Options": [{"key": "A", "value": "发热"}, {"key": "B", "value": "咳嗽"}]},
+        {"choices": ["发热", "咳嗽"]},
+        {"option": "A. 发热\nB. 咳嗽"},
+        {"A": "发热", "B": "咳嗽", "C": None},
+    ],
+)
+def test_options_follow_the_question(options):
+    messages, unread = read_row({"question": "哪一个？", **options, "answer": "A", "explanation": "有炎症"})
+    assert messages == conversation("哪一个？\nA. 发热\nB. 咳嗽", "A")
+    assert unread == {"explanation"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"options": {"text": ["发热"], "label": ["A"]}}, {"choices": [1, 2]}, {"options": 3}, {"A": "发热", "B": 2}],
+)
+def test_other_options_are_rejected(options):
+    with pytest.raises(UnknownFormat, match="options must be"):
+        read_row({"question": "哪一个？", **options, "answer": "A"})
+
+
+def test_options_without_an_answer_are_no_answer():
+    with pytest.raises(UnknownLayout):
+        read_row({"question": "哪一个？", "A": "发热", "B": "咳嗽"})
+
+
 @pytest.mark.parametrize("flag", ["weight", "loss", "train", "learn", "loss_weight", "loss_scale"])
 @pytest.mark.parametrize(
     ("value", "learn"),
