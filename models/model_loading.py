@@ -23,7 +23,17 @@ def load_config(base: Base):
     from huggingface_hub.errors import StrictDataclassError
 
     from models.chatglm import ChatGLMConfig
-    from models.chatglm.configuration_chatglm import refuse_successor
+
+    config = _read_config(base)
+    options = config.model_dump(exclude_unset=True, exclude=schemas.UNUSED_CONFIG_KEYS)
+    try:
+        return ChatGLMConfig(**options | {"dtype": config.dtype or config.torch_dtype})
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"{base.folder / CONFIG}: {schemas.to_printable(error, 500)}") from None
+
+
+def _read_config(base: Base) -> schemas.ModelConfig:
+    from models.chatglm.configuration_chatglm import ChatGLMConfig, refuse_successor
 
     path = base.folder / CONFIG
     content = schemas.parse_json(base.read(CONFIG), path)
@@ -32,11 +42,9 @@ def load_config(base: Base):
         raise UserError(f"{path} has model_type {model_type}; only 'chatglm' is supported.")
     try:
         refuse_successor(content)
-        config = schemas.validate_schema(schemas.ModelConfig, content, path)
-        options = config.model_dump(exclude_unset=True, exclude=schemas.UNUSED_CONFIG_KEYS)
-        return ChatGLMConfig(**options | {"dtype": config.dtype or config.torch_dtype})
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"{path}: {schemas.to_printable(error, 500)}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return schemas.validate_schema(schemas.ModelConfig, content, path)
 
 
 # Tokenizer -----------------------------------------------------------------------------------------
@@ -116,6 +124,8 @@ def _check_added_tokens(config: schemas.TokenizerConfig, special_tokens: dict[st
 def load_model(base: Base, dtype: str, quantization: int | None = None):
     """Load a base model, frozen and in evaluation mode, onto the current GPU if there is one, else the CPU.
 
+    Weights that the checkpoint holds quantized (:mod:`models.published_quantization`) are dequantized.
+
     Args:
         dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto`` for the checkpoint's dtype.
         quantization: 4 (NF4) or 8 bits by bitsandbytes, or None.
@@ -179,10 +189,16 @@ def _load_weights(model, base: Base, device, dtype, quantizer) -> None:
     Raises:
         UserError: a weight is missing, unknown or has the wrong shape, or a file is damaged or changed.
     """
+    import torch
+
+    from models.published_quantization import dequantize_weights
+
     expected, loaded = set(model.state_dict()), set()
     paths = {base.folder / name: base.files[name]["sha256"] for name in base.weight_files}
     files = [(path, sha256, hash_mismatch_message(path)) for path, sha256 in paths.items()]
-    for path, name, tensor in tensor_files.read_weight_files(files):
+    bits = _read_config(base).quantization_bit
+    tensors = tensor_files.read_weight_files(files, allow_codes=bool(bits))
+    for path, name, tensor in dequantize_weights(tensors, bits, dtype or torch.float16) if bits else tensors:
         if not _is_ignored(model, name):
             _check_tensor(model, name, tensor, name in loaded, path)
             _set_weight(model, name, tensor.to(device, dtype), quantizer)
@@ -202,9 +218,16 @@ def _check_tensor(model, name: str, tensor, is_duplicate: bool, path: Path) -> N
     Raises:
         UserError: the name is unknown or a duplicate, or the shape differs.
     """
+    from models.published_quantization import SCALE_SUFFIX
+
     try:
         parameter = model.get_parameter(name)
     except AttributeError:
+        if name.endswith(f".weight{SCALE_SUFFIX}"):
+            raise UserError(
+                f"{path} holds quantized weights, but {CONFIG} has no quantization_bit; use the {CONFIG} of that "
+                "checkpoint."
+            ) from None
         raise UserError(
             f"{path} holds {schemas.to_printable(name)}, which ChatGLM-6B does not have, so loading the other tensors "
             "would give another model than the one that was saved. Merge adapters first, and use the files of one "

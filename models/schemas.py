@@ -179,7 +179,7 @@ class ModelConfig(Schema):
     position_encoding_2d: bool = True
     pre_seq_len: Annotated[int, Field(ge=0, le=2**16)] | None = None
     prefix_projection: bool = False
-    quantization_bit: Annotated[int, Field(ge=0, le=64)] = 0
+    quantization_bit: Literal[0, 4, 8] = 0  # of the weight files; the loaded model is not quantized
     dtype: DtypeName | None = None
     torch_dtype: DtypeName | None = None
     tokenizer_class: Text | None = None
@@ -195,6 +195,7 @@ UNUSED_CONFIG_KEYS = {
     "architectures",
     "auto_map",
     "transformers_version",
+    "quantization_bit",
     "quantization_embeddings",
     "tokenizer_class",
     "torch_dtype",

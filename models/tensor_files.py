@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import torch  # takes seconds to import, so functions import it after their checks
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+CODES = {"I8": "int8"}  # of quantized weights
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1}
 MAX_HEADER = 2**24  # bytes; ChatGLM-6B's header has 50,000
 MAX_RANK = 8
 CHUNK_BYTES = 2**24
@@ -50,7 +51,9 @@ def is_complete(path: Path) -> bool:
     return True
 
 
-def read_tensors(path: Path, sha256: str | None, mismatch_message: str) -> Iterator[tuple[str, "torch.Tensor"]]:
+def read_tensors(
+    path: Path, sha256: str | None, mismatch_message: str, allow_codes: bool = False
+) -> Iterator[tuple[str, "torch.Tensor"]]:
     """Yield name and tensor of each tensor of a weight file, on the CPU.
 
     The hash is known after the last tensor, so use the tensors only if the iteration ends without an error.
@@ -58,26 +61,31 @@ def read_tensors(path: Path, sha256: str | None, mismatch_message: str) -> Itera
     Args:
         sha256: expected hash; None for a file that this process has just written.
         mismatch_message: error message if the hash differs.
+        allow_codes: accept int8 tensors, see :mod:`models.published_quantization`.
 
     Raises:
         UserError: the file is missing or damaged, or has another hash.
     """
     if not path.is_file():
         raise UserError(mismatch_message)
+    read = _read_pickled if path.suffix == ".bin" else _read_safetensors
     with path.open("rb") as file:
-        if path.suffix == ".bin":
-            yield from _read_pickled(file, path, sha256, mismatch_message)
-        else:
-            yield from _read_safetensors(file, path, sha256, mismatch_message)
+        for name, tensor in read(file, path, sha256, mismatch_message):
+            if not allow_codes:
+                _check_is_weight(path, name, tensor)
+            yield name, tensor
 
 
-def read_weight_files(files: Sequence[tuple[Path, str, str]]) -> Iterator[tuple[Path, str, "torch.Tensor"]]:
+def read_weight_files(
+    files: Sequence[tuple[Path, str, str]], allow_codes: bool = False
+) -> Iterator[tuple[Path, str, "torch.Tensor"]]:
     """Yield path, name and tensor of several weight files, up to :data:`NUM_READERS` of which are read in parallel.
 
     One core hashes 1.2 GB/s: for the 13 GB of ChatGLM-6B that takes longer than disk and GPU transfer together.
 
     Args:
-        files: arguments of :func:`read_tensors` for each file.
+        files: path, hash and message of :func:`read_tensors` for each file.
+        allow_codes: see :func:`read_tensors`.
 
     Raises:
         UserError: see :func:`read_tensors`.
@@ -86,7 +94,7 @@ def read_weight_files(files: Sequence[tuple[Path, str, str]]) -> Iterator[tuple[
     is_cancelled = Event()
 
     def read(path: Path, sha256: str, mismatch_message: str) -> None:
-        for name, tensor in read_tensors(path, sha256, mismatch_message):
+        for name, tensor in read_tensors(path, sha256, mismatch_message, allow_codes):
             queue.put((path, name, tensor))
             if is_cancelled.is_set():
                 return
@@ -115,7 +123,15 @@ def load_tensors(path: Path, sha256: str | None, mismatch_message: str) -> dict[
 def load_pickled(path: Path) -> dict[str, "torch.Tensor"]:
     """Return all tensors of a file that torch.save wrote, without a check of its hash; see :func:`unpickle`."""
     with path.open("rb") as file:
-        return dict(_read_pickled(file, path, None, ""))
+        tensors = dict(_read_pickled(file, path, None, ""))
+    for name, tensor in tensors.items():
+        _check_is_weight(path, name, tensor)
+    return tensors
+
+
+def _check_is_weight(path: Path, name: str, tensor: "torch.Tensor") -> None:
+    if not tensor.is_floating_point():
+        raise DamagedFile(_wrong_type_message(path, name, tensor.dtype))
 
 
 # safetensors ---------------------------------------------------------------------------------------
@@ -135,7 +151,7 @@ def _read_safetensors(file: IO[bytes], path: Path, sha256: str | None, mismatch_
             if pending is not None:
                 pending.result()
             pending = pool.submit(digest.update, view)
-            yield name, buffer.view(getattr(torch, DTYPES[dtype])).view(shape)
+            yield name, buffer.view(getattr(torch, (DTYPES | CODES)[dtype])).view(shape)
     if sha256 is not None and digest.hexdigest() != sha256:
         raise UserError(mismatch_message)
 
@@ -192,19 +208,21 @@ def _parse_entry(name: str, entry: dict, path: Path) -> tuple[str, str, list[int
 
     Raises:
         ValueError, KeyError, TypeError: the entry is malformed, or its offsets do not match its dtype and shape.
-        UserError: the dtype is not one of :data:`DTYPES`.
+        UserError: the dtype is not one of :data:`DTYPES` and :data:`CODES`.
     """
     dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPES:
-        raise UserError(
-            f"{path}: {to_printable(name)} has type {to_printable(dtype)}; weights are {', '.join(DTYPES)}."
-        )
+    if dtype not in DTYPES | CODES:
+        raise UserError(_wrong_type_message(path, name, dtype))
     numbers = [*shape, start, stop]
     if any(type(number) is not int or not 0 <= number < 2**50 for number in numbers) or len(shape) > MAX_RANK:
         raise ValueError(f"{name} has impossible sizes")
     if stop - start != math.prod(shape) * BYTES[dtype]:
         raise ValueError(f"{name} has {stop - start} bytes for shape {shape}")
     return name, dtype, shape, start, stop
+
+
+def _wrong_type_message(path: Path, name: object, dtype: object) -> str:
+    return f"{path}: {to_printable(name)} has type {to_printable(dtype)}; weights are {', '.join(DTYPES.values())}."
 
 
 # PyTorch -------------------------------------------------------------------------------------------
@@ -249,7 +267,8 @@ def unpickle(file: Path, path: Path) -> dict[str, "torch.Tensor"]:
         path: name of the file in error messages.
 
     Raises:
-        UserError: the file holds other objects, or tensors that are sparse, quantized or not floating-point.
+        UserError: the file holds other objects, or tensors that are sparse, quantized by PyTorch, or of a dtype other
+            than those of :data:`DTYPES` and :data:`CODES`.
     """
     import pickle
 
@@ -307,8 +326,8 @@ def _checked_tensor(name: object, value: object, path: Path) -> "torch.Tensor":
         )
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
         raise DamagedFile(f"{label} is not a plain matrix of numbers (sparse, quantized or without data); refused.")
-    if str(value.dtype).removeprefix("torch.") not in DTYPES.values():
-        raise DamagedFile(f"{label} has type {value.dtype}; weights are {', '.join(DTYPES.values())}.")
+    if str(value.dtype).removeprefix("torch.") not in (DTYPES | CODES).values():
+        raise DamagedFile(_wrong_type_message(path, name, value.dtype))
     if value.dim() > MAX_RANK or value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise DamagedFile(f"{label} has shape {to_printable(list(value.shape))}, more than the file holds; refused.")
     return value.detach()

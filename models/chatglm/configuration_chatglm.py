@@ -50,7 +50,8 @@ class ChatGLMConfig(PreTrainedConfig):
         position_encoding_2d: must be true, as in every published checkpoint.
         pre_seq_len, prefix_projection: keys of published P-Tuning v2 checkpoints. They are kept; peft implements the
             prefix.
-        quantization_bit: must be 0: checkpoints quantized by the published kernels are not supported.
+        quantization_bit: must be 0: ``from_pretrained`` cannot read weights that the authors quantized;
+            :mod:`models.model_loading` can.
         tokenizer_class: name by which AutoTokenizer finds ours.
 
     Raises:
@@ -92,8 +93,8 @@ class ChatGLMConfig(PreTrainedConfig):
             raise ValueError("position_encoding_2d is false; only two-dimensional positions are supported.")
         if self.quantization_bit:
             raise ValueError(
-                f"The checkpoint was quantized to {self.quantization_bit} bits by the published kernels, which is not "
-                "supported. Load the 16-bit checkpoint and quantize it with bitsandbytes."
+                f"The checkpoint's weights are quantized to {self.quantization_bit} bits; load it by "
+                "models.model_loading.load_model, which dequantizes them."
             )
         if self.num_attention_heads < 1 or self.hidden_size % (4 * self.num_attention_heads):
             raise ValueError(

@@ -255,7 +255,7 @@ def test_special_ids_of_the_vocabulary_with_image_tokens():
     [
         ({"padded_vocab_size": 65024}, "successor"),
         ({"position_encoding_2d": False}, "two-dimensional"),
-        ({"quantization_bit": 4}, "bitsandbytes"),
+        ({"quantization_bit": 4}, "dequantizes"),
     ],
 )
 def test_unsupported_configurations_raise_value_error(keys, message):

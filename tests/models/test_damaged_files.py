@@ -258,7 +258,7 @@ FOUR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (header_of({"a": FOUR | {"shape": [-1]}}, b"1234"), "impossible sizes"),
         (header_of({"a": FOUR | {"shape": [True]}}, b"1234"), "impossible sizes"),
         (header_of({"a": FOUR | {"shape": [1] * 9}}, b"1234"), "impossible sizes"),
-        (header_of({"a": FOUR | {"dtype": "I8"}}, b"1234"), "type I8"),
+        (header_of({"a": FOUR | {"dtype": "I64"}}, b"1234"), "type I64"),
         (header_of({"a": FOUR | {"dtype": []}}, b"1234"), "damaged header"),
         (b"\xff" * 20, "not a safetensors file"),
         (b"1234", "not a safetensors file"),
