@@ -236,7 +236,7 @@ WEIGHT_CHANGES = [
     (lambda w: w.update(more=torch.ones(2)), "holds an unknown more"),
     (lambda w: w.update({max(w): torch.ones(5)}), "has shape"),
     (lambda w: w.update({max(w): w[max(w)].double()}), "has type torch.float64"),
-    (lambda w: w.update({name: value.to(torch.int8) for name, value in w.items()}), "has type I8"),
+    (lambda w: w.update({name: value.to(torch.int8) for name, value in w.items()}), "has type torch.int8"),
 ]
 
 

@@ -71,12 +71,11 @@ def test_the_published_configuration_and_tokenizer_load(tmp_path):
     assert all(tokenizer(text["text"]).input_ids == text["ids_special"] for text in recorded)
 
 
-def test_the_published_quantized_checkpoint_is_rejected(tmp_path):
+def test_the_published_configuration_of_the_int4_release_loads(tmp_path):
     shutil.copyfile(developer_file("reference/chatglm-6b-int4/config.json"), tmp_path / base_model.CONFIG)
-    with pytest.raises(UserError, match="quantized to 4 bits"):
-        model_loading.load_config(
-            base_model.Base("int4", tmp_path, None, base_model.hash_files(tmp_path, [base_model.CONFIG]))
-        )
+    base = base_model.Base("int4", tmp_path, None, base_model.hash_files(tmp_path, [base_model.CONFIG]))
+    config = model_loading.load_config(base)
+    assert (config.num_layers, config.quantization_bit, config.dtype) == (28, 0, torch.float16)
 
 
 ADDED = {"content": "<unk>", "lstrip": False, "normalized": False, "rstrip": False, "special": True}
