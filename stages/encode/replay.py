@@ -57,7 +57,8 @@ def exclude_similar_to_evaluated(samples: Sequence[Sample], evaluated: Sequence[
     A question counts with all messages before it. A sample that is the start of an evaluated conversation is excluded
     too.
     """
-    evaluated_questions = {prefix_keys(sample)[-2] for sample in evaluated}
+    # a plain text has one message and no question
+    evaluated_questions = {key for sample in evaluated for key in prefix_keys(sample)[-2:-1]}
     evaluated_prefixes = {key for sample in evaluated for key in prefix_keys(sample)}
     texts, evaluated_texts = (
         [normalize_text(join_dialogue(sample.messages)) for sample in part] for part in (samples, evaluated)

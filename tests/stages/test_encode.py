@@ -159,6 +159,14 @@ def test_start_of_an_evaluated_conversation_is_not_replayed():
     assert exclude_similar_to_evaluated([sample("你好啊朋友", "你好，有什么可以帮你？"), other], [longer]) == [other]
 
 
+def test_conversations_are_replayed_beside_plain_texts():
+    document = make_sample((Message("text", "一篇关于城市历史的长文章，说到唐代，也说到今天。"),))
+    others = dissimilar_samples(60, "谈")[33:40]
+    task = {"train": [document] * 7, "eval": [document], "test": [document]}
+    drawn = draw_replay_samples(task, others, 0.5, 1)
+    assert {drawn_sample.id for drawn_sample in drawn} == {other.id for other in others}
+
+
 def test_training_rows_of_the_task_are_not_replayed():
     general = [*TASK["train"][:5], *dissimilar_samples(60, "谈")[33:]]
     drawn = draw_replay_samples(TASK, general, 0.6, 1)
