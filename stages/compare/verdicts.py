@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from measures.confidence_intervals import MIN_ROWS, min_rows
+from measures.metrics import answered_rows
 from stages.compare.evaluated_models import EvaluatedModel
 from stages.compare.paired_differences import PAIRED_METRICS, PairedDifference
 from texts import translatable, translate
@@ -27,6 +28,7 @@ _GENERAL = {
 _PASSED = {
     "probes": translatable("passes {passed} of the probes"),
     "exact": translatable("answers {passed} of the test rows exactly"),
+    "perplexity": translatable("has a perplexity of {passed} on the test rows"),
 }
 _SENTENCE = translatable("{task}; it {general}, and {passed}.")
 _LABELS = {
@@ -34,6 +36,7 @@ _LABELS = {
     "kept": translatable("General ROUGE-L kept"),
     "probes": translatable("Probes met"),
     "exact": translatable("Exact matches"),
+    "perplexity": translatable("Perplexity"),
 }
 
 
@@ -43,9 +46,10 @@ class Verdict:
 
     Attributes:
         difference: paired difference of the test loss from the reference's.
-        kept: share of the reference's general ROUGE-L; None with too few general rows, or if the reference has none.
-        passed_kind: ``probes``, or ``exact`` without probes.
-        passed: pass rate of the probes, or share of test rows that are answered exactly.
+        kept: share of the reference's general ROUGE-L, at most 1; None with too few general rows, or if the reference
+            has none.
+        passed_kind: ``probes``; ``exact`` without probes; ``perplexity`` if the test rows are plain texts.
+        passed: pass rate of the probes, share of test rows that are answered exactly, or perplexity of the test rows.
     """
 
     difference: PairedDifference
@@ -75,8 +79,12 @@ class Verdict:
         rows = difference.wins + difference.ties + difference.losses
         names = {"adapter": difference.after, "reference": difference.before}
         task = translate(_TASK[self.outcome], language, **names, rows=rows, min_rows=min_rows(difference.confidence))
-        passed = translate(_PASSED[self.passed_kind], language, passed=f"{self.passed:.0%}")
+        passed = translate(_PASSED[self.passed_kind], language, passed=self._passed_text)
         return translate(_SENTENCE, language, task=task, general=self._general(language), passed=passed)
+
+    @property
+    def _passed_text(self) -> str:
+        return f"{self.passed:,.1f}" if self.passed_kind == "perplexity" else f"{self.passed:.0%}"
 
     def _general(self, language: str) -> str:
         if self.kept is None:
@@ -90,7 +98,7 @@ class Verdict:
         values = {
             "gain": f"{self.difference.gain_text} {self.difference.interval_text}",
             "kept": kept,
-            self.passed_kind: f"{self.passed:.0%}",
+            self.passed_kind: self._passed_text,
         }
         return [(translate(_LABELS[name], language), value) for name, value in values.items()]
 
@@ -114,11 +122,14 @@ def judge_models(models: Sequence[EvaluatedModel], differences: Sequence[PairedD
 def _share_kept(reference: EvaluatedModel, adapter: EvaluatedModel) -> float | None:
     rows = min(len(model.general) for model in (reference, adapter))
     before, after = (model.figures.get("general", {}).get("rouge-l") for model in (reference, adapter))
-    return after / before if rows >= MIN_ROWS and before and after is not None else None
+    return min(after / before, 1.0) if rows >= MIN_ROWS and before and after is not None else None
 
 
 def _passed(adapter: EvaluatedModel) -> tuple[str, float]:
     rate = ((adapter.figures.get("probes") or {}).get("rates") or {}).get("all")
     if rate:
         return "probes", rate["rate"]
-    return "exact", sum(bool(row.get("exact")) for row in adapter.task) / len(adapter.task)
+    answered = answered_rows(adapter.task)
+    if not answered:
+        return "perplexity", adapter.figures["test"]["perplexity"]
+    return "exact", sum(bool(row.get("exact")) for row in answered) / len(answered)

@@ -227,7 +227,7 @@ def _general_conditions(general: Mapping, references: Sequence[Reference], guard
             rouge=rouge,
             reference=highest.name,
             before=highest.rouge,
-            kept=rouge / highest.rouge if highest.rouge else 1.0,
+            kept=min(rouge / highest.rouge, 1.0) if highest.rouge else 1.0,
             allowed=guards.general,
             **counts,
         ),

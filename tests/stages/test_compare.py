@@ -286,6 +286,27 @@ def test_verdict_names_the_probes_and_what_is_kept(evaluated):
     assert [value for _, value in verdict.numbers("en")][1:] == ["98%", "100%"]
 
 
+def test_verdict_on_plain_texts_names_their_perplexity(evaluated):
+    for name in ("base", "lora"):
+        path = evaluated / f"predictions/{name}/test.jsonl"
+        rows = [
+            {"id": row["id"], "messages": [], "reference": "一段文字", "loss": row["loss"]} for row in read_jsonl(path)
+        ]
+        write_rows(path, rows)
+    without_probes(evaluated)
+    change_figures(
+        evaluated, "lora", general={"loss": 2.0, "rouge-l": 960.0}, test={"loss": 1.0, "perplexity": 1289.34}
+    )
+    models = load(evaluated)
+    (verdict,) = judge_models(models, list(paired_differences(models)))
+    assert verdict.sentence("en").endswith(
+        "it keeps 100% of its answers to general conversations (ROUGE-L), and has a perplexity of 1,289.3 on the test "
+        "rows."
+    )
+    assert verdict.sentence("zh").endswith("在测试样本上的困惑度为 1,289.3。")
+    assert verdict.numbers("en")[1:] == [("General ROUGE-L kept", "100%"), ("Perplexity", "1,289.3")]
+
+
 # Differences ---------------------------------------------------------------------------------------
 
 
