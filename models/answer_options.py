@@ -1,12 +1,14 @@
 """Options of multiple-choice questions, as lines below the question."""
 
+import re
 from collections.abc import Collection, Mapping
 from string import ascii_uppercase
 
 from models.sample import is_empty
 
 _NAMES = ("options", "option", "choices")
-_LETTERS = ascii_uppercase[:8]
+_LETTERS = tuple(ascii_uppercase[:8])
+_SEVERAL_OPTIONS = re.compile(r"\bA\b.*\bB\b", re.DOTALL)  # a text without them may be the answer itself
 
 
 def find_option_keys(keys: Collection[str]) -> tuple[str, ...]:
@@ -27,22 +29,26 @@ def format_options(values: Mapping[str, object]) -> str:
     Raises:
         ValueError: they have none of these forms.
     """
-    present = {key: value for key, value in values.items() if not is_empty(value)}
-    key, options = next(iter(present.items()), ("", ""))
-    if isinstance(options, str) and key not in _LETTERS:
-        return options
-    if key not in _LETTERS:
-        present = _by_letter(options)
-    if not all(isinstance(part, str) for option in present.items() for part in option):
+    if len(values) > 1:
+        options = list(values.items())
+    else:
+        (value,) = values.values()
+        if is_empty(value):
+            return ""
+        if isinstance(value, str) and _SEVERAL_OPTIONS.search(value):
+            return value
+        options = _list_options(value)
+    present = [(letter, text) for letter, text in options if not is_empty(text)]
+    if not all(isinstance(part, str) for option in present for part in option):
         raise ValueError("options must be texts")
-    return "\n".join(f"{letter}. {text}" for letter, text in present.items())
+    return "\n".join(f"{letter}. {text}" for letter, text in present)
 
 
-def _by_letter(options: object) -> Mapping:
-    if isinstance(options, dict):
-        return options
-    if not isinstance(options, list) or len(options) > len(_LETTERS):
-        raise ValueError("options must be an object or a short list")
-    if all(isinstance(option, dict) and {"key", "value"} <= option.keys() for option in options):
-        return {option["key"]: option["value"] for option in options}
-    return dict(zip(_LETTERS, options, strict=False))
+def _list_options(value: object) -> list[tuple[object, object]]:
+    if isinstance(value, dict):
+        return list(value.items())
+    if not isinstance(value, list) or len(value) > len(_LETTERS):
+        raise ValueError("options must be an object, a short list, or a text that lists A, B, …")
+    if all(isinstance(option, dict) and {"key", "value"} <= option.keys() for option in value):
+        return [(option["key"], option["value"]) for option in value]
+    return list(zip(_LETTERS, value, strict=False))

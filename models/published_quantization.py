@@ -75,7 +75,7 @@ def dequantize_weights(
 
 
 def _check_pair(path: Path, weight: str, codes: torch.Tensor, scale: torch.Tensor) -> None:
-    if codes.dtype != torch.int8 or codes.dim() != 2 or scale.shape != codes.shape[:1] or not scale.is_floating_point():
+    if codes.dim() != 2 or scale.shape != codes.shape[:1] or not scale.is_floating_point():
         raise UserError(
             f"{path}: {to_printable(weight)} has codes of type {codes.dtype} and shape {list(codes.shape)}, and scales "
             f"of type {scale.dtype} and shape {list(scale.shape)}, which do not belong together; fetch the checkpoint "

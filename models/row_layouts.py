@@ -49,10 +49,11 @@ WEAK_ANSWERS = (
     "target_text", "doctor", "答", "助手", "医生",
 )  # fmt: skip
 # Keys beside ``text`` that show that it is no document: a message of a tree of conversations, or a labelled example.
-_NOT_OF_A_DOCUMENT = (
+_NOT_OF_A_DOCUMENT = frozenset((
+    *QUESTIONS, *ANSWERS,
     "role", "parent_id", "message_tree_id", "label", "labels", "summary", "sentiment", "target", "translation",
-)  # fmt: skip
-TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "dialogs", "chat", "turns", "contents")
+))  # fmt: skip
+TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "dialogs", "chat", "turns")
 _PASSAGES = ("input", "context", "passage")  # the text that a question refers to, such as Dolly's ``context``
 _SYSTEMS = ("system", "system_prompt")
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "parts")
@@ -140,11 +141,12 @@ def read_row(row: object, columns: Mapping[str, str] | None = None) -> tuple[tup
 def _read_layout(row: dict, columns: Mapping[str, str] | None) -> tuple[tuple[Message, ...], set[str]]:
     if key := _turns_key(row):
         messages, unread = _read_conversation(row[key], key)
+        read_answer = set()
         if "chosen" in row and key != "chosen" and messages[-1].role == "user":  # preference data
             chosen, unread_of_answer = _read_answer(row["chosen"])
-            messages, unread = (*messages, *chosen), unread | unread_of_answer
+            messages, unread, read_answer = (*messages, *chosen), unread | unread_of_answer, {"chosen"}
         system = next((name for name in _SYSTEMS if name in row), None)
-        read = {key, system, "chosen", *ROW_LOSS_KEYS}
+        read = {key, system, *read_answer, *ROW_LOSS_KEYS}
     elif pair := _pair_of(tuple(row)):
         messages, unread = _read_pair(row, pair)
         system, read = pair.system, pair.read
@@ -172,6 +174,9 @@ def _turns_key(row: dict) -> str | None:
     for key in TURNS:
         if key in row and (key == "messages" or _is_list_of_objects(row[key])):
             return key
+    contents = row.get("contents")  # Gemini; documents of a question have no roles
+    if isinstance(contents, list) and contents and isinstance(contents[0], dict) and "role" in contents[0]:
+        return "contents"
     if "rejected" in row and _is_list_of_objects(row.get("chosen")) and "prompt" not in row:  # preference data
         return "chosen"
     return None
@@ -396,7 +401,7 @@ def _find_key(keys: Sequence[str], strong: Sequence[str], weak: Sequence[str]) -
 
 
 def _is_document(row: dict) -> bool:
-    return not any(key.lower() in (*QUESTIONS, *ANSWERS, *_NOT_OF_A_DOCUMENT) for key in row)
+    return _NOT_OF_A_DOCUMENT.isdisjoint(key.lower() for key in row)
 
 
 def _read_pair(row: dict, pair: PairKeys) -> tuple[tuple[Message, ...], set[str]]:
@@ -420,7 +425,7 @@ def _read_options(row: dict, pair: PairKeys) -> str:
     try:
         return format_options({key: row[key] for key in pair.options}) if pair.options else ""
     except ValueError as error:
-        raise UnknownFormat(f"{' or '.join(map(repr, pair.options))}: {error}, one for each letter") from None
+        raise UnknownFormat(f"{' or '.join(map(repr, pair.options))}: {error}") from None
 
 
 def _has_passage(value: object, question: str) -> bool:

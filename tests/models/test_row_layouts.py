@@ -337,6 +337,31 @@ def test_other_options_are_rejected(options):
         read_row({"question": "哪一个？", **options, "answer": "A"})
 
 
+def test_a_single_letter_is_not_listed_as_an_option():
+    """It may be the answer, which must not stand in the question."""
+    with pytest.raises(UnknownFormat, match="a text that lists A, B"):
+        read_row({"question": "哪一个？", "option": "A", "answer": "A"})
+
+
+def test_missing_options_are_left_out_and_odd_ones_rejected():
+    row = {"question": "哪一个？", "answer": "A"}
+    assert read_messages(row | {"options": {"A": "发热", "B": "咳嗽", "C": None}})[0].content.endswith(
+        "A. 发热\nB. 咳嗽"
+    )
+    for odd in ([{"key": ["A"], "value": "发热"}], {"text": ["发热"]}, [["发热"]]):
+        with pytest.raises(UnknownFormat, match="options must be"):
+            read_row(row | {"options": odd})
+
+
+def test_a_chosen_answer_beside_a_complete_conversation_is_not_read():
+    assert read_row({"messages": MESSAGES, "chosen": "答"}) == (conversation("问", "答"), {"chosen"})
+
+
+def test_documents_of_a_question_are_no_conversation():
+    row = {"question": "问", "answer": "答", "contents": [{"title": "资料"}]}
+    assert read_row(row) == (conversation("问", "答"), {"contents"})
+
+
 def test_options_without_an_answer_are_no_answer():
     with pytest.raises(UnknownLayout):
         read_row({"question": "哪一个？", "A": "发热", "B": "咳嗽"})
