@@ -4,24 +4,27 @@
 14 GB of free disk (100 for ``resumed``) and 64 GiB of memory; ``--small`` runs a toy model, on CPU processes without a
 GPU. Runs are started as stage train starts its ranks, by :func:`models.launch.launch`. The parts:
 
-``speed_lora``, ``speed_ptuning_v2``
-    DDP on 1, 2, 4, … devices. An update takes 8 packed rows of 8,448 tokens, one per device and step, so that the
-    update and the batch of a device are the same for every number of devices. Then the same with one row per device
-    and update, where gradients are all-reduced in every step.
+``speed_on_1``, ``speed_on_2``, ``speed_on_4``, …
+    DDP: LoRA of rank 4 on query_key_value, of rank 16 on all linear layers, both also with fp8, and P-Tuning v2. An
+    update takes 8 packed rows of 8,448 tokens, one per device and step, so that the update and the batch of a device
+    are the same for every number of devices. Then the same with one row per device and update, where gradients are
+    all-reduced in every step.
 ``curve``
     Training losses on 1 device and on several, over the same updates; and on 1 device with two rows per step, which
     changes the order of summation, as a scale for the difference.
 ``killed``
     LoRA on a model with four layers, whose last rank is killed by SIGKILL after a checkpoint: seconds until all ranks
-    have ended, their message, and the losses after resuming on all devices and on half as many.
+    have ended, their message, and the losses after resuming on all devices and on one less.
 ``full``
     Full fine-tuning with FSDP, which does not fit on one H100.
 ``resumed``
-    Full fine-tuning of the model with four layers on all devices, stopped by SIGTERM and resumed on half as many.
+    Full fine-tuning of the model with four layers on all devices, stopped by SIGTERM and resumed on half as many, on a
+    quarter, … and on one.
 """
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -38,9 +41,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from benchmarks.multi_gpu_run import ROWS_PER_UPDATE, Run
+from benchmarks.multi_gpu_run import EVERYWHERE, ROWS_PER_UPDATE, Run
 from benchmarks.random_checkpoint import SMALL, describe_machine, make_checkpoint
-from benchmarks.training_speed import ADAPTERS
 from models import memory_estimate
 from models.chatglm import ChatGLMConfig
 from models.command_line import entry_point
@@ -52,17 +54,28 @@ FOUR_LAYERS |= {f"{name}_token_id": 16_380 + number for number, name in enumerat
 CURVE_STEPS = 24
 QUARTER_ROW = 2176  # tokens: about a quarter of the usual row, in whole blocks of attention
 BY_STEP = ("losses", "gradient_norms")  # not printed
-TARGETS = {2: 0.92, 8: 0.88}  # required efficiency by number of devices
+SPEED_CASES = {  # adapter and fp8 by name
+    "lora": ("lora", False),
+    EVERYWHERE: (EVERYWHERE, False),
+    "ptuning_v2": ("ptuning_v2", False),
+    "lora_fp8": ("lora", True),
+    f"{EVERYWHERE}_fp8": (EVERYWHERE, True),
+}
+TARGETS = {2: 0.96, 4: 0.96, 8: 0.92}  # required efficiency by number of devices
 
 
 # Starting runs -------------------------------------------------------------------------------------
 
 
 class Bench:
-    """Starts runs on a checkpoint and reads their figures."""
+    """Starts runs on a checkpoint and reads their figures.
 
-    def __init__(self, folder: Path, small: bool):
-        self.folder, self.small = folder, small
+    Attributes:
+        results: of all parts so far, by name.
+    """
+
+    def __init__(self, folder: Path, small: bool, results: dict):
+        self.folder, self.small, self.results = folder, small, results
 
     @cached_property
     def checkpoint(self) -> Path:
@@ -81,15 +94,16 @@ class Bench:
             return run
         return replace(run, row_tokens=run.row_tokens // 16, sample_tokens=run.sample_tokens // 8)
 
-    def start(self, run: Run, checkpoint: Path | None = None, device: int | None = None) -> subprocess.Popen:
-        """Start a run.
+    def start(self, *runs: Run, checkpoint: Path | None = None, device: int | None = None) -> subprocess.Popen:
+        """Start a process that trains runs one after another.
 
         Args:
-            device: GPU of a run on one device; by default the first ones.
+            device: GPU of runs on one device; by default the first ones.
         """
         out = self._figures_path(device)
         out.unlink(missing_ok=True)
-        options = {"--run": json.dumps(asdict(run)), "--checkpoint": checkpoint or self.checkpoint, "--out": out}
+        attributes = json.dumps([asdict(run) for run in runs])
+        options = {"--runs": attributes, "--checkpoint": checkpoint or self.checkpoint, "--out": out}
         arguments = [str(argument) for option in options.items() for argument in option]
         variables = {}
         if device is not None and torch.cuda.is_available():
@@ -105,13 +119,19 @@ class Bench:
         return self.folder / f"figures-{device}.json"
 
     def run(self, run: Run, checkpoint: Path | None = None) -> dict:
-        """Start a training run that must succeed, and return its figures."""
-        return self.wait(run, self.start(run, checkpoint))
+        """Train a run that must succeed, and return its figures."""
+        (figures,) = self.wait(self.start(run, checkpoint=checkpoint))
+        return figures
 
-    def wait(self, run: Run, process: subprocess.Popen, device: int | None = None) -> dict:
+    def wait(self, process: subprocess.Popen, device: int | None = None) -> list[dict]:
+        """Return the figures of the runs of a process.
+
+        Raises:
+            UserError: a run failed.
+        """
         errors = process.communicate()[1]
         if process.returncode != 0:
-            raise UserError(f"{run} ended with exit code {process.returncode}:\n{errors}")
+            raise UserError(f"Training ended with exit code {process.returncode}:\n{errors}")
         return read_json(self._figures_path(device))
 
     def run_in_parallel(self, *runs: Run) -> list[dict]:
@@ -119,7 +139,7 @@ class Bench:
         if device_counts()[-1] == 1:
             return [self.run(run) for run in runs]
         processes = [self.start(run, device=device) for device, run in enumerate(runs)]
-        return [self.wait(run, processes[device], device) for device, run in enumerate(runs)]
+        return [figures for device, process in enumerate(processes) for figures in self.wait(process, device)]
 
 
 def device_counts() -> list[int]:
@@ -131,24 +151,33 @@ def device_counts() -> list[int]:
 # Parts: each yields names and figures --------------------------------------------------------------
 
 
-def speed(bench: Bench, method: str) -> Iterator[tuple[str, dict]]:
-    """Tokens per second by number of devices, for a constant update and for one row per device (weak scaling)."""
-    for weak_scaling in (False, True):
-        single_speed = None
-        for count in device_counts():
-            run = bench.scale(Run(method, count, rows=count if weak_scaling else ROWS_PER_UPDATE))
-            figures = {"method": method, "devices": count, "rows_per_update": run.rows, **bench.run(run)}
-            single_speed = single_speed or figures["tokens_per_second"]
-            figures["efficiency"] = round(figures["tokens_per_second"] / (count * single_speed), 4)
-            if count in TARGETS and not bench.small:
-                figures |= {"target": TARGETS[count], "met": figures["efficiency"] >= TARGETS[count]}
-            yield f"{method}, {run.rows} rows on {count}", figures
+def speed(bench: Bench, count: int) -> Iterator[tuple[str, dict]]:
+    """Tokens per second on ``count`` devices, for a constant update and for one row per device (weak scaling)."""
+    cases = {
+        f"{name}, {scaling}": bench.scale(Run(adapter, count, fp8, rows))
+        for name, (adapter, fp8) in SPEED_CASES.items()
+        for scaling, rows in (("constant update", ROWS_PER_UPDATE), ("one row per device", count))
+    }
+    all_figures = bench.wait(bench.start(*cases.values()))
+    for (name, run), figures in zip(cases.items(), all_figures, strict=True):
+        figures = {"case": name.partition(",")[0], "devices": count, "rows_per_update": run.rows, **figures}
+        yield name, figures | efficiency(bench, name, figures)
+
+
+def efficiency(bench: Bench, name: str, figures: dict) -> dict:
+    """Return the efficiency of a case compared with one device, and whether its target is met."""
+    single, count = bench.results.get("speed_on_1"), figures["devices"]
+    if count == 1 or single is None:
+        return {}
+    share = figures["tokens_per_second"] / (count * single["results"][name]["tokens_per_second"])
+    target = {} if bench.small else {"target": TARGETS[count], "met": share >= TARGETS[count]}
+    return {"efficiency": round(share, 4), **target}
 
 
 def learnable_run(bench: Bench, count: int, **options) -> Run:
     """Return the run whose losses are compared."""
     defaults = {"row_tokens": QUARTER_ROW, "steps": CURVE_STEPS, "learning_rate": 2e-4}
-    return bench.scale(Run("lora", count, timed=False, learnable=True, **defaults | options))
+    return bench.scale(Run(EVERYWHERE, count, timed=False, learnable=True, **defaults | options))
 
 
 def curve(bench: Bench) -> Iterator[tuple[str, dict]]:
@@ -173,9 +202,10 @@ def relative_difference(losses: dict, reference: dict) -> dict:
 def killed(bench: Bench) -> Iterator[tuple[str, dict]]:
     """End of a training run whose last rank is killed, and losses after resuming."""
     count, folder = device_counts()[-1], bench.folder / "killed"
-    run = learnable_run(bench, count)
+    fewer = max(count - 1, 1)
+    run = learnable_run(bench, count, rows=math.lcm(count, fewer) * math.ceil(ROWS_PER_UPDATE / math.lcm(count, fewer)))
     uninterrupted = bench.run(run, bench.four_layer_checkpoint)["losses"]
-    process = bench.start(replace(run, checkpoints=str(folder)), bench.four_layer_checkpoint)
+    process = bench.start(replace(run, checkpoints=str(folder)), checkpoint=bench.four_layer_checkpoint)
     wait_for_checkpoint(folder, process)
     pid = pid_of_rank(process, count - 1)
     time.sleep(0.5)  # into the steps after the checkpoint
@@ -184,20 +214,20 @@ def killed(bench: Bench) -> Iterator[tuple[str, dict]]:
     figures = exit_figures(process)
     seconds = round(time.monotonic() - started, 2)
     yield "killed", {"devices": count, **figures, "seconds_until_exit": seconds}
-    yield from resume(bench, run, folder, uninterrupted, (count, max(count // 2, 1)))
+    yield from resume(bench, run, folder, uninterrupted, (count, fewer))
 
 
 def resumed(bench: Bench) -> Iterator[tuple[str, dict]]:
-    """Full fine-tuning that SIGTERM stopped, resumed on half as many devices."""
+    """Full fine-tuning that SIGTERM stopped, resumed on fewer devices."""
     count, folder = device_counts()[-1], bench.folder / "resumed"
-    run = replace(learnable_run(bench, count), method="full", sharded=True, learning_rate=1e-4, num_checkpoints=2)
+    run = replace(learnable_run(bench, count), adapter="full", sharded=True, learning_rate=1e-4, num_checkpoints=2)
     figures = bench.run(run, bench.four_layer_checkpoint)
     yield "uninterrupted", figures
-    process = bench.start(replace(run, checkpoints=str(folder)), bench.four_layer_checkpoint)
+    process = bench.start(replace(run, checkpoints=str(folder)), checkpoint=bench.four_layer_checkpoint)
     wait_for_checkpoint(folder, process)
     process.terminate()
     yield "stopped", {"devices": count, **exit_figures(process)}
-    yield from resume(bench, run, folder, figures["losses"], (max(count // 2, 1),))
+    yield from resume(bench, run, folder, figures["losses"], tuple(reversed(device_counts()[:-1])) or (1,))
 
 
 def exit_figures(process: subprocess.Popen) -> dict:
@@ -271,9 +301,10 @@ HEADERS = {
 def table(results: dict, language: str) -> str:
     """Return the speeds as a Markdown table."""
     lines = [HEADERS[language], "|---|---|---|---|---|---|"]
-    for case in (case for method in ADAPTERS for case in results[f"speed_{method}"]["results"].values()):
+    parts = [results[name]["results"] for name in results if name.startswith("speed_on_")]
+    for case in (part[name] for name in parts[0] for part in parts):
         cells = (
-            f"`{case['method']}`",
+            f"`{case['case']}`",
             case["rows_per_update"],
             case["devices"],
             f"{case['tokens_per_second']:,}",
@@ -286,7 +317,7 @@ def table(results: dict, language: str) -> str:
 
 # The program ---------------------------------------------------------------------------------------
 
-PARTS = {f"speed_{method}": partial(speed, method=method) for method in ADAPTERS}
+PARTS = {f"speed_on_{count}": partial(speed, count=count) for count in device_counts()}
 PARTS |= {"curve": curve, "killed": killed, "full": full, "resumed": resumed}
 
 
@@ -301,7 +332,7 @@ def main() -> None:
     machine = describe_machine(arguments.commit) | {"devices": device_counts()[-1]}
     results, failures = read_json(arguments.out) if arguments.out.exists() else {}, []
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
-        bench = Bench(Path(scratch), arguments.small)
+        bench = Bench(Path(scratch), arguments.small, results)
         for part in arguments.parts or PARTS:
             results[part] = {"machine": machine, "results": {}}
             try:

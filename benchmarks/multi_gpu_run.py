@@ -1,14 +1,18 @@
-"""One training of :mod:`benchmarks.multi_gpu`, on one device or several.
+"""Trainings of :mod:`benchmarks.multi_gpu`, one after another, on one device or several.
 
-``python -m benchmarks.multi_gpu_run --run JSON --checkpoint FOLDER --out FILE`` launches the ranks. Rank 0 writes the
-figures.
+``python -m benchmarks.multi_gpu_run --runs JSON --checkpoint FOLDER --out FILE`` launches the ranks. All runs have the
+same number of devices and share a base that is loaded once. Rank 0 writes the list of their figures.
 """
 
 import argparse
+import copy
+import gc
+import itertools
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +21,18 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.random_checkpoint import read_checkpoint
-from benchmarks.training_speed import ADAPTERS, ROW, StepTimes, make_rows
-from models import adapters, model_loading, training
+from benchmarks.training_speed import ADAPTERS, ALL_LINEAR, ROW, StepTimes, make_rows
+from models import adapters, model_loading, precision, training
 from models.command_line import entry_point
 from models.launch import launch
+from models.peak_memory import peak_memory_gib
 from models.storage import write_json
 from models.training import devices
 
-ALL_LINEAR = {"rank": 16, "alpha": 32, "target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]}
+EVERYWHERE = "lora_everywhere"  # LoRA of rank 16 on all linear layers
+SETTINGS = ADAPTERS | {EVERYWHERE: ALL_LINEAR | {"rank": 16, "alpha": 32, "dropout": 0.0}, "full": {}}
 ROWS_PER_UPDATE = 8
-WARM_UP, STEPS = 2, 6
+WARM_UP, STEPS = 2, 4
 ANSWER_TOKENS = 64  # distinct tokens in the answers of learnable samples
 
 
@@ -35,6 +41,7 @@ class Run:
     """A training run on several devices.
 
     Attributes:
+        adapter: key of :data:`SETTINGS`.
         rows: packed rows per update, on all devices.
         rows_per_step: rows per step and device.
         row_tokens: tokens per packed row.
@@ -46,8 +53,9 @@ class Run:
         num_checkpoints: number of checkpoints of the run.
     """
 
-    method: str
+    adapter: str
     devices: int
+    fp8: bool = False
     rows: int = ROWS_PER_UPDATE
     rows_per_step: int = 1
     row_tokens: int = ROW
@@ -67,34 +75,62 @@ class Run:
         return self.rows * (self.row_tokens // self.sample_tokens) * self.sample_tokens
 
 
-def train(checkpoint: Path, run: Run) -> dict:
-    """Return the figures of one rank; the losses are those of all ranks."""
+def train_all(checkpoint: Path, runs: Sequence[Run]) -> Iterator[dict]:
+    """Yield the figures of this rank for each run; the losses are those of all ranks."""
     process_started = psutil.Process().create_time()
     devices.set_device()
-    full = run.method == "full"
-    model = model_loading.load_model(read_checkpoint(checkpoint), "float32" if full else "bfloat16")
+    base = model_loading.load_model(read_checkpoint(checkpoint), "float32" if runs[0].adapter == "full" else "bfloat16")
+    load_seconds = round(time.time() - process_started, 1)
+    if len(runs) > 1:
+        base.cpu()  # each adapter gets a copy, as fp8 and compilation change the model
+    for (adapter, fp8), group in itertools.groupby(runs, key=lambda run: (run.adapter, run.fp8)):
+        model = adapt(copy.deepcopy(base).to(training_device()) if len(runs) > 1 else base, adapter, fp8)
+        for run in group:
+            yield {"seconds_to_load": load_seconds, **train(model, run)}
+
+
+def training_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def adapt(model, adapter: str, fp8: bool):
+    """Attach a new adapter, and convert frozen layers to fp8 on request."""
     torch.manual_seed(0)
-    settings = ALL_LINEAR if run.learnable and not full else ADAPTERS.get(run.method, {})
-    adapted = adapters.attach_adapter(model, run.method, **settings)
-    load_seconds, times = time.time() - process_started, StepTimes(WARM_UP)
-    records = []
+    adapted = adapters.attach_adapter(model, adapter.removesuffix("_everywhere"), **SETTINGS[adapter])
+    if fp8:
+        precision.convert_frozen_layers_to_fp8(model.transformer.layers)
+    return adapted
+
+
+def train(adapted, run: Run) -> dict:
+    """Return the figures of a run on this rank."""
+    release_memory()
+    times, records = StepTimes(WARM_UP), []
     training.fit(
         adapted,
-        make_samples(model.config, run),
+        make_samples(adapted.config, run),
         [],
         make_config(run),
         on_record=records.append,
         callbacks=[times] if run.timed else [],
         checkpoint_folder=run.checkpoints and Path(run.checkpoints),
     )
-    figures = {"seconds_to_load": round(load_seconds, 1), "peak_memory_gib": round(training.peak_memory_gib(), 2)}
+    figures = {"peak_memory_gib": round(peak_memory_gib(), 2)}
     if run.timed:
         seconds = times.median_seconds()
-        figures |= {"step_seconds": round(seconds, 4), "tokens_per_second": round(run.tokens / seconds)}
-    else:
-        for name, key in (("losses", "loss"), ("gradient_norms", "gradient_norm")):
-            figures[name] = {record["step"]: record.get(key) for record in records}
+        return figures | {"step_seconds": round(seconds, 4), "tokens_per_second": round(run.tokens / seconds)}
+    for name, key in (("losses", "loss"), ("gradient_norms", "gradient_norm")):
+        figures[name] = {record["step"]: record.get(key) for record in records}
     return figures
+
+
+def release_memory() -> None:
+    """Free the earlier run's memory, and allow the compilations of the next run."""
+    torch._dynamo.config.error_on_recompile = False
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def make_config(run: Run) -> training.TrainConfig:
@@ -105,7 +141,7 @@ def make_config(run: Run) -> training.TrainConfig:
         max_steps=run.steps,
         learning_rate=run.learning_rate,
         gradient_checkpointing=run.gradient_checkpointing,
-        autocast="bfloat16" if run.method == "full" else "float32",
+        autocast="bfloat16" if run.adapter == "full" else "float32",
         sharded=run.sharded,
         evaluations=run.num_checkpoints,
         logs=2 if run.timed else run.steps,
@@ -134,15 +170,15 @@ def with_largest_memory(figures: dict) -> dict:
 @entry_point
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=json.loads, required=True, help="attributes of Run, as JSON")
+    parser.add_argument("--runs", type=json.loads, required=True, help="attributes of each Run, as a JSON list")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    run = Run(**arguments.run)
+    runs = [Run(**attributes) for attributes in arguments.runs]
     if "RANK" not in os.environ:
-        launch("benchmarks.multi_gpu_run", sys.argv[1:], run.devices)
+        launch("benchmarks.multi_gpu_run", sys.argv[1:], runs[0].devices)
         return
-    figures = with_largest_memory(train(arguments.checkpoint, run))
+    figures = [with_largest_memory(run_figures) for run_figures in train_all(arguments.checkpoint, runs)]
     if devices.rank() == 0:
         write_json(arguments.out, figures)
 

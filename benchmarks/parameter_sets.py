@@ -22,6 +22,7 @@ from benchmarks.random_checkpoint import describe_machine, make_checkpoint, read
 from formats import data_params, params_schema  # noqa: E402
 from models import adapters, model_loading, training  # noqa: E402
 from models.chatglm import ChatGLMConfig  # noqa: E402
+from models.peak_memory import peak_memory_gib  # noqa: E402
 from models.prompt import IGNORED_LABEL  # noqa: E402
 
 
@@ -64,7 +65,7 @@ def measure(checkpoint: Path, params: params_schema.Params, name: str, checkpoin
         "batch_size": adapter.batch_size,
         "steps": result.steps,
         "tokens_per_second": round(tokens_per_step * steps_per_second),
-        "peak_memory_gib": round(training.peak_memory_gib(), 2),
+        "peak_memory_gib": round(peak_memory_gib(), 2),
     }
 
 

@@ -3,6 +3,7 @@
 import os
 import time
 from contextlib import suppress
+from datetime import datetime
 
 import psutil
 import pynvml
@@ -45,15 +46,20 @@ def runs_on(gpu: gpus.Gpu) -> dict[int, str]:
     return runs
 
 
-def observe(site: Site, run: str, owned: list[gpus.Gpu]) -> list[list[set[str]]]:
-    """Wait until a run completes; return for each observation the flow runs on each GPU."""
+def observe(site: Site, owned: list[gpus.Gpu], *runs: str) -> list[list[set[str]]]:
+    """Wait until runs complete; return for each observation the flow runs on each GPU."""
     observations, deadline = [], time.monotonic() + TIMEOUT
-    while site.state(run) not in FINAL_STATES:
-        assert time.monotonic() < deadline, f"timed out waiting for run {run}"
+    while any(site.state(run) not in FINAL_STATES for run in runs):
+        assert time.monotonic() < deadline, f"timed out waiting for runs {runs}"
         observations.append([set(runs_on(gpu).values()) for gpu in owned])
         time.sleep(0.3)
-    assert site.state(run) == "Completed"
+    assert [site.state(run) for run in runs] == ["Completed"] * len(runs)
     return observations
+
+
+def assert_exclusive(observations: list[list[set[str]]]) -> None:
+    """Assert that no GPU ever served two flow runs."""
+    assert all(len(runs) <= 1 for observation in observations for runs in observation)
 
 
 def set_training(site: Site, epochs: int, devices: int = 1, adapters: tuple[str, ...] = ("lora",)) -> None:
@@ -72,11 +78,34 @@ def test_concurrent_runs_use_all_gpus_and_share_none(site, owned):
     """Train as many adapters as GPUs at once."""
     set_training(site, 100, adapters=("lora", *(f"other{index}" for index in range(1, len(owned)))))
     run = site.run("finetune-adapters", cause="each its own")
-    observations = observe(site, run, owned)
-    assert all(len(runs) <= 1 for observation in observations for runs in observation)
+    observations = observe(site, owned, run)
+    assert_exclusive(observations)
     assert any(all(observation) for observation in observations), "the GPUs were never used at the same time"
     seen = {run_id for observation in observations for runs in observation for run_id in runs}
     assert seen == {child["id"] for child in site.children(run)}  # including evaluation and measurements
+
+
+def test_sweep_keeps_all_agents_busy(site, owned):
+    """Try twice as many sets as GPUs; until the last set has started, no agent waits longer than its polling takes."""
+    set_training(site, 60)
+    sets = [{"learning_rate": 0.004 + index / 1e4} for index in range(2 * len(owned))]
+    run = site.run("sweep", adapter="lora", sets=sets)
+    observations = observe(site, owned, run)
+    assert_exclusive(observations)
+    assert any(all(observation) for observation in observations), "the GPUs were never used at the same time"
+    tries = [child for child in site.children(run) if child["name"].startswith("try ")]
+    assert len(tries) == len(sets)
+    share = busy_share(tries, len(owned))
+    print(f"agents were busy for {share:.0%} of the time until the last of {len(sets)} sets started")
+    assert share > 0.8
+
+
+def busy_share(runs: list[dict], agents: int) -> float:
+    """Return the share of their time for which agents had a run, from the first start of a run to the last."""
+    spans = [[datetime.fromisoformat(run[key]) for key in ("start_time", "end_time")] for run in runs]
+    first, last = min(start for start, _ in spans), max(start for start, _ in spans)
+    busy = sum((min(end, last) - start).total_seconds() for start, end in spans)
+    return busy / (agents * (last - first).total_seconds())
 
 
 def test_cancelled_training_frees_its_gpu_within_30_seconds(site, owned):
@@ -102,24 +131,35 @@ def test_processes_of_a_killed_agent_end_before_the_next_agent_starts_work(site,
     site.running.pop(agent).wait()
     assert first.is_running()
     site.start(agent)
-    observations = observe(site, run, owned)
+    observations = observe(site, owned, run)
     assert not first.is_running()
-    assert all(len(runs) <= 1 for observation in observations for runs in observation)
+    assert_exclusive(observations)
     assert site.lora_run(run)["run_count"] == 2
     assert "resuming from" in "".join(map(site.log, site.running))
 
 
-def test_run_on_two_gpus_goes_to_an_agent_with_two_gpus(site, owned):
+def test_run_on_two_gpus_shares_the_host_with_runs_on_one(site, owned):
+    """An agent has two GPUs, the others have one each: runs for two GPUs and for one train at the same time."""
     if len(owned) < 2:
         pytest.skip("needs two GPUs")
+    pair, singles = owned[:2], owned[2:]
     site.stop(*(f"gpu-{gpu.name}" for gpu in owned))
-    site.programs["both"] = ("flows.agent", "--gpus", ",".join(gpu.name for gpu in owned[:2]))
-    set_training(site, 150, devices=2)
-    run = site.run("finetune-adapters", cause="two at once")
-    wait_until(lambda: site.children(run), "its child runs to be scheduled", TIMEOUT)
-    site.start("both")
-    observations = observe(site, run, owned[:2])
-    assert all(len(runs) <= 1 for observation in observations for runs in observation)
-    lora = site.lora_run(run)["id"]
-    assert any(observation == [{lora}, {lora}] for observation in observations)
+    site.programs["pair"] = ("flows.agent", "--gpus", ",".join(gpu.name for gpu in pair))
+    runs = [schedule_training(site, devices=2)]
+    if singles:
+        runs.append(schedule_training(site, adapters=("lora", *(f"other{index}" for index in range(1, len(singles))))))
+    site.start("pair", *(f"gpu-{gpu.name}" for gpu in singles))
+    observations = observe(site, owned, *runs)
+    assert_exclusive(observations)
+    lora = site.lora_run(runs[0])["id"]
+    together = [observation for observation in observations if observation[:2] == [{lora}, {lora}]]
+    assert any(all(observation) for observation in together), "the GPUs were never used at the same time"
     assert not site.processes(TRAINING)
+
+
+def schedule_training(site: Site, devices: int = 1, adapters: tuple[str, ...] = ("lora",)) -> str:
+    """Commit parameters, start a run that trains with them, and wait until its trainings are scheduled."""
+    set_training(site, 150, devices, adapters)
+    run = site.run("finetune-adapters", cause=f"{len(adapters)} on {devices}")
+    wait_until(lambda: len(site.children(run)) >= len(adapters), "its child runs to be scheduled", TIMEOUT)
+    return run
