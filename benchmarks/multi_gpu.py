@@ -61,21 +61,16 @@ SPEED_CASES = {  # adapter and fp8 by name
     "lora_fp8": ("lora", True),
     f"{EVERYWHERE}_fp8": (EVERYWHERE, True),
 }
-TARGETS = {2: 0.96, 4: 0.96, 8: 0.92}  # required efficiency by number of devices
 
 
 # Starting runs -------------------------------------------------------------------------------------
 
 
 class Bench:
-    """Starts runs on a checkpoint and reads their figures.
+    """Starts runs on a checkpoint and reads their figures."""
 
-    Attributes:
-        results: of all parts so far, by name.
-    """
-
-    def __init__(self, folder: Path, small: bool, results: dict):
-        self.folder, self.small, self.results = folder, small, results
+    def __init__(self, folder: Path, small: bool):
+        self.folder, self.small = folder, small
 
     @cached_property
     def checkpoint(self) -> Path:
@@ -161,17 +156,7 @@ def speed(bench: Bench, count: int) -> Iterator[tuple[str, dict]]:
     all_figures = bench.wait(bench.start(*cases.values()))
     for (name, run), figures in zip(cases.items(), all_figures, strict=True):
         figures = {"case": name.partition(",")[0], "devices": count, "rows_per_update": run.rows, **figures}
-        yield name, figures | efficiency(bench, name, figures)
-
-
-def efficiency(bench: Bench, name: str, figures: dict) -> dict:
-    """Return the efficiency of a case compared with one device, and whether its target is met."""
-    single, count = bench.results.get("speed_on_1"), figures["devices"]
-    if count == 1 or single is None:
-        return {}
-    share = figures["tokens_per_second"] / (count * single["results"][name]["tokens_per_second"])
-    target = {} if bench.small else {"target": TARGETS[count], "met": share >= TARGETS[count]}
-    return {"efficiency": round(share, 4), **target}
+        yield name, figures
 
 
 def learnable_run(bench: Bench, count: int, **options) -> Run:
@@ -301,17 +286,19 @@ HEADERS = {
 def table(results: dict, language: str) -> str:
     """Return the speeds as a Markdown table."""
     lines = [HEADERS[language], "|---|---|---|---|---|---|"]
-    parts = [results[name]["results"] for name in results if name.startswith("speed_on_")]
-    for case in (part[name] for name in parts[0] for part in parts):
-        cells = (
-            f"`{case['case']}`",
-            case["rows_per_update"],
-            case["devices"],
-            f"{case['tokens_per_second']:,}",
-            f"{case['efficiency']:.1%}" if case["devices"] > 1 else "–",
-            f"{case['peak_memory_gib']:.1f} GiB",
-        )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+    parts = [results[f"speed_on_{count}"]["results"] for count in (1, 2, 4, 8) if f"speed_on_{count}" in results]
+    for name, single in parts[0].items():
+        for case in (part[name] for part in parts):
+            efficiency = case["tokens_per_second"] / (case["devices"] * single["tokens_per_second"])
+            cells = (
+                f"`{case['case']}`",
+                case["rows_per_update"],
+                case["devices"],
+                f"{case['tokens_per_second']:,}",
+                f"{efficiency:.1%}" if case["devices"] > 1 else "–",
+                f"{case['peak_memory_gib']:.1f} GiB",
+            )
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -332,7 +319,7 @@ def main() -> None:
     machine = describe_machine(arguments.commit) | {"devices": device_counts()[-1]}
     results, failures = read_json(arguments.out) if arguments.out.exists() else {}, []
     with tempfile.TemporaryDirectory(dir=arguments.out.parent) as scratch:
-        bench = Bench(Path(scratch), arguments.small, results)
+        bench = Bench(Path(scratch), arguments.small)
         for part in arguments.parts or PARTS:
             results[part] = {"machine": machine, "results": {}}
             try:

@@ -87,6 +87,10 @@ def build_arguments(config: TrainConfig, folder: Path, *, evaluate: bool, save: 
         fp16=config.autocast == "float16" and not config.sharded,
         ddp_backend="gloo" if devices.world_size() > 1 and not cuda else None,
         ddp_find_unused_parameters=False,
+        # Layers in fp8 keep their frozen weights in buffers: DDP would send them to all ranks in every update.
+        ddp_broadcast_buffers=False,
+        # All gradients in one bucket: an all-reduce during the backward pass takes multiprocessors from its products.
+        ddp_bucket_cap_mb=1024,
         logging_steps=min(1 / config.logs, interval),
         eval_strategy="steps" if evaluate else "no",
         eval_steps=interval,

@@ -36,12 +36,14 @@ def site(tmp_path_factory, prepared_project, owned):
 
 
 def runs_on(gpu: gpus.Gpu) -> dict[int, str]:
-    """Return the flow runs that use a GPU, by process id, as the driver reports them."""
+    """Return the flow runs of this test's sites that use a GPU, by process id, as the driver reports them."""
     pynvml.nvmlInit()
     runs = {}
     for process in pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)):
         with suppress(psutil.NoSuchProcess):
-            runs[process.pid] = psutil.Process(process.pid).environ().get("PREFECT__FLOW_RUN_ID", "no flow run")
+            environment = psutil.Process(process.pid).environ()
+            if "TUNELINE_TEST_SITE" in environment:
+                runs[process.pid] = environment.get("PREFECT__FLOW_RUN_ID", "no flow run")
     pynvml.nvmlShutdown()
     return runs
 
