@@ -1,6 +1,8 @@
 """Architecture rules, checked from imports, file names, string literals and documents."""
 
 import ast
+import importlib
+import inspect
 import re
 from collections import Counter
 from pathlib import Path
@@ -147,3 +149,25 @@ def test_lock_file_pins_exact_versions():
     pins = (ROOT / "requirements.lock").read_text().split()
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", pin) for pin in pins)
     assert "torch==2.13.0" in pins
+
+
+BENCHMARKS = sorted(path.relative_to(ROOT) for path in (ROOT / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=str)
+def test_names_that_a_benchmark_uses_exist(path):
+    """Benchmarks need a GPU or an hour, so no test runs them all; a renamed function breaks them unseen."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    modules = {}
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)):
+        if node.module.split(".")[0] not in (*PACKAGES, "benchmarks"):
+            continue
+        package = importlib.import_module(node.module)
+        for alias in node.names:
+            name = f"{node.module}.{alias.name}"
+            value = getattr(package, alias.name, None) or importlib.import_module(name)
+            if inspect.ismodule(value):
+                modules[alias.asname or alias.name] = value
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Attribute)):
+        if isinstance(node.value, ast.Name) and node.value.id in modules:
+            assert hasattr(modules[node.value.id], node.attr), f"{path}:{node.lineno}: {node.value.id}.{node.attr}"
