@@ -13,6 +13,7 @@ from models.base_model import (
     check_foreign_files,
     hash_files,
 )
+from models.chatglm.configuration_chatglm import SUCCESSOR_KEYS, ChatGLMConfig
 from models.errors import UserError
 from models.model_loading import load_config, load_tokenizer
 
@@ -89,6 +90,7 @@ def verify_base(folder: Path, name: str, revision: str | None = None) -> Base:
     if not folder.is_dir():
         raise UserError(f"base.model: the folder {folder} does not exist.")
     check_foreign_files(folder)
+    _refuse_successor(folder)
     index, weights = _find_weights(folder)
     missing = [file for file in (CONFIG, TOKENIZER, TOKENIZER_CONFIG, *weights) if not (folder / file).is_file()]
     if missing:
@@ -101,6 +103,22 @@ def verify_base(folder: Path, name: str, revision: str | None = None) -> Base:
     small_files = [CONFIG, TOKENIZER, TOKENIZER_CONFIG]
     _check_vocabulary(Base(name, folder, revision, hash_files(folder, small_files)))
     return Base(name, folder, revision, hash_files(folder, [*small_files, *weights, *index]))
+
+
+def _refuse_successor(folder: Path) -> None:
+    """Check that a folder does not hold ChatGLM2-6B or ChatGLM3-6B, whose tokenizer no stage can use yet.
+
+    Raises:
+        UserError: config.json has their keys.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return
+    content = schemas.parse_json(schemas.read_small_file(path), path)
+    if content.get("model_type") == ChatGLMConfig.model_type and any(key in content for key in SUCCESSOR_KEYS):
+        raise UserError(
+            f"{path} describes a successor of ChatGLM-6B (ChatGLM2-6B, ChatGLM3-6B). Use a checkpoint of ChatGLM-6B."
+        )
 
 
 def _find_weights(folder: Path) -> tuple[list[str], list[str]]:

@@ -15,7 +15,10 @@ from models.errors import UserError
 
 
 def load_config(base: Base):
-    """Load the :class:`models.chatglm.ChatGLMConfig` of a base model.
+    """Load the configuration of a base model.
+
+    Returns:
+        A :class:`models.chatglm.ChatGLMConfig`; for ChatGLM2-6B and ChatGLM3-6B transformers' GlmConfig.
 
     Raises:
         UserError: the model is of another type, a key or value is not allowed, or the file changed.
@@ -23,28 +26,28 @@ def load_config(base: Base):
     from huggingface_hub.errors import StrictDataclassError
 
     from models.chatglm import ChatGLMConfig
+    from models.chatglm.successors import build_config
 
-    config = _read_config(base)
+    config, path = _read_config(base), base.folder / CONFIG
+    if isinstance(config, schemas.SuccessorConfig):
+        return build_config(config, path)
     options = config.model_dump(exclude_unset=True, exclude=schemas.UNUSED_CONFIG_KEYS)
     try:
         return ChatGLMConfig(**options | {"dtype": config.dtype or config.torch_dtype})
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"{base.folder / CONFIG}: {schemas.to_printable(error, 500)}") from None
+        raise UserError(f"{path}: {schemas.to_printable(error, 500)}") from None
 
 
-def _read_config(base: Base) -> schemas.ModelConfig:
-    from models.chatglm.configuration_chatglm import ChatGLMConfig, refuse_successor
+def _read_config(base: Base) -> schemas.ModelConfig | schemas.SuccessorConfig:
+    from models.chatglm.configuration_chatglm import SUCCESSOR_KEYS, ChatGLMConfig
 
     path = base.folder / CONFIG
     content = schemas.parse_json(base.read(CONFIG), path)
     if content.get("model_type") != ChatGLMConfig.model_type:
         model_type = schemas.to_printable(repr(content.get("model_type")))
         raise UserError(f"{path} has model_type {model_type}; only 'chatglm' is supported.")
-    try:
-        refuse_successor(content)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    return schemas.validate_schema(schemas.ModelConfig, content, path)
+    is_successor = any(key in content for key in SUCCESSOR_KEYS)
+    return schemas.validate_schema(schemas.SuccessorConfig if is_successor else schemas.ModelConfig, content, path)
 
 
 # Tokenizer -----------------------------------------------------------------------------------------
@@ -124,14 +127,15 @@ def _check_added_tokens(config: schemas.TokenizerConfig, special_tokens: dict[st
 def load_model(base: Base, dtype: str, quantization: int | None = None):
     """Load a base model, frozen and in evaluation mode, onto the current GPU if there is one, else the CPU.
 
-    Weights that the checkpoint holds quantized (:mod:`models.published_quantization`) are dequantized.
+    Weights that the checkpoint holds quantized (:mod:`models.published_quantization`) are dequantized. Those of
+    ChatGLM2-6B and ChatGLM3-6B are renamed and split (:mod:`models.chatglm.successors`).
 
     Args:
         dtype: ``float32``, ``float16``, ``bfloat16``, or ``auto`` for the checkpoint's dtype.
         quantization: 4 (NF4) or 8 bits by bitsandbytes, or None.
 
     Returns:
-        A :class:`models.chatglm.ChatGLMForConditionalGeneration`.
+        A :class:`models.chatglm.ChatGLMForConditionalGeneration`, or transformers' GlmForCausalLM.
 
     Raises:
         UserError: a weight is missing, unknown or has the wrong shape, or a file is damaged or changed.
@@ -159,13 +163,15 @@ def load_model(base: Base, dtype: str, quantization: int | None = None):
 def _create_on_meta(config, dtype, quantization: int | None):
     """Return a model whose parameters are on the meta device, and transformers' quantizer or None."""
     import torch
+    from transformers import GlmForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
-    from models.chatglm import ChatGLMForConditionalGeneration
+    from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 
     config.dtype = dtype
     with torch.device("meta"):
-        model = ChatGLMForConditionalGeneration(config)
+        is_chatglm = isinstance(config, ChatGLMConfig)
+        model = ChatGLMForConditionalGeneration(config) if is_chatglm else GlmForCausalLM(config)
     if quantization is None:
         return model, None
     quantizer = AutoHfQuantizer.from_config(_quantization_config(quantization, dtype), pre_quantized=False)
@@ -191,25 +197,33 @@ def _load_weights(model, base: Base, device, dtype, quantizer) -> None:
     """
     import torch
 
+    from models.chatglm.successors import convert_weights
     from models.published_quantization import dequantize_weights
 
     expected, loaded = set(model.state_dict()), set()
     paths = {base.folder / name: base.files[name]["sha256"] for name in base.weight_files}
     files = [(path, sha256, hash_mismatch_message(path)) for path, sha256 in paths.items()]
-    bits = _read_config(base).quantization_bit
+    published = _read_config(base)
+    bits = published.quantization_bit
     tensors = tensor_files.read_weight_files(files, allow_codes=bool(bits))
-    for path, name, tensor in dequantize_weights(tensors, bits, dtype or torch.float16) if bits else tensors:
+    if bits:
+        tensors = dequantize_weights(tensors, bits, dtype or torch.float16)
+    if isinstance(published, schemas.SuccessorConfig):
+        tensors = convert_weights(tensors, model.config)
+    for path, name, tensor in tensors:
         if not _is_ignored(model, name):
             _check_tensor(model, name, tensor, name in loaded, path)
             _set_weight(model, name, tensor.to(device, dtype), quantizer)
             loaded.add(name)
     if missing := sorted(expected - loaded):
         raise UserError(f"The weights in {base.folder} lack {len(missing)} tensors, the first is {missing[0]}.")
+    if isinstance(published, schemas.SuccessorConfig):
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(device)  # was on the meta device
 
 
 def _is_ignored(model, name: str) -> bool:
     """Whether published checkpoints hold this tensor although the model computes it."""
-    return any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_unexpected)
+    return any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_unexpected or ())
 
 
 def _check_tensor(model, name: str, tensor, is_duplicate: bool, path: Path) -> None:
@@ -229,9 +243,9 @@ def _check_tensor(model, name: str, tensor, is_duplicate: bool, path: Path) -> N
                 "checkpoint."
             ) from None
         raise UserError(
-            f"{path} holds {schemas.to_printable(name)}, which ChatGLM-6B does not have, so loading the other tensors "
-            "would give another model than the one that was saved. Merge adapters first, and use the files of one "
-            "checkpoint."
+            f"{path} holds {schemas.to_printable(name)}, which {type(model).__name__} does not have, so loading the "
+            "other tensors would give another model than the one that was saved. Merge adapters first, and use the "
+            "files of one checkpoint."
         ) from None
     if is_duplicate:
         raise UserError(f"{path} holds {name}, which another weight file holds too; use the files of one checkpoint.")

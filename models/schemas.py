@@ -190,6 +190,53 @@ class ModelConfig(Schema):
     quantization_embeddings: Any = None
 
 
+class SuccessorConfig(Schema):
+    """``config.json`` of ChatGLM2-6B or ChatGLM3-6B, as published.
+
+    The keys that are ``Any`` are allowed but ignored: they name code, or act under torch 1 only.
+    """
+
+    model_type: Literal["chatglm"]
+    padded_vocab_size: Annotated[int, Field(ge=1, le=2**20)]
+    hidden_size: Annotated[int, Field(ge=1, le=2**16)]
+    ffn_hidden_size: Annotated[int, Field(ge=1, le=2**18)]
+    num_layers: Annotated[int, Field(ge=1, le=1024)]
+    num_attention_heads: Annotated[int, Field(ge=1, le=1024)]
+    multi_query_group_num: Annotated[int, Field(ge=1, le=1024)]
+    kv_channels: Annotated[int, Field(ge=4, le=2**12, multiple_of=4)]
+    seq_length: Annotated[int, Field(ge=1, le=2**22)]
+    layernorm_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    add_qkv_bias: bool = True
+    add_bias_linear: bool = False
+    rmsnorm: bool = True
+    post_layer_norm: bool = True
+    multi_query_attention: bool = True
+    apply_residual_connection_post_layernorm: bool = False
+    fp32_residual_connection: bool = False
+    rope_ratio: float = 1
+    tie_word_embeddings: Literal[False] = False
+    eos_token_id: TokenId = 2
+    pad_token_id: TokenId = 0
+    pre_seq_len: Annotated[int, Field(ge=0, le=2**16)] | None = None
+    prefix_projection: bool = False
+    quantization_bit: Literal[0] = 0
+    attention_dropout: Literal[0] = 0
+    hidden_dropout: Literal[0] = 0
+    dtype: DtypeName | None = None
+    torch_dtype: DtypeName | None = None
+    use_cache: bool = True
+    vocab_size: Any = None
+    original_rope: Any = None
+    bias_dropout_fusion: Any = None
+    attention_softmax_in_fp32: Any = None
+    apply_query_key_layer_scaling: Any = None
+    classifier_dropout: Any = None
+    name_or_path_: Any = Field(default=None, alias="_name_or_path")
+    architectures: Any = None
+    auto_map: Any = None
+    transformers_version: Any = None
+
+
 UNUSED_CONFIG_KEYS = {
     "name_or_path_",
     "architectures",

@@ -9,7 +9,7 @@ TEXT_VOCAB_SIZE = 130_528
 IMAGE_TOKENS = 20_000  # precede the text tokens in the first generation of checkpoints
 
 # Keys that only the config.json of successors has; model_type is "chatglm" for them too.
-_SUCCESSOR_KEYS = ("padded_vocab_size", "ffn_hidden_size", "multi_query_attention", "kv_channels")
+SUCCESSOR_KEYS = ("padded_vocab_size", "ffn_hidden_size", "multi_query_attention", "kv_channels")
 
 
 def image_tokens_of(vocab_size: int) -> int:
@@ -23,7 +23,7 @@ def refuse_successor(keys: Container[str]) -> None:
     Raises:
         ValueError: they are those of ChatGLM2-6B or a later model.
     """
-    if successor_keys := [key for key in _SUCCESSOR_KEYS if key in keys]:
+    if successor_keys := [key for key in SUCCESSOR_KEYS if key in keys]:
         raise ValueError(
             f"This config.json describes a successor of ChatGLM-6B (it has {', '.join(successor_keys)}). "
             "Use a checkpoint in the layout of ChatGLM-6B."
