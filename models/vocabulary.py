@@ -22,6 +22,14 @@ def blank_symbol(count: int) -> str:
     return f"<|blank_{count}|>"
 
 
+def _load_pieces(file: str | Path) -> tuple[sentencepiece.SentencePieceProcessor, str]:
+    """Return a SentencePiece model and the hash of the bytes that it was parsed from."""
+    content = Path(file).read_bytes()
+    pieces = sentencepiece.SentencePieceProcessor()
+    pieces.LoadFromSerializedProto(content)
+    return pieces, hashlib.sha256(content).hexdigest()
+
+
 class Vocabulary:
     """The SentencePiece model ``ice_text.model``, with symbols for line breaks, tabs and runs of blanks.
 
@@ -38,10 +46,7 @@ class Vocabulary:
 
     def __init__(self, file: str | Path, do_lower_case: bool = False, remove_space: bool = False):
         self.do_lower_case, self.remove_space = do_lower_case, remove_space
-        self.pieces = sentencepiece.SentencePieceProcessor()
-        content = Path(file).read_bytes()
-        self.sha256 = hashlib.sha256(content).hexdigest()
-        self.pieces.LoadFromSerializedProto(content)
+        self.pieces, self.sha256 = _load_pieces(file)
 
     def _prepare(self, text: str) -> str:
         if self.remove_space:
@@ -71,3 +76,55 @@ class Vocabulary:
         ids = range(self.pieces.get_piece_size())
         controls = [self.pieces.id_to_piece(i) for i in ids if self.pieces.is_control(i) or self.pieces.is_unknown(i)]
         return (*controls, LINE_BREAK, TAB, *map(blank_symbol, range(2, MAX_BLANKS + 1)))
+
+
+# ChatGLM2 and ChatGLM3 -----------------------------------------------------------------------------
+
+CONTROL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")  # of ChatGLM3 only
+END_TOKEN = "</s>"
+
+
+class SuccessorVocabulary:
+    """The SentencePiece model ``tokenizer.model`` of ChatGLM2-6B and ChatGLM3-6B, the same in both releases.
+
+    Control tokens follow its pieces and never come from a text: a text that spells one becomes ordinary pieces.
+
+    Args:
+        file: path of the SentencePiece model.
+        has_roles: ChatGLM3, which has tokens for roles, and decodes control tokens to their spelling.
+
+    Attributes:
+        sha256: hash of the bytes that the model was parsed from.
+        control_ids: ids of control tokens by their spelling.
+
+    Raises:
+        OSError, RuntimeError: the file cannot be read as a SentencePiece model.
+    """
+
+    def __init__(self, file: str | Path, has_roles: bool):
+        self.pieces, self.sha256 = _load_pieces(file)
+        self.has_roles = has_roles
+        names = CONTROL_TOKENS + (ROLE_TOKENS if has_roles else ())
+        self.control_ids = {name: self.pieces.get_piece_size() + index for index, name in enumerate(names)}
+        self.control_ids[END_TOKEN] = self.pieces.eos_id()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without control tokens."""
+        return self.pieces.encode(text)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of pieces of each text. A lone surrogate, which has no UTF-8 form, counts as ``?``."""
+        encodable = [text.encode("utf-8", "replace") for text in texts]
+        return [len(ids) for ids in self.pieces.encode(encodable, out_type=int)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids. Control tokens give nothing; with roles, their spelling."""
+        size = self.pieces.get_piece_size()
+        spelling = {token_id: name for name, token_id in self.control_ids.items() if token_id >= size}
+        pieces = [
+            self.pieces.id_to_piece(token_id) if token_id < size else spelling.get(token_id, "")
+            for token_id in ids
+            if self.has_roles or token_id < size
+        ]
+        return self.pieces.decode_pieces(pieces)
