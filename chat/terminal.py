@@ -98,6 +98,8 @@ class Conversation:
                 raise EOFError
             if command in LANGUAGE_COMMANDS:
                 print(*self.switch_language(argument.strip()), end="")
+            elif command.startswith("/"):
+                print(*self.help(), sep="", end="")
             else:
                 print(self.text(NOT_A_MODE))
         self.multi_turn = MODES[choice]

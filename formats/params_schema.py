@@ -1,11 +1,13 @@
 """Schema of params.yaml: one section per stage, every default, and an error for every unknown key."""
 
+import difflib
 import os
 from pathlib import Path
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from formats.check_params import Checks, RequiredCheck
 from formats.data_params import Base, Columns, Encode, Ingest, QuestionFit, Validate
 from formats.params_section import Section
 from formats.training_params import Adapter, AdapterName, Train
@@ -130,9 +132,26 @@ def _describe_error(error: ValidationError) -> str:
         del location[2]  # the discriminator, which pydantic inserts
     key = ".".join(map(str, location))
     if first["type"] == "extra_forbidden":
-        return f"{key} is not a known key; check its spelling."
+        similar = difflib.get_close_matches(str(location[-1]), _known_keys(), n=1)
+        return f"{key} is not a known key; " + (f"did you mean {similar[0]}?" if similar else "check its spelling.")
+    if first["type"] == "union_tag_invalid":
+        name, given = first["ctx"]["discriminator"].strip("'"), first["ctx"]["tag"]
+        return f"{key}.{name}: {given!r} is not one of {first['ctx']['expected_tags']}."
     reason = first["msg"].removeprefix("Value error, ")
+    if isinstance(first["input"], str | int | float) and not reason.endswith(repr(first["input"])):
+        reason += f", not {first['input']!r}"
     return f"{key}: {reason}." if key else f"{reason}."
+
+
+def _known_keys() -> list[str]:
+    """Return the keys of all sections."""
+    sections = [Params.model_json_schema(), *Params.model_json_schema()["$defs"].values()]
+    return sorted({key for section in sections for key in section.get("properties", {})})
+
+
+def required_checks() -> set[str]:
+    """Return the names of the checks that no decision of a review overrides."""
+    return {name for name, field in Checks.model_fields.items() if issubclass(field.annotation, RequiredCheck)}
 
 
 def override_adapter(params: Params, name: str, changes: dict) -> Params:

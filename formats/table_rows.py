@@ -114,7 +114,7 @@ def _csv_row(header: Sequence[str], cells: list[str], name: str, line: int) -> R
     if len(cells) > len(header) and any(cells[len(header) :]):
         fault = f"{len(cells)} cells below a header of {len(header)}; quote a cell that holds the delimiter"
         return RawRow(name, line, NO_OFFSET, _encode(cells), fault=fault)
-    content = {column: cell for column, cell in zip(header, cells, strict=False) if cell}
+    content = dict(zip(header, cells, strict=False))
     return RawRow(name, line, NO_OFFSET, _encode(content))
 
 

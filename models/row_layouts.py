@@ -7,6 +7,7 @@ turns                 ``messages``, ``conversations``, … of ``role`` and ``con
                       (ShareGPT), or of a question and an answer (``human`` and ``assistant``, ms-swift)
 question and answer   :data:`QUESTION_ANSWER_KEYS`, or one key of :data:`QUESTIONS` and one of :data:`ANSWERS`; also
                       ``history``, and ``input`` or ``context`` for the text that the question refers to
+marked turns          ``utterances`` that begin with their speaker, MOSS's ``chat``; see :mod:`models.marked_turns`
 text                  ``text``, a document for continued pretraining
 columns               any other layout, by the names of its columns (``ingest.columns`` of params.yaml)
 ====================  =============================================================================================
@@ -16,11 +17,13 @@ make trained adapters stale.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 from models.answer_options import find_option_keys, format_options
+from models.marked_turns import is_moss_chat, merge_turns, read_moss_chat, read_utterances
 from models.sample import Message, is_blank, is_empty, is_missing, is_null_marker
 
 QUESTION_ANSWER_KEYS = (
@@ -54,6 +57,7 @@ _NOT_OF_A_DOCUMENT = frozenset((
     "role", "parent_id", "message_tree_id", "label", "labels", "summary", "sentiment", "target", "translation",
 ))  # fmt: skip
 TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "dialogs", "chat", "turns")
+LISTS_OF_TEXTS = (*TURNS, "data", "items", "utterances")
 _PASSAGES = ("input", "context", "passage")  # the text that a question refers to, such as Dolly's ``context``
 _SYSTEMS = ("system", "system_prompt")
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from"), ("content", "value", "parts")
@@ -63,6 +67,7 @@ _ROLE_NAMES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "bing", "bard", "助手"), "assistant"),
     "text": "text",  # the only message of a checked document
 }
+_TASK_ROLE_NAMES = _ROLE_NAMES | {"usr": "user", "sys": "assistant"}  # task-oriented dialogues: user and system
 # Roles of tool calls and their results, which the base model cannot express.
 _TOOL_ROLES = (
     "tool", "function", "function_call", "function_response", "tool_call", "tool_calls", "tool_response", "observation",
@@ -81,6 +86,7 @@ _FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0
 _TEXT_PARTS = ("text", "input_text", "output_text")  # types of content parts that hold text
 _QUOTED_LENGTH = 40  # characters of a key or value that an error message shows
 _MAX_CACHED_KEYS = 32  # of a row; more keys are not kept in the cache of layouts
+_LIST_INDEX = re.compile(r"[0-9]{1,9}")
 _ABSENT = object()
 
 
@@ -131,7 +137,8 @@ def read_row(row: object, columns: Mapping[str, str] | None = None) -> tuple[tup
             needs a feature that training does not support.
     """
     if not isinstance(row, dict):
-        raise UnknownFormat(f"a row must be a JSON object, not {_json_type(row)}")
+        problem = f"a row must be a JSON object, not {_json_type(row)}"
+        raise UnknownLayout(problem) if isinstance(row, list) else UnknownFormat(problem)
     _check_supported(row)
     _check_row_weight(row)
     values = _select_columns(row, columns) if columns else None
@@ -147,6 +154,10 @@ def _read_layout(row: dict, columns: Mapping[str, str] | None) -> tuple[tuple[Me
             messages, unread, read_answer = (*messages, *chosen), unread | unread_of_answer, {"chosen"}
         system = next((name for name in _SYSTEMS if name in row), None)
         read = {key, system, *read_answer, *ROW_LOSS_KEYS}
+    elif marked := _read_marked_turns(row):
+        key, messages = marked
+        unread, system = set(), next((name for name in _SYSTEMS if name in row), None)
+        read = {key, system, *ROW_LOSS_KEYS}
     elif pair := _pair_of(tuple(row)):
         messages, unread = _read_pair(row, pair)
         system, read = pair.system, pair.read
@@ -179,6 +190,19 @@ def _turns_key(row: dict) -> str | None:
         return "contents"
     if "rejected" in row and _is_list_of_objects(row.get("chosen")) and "prompt" not in row:  # preference data
         return "chosen"
+    return None
+
+
+def _read_marked_turns(row: dict) -> tuple[str, tuple[Message, ...]] | None:
+    """Return key and messages of turns that are marked in their texts; None if the row has none."""
+    if is_moss_chat(row.get("chat")):
+        try:
+            return "chat", read_moss_chat(row["chat"])
+        except ValueError as error:
+            raise UnknownFormat(str(error)) from None
+    for key in LISTS_OF_TEXTS:
+        if key in row and (messages := read_utterances(row[key])):
+            return key, messages
     return None
 
 
@@ -267,7 +291,8 @@ def _read_turns(turns: object, key: str) -> tuple[tuple[Message, ...], set[str]]
     role_key = next((name for name in _ROLE_KEYS if name in first), None)
     content_key = next((name for name in _CONTENT_KEYS if name in first), None)
     if role_key and content_key:
-        messages = [_read_message(turn, role_key, content_key) for turn in turns]
+        names = _TASK_ROLE_NAMES if first[role_key] == "usr" else _ROLE_NAMES
+        messages = [_read_message(turn, role_key, content_key, names) for turn in turns]
         read = {role_key, content_key, *_MESSAGE_LOSS_KEYS}
     elif first and (pair := _pair_of(tuple(first))):
         messages, read = _read_pair_turns(turns, pair), {pair.question, pair.answer, pair.system, *_MESSAGE_LOSS_KEYS}
@@ -288,12 +313,12 @@ def _read_answer(value: object) -> tuple[tuple[Message, ...], set[str]]:
     return _read_turns([value] if isinstance(value, dict) else value, "chosen")
 
 
-def _read_message(turn: object, role_key: str, content_key: str) -> Message | None:
+def _read_message(turn: object, role_key: str, content_key: str, role_names: Mapping[str, str]) -> Message | None:
     """Return a message; None for an empty system message."""
     if not isinstance(turn, dict) or not {role_key, content_key} <= turn.keys():
         raise UnknownLayout(f"every message needs {role_key!r} and {content_key!r}")
     name = turn[role_key]
-    role = _ROLE_NAMES.get(name, _ROLE_NAMES.get(name.strip().lower())) if isinstance(name, str) else None
+    role = role_names.get(name, role_names.get(name.strip().lower())) if isinstance(name, str) else None
     if role is None:
         if isinstance(name, str) and name.strip().lower() in _TOOL_ROLES:
             raise UnknownFormat(
@@ -409,6 +434,8 @@ def _read_pair(row: dict, pair: PairKeys) -> tuple[tuple[Message, ...], set[str]
     if pair.answer == "chosen" and isinstance(answer, list):  # preference data: the whole conversation
         messages, unread = _read_turns(answer, "chosen")
         return messages, unread | {pair.question}
+    if lists := [key for key in (pair.question, pair.answer) if isinstance(row[key], list)]:
+        raise UnknownLayout(f"{lists[0]!r} must be text, not a list")
     asked = _text(row[pair.question], pair.question)
     passage = row[pair.passage] if pair.passage else None
     # A marker of a missing instruction is not joined with the input, so that the check for such markers detects it.
@@ -417,8 +444,7 @@ def _read_pair(row: dict, pair: PairKeys) -> tuple[tuple[Message, ...], set[str]
     if options := _read_options(row, pair):
         asked = f"{asked}\n{options}"
     history, unread = _read_history(row.get(pair.history) if pair.history else None, pair.history)
-    last = Message("user", asked), Message("assistant", _text(answer, pair.answer))
-    return (*history, *last), unread
+    return (*merge_turns(history, asked), Message("assistant", _text(answer, pair.answer))), unread
 
 
 def _read_options(row: dict, pair: PairKeys) -> str:
@@ -480,11 +506,18 @@ def _select_columns(row: dict, columns: Mapping[str, str]) -> dict[str, object] 
 
 
 def _look_up(row: dict, name: str) -> object:
-    """Return the value of a column, or of a path such as ``data.question``; :data:`_ABSENT` if there is none."""
+    """Return the value of a column, or of a path such as ``data.question`` or ``answers.0``.
+
+    Returns:
+        :data:`_ABSENT` if there is no such value.
+    """
     if name in row:
         return row[name]
     value = row
     for key in name.split("."):
+        if isinstance(value, list):
+            value = dict(enumerate(value))
+            key = int(key) if _LIST_INDEX.fullmatch(key) else key
         if not isinstance(value, dict) or key not in value:
             return _ABSENT
         value = value[key]
@@ -515,8 +548,9 @@ def _unread_paths(value: object, path: str, read: set[str]) -> set[str]:
     """Return the paths below a key that hold values and are not read."""
     if path in read or is_empty(value):
         return set()
-    if isinstance(value, dict) and any(name.startswith(f"{path}.") for name in read):
-        return {name for key, inner in value.items() for name in _unread_paths(inner, f"{path}.{key}", read)}
+    if isinstance(value, dict | list) and any(name.startswith(f"{path}.") for name in read):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {name for key, inner in items for name in _unread_paths(inner, f"{path}.{key}", read)}
     return {path}
 
 

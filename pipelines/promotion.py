@@ -87,6 +87,7 @@ def _promote(name: str) -> PromotionResult:
     if champion is not None:
         require_not_champion(challenger, champion)
         opponent = (f"champion {registry.version_at()}", evaluate_champion(champion, name))
+    print(translate("Timing base, champion and challenger; this can take minutes."), flush=True)
     latencies = measure_latency(champion, challenger)
     with tempfile.TemporaryDirectory() as scratch:
         result = decide(opponent, (name, PREDICTIONS / name), latencies, Path(scratch))

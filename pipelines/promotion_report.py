@@ -14,6 +14,12 @@ _TEXTS = {
             "rows, in seeds (spread {seed_spread}) and in the choice of the best of {candidates} does not explain"
         ),
     ),
+    "answers": (
+        translatable("Answers"),
+        translatable(
+            "ROUGE-L of the test answers: {gain}, {confidence} interval [{low}, {high}]; must not be proven worse"
+        ),
+    ),
     "forgetting": (
         translatable("Forgetting"),
         translatable("general loss {loss}, {reference}: {before}; rise of at most {allowed} allowed"),
@@ -42,6 +48,7 @@ _TOO_FEW = {  # by condition; the condition on the probes is met without enough 
 }
 _NUMBER_FORMATS = {  # by condition and value
     "gain": {"gain": "+.4f", "low": "+.4f", "high": "+.4f", "needed": ".4f", "seed_spread": ".1%"},
+    "answers": {"gain": "+.2f", "low": "+.2f", "high": "+.2f"},
     "forgetting": {"loss": ".4f", "before": ".4f"},
     "general": {"rouge": ".2f", "before": ".2f", "kept": ".0%", "allowed": ".0%"},
     "empty_rate": {"rate": ".2%", "low": ".2%", "high": ".2%", "allowed": ".2%"},

@@ -14,6 +14,7 @@ from rich.console import Console, Group
 from rich.segment import Segment
 from rich.text import Text
 
+from formats.params_schema import required_checks
 from formats.review_decisions import ReviewDecision
 from models.errors import UserError
 from pipelines.processes import run_in_terminal
@@ -86,8 +87,10 @@ class ReviewSession:
         return NEXT
 
     def _execute(self, command: str) -> None:
-        if command in (KEEP, DROP):
-            self._decide("keep" if command == KEEP else "drop")
+        if command == KEEP:
+            self._keep()
+        elif command == DROP:
+            self._decide("drop")
         elif command == EDIT:
             self._edit()
         elif command == NEXT:
@@ -108,6 +111,16 @@ class ReviewSession:
         return reason
 
     # Decisions -------------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        """Keep the row, unless it fails a required check, which no decision overrides."""
+        if failed := [name for name in self.rows[self.position].checks if name in required_checks()]:
+            self._say(
+                translatable("{checks}: a required check, which keep does not override. Edit the row, or drop it."),
+                checks=", ".join(failed),
+            )
+        else:
+            self._decide("keep")
 
     def _decide(self, decision: str, edited: dict | None = None, checks: Sequence[str] | None = None) -> None:
         row = self.rows[self.position]

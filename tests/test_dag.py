@@ -149,7 +149,8 @@ def test_changed_default_reruns_only_its_stages(project):
     }
     content = {"stages": {"params": STAGES["params"], **stubs}}
     (project / "dvc.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    (project / "data").mkdir()
+    for path in ("raw", "general", "probes.jsonl"):
+        (project / "data/demo" / path).mkdir(parents=True)
     dvc(project, "repro", "-q")
     assert stages_run(project) == set()
     change(

@@ -17,6 +17,9 @@ FORGETTING_SHARE = 0.95  # of the general ROUGE-L; below, the sentence says that
 _TASK = {
     "better": translatable("{adapter} is better than {reference} on the test rows"),
     "worse": translatable("{adapter} is worse than {reference} on the test rows"),
+    "contradicted": translatable(
+        "{adapter} predicts the test rows better than {reference} (loss), but its own answers are worse (ROUGE-L)"
+    ),
     "unproven": translatable("{adapter} is not proven better than {reference} on the test rows"),
     "too few": translatable("{adapter} cannot be told from {reference}: {rows} rows are too few, {min_rows} needed"),
 }
@@ -46,6 +49,7 @@ class Verdict:
 
     Attributes:
         difference: paired difference of the test loss from the reference's.
+        answers: the same of the test answers' ROUGE-L; None if the test rows are plain texts.
         kept: share of the reference's general ROUGE-L, at most 1; None with too few general rows, or if the reference
             has none.
         passed_kind: ``probes``; ``exact`` without probes; ``perplexity`` if the test rows are plain texts.
@@ -53,22 +57,28 @@ class Verdict:
     """
 
     difference: PairedDifference
+    answers: PairedDifference | None
     kept: float | None
     passed_kind: str
     passed: float
 
     @property
     def outcome(self) -> str:
-        """``better``, ``worse``, ``unproven`` or ``too few`` (rows)."""
+        """``better``, ``contradicted`` (a lower loss, but worse answers), ``worse``, ``unproven`` or ``too few``."""
         if not self.difference.is_bounded:
             return "too few"
         if not self.difference.is_significant:
             return "unproven"
-        return "better" if self.difference.gain > 0 else "worse"
+        if self.difference.gain < 0:
+            return "worse"
+        is_worse = self.answers is not None and self.answers.is_significant and self.answers.gain < 0
+        return "contradicted" if is_worse else "better"
 
     @property
     def tone(self) -> str:
-        """``good``, ``bad``, ``mixed`` (better, but forgetful) or ``even``: the colour on the page."""
+        """``good``, ``bad``, ``mixed`` (better in part, or forgetful) or ``even``: the colour on the page."""
+        if self.outcome == "contradicted":
+            return "mixed"
         if self.outcome == "better":
             return "good" if self.kept is None or self.kept >= FORGETTING_SHARE else "mixed"
         return "bad" if self.outcome == "worse" else "even"
@@ -110,12 +120,17 @@ def judge_models(models: Sequence[EvaluatedModel], differences: Sequence[PairedD
         differences: of :func:`stages.compare.paired_differences.paired_differences`.
     """
     reference, *adapters = models
-    loss = PAIRED_METRICS[0]
+    by_metric = {(difference.metric, difference.before, difference.after): difference for difference in differences}
+    loss, rouge = PAIRED_METRICS[:2]
     return [
-        Verdict(difference, _share_kept(reference, adapter), *_passed(adapter))
+        Verdict(
+            by_metric[loss, reference.name, adapter.name],
+            by_metric.get((rouge, reference.name, adapter.name)),
+            _share_kept(reference, adapter),
+            *_passed(adapter),
+        )
         for adapter in adapters
-        for difference in differences
-        if difference.metric == loss and (difference.before, difference.after) == (reference.name, adapter.name)
+        if (loss, reference.name, adapter.name) in by_metric
     ]
 
 

@@ -25,7 +25,8 @@ from measures.dialogues import mean_by_dialogue
 from measures.metrics import decisive_probe_rate, pass_rate, rows_with
 from measures.seed_effects import compute_seed_advantage
 
-SIGNS = {"loss": -1, "rouge-l": 1, "bleu-4": 1, "chrf": 1}  # by key of the rows: 1 if higher is better
+ROUGE = "rouge-l"
+SIGNS = {"loss": -1, ROUGE: 1, "bleu-4": 1, "chrf": 1}  # by key of the rows: 1 if higher is better
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def decide(
     gain = judge_gain(champion, challenger, rule)
     conditions = [
         gain,
+        *_similarity_conditions(champion, challenger, rule),
         *_general_conditions(challenger.figures["general"], references, guards),
         *_answer_conditions(challenger.figures["test"], guards),
         *_probe_conditions(decisive_probe_rate(challenger.figures), references, guards),
@@ -197,6 +199,21 @@ def _needed_gain(half_width: float, mean: float, rule: GainRule) -> float:
     seed_width = (advantage.quantile - advantage.mean) * spread
     beyond_chance = advantage.mean * spread + sqrt(half_width**2 + seed_width**2)
     return max(beyond_chance, rule.margin * mean + half_width)
+
+
+def _similarity_conditions(champion: Evidence, challenger: Evidence, rule: GainRule) -> list[Condition]:
+    """Return the condition that answers are not proven worse by ROUGE-L; none for plain texts, or if it is the metric.
+
+    A lower loss is measured on the reference's words; the model's own answers can be worse nevertheless.
+    """
+    old_rows, new_rows = (rows_with(ROUGE, model.rows) for model in (champion, challenger))
+    if rule.metric == ROUGE or not new_rows or len(old_rows) != len(new_rows):
+        return []
+    row_gains = [new[ROUGE] - old[ROUGE] for old, new in zip(old_rows, new_rows, strict=True)]
+    gains = mean_by_dialogue(new_rows, row_gains)
+    low, high = mean_interval(gains, confidence=rule.confidence)
+    values = {"gain": float(np.mean(gains)), "low": low, "high": high, "confidence": rule.confidence}
+    return [_condition("answers", not high < 0, **values)]
 
 
 # Guards --------------------------------------------------------------------------------------------

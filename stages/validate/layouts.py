@@ -5,10 +5,25 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from models.row_layouts import QUESTION_ANSWER_KEYS, TURNS, quote_value
+from models.row_layouts import (
+    ANSWERS,
+    LISTS_OF_TEXTS,
+    QUESTION_ANSWER_KEYS,
+    QUESTIONS,
+    TURNS,
+    WEAK_ANSWERS,
+    WEAK_QUESTIONS,
+    quote_value,
+)
 from texts import LANGUAGES, translatable, translate
 
-_LISTS_OF_TEXTS = (*TURNS, "data", "items", "utterances")
+_TEXT_KEYS = ("content", "text", "message", "answer", "value", "utterance", "body")  # of an object that holds a text
+_ANSWER_LISTS = (*ANSWERS, *WEAK_ANSWERS, "human_answers", "answer_list", "responses", "outputs", "replies")
+
+
+_ALTERNATING = translatable(
+    "{key}, texts without roles (the command takes user and assistant in turn; check who speaks first)"
+)
 
 
 @dataclass(frozen=True)
@@ -19,11 +34,13 @@ class Layout:
         message: description of the layout, in the catalogue of texts.
         values: values of the placeholders of the message, by name.
         program: jq program that converts a row; None if ``ingest.columns`` of params.yaml serves instead.
+        rows: jq program that yields the rows of a file.
     """
 
     message: str
     values: tuple[tuple[str, str], ...] = ()
     program: str | None = None
+    rows: str = "(arrays[], objects)"
 
     @property
     def is_known(self) -> bool:
@@ -47,22 +64,75 @@ def recognize_layout(row: object) -> Layout | None:
     """Return the layout of a row that has none of the accepted ones.
 
     Returns:
-        None if the row is not an object, is empty, or has the key of an accepted layout.
+        None if the row is neither an object nor a list of texts, is empty, or has the key of an accepted layout.
     """
+    if isinstance(row, list):
+        return _recognize_bare_texts(row)
     if not isinstance(row, dict) or not row:
         return None
-    return _recognize_texts(row) or _recognize_nested_rows(row) or _list_keys(row)
+    return _recognize_texts(row) or _recognize_lists_of_answers(row) or _recognize_nested_rows(row) or _list_keys(row)
+
+
+def _recognize_bare_texts(row: list) -> Layout | None:
+    """Recognize a row that is a list of strings itself."""
+    if len(row) < 2 or not all(isinstance(text, str) for text in row):
+        return None
+    rows = 'if (.[0] | type) == "array" then .[] else . end'
+    return Layout(_ALTERNATING, (("key", quote_value(row)),), _turns_program("", ".value"), rows)
+
+
+def _turns_program(path: str, text: str) -> str:
+    turn = f'{{role: (if .key % 2 == 0 then "user" else "assistant" end), content: {text}}}'
+    return f"{{messages: [{f'{path} | ' if path else ''}to_entries[] | {turn}]}}"
 
 
 def _recognize_texts(row: Mapping) -> Layout | None:
-    """Recognize a list of strings, of user and assistant in turn."""
-    for key in _LISTS_OF_TEXTS:
+    """Recognize a list of strings, or of objects with a text and no role, of user and assistant in turn."""
+    for key in LISTS_OF_TEXTS:
         turns = row.get(key)
-        if isinstance(turns, list) and len(turns) > 1 and all(isinstance(turn, str) for turn in turns):
-            turn = '{role: (if .key % 2 == 0 then "user" else "assistant" end), content: .value}'
-            program = f"{{messages: [{_jq_path(key)} | to_entries[] | {turn}]}}"
-            return Layout(translatable("{key}, a list of texts"), (("key", repr(key)),), program)
+        if not isinstance(turns, list) or len(turns) < 2 or not isinstance(turns[0], str | dict):
+            continue
+        text_key = _text_key(turns[0])
+        is_alike = all(type(turn) is type(turns[0]) and _text_key(turn) == text_key for turn in turns)
+        if is_alike and (text_key or isinstance(turns[0], str)):
+            program = _turns_program(_jq_path(key), f".value{_jq_path(text_key) if text_key else ''}")
+            return Layout(_ALTERNATING, (("key", repr(key)),), program)
     return None
+
+
+def _text_key(value: object) -> str | None:
+    """Return the key of an object's text; None if it is no object, or has a role."""
+    if not isinstance(value, dict) or not value.keys().isdisjoint(("role", "from")):
+        return None
+    return next((key for key in _TEXT_KEYS if isinstance(value.get(key), str)), None)
+
+
+def _recognize_lists_of_answers(row: Mapping) -> Layout | None:
+    """Recognize a question with a list of answers, or a list of wordings of the question."""
+    question = next((key for key in row if key.lower() in (*QUESTIONS, *WEAK_QUESTIONS) and row[key]), None)
+    answer = next((key for key in row if key.lower() in _ANSWER_LISTS and row[key] and key != question), None)
+    if question is None or answer is None or not any(isinstance(row[key], list) for key in (question, answer)):
+        return None
+    texts = {part: _first_text(row[key], key) for part, key in (("question", question), ("answer", answer))}
+    if None in texts.values():
+        return None
+    program = f"{{question: {texts['question']}, answer: {texts['answer']}}}"
+    message = translatable("{key}, a list (the command takes its first entry)")
+    key = question if isinstance(row[question], list) else answer
+    return Layout(message, (("key", quote_value(key)),), program)
+
+
+def _first_text(value: object, key: str) -> str | None:
+    """Return the jq program for a text, or for the first text of a list; None for another value."""
+    if isinstance(value, str):
+        return _jq_path(key)
+    while isinstance(value, list) and value:
+        value = value[0]
+    first = f"({_jq_path(key)} | flatten | .[0])"
+    if isinstance(value, str):
+        return first
+    text_key = _text_key(value)
+    return first + _jq_path(text_key) if text_key else None
 
 
 def _recognize_nested_rows(row: Mapping) -> Layout | None:
@@ -114,5 +184,5 @@ def conversion_command(file: str, layout: Layout) -> str:
         return "ingest: {columns: {question: QUESTION, answer: ANSWER}}"
     stem = file.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
     target, source = shlex.quote(f"{stem}.converted.jsonl"), shlex.quote(file)
-    jq = f"jq -c {shlex.quote(f'(arrays[], objects) | {layout.program}')}"
+    jq = f"jq -c {shlex.quote(f'{layout.rows} | {layout.program}')}"
     return f"gzip -dc {source} | {jq} > {target}" if file.endswith(".gz") else f"{jq} {source} > {target}"

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from formats.check_params import Checks, RequiredCheck
+from formats.params_schema import required_checks
 from formats.raw_row import RawRow
 from formats.review_decisions import ReviewDecision, hash_content
 from stages.validate.checks import Check
@@ -39,7 +39,7 @@ def rows_with_decision(matches: np.ndarray, reviews: Sequence[ReviewDecision], d
 
 def overridable_checks(checks: Sequence[Check]) -> set[str]:
     """Return the names of the checks that a decision ``keep`` overrides: not required ones, and none that blocks."""
-    required = {name for name, field in Checks.model_fields.items() if issubclass(field.annotation, RequiredCheck)}
+    required = required_checks()
     return {check.name for check in checks if check.severity != "block" and check.name not in required}
 
 

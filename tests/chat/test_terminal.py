@@ -125,6 +125,13 @@ def test_the_mode_is_asked_again_and_empty_lines_are_ignored(talk):
     assert len(prompts) == 1
 
 
+def test_help_is_shown_before_the_mode_is_chosen(talk):
+    output, prompts = talk("/help", "1", "stop")
+    assert output.count("/undo") == 1
+    assert text(terminal.NOT_A_MODE) not in output
+    assert not prompts
+
+
 def test_undo_removes_the_last_turn(talk):
     output, prompts = talk("2", "一", "二", "/undo", "三", "/undo", "/undo", "/undo", "stop")
     assert [message.content for message in prompts[2]] == ["一", "我看到了1条。", "三"]

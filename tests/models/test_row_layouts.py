@@ -474,3 +474,77 @@ def test_real_rows_read_the_same_in_every_layout(name):
         history = [[a.content, b.content] for a, b in zip(messages[:-2:2], messages[1:-2:2], strict=True)]
         pair = {"query": messages[-2].content, "response": messages[-1].content, "history": history}
         assert read_messages(pair) == messages
+
+
+# Turns that are marked in their texts ---------------------------------------------------------------
+
+BELLE = "Human:一\nAssistant:二 \nHuman:三\n四 \nAssistant:"
+MOSS_TURN = {
+    "Human": "<|Human|>: 你好<eoh>\n",
+    "Inner Thoughts": "<|Inner Thoughts|>: None<eot>\n",
+    "Commands": "<|Commands|>: None<eoc>\n",
+    "Tool Responses": "<|Results|>: None<eor>\n",
+    "MOSS": "<|MOSS|>: 您好！<eom>\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "texts"),
+    [
+        ({"instruction": BELLE, "input": "", "output": "五"}, ["一", "二", "三\n四", "五"]),
+        ({"instruction": "Human:一\nAssistant:", "output": "二"}, ["一", "二"]),
+        ({"prompt": "用户：一\n助手：", "response": "二", "history": TURNS[:1]}, ["早", "早上好", "一", "二"]),
+        ({"utterances": ["病人：疼。", "病人：很疼。", "医生：哪里？"]}, ["疼。\n很疼。", "哪里？"]),
+        ({"dialog": ["Customer: hi", "Agent: hello"]}, ["hi", "hello"]),
+        (
+            {"chat": {"turn_2": {"Human": "再见", "MOSS": "慢走"}, "turn_1": MOSS_TURN}},
+            ["你好", "您好！", "再见", "慢走"],
+        ),
+        ({"messages": [{"role": "usr", "content": "一"}, {"role": "sys", "content": "二"}]}, ["一", "二"]),
+    ],
+)
+def test_marks_of_turns_are_read_and_removed(row, texts):
+    assert read_messages(row) == conversation(*texts)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Human:一\nAssistant:二",  # ends with an answer
+        "Human:一\nHuman:二\nAssistant:",  # two questions
+        "说明\nHuman:一\nAssistant:",  # begins with other text
+        "Assistant:",
+        "医生：我头疼怎么办：",
+        "写一段对话：",
+        "",
+    ],
+)
+def test_other_questions_stay_as_they_are(question):
+    assert read_messages({"instruction": question, "output": "答"})[0].content == question
+
+
+@pytest.mark.parametrize(
+    ("row", "error"),
+    [
+        ({"utterances": ["病人：疼。", "多喝水。"]}, UnknownLayout),  # a text without its speaker
+        ({"chat": {"turn_1": {"Human": "一"}}}, UnknownFormat),
+        ({"chat": {"turn_1": MOSS_TURN | {"Commands": '<|Commands|>: Search("茶")<eoc>\n'}}}, UnknownFormat),
+        ({"messages": [{"role": "user", "content": "一"}, {"role": "sys", "content": "二"}]}, UnknownLayout),
+        (["问", "答"], UnknownLayout),
+        ({"question": "问", "answers": ["答", "另答"]}, UnknownLayout),
+    ],
+)
+def test_turns_that_are_not_clear_are_rejected(row, error):
+    with pytest.raises(error):
+        read_messages(row)
+
+
+def test_columns_may_be_entries_of_lists():
+    row = {"questions": [["问", "另问"]], "answers": ["答", "另答"]}
+    columns = {"question": "questions.0.0", "answer": "answers.0"}
+    assert read_row(row, columns) == (conversation("问", "答"), {"questions.0.1", "answers.1"})
+    assert read_messages({"a": [{"q": "问"}], "b": "答"}, {"question": "a.0.q", "answer": "b"}) == conversation(
+        "问", "答"
+    )
+    with pytest.raises(UnknownFormat, match="missing or empty"):
+        read_messages(row, {"question": "questions.0.7", "answer": "answers.0"})

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -136,6 +137,13 @@ def test_each_decision_has_a_reason_and_is_saved_at_once(rows):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", first.date)
     assert [len(saved) for saved in terminal.saved] == [1, 2]
     assert terminal.session.position == 3
+
+
+def test_keep_is_refused_for_a_required_check(rows):
+    failing = replace(rows[0], failed=[{"check": "no_leakage", "severity": "quarantine", "seen": "", "limit": None}])
+    terminal = Terminal([failing], ["k", "q"])
+    assert terminal.decisions == {}
+    assert "no_leakage: a required check" in " ".join(terminal.shown.split())
 
 
 def test_no_decision_without_a_reason_and_undo_restores_the_former_one(rows):

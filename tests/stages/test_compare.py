@@ -246,11 +246,14 @@ def change_figures(folder, name: str, **change) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
-def write_task_losses(folder, gain: float, rows: int = 30) -> None:
+def write_task_losses(folder, gain: float, rows: int = 30, rouge: float | None = None) -> None:
     for name, change in (("base", 0.0), ("lora", -gain)):
         path = folder / f"predictions/{name}/test.jsonl"
         row = read_jsonl(path)[0]
-        write_rows(path, [row | {"id": str(i), "loss": 2.0 + i / 9 + change * (1 + i % 3)} for i in range(rows)])
+        answers = {} if rouge is None or name == "base" else {"rouge-l": row["rouge-l"] + rouge}
+        write_rows(
+            path, [row | answers | {"id": str(i), "loss": 2.0 + i / 9 + change * (1 + i % 3)} for i in range(rows)]
+        )
 
 
 @pytest.mark.parametrize(
@@ -275,6 +278,17 @@ def test_reports_open_with_the_verdict(evaluated, gain, rows, start):
     assert render_markdown(models, [], "en").split("\n")[2].startswith(f"- **{start}")
     assert render_page(models, [], FRAME).partition("<body>")[2].split("<h2>")[0].count(start) == 1
     assert "在通用对话上遗忘了 67% 的水平" in render_summary(models, 20, "zh").replace("\n", "")
+
+
+def test_verdict_is_not_better_if_the_answers_are_worse(evaluated):
+    write_task_losses(evaluated, 0.5, rouge=-5.0)
+    models = load(evaluated)
+    (verdict,) = judge_models(models, list(paired_differences(models)))
+    assert (verdict.outcome, verdict.tone) == ("contradicted", "mixed")
+    assert verdict.sentence("en").startswith("lora predicts the test rows better than base (loss), but its own answers")
+    write_task_losses(evaluated, 0.5, rouge=5.0)
+    models = load(evaluated)
+    assert judge_models(models, list(paired_differences(models)))[0].outcome == "better"
 
 
 def test_verdict_names_the_probes_and_what_is_kept(evaluated):

@@ -179,7 +179,37 @@ def test_params_says_that_the_demo_probes_are_left_out(tmp_path, monkeypatch, ca
     out = tmp_path / "params.json"
     monkeypatch.setattr("sys.argv", ["params", "--out", str(out)])
     monkeypatch.chdir(write(tmp_path, lambda content: content["ingest"].update(source="rows.jsonl")).parent)
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "data/demo/general").mkdir(parents=True)
     with caplog.at_level("INFO"):
         stage_params.main()
     assert "the demo's probes (evaluate.probes) are left out" in caplog.text
     assert json.loads(out.read_text())["evaluate"]["probes"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rnak": 16}, "adapters.lora.rnak is not a known key; did you mean rank?"),
+        ({"qqqq": 16}, "adapters.lora.qqqq is not a known key; check its spelling."),
+        ({"rank": "sixteen"}, "adapters.lora.rank: .*, not 'sixteen'"),
+        ({"method": "loar"}, "adapters.lora.method: 'loar' is not one of 'lora', 'ptuning_v2', 'full'"),
+    ],
+)
+def test_messages_name_key_and_value(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        params_schema.load(write(tmp_path, lambda content: content["adapters"]["lora"].update(change)))
+
+
+@pytest.mark.parametrize(("section", "key"), [("ingest", "source"), ("ingest", "general"), ("evaluate", "probes")])
+def test_missing_data_are_named_with_their_key(tmp_path, monkeypatch, section, key):
+    params = params_schema.load(write(tmp_path, lambda content: content[section].update({key: "data/other"})))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=f"params.yaml: {section}.{key}: data/other does not exist"):
+        stage_params.check_paths(params)
+    stage_params.check_paths(params_schema.load(ROOT / "params.yaml"))
+    monkeypatch.chdir(tmp_path)
+    for path in ("data/demo/raw", "data/demo/general", "data/demo/probes.jsonl"):
+        (tmp_path / path).mkdir(parents=True)
+    (tmp_path / "data/other.dvc").touch()  # DVC fetches it
+    stage_params.check_paths(params)

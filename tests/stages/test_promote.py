@@ -73,7 +73,17 @@ def test_lower_losses_and_higher_scores_are_better():
     high = Evidence("high", [{"loss": 3.0 + i / 9, "rouge-l": 60.0 + i} for i in range(10)], metrics())
     assert judge_gain(low, high, replace(RULE, metric="rouge-l")).met
     assert not decide_by_loss(low, high).promote
-    assert decide_by_loss(high, low).promote
+    assert decide_by_loss(with_losses([row["loss"] for row in high.rows]), low).promote
+
+
+@pytest.mark.parametrize(("rouge", "unmet"), [(60.0, []), (58.0, []), (20.0, ["answers"])])
+def test_lower_losses_do_not_make_up_for_answers_that_are_proven_worse(rouge, unmet):
+    noise = (-4, 3, -1, 5, -3, 0, 2, -2, 4, -4)
+    champion = Evidence("old", [{"loss": 3.0 + i / 9, "rouge-l": 60.0} for i in range(10)], metrics())
+    challenger = Evidence(
+        "new", [{"loss": 1.0 + i / 9, "rouge-l": rouge + change} for i, change in enumerate(noise)], metrics()
+    )
+    assert unmet_conditions(decide_by_loss(champion, challenger)) == unmet
 
 
 def test_same_evidence_gives_the_same_decision(champion, challenger):

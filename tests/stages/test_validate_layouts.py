@@ -26,9 +26,16 @@ from stages.validate.row_parsing import parse_row
 
 TEXTS = {"dialog": ["茶怎么泡？", "先温杯。"]}
 FOREIGN = [
-    (TEXTS, "'dialog', a list of texts", ["茶怎么泡？", "先温杯。"]),
+    (TEXTS, "'dialog', texts without roles", ["茶怎么泡？", "先温杯。"]),
     ({"train": [{"instruction": "问", "output": "答"}]}, "below 'train'", ["问", "答"]),
     ({"data": [{"conversations": [{"from": "human", "value": "问"}]}]}, "below 'data'", ["问"]),
+    ({"utterances": [{"text": "问", "id": 1}, {"text": "答"}]}, "'utterances', texts without roles", ["问", "答"]),
+    ({"messages": [{"message": "问", "attrs": []}, {"message": "答"}]}, "'messages', texts without", ["问", "答"]),
+    (["问", "答"], "a list, texts without roles", ["问", "答"]),
+    ({"question": "问", "answers": [{"content": "答"}, {"content": "另答"}]}, "'answers', a list", ["问", "答"]),
+    ({"questions": [["问", "另问"]], "answers": ["答"]}, "'questions', a list", ["问", "答"]),
+    ({"question": "问", "human_answers": ["答"], "id": 1}, "'human_answers', a list", ["问", "答"]),
+    ({"问题": ["问"], "回答": "答"}, "'问题', a list", ["问", "答"]),
 ]
 
 
@@ -200,7 +207,7 @@ def test_notices_of_layouts_unread_keys_and_spelled_english(base_folder, tmp_pat
         "c.jsonl",
         "a.jsonl",
     ]
-    assert "4 rows have an unsupported layout: 'dialog', a list of texts" in notices[0]["en"]
+    assert "4 rows have an unsupported layout: 'dialog', texts without roles" in notices[0]["en"]
     assert "1 English rows exceed the token budget" in notices[-2]["en"]
     assert notices[-1]["en"] == "Unread keys: score (30 rows), messages[].name (1 rows)"
     assert notices[-1]["zh"] == "未读取的键：score（30 行），messages[].name（1 行）"
@@ -215,10 +222,10 @@ def test_message_of_a_blocked_export_has_the_conversion_command_once(tmp_path):
     done = check(tmp_path / "rows.jsonl", "--out", tmp_path / "out")
     assert done.returncode == 2
     blocked = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert blocked.count("a list of texts") == 1
+    assert blocked.count("texts without roles") == 1
     assert "`jq -c '" in blocked
     assert json.loads((tmp_path / "out/data_checks.json").read_text(encoding="utf-8"))["notes"][0]["zh"]
-    assert "a list of texts" in (tmp_path / "out/validation/index.html").read_text(encoding="utf-8")
+    assert "texts without roles" in (tmp_path / "out/validation/index.html").read_text(encoding="utf-8")
 
 
 # Files of other types ------------------------------------------------------------------------------
@@ -244,11 +251,16 @@ def test_gate_reads_tables_by_their_columns_and_quarantines_single_rows(base_fol
     }
     assert faults == {
         "a.csv:27": "4 cells below a header of 3; quote a cell that holds the delimiter",
-        "a.csv:28": "the column '医生', which ingest.columns names as answer, is missing or empty",
+    }
+    assert "a.csv:28" in {
+        run.table.locate(row)
+        for finding in run.decision.findings
+        if finding.check == "nothing_blank"
+        for row in finding.rows
     }
     assert run.table.unread_keys == {"科室": 25}
     quarantined = {row["line"]: row for row in run.rows["quarantine"] if row["file"] == "a.csv"}
-    assert json.loads(quarantined[28]["content"]) == {"问诊": "只有问题"}
+    assert json.loads(quarantined[28]["content"]) == {"问诊": "只有问题", "医生": "", "科室": ""}
     assert "offset" not in quarantined[28]
     assert sum(len(run.rows[split]) for split in SPLITS) >= 25
     plain = GateRun(tmp_path / "raw", base_folder, tmp_path / "general", params.for_general_data)
