@@ -21,8 +21,8 @@ _ASSISTANTS = "assistant|bot|moss|doctor|agent|助手|助理|医生|大夫|客�
 _MARK = re.compile(rf"\s*(?:<\||\[)?(?:({_USERS})|({_ASSISTANTS}))(?:\|>|\])?\s?[:：]\s*", re.IGNORECASE)
 # Only these marks open a turn within a text, where "医生：" may be part of a sentence.
 _TURN_START = re.compile(r"(?:^|\n)[ \t]*(?:(Human|User|用户)|(Assistant|助手))\s?[:：]")
-_END_TOKEN = re.compile(r"\s*<eo[hmact]>\s*\Z")
-_NO_COMMAND = re.compile(r"\s*(?:<\|Commands\|>:)?\s*(?:None)?\s*(?:<eoc>)?\s*")
+_END_TOKENS = ("<eoh>", "<eom>", "<eoa>", "<eoc>", "<eot>")
+_NO_COMMANDS = ("", "None")
 _MOSS_TURN = re.compile(r"turn_\d{1,4}")
 
 
@@ -77,7 +77,7 @@ def read_moss_chat(turns: Mapping[str, object]) -> tuple[Message, ...]:
         if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("Human", "MOSS")):
             raise ValueError(f"the turn {name!r} needs the texts 'Human' and 'MOSS'")
         command = turn.get("Commands", "")
-        if not isinstance(command, str) or not _NO_COMMAND.fullmatch(command):
+        if not isinstance(command, str) or _remove_end_token(command.removeprefix("<|Commands|>:")) not in _NO_COMMANDS:
             raise ValueError(
                 f"the turn {name!r} has 'Commands', a tool call, which this base model does not support; remove the row"
             )
@@ -87,7 +87,12 @@ def read_moss_chat(turns: Mapping[str, object]) -> tuple[Message, ...]:
 
 def _unmark(text: str) -> str:
     mark = _MARK.match(text)
-    return _END_TOKEN.sub("", text[mark.end() if mark else 0 :])
+    return _remove_end_token(text[mark.end() if mark else 0 :])
+
+
+def _remove_end_token(text: str) -> str:
+    stripped = text.strip()
+    return next((stripped.removesuffix(token).rstrip() for token in _END_TOKENS if stripped.endswith(token)), stripped)
 
 
 def merge_turns(before: Sequence[Message], question: str) -> tuple[Message, ...]:

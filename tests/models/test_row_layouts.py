@@ -1,6 +1,8 @@
 """Rows in all accepted layouts: read, or rejected with the reason; nothing is dropped in silence."""
 
+import contextlib
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -537,6 +539,21 @@ def test_other_questions_stay_as_they_are(question):
 def test_turns_that_are_not_clear_are_rejected(row, error):
     with pytest.raises(error):
         read_messages(row)
+
+
+@pytest.mark.parametrize("filler", [" ", "\n", "\n ", "Human:", "\nHuman:", "<eom>", "[", "：", "医生："])
+def test_marks_are_searched_in_linear_time(filler):
+    text = filler * (200_000 // len(filler)) + "x"
+    started = time.process_time()
+    for row in (
+        {"instruction": f"Human:{text}\nAssistant:", "output": text},
+        {"instruction": text + ":", "output": text},
+        {"utterances": [text, "医生：" + text]},
+        {"chat": {"turn_1": {"Human": text, "MOSS": text, "Commands": text}}},
+    ):
+        with contextlib.suppress(UnknownFormat):
+            read_row(row)
+    assert time.process_time() - started < 2  # quadratic time would take minutes
 
 
 def test_columns_may_be_entries_of_lists():
