@@ -138,7 +138,7 @@ def _describe_error(error: ValidationError) -> str:
         name, given = first["ctx"]["discriminator"].strip("'"), first["ctx"]["tag"]
         return f"{key}.{name}: {given!r} is not one of {first['ctx']['expected_tags']}."
     reason = first["msg"].removeprefix("Value error, ")
-    if isinstance(first["input"], str | int | float) and not reason.endswith(repr(first["input"])):
+    if isinstance(first["input"], str | int | float) and first["type"] != "value_error":  # its message is complete
         reason += f", not {first['input']!r}"
     return f"{key}: {reason}." if key else f"{reason}."
 

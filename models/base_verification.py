@@ -13,7 +13,7 @@ from models.base_model import (
     check_foreign_files,
     hash_files,
 )
-from models.chatglm.configuration_chatglm import SUCCESSOR_KEYS, ChatGLMConfig
+from models.chatglm.configuration_chatglm import refuse_successor
 from models.errors import UserError
 from models.model_loading import load_config, load_tokenizer
 
@@ -115,10 +115,10 @@ def _refuse_successor(folder: Path) -> None:
     if not path.is_file():
         return
     content = schemas.parse_json(schemas.read_small_file(path), path)
-    if content.get("model_type") == ChatGLMConfig.model_type and any(key in content for key in SUCCESSOR_KEYS):
-        raise UserError(
-            f"{path} describes a successor of ChatGLM-6B (ChatGLM2-6B, ChatGLM3-6B). Use a checkpoint of ChatGLM-6B."
-        )
+    try:
+        refuse_successor(content)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _find_weights(folder: Path) -> tuple[list[str], list[str]]:

@@ -152,7 +152,23 @@ class WeightIndex(Schema):
     weight_map: Annotated[dict[Text, Text], Field(min_length=1, max_length=100_000)]
 
 
-class ModelConfig(Schema):
+class PublishedConfig(Schema):
+    """Keys that the ``config.json`` of ChatGLM-6B and of its successors have in common."""
+
+    model_type: Literal["chatglm"]
+    prefix_projection: bool = False
+    dtype: DtypeName | None = None
+    torch_dtype: DtypeName | None = None
+    use_cache: bool = True
+    tie_word_embeddings: Literal[False] = False
+    pre_seq_len: Annotated[int, Field(ge=0, le=2**16)] | None = None
+    name_or_path_: Any = Field(default=None, alias="_name_or_path")
+    architectures: Any = None
+    auto_map: Any = None
+    transformers_version: Any = None
+
+
+class ModelConfig(PublishedConfig):
     """``config.json`` of ChatGLM-6B, as published or as transformers writes it.
 
     Keys in :data:`UNUSED_CONFIG_KEYS` are allowed but ignored. All other keys of transformers are rejected because they
@@ -160,7 +176,6 @@ class ModelConfig(Schema):
     ``transformers_weights``, ``repetition_penalty``).
     """
 
-    model_type: Literal["chatglm"]
     vocab_size: Annotated[int, Field(ge=1, le=2**20)] = 1
     hidden_size: Annotated[int, Field(ge=1, le=2**16)] = 1
     num_layers: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -169,34 +184,23 @@ class ModelConfig(Schema):
     layernorm_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     max_sequence_length: Annotated[int, Field(ge=1, le=2**20)] = 1
     initializer_range: Annotated[float, Field(gt=0, le=10)] = 0.02
-    use_cache: bool = True
-    tie_word_embeddings: Literal[False] = False
     bos_token_id: TokenId | None = None
     eos_token_id: TokenId | None = None
     mask_token_id: TokenId | None = None
     gmask_token_id: TokenId | None = None
     pad_token_id: TokenId | None = None
     position_encoding_2d: bool = True
-    pre_seq_len: Annotated[int, Field(ge=0, le=2**16)] | None = None
-    prefix_projection: bool = False
     quantization_bit: Literal[0, 4, 8] = 0  # of the weight files; the loaded model is not quantized
-    dtype: DtypeName | None = None
-    torch_dtype: DtypeName | None = None
     tokenizer_class: Text | None = None
-    name_or_path_: Any = Field(default=None, alias="_name_or_path")
-    architectures: Any = None
-    auto_map: Any = None
-    transformers_version: Any = None
     quantization_embeddings: Any = None
 
 
-class SuccessorConfig(Schema):
+class SuccessorConfig(PublishedConfig):
     """``config.json`` of ChatGLM2-6B or ChatGLM3-6B, as published.
 
     The keys that are ``Any`` are allowed but ignored: they name code, or act under torch 1 only.
     """
 
-    model_type: Literal["chatglm"]
     padded_vocab_size: Annotated[int, Field(ge=1, le=2**20)]
     hidden_size: Annotated[int, Field(ge=1, le=2**16)]
     ffn_hidden_size: Annotated[int, Field(ge=1, le=2**18)]
@@ -214,27 +218,17 @@ class SuccessorConfig(Schema):
     apply_residual_connection_post_layernorm: bool = False
     fp32_residual_connection: bool = False
     rope_ratio: float = 1
-    tie_word_embeddings: Literal[False] = False
     eos_token_id: TokenId = 2
     pad_token_id: TokenId = 0
-    pre_seq_len: Annotated[int, Field(ge=0, le=2**16)] | None = None
-    prefix_projection: bool = False
     quantization_bit: Literal[0] = 0
     attention_dropout: Literal[0] = 0
     hidden_dropout: Literal[0] = 0
-    dtype: DtypeName | None = None
-    torch_dtype: DtypeName | None = None
-    use_cache: bool = True
     vocab_size: Any = None
     original_rope: Any = None
     bias_dropout_fusion: Any = None
     attention_softmax_in_fp32: Any = None
     apply_query_key_layer_scaling: Any = None
     classifier_dropout: Any = None
-    name_or_path_: Any = Field(default=None, alias="_name_or_path")
-    architectures: Any = None
-    auto_map: Any = None
-    transformers_version: Any = None
 
 
 UNUSED_CONFIG_KEYS = {

@@ -89,7 +89,8 @@ def build_arguments(config: TrainConfig, folder: Path, *, evaluate: bool, save: 
         ddp_find_unused_parameters=False,
         # Layers in fp8 keep their frozen weights in buffers: DDP would send them to all ranks in every update.
         ddp_broadcast_buffers=False,
-        # All gradients in one bucket: an all-reduce during the backward pass takes multiprocessors from its products.
+        # One all-reduce after the backward pass, not one beside it for every 25 MB: adapters have few gradients, and an
+        # all-reduce shares the multiprocessors with the products of the backward pass.
         ddp_bucket_cap_mb=1024,
         logging_steps=min(1 / config.logs, interval),
         eval_strategy="steps" if evaluate else "no",

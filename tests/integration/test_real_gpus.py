@@ -88,7 +88,7 @@ def test_concurrent_runs_use_all_gpus_and_share_none(site, owned):
 
 
 def test_sweep_keeps_all_agents_busy(site, owned):
-    """Try twice as many sets as GPUs; until the last set has started, no agent waits longer than its polling takes."""
+    """Try twice as many sets as GPUs; until the last set has started, agents are rarely without one."""
     set_training(site, 100)
     sets = [{"learning_rate": 0.004 + index / 1e4} for index in range(2 * len(owned))]
     run = site.run("sweep", adapter="lora", sets=sets)
