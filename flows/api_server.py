@@ -16,11 +16,13 @@ from prefect.settings import (
     PREFECT_SERVER_API_PORT,
     PREFECT_SERVER_API_WEBSOCKET_PING_INTERVAL,
     PREFECT_SERVER_API_WEBSOCKET_PING_TIMEOUT,
+    PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE,
     PREFECT_SERVER_CORS_ALLOWED_ORIGINS,
     PREFECT_SERVER_LOGGING_LEVEL,
     temporary_settings,
 )
 
+from flows import lease_storage
 from flows.access import (
     DEFAULT_PORT,
     LOGIN_VARIABLE,
@@ -46,6 +48,7 @@ def main() -> None:
         PREFECT_SERVER_API_HOST: arguments.host,
         PREFECT_SERVER_API_PORT: arguments.port,
         PREFECT_SERVER_CORS_ALLOWED_ORIGINS: ",".join(origins),
+        PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE: lease_storage.__name__,
     }
     with temporary_settings(settings):
         uvicorn.run(  # with the options of `prefect server start`

@@ -154,7 +154,7 @@ class Site:
     def request(self, method: str, path: str, body: dict | None = None):
         """Send a request to the server's API and return the JSON of the response; retry like Prefect's own client."""
         auth = tuple(self.environment["PREFECT_API_AUTH_STRING"].split(":"))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + TIMEOUT
         while True:
             try:
                 response = self.client.request(method, f"{self.api}{path}", json=body, auth=auth)
@@ -246,7 +246,7 @@ def keep_rows(path: Path, count: int) -> None:
     path.write_text("".join(lines[:: max(1, len(lines) // count)][:count]), encoding="utf-8")
 
 
-def wait_until(condition: Callable[[], Value], what: str, seconds: float = 120.0) -> Value:
+def wait_until(condition: Callable[[], Value], what: str, seconds: float = TIMEOUT) -> Value:
     """Poll a condition every second until it is true, and return its value.
 
     Raises:

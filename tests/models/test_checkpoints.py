@@ -84,7 +84,7 @@ def start(*arguments, setup: str = NO_CALLBACKS) -> subprocess.Popen:
 
 def wait_until_finished(process: subprocess.Popen) -> str:
     """Wait for a training run that must succeed, and return its output."""
-    output, log = process.communicate(timeout=120)
+    output, log = process.communicate(timeout=600)
     assert process.returncode == 0, log
     return output
 
@@ -133,7 +133,7 @@ def test_sigterm_saves_a_checkpoint_and_exits_with_143(base_folder, tmp_path):
     process = start(base_folder, tmp_path / "b", tmp_path / "stopped", "lora")
     wait_for_step(tmp_path / "b", process, 1)
     process.terminate()
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Stopped by SIGTERM after step" in log
     assert "Traceback" not in log
@@ -145,7 +145,7 @@ def test_sigterm_saves_a_checkpoint_and_exits_with_143(base_folder, tmp_path):
 def test_a_full_disk_while_saving_costs_only_that_checkpoint(base_folder, tmp_path):
     undisturbed = wait_until_finished(start(base_folder, tmp_path / "a", tmp_path / "undisturbed", "lora"))
     process = start(base_folder, tmp_path / "b", tmp_path / "full", "lora", setup=FILE_SIZE_LIMIT)
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=600)
     assert process.returncode == 1
     assert re.search(r"error: The checkpoint of step \d+ cannot be written \(.+\). Free space in", log), log
     assert "Traceback" not in log

@@ -216,7 +216,7 @@ def test_temporary_files_of_a_live_process_with_the_same_pid_are_kept(tmp_path):
     write_json(tmp_path / "file", {"by": "us"})
     assert before <= {path.name for path in tmp_path.iterdir()}
     assert read_json(tmp_path / "file") == {"by": "us"}
-    other.communicate("", timeout=20)
+    other.communicate("", timeout=600)
     assert (tmp_path / "folder/a").read_text() == (tmp_path / "file").read_text() == "other"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 

@@ -263,7 +263,7 @@ def test_the_page_works_by_keyboard_and_its_file_can_be_imported(workspace, rows
     (workspace / "page.html").write_text(page, encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={workspace}/profile", "--dump-dom"]
     command = ["chromium", *options, (workspace / "page.html").as_uri()]
-    document = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    document = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
     encoded = re.search(r"<title>([^<]*)</title>", document)[1]
     (workspace / "downloaded.jsonl").write_bytes(base64.b64decode(encoded))
     decisions = read_decisions(workspace / "downloaded.jsonl")

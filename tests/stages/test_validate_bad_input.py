@@ -166,8 +166,8 @@ def start(raw, out) -> tuple[subprocess.Popen, int, list[int]]:
     process = subprocess.Popen(
         command(raw, out), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+    deadline = time.monotonic() + 600
+    while process.poll() is None and time.monotonic() < deadline:
         children = psutil.Process(process.pid).children(recursive=True)
         validate = [child.pid for child in children if _runs(child, "stages.validate")]
         workers = [child.pid for child in children if _runs(child, "forkserver") and not child.children()]
@@ -185,7 +185,7 @@ def _runs(process: psutil.Process, name: str) -> bool:
 
 
 def have_ended(pids: list[int]) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
             return True
@@ -197,7 +197,7 @@ def have_ended(pids: list[int]) -> bool:
 def test_killed_worker_is_one_message_and_leaves_no_files(many_rows, tmp_path):
     process, _, workers = start(many_rows, tmp_path / "out")
     os.kill(workers[0], signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "worker process of validate was killed" in errors
     assert "Traceback" not in errors
@@ -210,7 +210,7 @@ def test_run_after_sigkill_removes_the_leftovers(many_rows, tmp_path):
     """After SIGKILL of stage validate alone, its workers end, and the next run removes its spool."""
     process, validate, workers = start(many_rows, tmp_path / "out")
     os.kill(validate, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode not in (0, 2)
     assert have_ended(workers)
     assert len(list((tmp_path / "out").glob(".examined.*.tmp"))) == 1
