@@ -6,6 +6,7 @@ from pathlib import Path
 
 from models import adapter_files, base_model, model_loading
 from models.errors import UserError
+from models.families import family_of
 from models.manifest import MANIFEST, check_base_matches, read_verified_manifest
 from models.sample import Message
 from texts import translate
@@ -40,7 +41,7 @@ class ChatModel:
         self.switch(name or self.default_adapter())
         if self.max_prompt_tokens() < 1:
             raise UserError(
-                f"--max-new-tokens must be less than the model's {self.model.config.max_sequence_length} tokens."
+                f"--max-new-tokens must be less than the model's {self.model.config.max_position_embeddings} tokens."
             )
 
     def default_adapter(self) -> str:
@@ -77,8 +78,6 @@ class ChatModel:
         Raises:
             UserError: there is no such adapter, it is damaged, or it belongs to another base model.
         """
-        from models.decoding import Decoder
-
         if name not in self.names():
             raise UserError(f"There is no adapter {name!r} in {self.weights}; there are: {', '.join(self.names())}.")
         if name != BASE:
@@ -91,7 +90,7 @@ class ChatModel:
             self.model = self._load(self.adapter) if self.adapter else None
             raise
         finally:
-            self.decoder = Decoder()
+            self.decoder = family_of(self.base).create_decoder()
 
     def _load(self, name: str):
         if name == BASE:
@@ -114,7 +113,7 @@ class ChatModel:
 
     def max_prompt_tokens(self) -> int:
         """Return the longest prompt that leaves room for an answer."""
-        return self.model.config.max_sequence_length - self.max_new_tokens
+        return self.model.config.max_position_embeddings - self.max_new_tokens
 
     def fits(self, messages: Sequence[Message]) -> bool:
         """Whether the prompt of a conversation leaves room for an answer."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from formats.params_section import Count, Positive, Section, Seed
+from models.linear_layers import LinearLayer
 
 CHAMPION = "champion"  # values of start_from, besides folders
 CHAMPION_VERSION = re.compile(r"v\d+\.\d+\.\d+")
@@ -49,9 +50,6 @@ class Hyperparameters(Section):
     """
 
 
-LinearLayer = Literal["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
-
-
 class Lora(Hyperparameters):
     """LoRA: trainable low-rank matrices beside frozen linear layers (Hu et al., arXiv:2106.09685)."""
 
@@ -64,7 +62,12 @@ class Lora(Hyperparameters):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout probability at the input of the low-rank matrices."""
     target_modules: Annotated[tuple[LinearLayer, ...], Field(min_length=1)] = ("query_key_value",)
-    """Linear layers of every block that get low-rank matrices."""
+    """Linear layers of every block that get low-rank matrices.
+
+    The names of ChatGLM-6B stand for the layers with the same role in other models: ``query_key_value`` for q_proj,
+    k_proj and v_proj, ``dense`` for o_proj, ``dense_h_to_4h`` for gate_proj and up_proj, ``dense_4h_to_h`` for
+    down_proj.
+    """
     rslora: bool = False
     """Rank-stabilized scaling alpha / √rank (Kalajdzievski, arXiv:2312.03732)."""
     dora: bool = False

@@ -13,8 +13,8 @@ import torch
 
 from models import adapter_files, adapters, base_model, model_loading, tensor_files
 from models.errors import UserError
+from models.families import family_of
 from models.manifest import Manifest, parse_manifest
-from models.prompt import PROMPT_VERSION
 from models.schemas import parse_json, to_printable
 from models.storage import atomic_write_folder, write_json
 
@@ -24,9 +24,7 @@ MAX_PREFIX_TOKENS = 4096  # one token takes 0.9 MB for ChatGLM-6B
 MAX_CHECKPOINT_BYTES = 2**34  # of a published prefix checkpoint
 WEIGHTS, CONFIG = "pytorch_model.bin", "config.json"
 MERGED_RECORD = "merged.json"
-MAX_SHARD_SIZE = "2GB"
 MAGIC_BYTES = (b"PK", b"\x80\x02")  # of torch.save: zip file, or pickle before PyTorch 1.6
-TOKENIZER_FILES = (base_model.TOKENIZER, base_model.TOKENIZER_CONFIG)
 
 
 def export_merged_model(folder: Path, base: base_model.Base, out: Path, onto_16_bits: bool = False) -> None:
@@ -53,11 +51,9 @@ def export_merged_model(folder: Path, base: base_model.Base, out: Path, onto_16_
         )
     model = adapter_files.load_merged(folder, base, manifest)
     with atomic_write_folder(out) as temporary:
-        model.save_pretrained(temporary, max_shard_size=MAX_SHARD_SIZE)
+        family_of(base).save_model(model, base, temporary)
         for path in temporary.iterdir():
             path.chmod(0o644)  # safetensors creates files that only their owner can read
-        for name in TOKENIZER_FILES:
-            (temporary / name).write_bytes(base.read(name))
         write_json(temporary / MERGED_RECORD, _merge_record(manifest))
 
 
@@ -77,6 +73,7 @@ def export_official_prefix(folder: Path, base: base_model.Base, out: Path) -> No
     if manifest.method != "ptuning_v2":
         raise UserError(f"{folder} is not a prefix (method {manifest.method}); export it with --merged.")
     rows = adapter_files.read_prefix(folder, base, manifest)
+    rows = family_of(base).export_prefix(rows, model_loading.load_config(base))
     config = parse_json(base.read(base_model.CONFIG), base.folder / base_model.CONFIG)
     config |= {"pre_seq_len": len(rows), "prefix_projection": False}
     with atomic_write_folder(out) as temporary:
@@ -98,14 +95,15 @@ def import_official_prefix(file: Path, base: base_model.Base, name: str, dtype: 
     """
     rows = compute_prefix(_load_checkpoint(file))
     model = model_loading.load_model(base, dtype)
-    width = 2 * model.config.num_layers * model.config.hidden_size
+    family = family_of(base)
+    width = family.prefix_shape(model.config).width
     if rows.shape[1] != width:
         raise UserError(
             f"The prefix in {file} has {rows.shape[1]} values per token, but {base.name} needs {width}; "
             "it belongs to another base."
         )
     adapted = adapters.attach_adapter(model, "ptuning_v2", prefix_tokens=len(rows))
-    adapters.set_prefix(adapted, rows)
+    adapters.set_prefix(adapted, family.import_prefix(rows, model.config))
     manifest = Manifest(
         name=name,
         method="ptuning_v2",
@@ -113,7 +111,7 @@ def import_official_prefix(file: Path, base: base_model.Base, name: str, dtype: 
         base=base.name,
         base_identity=base.identity,
         tokenizer_sha256=base.tokenizer_sha256,
-        prompt_version=PROMPT_VERSION,
+        prompt_version=family.prompt_version(base),
         quantization=None,
         dtype=dtype,
         receipt_sha256="",  # its training data are unknown

@@ -14,6 +14,7 @@ from models import adapters, schemas
 from models.adapters import PREFIX_NAME, get_base_model
 from models.base_model import Base
 from models.errors import UserError
+from models.families import family_of, family_of_config
 from models.manifest import (
     CONFIG,
     FORMAT,
@@ -199,7 +200,7 @@ def _load_all_weights(model, folder: Path, sha256: str | None = None) -> None:
 
 
 def read_prefix(folder: Path, base: Base, manifest: Manifest):
-    """Return the (prefix tokens, 2 · layers · hidden_size) rows of a saved prefix.
+    """Return the (prefix tokens, 2 · layers · heads · channels) rows of a saved prefix, as peft uses them.
 
     Raises:
         UserError: see :func:`load_adapter`.
@@ -207,7 +208,7 @@ def read_prefix(folder: Path, base: Base, manifest: Manifest):
     check_base_matches(manifest, base, folder)
     saved, config = _read_adapter(folder, manifest.method, manifest), load_config(base)
     _check_names(saved.path, [PREFIX_NAME], saved.tensors)
-    rows, width = saved.config.num_virtual_tokens, 2 * config.num_layers * config.hidden_size
+    rows, width = saved.config.num_virtual_tokens, family_of(base).prefix_shape(config).width
     _check_tensor(saved.path, PREFIX_NAME, saved.tensors[PREFIX_NAME], (rows, width))
     return saved.tensors[PREFIX_NAME]
 
@@ -270,11 +271,12 @@ class _SavedAdapter:
         return config
 
     def _check_dimensions(self, model_config) -> None:
+        shape = family_of_config(model_config).prefix_shape(model_config)
         expected = {
-            "token_dim": model_config.hidden_size,
+            "token_dim": shape.heads * shape.channels,
             "encoder_hidden_size": model_config.hidden_size,
-            "num_layers": model_config.num_layers,
-            "num_attention_heads": model_config.num_attention_heads,
+            "num_layers": shape.layers,
+            "num_attention_heads": shape.heads,
         }
         for key, value in expected.items():
             if getattr(self.config, key) != value:

@@ -1,8 +1,9 @@
-"""Attach LoRA, P-Tuning v2 or full fine-tuning to a frozen ChatGLM: the only module that imports peft."""
+"""Attach LoRA, P-Tuning v2 or full fine-tuning to a frozen base model: the only module that imports peft."""
 
 from functools import cache
 
 from models.errors import UserError
+from models.families import family_of_config
 from models.manifest import METHODS
 
 PREFIX_NAME = "prompt_embeddings"  # peft's name of a prefix in its weight file
@@ -21,7 +22,7 @@ def attach_adapter(
     prefix_tokens: int | None = None,
     projection: bool = False,
 ):
-    """Attach a newly initialized adapter to a frozen ChatGLM; only the adapter's weights require gradients.
+    """Attach a newly initialized adapter to a frozen base model; only the adapter's weights require gradients.
 
     Args:
         method: ``lora``, ``ptuning_v2``, or ``full``, which trains all weights of the model.
@@ -41,7 +42,8 @@ def attach_adapter(
     if method == "full":
         return model.requires_grad_(True).train()
     if method == "lora":
-        config = lora_config(rank, alpha, dropout, target_modules, rslora, dora)
+        layers = family_of_config(model.config).linear_names(target_modules, model.config)
+        config = lora_config(rank, alpha, dropout, layers, rslora, dora)
     elif method == "ptuning_v2":
         config = prefix_config(model, prefix_tokens, projection)
     else:
@@ -80,11 +82,15 @@ def prefix_config(model, prefix_tokens: int, projection: bool):
     """Return peft's PrefixTuningConfig; arguments as for :func:`attach_adapter`."""
     from peft import PrefixTuningConfig
 
+    shape = family_of_config(model.config).prefix_shape(model.config)
     return PrefixTuningConfig(
         task_type="CAUSAL_LM",
         num_virtual_tokens=prefix_tokens,
         prefix_projection=projection,
         encoder_hidden_size=model.config.hidden_size,
+        num_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        token_dim=shape.heads * shape.channels,
     )
 
 
@@ -148,7 +154,7 @@ def _fast_lora_class():
 
 
 def get_base_model(model):
-    """Return the ChatGLM below an adapter, or the model itself if it has none."""
+    """Return the base model below an adapter, or the model itself if it has none."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -179,7 +185,7 @@ def load_adapter_state_dict(adapted, tensors: dict, adapter: str = "default") ->
 
 
 def set_prefix(adapted, rows) -> None:
-    """Copy (prefix tokens, 2 · layers · hidden_size) rows into the prefix of a P-Tuning v2 model."""
+    """Copy (prefix tokens, 2 · layers · heads · channels) rows into the prefix of a P-Tuning v2 model."""
     import torch
 
     with torch.no_grad():

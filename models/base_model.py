@@ -5,6 +5,7 @@ parsed from the same buffers that are hashed (see :mod:`models.model_loading`); 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,12 +14,11 @@ from models.errors import UserError
 from models.storage import sha256_of, sha256_of_json, write_json
 
 RECORD = "base.json"
-CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "ice_text.model", "tokenizer_config.json"
+LARGE_VOCABULARY = "tokenizer.json"
+CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 SINGLE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
-# Other libraries apply these files on top of the weights, e.g. transformers an adapter_config.json without a message.
-FOREIGN_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "added_tokens.json")
 MAX_REHASHED_BYTES = 2**26  # larger files (13 GB take 10 s) are hashed when they are loaded
 
 
@@ -31,12 +31,14 @@ class Base:
         folder: folder of the checkpoint.
         revision: commit on the Hugging Face Hub, or None.
         files: size in bytes and SHA-256 of configuration, tokenizer, weights and weight index, by file name.
+        family: name of the family, see :mod:`models.families`.
     """
 
     name: str
     folder: Path
     revision: str | None
     files: dict[str, dict]
+    family: schemas.FamilyName = "chatglm-6b"
 
     @property
     def identity(self) -> str:
@@ -45,22 +47,32 @@ class Base:
 
     @property
     def tokenizer_sha256(self) -> str:
-        return self.files[TOKENIZER]["sha256"]
+        from models.families import family_of  # here, because families import this module
+
+        return self.files[family_of(self).vocabulary_file]["sha256"]
 
     @property
     def weight_files(self) -> list[str]:
         return [name for name in self.files if Path(name).suffix in WEIGHT_SUFFIXES]
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int = schemas.MAX_BYTES) -> bytes:
         """Return the bytes of a small file, after a check of their hash.
+
+        Args:
+            limit: of the file's size in bytes.
 
         Raises:
             UserError: the file is missing, too large, or has another hash than the record.
         """
-        content = schemas.read_small_file(self.folder / name)
+        content = schemas.read_small_file(self.folder / name, limit)
         if hashlib.sha256(content).hexdigest() != self.files[name]["sha256"]:
             raise UserError(hash_mismatch_message(self.folder / name))
         return content
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the error's class name if it has no message."""
+    return schemas.to_printable(next(iter(str(error).strip().splitlines()), type(error).__name__), 300)
 
 
 def hash_mismatch_message(path: Path) -> str:
@@ -76,18 +88,22 @@ def hash_files(folder: Path, names: list[str]) -> dict[str, dict]:
     """
     paths = {name: folder / name for name in sorted(set(names))}
     for name, path in paths.items():
-        if Path(name).suffix not in WEIGHT_SUFFIXES and path.stat().st_size > schemas.MAX_BYTES:
-            raise UserError(f"{path} is larger than {schemas.MAX_BYTES} bytes, its limit; fetch it again.")
+        limit = schemas.MAX_VOCABULARY_BYTES if name == LARGE_VOCABULARY else schemas.MAX_BYTES
+        if Path(name).suffix not in WEIGHT_SUFFIXES and path.stat().st_size > limit:
+            raise UserError(f"{path} is larger than {limit} bytes, its limit; fetch it again.")
     return {name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in paths.items()}
 
 
-def check_foreign_files(folder: Path) -> None:
-    """Check that a checkpoint folder has one set of weights, and no adapter or added tokens.
+def check_foreign_files(folder: Path, names: Sequence[str]) -> None:
+    """Check that a checkpoint folder has one set of weights, and no file that other libraries apply on top of them.
+
+    Args:
+        names: of such files; transformers, for example, loads an adapter_config.json without a message.
 
     Raises:
-        UserError: there are several sets of weights, or a file of :data:`FOREIGN_FILES`.
+        UserError: there are several sets of weights, or one of these files.
     """
-    if foreign_files := [name for name in FOREIGN_FILES if (folder / name).exists()]:
+    if foreign_files := [name for name in names if (folder / name).exists()]:
         raise UserError(
             f"The base model in {folder} has {' and '.join(foreign_files)} next to its weights. Other libraries load "
             "that too, Tuneline loads the weights only: merge it into the weights, or move it out of the folder."
@@ -117,18 +133,21 @@ def read_record(folder: Path) -> Base:
     Raises:
         UserError: the record is missing or damaged, or a file is missing or changed.
     """
+    from models.families import family_of  # here, because families import this module
+
     path = folder / RECORD
     content = schemas.parse_json(schemas.read_small_file(path), path)
     record = schemas.validate_schema(schemas.BaseRecord, content, path)
     files = {name: entry.model_dump() for name, entry in record.files.items()}
-    base = Base(record.name, (folder / record.folder).resolve(), record.revision, files)
-    if {CONFIG, TOKENIZER, TOKENIZER_CONFIG} - files.keys() or not base.weight_files:
+    base = Base(record.name, (folder / record.folder).resolve(), record.revision, files, record.family)
+    family = family_of(base)
+    if {CONFIG, *family.tokenizer_files} - files.keys() or not base.weight_files:
         raise UserError(f"{path} does not name configuration, tokenizer and weights; run `dvc repro -f base`.")
     if base.identity != record.identity:
         raise UserError(f"{path} was changed: its identity does not match its file hashes; run `dvc repro -f base`.")
     for name, entry in files.items():
         _check_file(base.folder / name, entry)
-    check_foreign_files(base.folder)
+    check_foreign_files(base.folder, family.foreign_files)
     return base
 
 

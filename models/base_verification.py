@@ -3,45 +3,39 @@
 from pathlib import Path
 
 from models import schemas, tensor_files
-from models.base_model import (
-    CONFIG,
-    SINGLE_WEIGHTS,
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    WEIGHT_INDEXES,
-    Base,
-    check_foreign_files,
-    hash_files,
-)
-from models.chatglm.configuration_chatglm import refuse_successor
+from models.base_model import CONFIG, SINGLE_WEIGHTS, WEIGHT_INDEXES, Base, check_foreign_files, hash_files
 from models.errors import UserError
-from models.model_loading import load_config, load_tokenizer
+from models.families import FAMILIES, family_of, recognize_family
+from models.families.family import Family
 
 # No *.py: the code in a checkpoint's repository is never downloaded.
-CHECKPOINT_PATTERNS = ("*.json", "*.model", "*.safetensors", "pytorch_model*.bin")
+CHECKPOINT_PATTERNS = ("*.json", "*.jinja", "*.model", "*.safetensors", "pytorch_model*.bin")
+_TOKENIZER_FILES = {name for family in FAMILIES.values() for name in (*family.tokenizer_files, *family.optional_files)}
+TOKENIZER_PATTERNS = (CONFIG, *sorted(_TOKENIZER_FILES))
 
 
-def find_base(model: str, revision: str | None = None) -> Base:
+def find_base(model: str, revision: str | None = None, family: str = "auto") -> Base:
     """Find and verify a base model; download it if ``model`` is a hub id.
 
     Args:
         model: an existing folder, or a hub id such as ``THUDM/chatglm-6b``.
         revision: commit, branch or tag on the hub.
+        family: name of the family, or ``auto``.
 
     Raises:
         UserError: ``model`` is neither, the download fails, or :func:`verify_base` rejects the files.
     """
     if _is_folder(model):
-        return verify_base(Path(model).expanduser().resolve(), name=model)
+        return verify_base(Path(model).expanduser().resolve(), name=model, family=family)
     snapshot = Path(_download(model, revision, CHECKPOINT_PATTERNS))
-    return verify_base(snapshot, name=model, revision=snapshot.name)
+    return verify_base(snapshot, name=model, revision=snapshot.name, family=family)
 
 
-def find_tokenizer(model: str, revision: str | None = None) -> Path:
-    """Return the folder with a base model's tokenizer; for a hub id, download the tokenizer's files only.
+def find_tokenizer(model: str, revision: str | None = None, family: str = "auto") -> Base:
+    """Return the tokenizer of a base model, with its files hashed; for a hub id, download the tokenizer's files only.
 
     Args:
-        model, revision: as for :func:`find_base`.
+        model, revision, family: as for :func:`find_base`.
 
     Raises:
         UserError: the base model is not found, or its tokenizer is missing or damaged.
@@ -49,9 +43,22 @@ def find_tokenizer(model: str, revision: str | None = None) -> Path:
     if _is_folder(model):
         folder = Path(model).expanduser().resolve()
     else:
-        folder = Path(_download(model, revision, (CONFIG, TOKENIZER, TOKENIZER_CONFIG)))
-    load_tokenizer(folder)
-    return folder
+        folder = Path(_download(model, revision, TOKENIZER_PATTERNS))
+    tokenizer = hash_tokenizer_files(folder, model, recognize_family(folder, family))
+    family_of(tokenizer).load_tokenizer(tokenizer)
+    return tokenizer
+
+
+def hash_tokenizer_files(folder: Path, name: str, family: Family) -> Base:
+    """Return a :class:`Base` with the tokenizer's files, and the configuration if there is one, as they are now.
+
+    Raises:
+        UserError: a file of the tokenizer is missing.
+    """
+    if missing := [file for file in family.tokenizer_files if not (folder / file).is_file()]:
+        raise UserError(f"The base model in {folder} is incomplete; these files are missing: {', '.join(missing)}.")
+    present = [file for file in (CONFIG, *family.optional_files) if (folder / file).is_file()]
+    return Base(name, folder, None, hash_files(folder, [*family.tokenizer_files, *present]), family.name)
 
 
 def _is_folder(model: str) -> bool:
@@ -69,19 +76,20 @@ def _download(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> s
     try:
         return snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        missing = ", ".join((CONFIG, TOKENIZER, TOKENIZER_CONFIG, *WEIGHT_INDEXES[1:]))
+        vocabularies = " or ".join(dict.fromkeys(family.vocabulary_file for family in FAMILIES.values()))
         raise UserError(
             f"base.model: {hub_id!r} is not in the local cache and could not be fetched ({type(error).__name__}); "
-            f"missing files: {missing} and the weights it lists. Check the network and the name, "
-            "or set base.model to a folder with the checkpoint."
+            f"missing files: {CONFIG}, {vocabularies}, {WEIGHT_INDEXES[-1]} and the weights it lists. Check the "
+            "network and the name, or set base.model to a folder with the checkpoint."
         ) from None
 
 
-def verify_base(folder: Path, name: str, revision: str | None = None) -> Base:
-    """Check that a folder holds a complete ChatGLM checkpoint, and hash its files.
+def verify_base(folder: Path, name: str, revision: str | None = None, family: str = "auto") -> Base:
+    """Check that a folder holds a complete checkpoint, and hash its files.
 
     Args:
         name, revision: for the result, see :class:`models.base_model.Base`.
+        family: name of the family, or ``auto``.
 
     Raises:
         UserError: files are missing, truncated or damaged, there are several sets of weights, other libraries would
@@ -89,10 +97,11 @@ def verify_base(folder: Path, name: str, revision: str | None = None) -> Base:
     """
     if not folder.is_dir():
         raise UserError(f"base.model: the folder {folder} does not exist.")
-    check_foreign_files(folder)
-    _refuse_successor(folder)
+    recognized = recognize_family(folder, family)
+    check_foreign_files(folder, recognized.foreign_files)
     index, weights = _find_weights(folder)
-    missing = [file for file in (CONFIG, TOKENIZER, TOKENIZER_CONFIG, *weights) if not (folder / file).is_file()]
+    required = (CONFIG, *recognized.tokenizer_files, *weights)
+    missing = [file for file in required if not (folder / file).is_file()]
     if missing:
         raise UserError(f"The base model in {folder} is incomplete; these files are missing: {', '.join(missing)}.")
     truncated = [file for file in weights if not tensor_files.is_complete(folder / file)]
@@ -100,25 +109,10 @@ def verify_base(folder: Path, name: str, revision: str | None = None) -> Base:
         raise UserError(
             f"The base model in {folder} is incompletely downloaded; fetch these files again: {', '.join(truncated)}."
         )
-    small_files = [CONFIG, TOKENIZER, TOKENIZER_CONFIG]
-    _check_vocabulary(Base(name, folder, revision, hash_files(folder, small_files)))
-    return Base(name, folder, revision, hash_files(folder, [*small_files, *weights, *index]))
-
-
-def _refuse_successor(folder: Path) -> None:
-    """Check that a folder does not hold ChatGLM2-6B or ChatGLM3-6B, whose tokenizer no stage can use yet.
-
-    Raises:
-        UserError: config.json has their keys.
-    """
-    path = folder / CONFIG
-    if not path.is_file():
-        return
-    content = schemas.parse_json(schemas.read_small_file(path), path)
-    try:
-        refuse_successor(content)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+    optional = [file for file in recognized.optional_files if (folder / file).is_file()]
+    small_files = [CONFIG, *recognized.tokenizer_files, *optional]
+    recognized.check_files(Base(name, folder, revision, hash_files(folder, small_files), recognized.name))
+    return Base(name, folder, revision, hash_files(folder, [*small_files, *weights, *index]), recognized.name)
 
 
 def _find_weights(folder: Path) -> tuple[list[str], list[str]]:
@@ -143,29 +137,3 @@ def _read_weight_index(path: Path) -> list[str]:
     if any(Path(shard).name != shard or Path(shard).suffix != suffix for shard in shards):
         raise UserError(f"{path} must name {suffix} files of its own folder only; fetch it again.")
     return shards
-
-
-def _check_vocabulary(base: Base) -> None:
-    """Check that vocabulary size and special token ids of config.json match the tokenizer.
-
-    Raises:
-        UserError: they differ.
-    """
-    config, tokenizer, folder = load_config(base), load_tokenizer(base), base.folder
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"The vocabulary in {folder} does not match the model: {TOKENIZER} has {len(tokenizer)} entries, "
-            f"but {CONFIG} has vocab_size {config.vocab_size}. Use the files of one checkpoint."
-        )
-    token_ids = {
-        "bos_token_id": tokenizer.sop_token_id,
-        "eos_token_id": tokenizer.eop_token_id,
-        "gmask_token_id": tokenizer.gmask_token_id,
-        "mask_token_id": tokenizer.mask_token_id,
-    }
-    for key, token_id in token_ids.items():
-        if getattr(config, key) != token_id:
-            raise UserError(
-                f"The vocabulary in {folder} does not match the model: {CONFIG} has {key} "
-                f"{getattr(config, key)}, but in {TOKENIZER} it is {token_id}. Use the files of one checkpoint."
-            )

@@ -12,9 +12,8 @@ from transformers import GenerationConfig, StoppingCriteria, TextIteratorStreame
 from models.decoding import Decoder
 from models.prompt import encode_prompt, encode_text
 from models.sample import Message
-from models.text_normalization import restore_chinese_punctuation
 
-_AMBIGUOUS_PUNCTUATION = ",!:;?"  # restore_chinese_punctuation makes these Chinese if the next character is
+_AMBIGUOUS_PUNCTUATION = ",!:;?"  # ChatGLM-6B's answers have these in Chinese if the next character is
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Answer:
 
     Attributes:
         text: decoded and cleaned.
-        tokens: number of generated tokens, without ``<eop>``.
+        tokens: number of generated tokens, without the one that ends the answer.
         seconds: wall-clock time of its batch, divided by the number of answers in the batch.
     """
 
@@ -33,7 +32,7 @@ class Answer:
 
 
 def greedy_config(model, max_new_tokens: int) -> GenerationConfig:
-    """Return the configuration of greedy decoding until ``<eop>``."""
+    """Return the configuration of greedy decoding until a token that ends the answer."""
     config = model.config
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -80,8 +79,7 @@ def generate_answers(
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(by_length), batch_size):
         indices = by_length[start : start + batch_size]
-        batch = tokenizer.pad({"input_ids": [prompts[index] for index in indices]}, return_tensors="pt")
-        batch = batch.to(model.device)
+        batch = pad_left([prompts[index] for index in indices], tokenizer.pad_token_id, model.device)
         started = time.perf_counter()
         with torch.inference_mode():
             if seed is not None:
@@ -94,16 +92,29 @@ def generate_answers(
             yield index, build_answer(model, tokenizer, ids, seconds)
 
 
+def pad_left(prompts: Sequence[list[int]], pad_token_id: int, device) -> dict[str, torch.Tensor]:
+    """Return ``input_ids`` and ``attention_mask`` of a left-padded batch, (B, longest prompt) each."""
+    length = max(map(len, prompts))
+    padding = [length - len(prompt) for prompt in prompts]
+    rows = [[pad_token_id] * size + prompt for size, prompt in zip(padding, prompts, strict=True)]
+    masks = [[0] * size + [1] * len(prompt) for size, prompt in zip(padding, prompts, strict=True)]
+    return {
+        "input_ids": torch.tensor(rows, device=device),
+        "attention_mask": torch.tensor(masks, device=device),
+    }
+
+
 def build_answer(model, tokenizer, ids: list[int], seconds: float) -> Answer:
-    """Return the answer of generated ids, which are cut at ``<eop>``."""
-    end = model.config.eos_token_id
-    ids = ids[: ids.index(end)] if end in ids else ids
+    """Return the answer of generated ids, which are cut at the first token that ends an answer."""
+    ends = model.config.eos_token_id
+    ends = set(ends) if isinstance(ends, list) else {ends}
+    ids = ids[: next((index for index, token_id in enumerate(ids) if token_id in ends), len(ids))]
     return Answer(decode_answer(tokenizer, ids), len(ids), seconds)
 
 
 def decode_answer(tokenizer, ids: list[int]) -> str:
-    """Return the cleaned text of an answer's ids, without ``<eop>``."""
-    return restore_chinese_punctuation(tokenizer.decode(ids, skip_special_tokens=True))
+    """Return the cleaned text of an answer's ids, without the token that ends it."""
+    return tokenizer.family.clean_answer(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def roundtrip_text(tokenizer, text: str) -> str:
@@ -160,7 +171,7 @@ class AnswerStream:
         try:
             for piece in streamer:
                 received += piece
-                text = restore_chinese_punctuation(received)
+                text = self.tokenizer.family.clean_answer(received)
                 stable = len(text) - (text[-1:] in _AMBIGUOUS_PUNCTUATION and text != "")
                 if stable > yielded:
                     yield text[yielded:stable]

@@ -15,7 +15,7 @@ from pydantic import Field, create_model
 from models import schemas
 from models.base_model import Base
 from models.errors import UserError
-from models.prompt import PROMPT_VERSION
+from models.families import family_of
 from models.schemas import LoraConfigFile, PrefixConfigFile, Sha256, Text
 from models.storage import sha256_of
 
@@ -45,8 +45,9 @@ class Manifest:
         method: ``lora``, ``ptuning_v2``, or ``full`` for all weights of a fully trained model.
         settings: settings of method and training.
         base, base_identity: the base model's name and :attr:`models.base_model.Base.identity`.
-        tokenizer_sha256: hash of the base's ``ice_text.model``.
-        prompt_version: :data:`models.prompt.PROMPT_VERSION` at training time.
+        tokenizer_sha256: hash of the base's vocabulary file.
+        prompt_version: of the family at training time, see
+            :meth:`models.families.family.Family.prompt_version`.
         quantization: bits of the base at training time, or None.
         dtype: dtype of the base at training time.
         receipt_sha256: hash of the training data's receipt, or empty for an imported adapter.
@@ -123,7 +124,7 @@ def check_base_matches(manifest: Manifest, base: Base, folder: Path) -> None:
     compared = {
         "base model": (manifest.base_identity, base.identity),
         "tokenizer": (manifest.tokenizer_sha256, base.tokenizer_sha256),
-        "prompt version": (manifest.prompt_version, PROMPT_VERSION),
+        "prompt version": (manifest.prompt_version, family_of(base).prompt_version(base)),
     }
     for noun, (trained, current) in compared.items():
         if trained != current:

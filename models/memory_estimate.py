@@ -14,9 +14,11 @@ With gradient checkpointing a layer keeps h, and everything above is kept for on
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
-from models.chatglm.configuration_chatglm import ChatGLMConfig
-from models.chatglm.loss import CHUNK
+from models.families import family_of_config
+from models.linear_loss import CHUNK
 
 GIB = 2**30
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -41,7 +43,7 @@ class TrainingSpec:
         shards: devices across which weights and optimizer state are sharded.
     """
 
-    config: ChatGLMConfig
+    config: Any
     method: str
     attachment: dict
     dtype: str
@@ -54,6 +56,19 @@ class TrainingSpec:
     packed: bool = False
     gpu: bool = True
     shards: int = 1
+
+    @cached_property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Outputs and inputs of a block's linear layers."""
+        return family_of_config(self.config).linear_shapes(self.config)
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def inner_size(self) -> int:
+        return self.config.intermediate_size
 
     @property
     def is_compiled(self) -> bool:
@@ -93,11 +108,11 @@ class MemoryEstimate:
 def estimate(spec: TrainingSpec) -> MemoryEstimate:
     """Return the estimated peak memory of a training run."""
     config, size = spec.config, BYTES[spec.dtype]
-    linear = sum(outputs * inputs for outputs, inputs in _linear_shapes(config).values())
+    linear = sum(outputs * inputs for outputs, inputs in spec.linear_shapes.values())
     vocabulary = 2 * config.vocab_size * config.hidden_size
     full = spec.method == "full"
-    num_trained = config.num_layers * linear + vocabulary if full else _num_adapter_parameters(spec)
-    weights = config.num_layers * linear * _bytes_per_linear_weight(spec) + vocabulary * size
+    num_trained = spec.num_layers * linear + vocabulary if full else _num_adapter_parameters(spec)
+    weights = spec.num_layers * linear * _bytes_per_linear_weight(spec) + vocabulary * size
     if full:
         # float32 weights count as trained. Autocast keeps a half-precision copy of them; FSDP does not.
         weights = num_trained * size if size < 4 and spec.shards == 1 else 0
@@ -157,17 +172,6 @@ def explain_misfit(spec: TrainingSpec, free_bytes: float) -> str | None:
 # Parts ---------------------------------------------------------------------------------------------
 
 
-def _linear_shapes(config: ChatGLMConfig) -> dict[str, tuple[int, int]]:
-    """Return outputs and inputs of a block's linear layers."""
-    hidden, inner = config.hidden_size, config.inner_hidden_size
-    return {
-        "query_key_value": (3 * hidden, hidden),
-        "dense": (hidden, hidden),
-        "dense_h_to_4h": (inner, hidden),
-        "dense_4h_to_h": (hidden, inner),
-    }
-
-
 def _bytes_per_linear_weight(spec: TrainingSpec) -> float:
     """NF4 has a float32 scale per 64 weights; fp8 weights are stored twice, scaled by rows and by columns."""
     if spec.fp8:
@@ -178,9 +182,9 @@ def _bytes_per_linear_weight(spec: TrainingSpec) -> float:
 def _num_adapter_parameters(spec: TrainingSpec) -> int:
     config, attachment = spec.config, spec.attachment
     if spec.method == "lora":
-        shapes = _linear_shapes(config)
-        return config.num_layers * attachment["rank"] * sum(sum(shapes[name]) for name in attachment["target_modules"])
-    keys_and_values = 2 * config.num_layers * config.hidden_size
+        shapes = spec.linear_shapes
+        return spec.num_layers * attachment["rank"] * sum(sum(shapes[name]) for name in attachment["target_modules"])
+    keys_and_values = family_of_config(config).prefix_shape(config).width
     prefix_tokens = attachment["prefix_tokens"]
     if not attachment.get("projection"):
         return prefix_tokens * keys_and_values
@@ -191,13 +195,13 @@ def _activations(spec: TrainingSpec) -> float:
     config, size = spec.config, BYTES[spec.dtype]
     mask = 0 if spec.is_compiled else spec.rows * spec.length**2 * (1 + size)
     layer = spec.num_tokens * config.hidden_size * size if spec.gradient_checkpointing else _layer_activations(spec)
-    return config.num_layers * layer + mask
+    return spec.num_layers * layer + mask
 
 
 def _layer_activations(spec: TrainingSpec) -> float:
-    hidden, inner, size = spec.config.hidden_size, spec.config.inner_hidden_size, BYTES[spec.dtype]
+    hidden, inner, size = spec.config.hidden_size, spec.inner_size, BYTES[spec.dtype]
     elements = 3 * hidden + inner + (3 if spec.is_compiled else 5) * hidden
-    inputs = {name: shape[1] for name, shape in _linear_shapes(spec.config).items()}
+    inputs = {name: shape[1] for name, shape in spec.linear_shapes.items()}
     dropout_mask_bytes = 0
     if spec.method == "lora":
         targets = spec.attachment["target_modules"]
@@ -223,6 +227,6 @@ def _loss_memory(spec: TrainingSpec) -> float:
 def _backward_memory(spec: TrainingSpec) -> float:
     """Gradients around a block's MLP, and the dequantized weight of its widest layer."""
     config, size = spec.config, BYTES[spec.dtype]
-    widest_weight = config.hidden_size * config.inner_hidden_size * size
-    gradients = spec.num_tokens * (2 * config.inner_hidden_size + 2 * config.hidden_size) * size
+    widest_weight = config.hidden_size * spec.inner_size * size
+    gradients = spec.num_tokens * (2 * spec.inner_size + 2 * config.hidden_size) * size
     return gradients + (widest_weight if spec.quantization else 0)

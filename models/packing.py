@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from models.chatglm.configuration_chatglm import ChatGLMConfig
-from models.chatglm.masks import derive_position_ids
-from models.chatglm.modeling_chatglm import find_label_indices
 from models.errors import UserError
+from models.families import family_of_config
+from models.labels import find_label_indices
 from models.prompt import IGNORED_LABEL
 
 PADDING_SEGMENT = -1
@@ -61,13 +60,13 @@ class PackingCollator:
 
     Returns:
         ``input_ids`` and ``labels`` (B, C); ``segment_ids`` (B, C), the number of each token's sample in its row,
-        ``PADDING_SEGMENT`` at padding; ``position_ids_2d`` (B, 2, C), which each sample would have alone;
-        ``attention_mask`` (B, C), 0 at padding, used for token counts only; ``label_indices`` (N,), see
-        :func:`models.chatglm.modeling_chatglm.find_label_indices`.
+        ``PADDING_SEGMENT`` at padding; ``attention_mask`` (B, C), 0 at padding, used for token counts only;
+        ``label_indices`` (N,), see :func:`models.labels.find_label_indices`; and the columns of the family, see
+        :meth:`models.families.family.Family.packed_columns`.
     """
 
-    def __init__(self, capacity: int, config: ChatGLMConfig):
-        self.capacity, self.config = capacity, config
+    def __init__(self, capacity: int, config):
+        self.capacity, self.config, self.family = capacity, config, family_of_config(config)
 
     def __call__(self, rows: Sequence[Sequence[dict]]) -> dict[str, torch.Tensor]:
         columns = [self._collate_row(samples) for samples in rows]
@@ -86,18 +85,9 @@ class PackingCollator:
             "input_ids": self._pad(input_ids, self.config.pad_token_id),
             "labels": self._pad(labels, IGNORED_LABEL),
             "segment_ids": segments,
-            "position_ids_2d": self._position_ids(samples, lengths),
             "attention_mask": (segments != PADDING_SEGMENT).long(),
+            **self.family.packed_columns(samples, self.config, self.capacity),
         }
-
-    def _position_ids(self, samples: Sequence[dict], lengths: list[int]) -> torch.Tensor:
-        """Return (2, C) positions and block positions."""
-        padded = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(sample["input_ids"]) for sample in samples], batch_first=True
-        )
-        by_sample = derive_position_ids(padded, self.config).transpose(1, 2)  # (samples, longest, 2)
-        positions = torch.cat([ids[:length] for ids, length in zip(by_sample, lengths, strict=True)])
-        return torch.stack([self._pad(positions[:, 0], 0), self._pad(positions[:, 1], 1)])
 
     def _pad(self, values, padding: int) -> torch.Tensor:
         values = torch.as_tensor(values)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from models.chatglm.modeling_chatglm import find_label_indices
+from models.labels import find_label_indices
 from models.prompt import IGNORED_LABEL
 
 
@@ -13,7 +13,7 @@ class PaddingCollator:
 
     Returns:
         ``input_ids``, ``labels`` and ``attention_mask`` (0 at padding), (B, L) each; ``label_indices`` (N,), see
-        :func:`models.chatglm.modeling_chatglm.find_label_indices`.
+        :func:`models.labels.find_label_indices`.
     """
 
     def __init__(self, pad_token_id: int):

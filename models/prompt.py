@@ -1,10 +1,11 @@
-"""Prompt template of ChatGLM-6B, and encoding of conversations for training, evaluation and chat.
+"""Prompt templates of ChatGLM-6B and ChatGLM2-6B, and encoding of conversations for training, evaluation and chat.
 
-The published code numbers the turns differently in training and in evaluation. Here :func:`render_prompt` serves both,
-and follows the published ``chat()``.
+The published code of ChatGLM-6B numbers the turns differently in training and in evaluation. Here :func:`render_prompt`
+serves both, and follows the published ``chat()``.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Literal
 
 from models.sample import Message
@@ -41,9 +42,24 @@ def render_prompt(messages: Sequence[Message]) -> str:
     return "\n".join(rounds)
 
 
-def encode_prompt(tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Return the ids of ``prompt [gMASK] <sop>``. Control tokens spelled in a message are encoded as plain text."""
-    return tokenizer(render_prompt(messages), split_special_tokens=True)["input_ids"]
+def render_rounds(messages: Sequence[Message]) -> str:
+    """Return the text of ChatGLM2's prompt for the next answer: ``[Round 1]\\n\\n问：…\\n\\n答：``.
+
+    System messages, which the published code does not know, are put before the first question.
+
+    Args:
+        messages: conversation that ends with the user's question; empty for the prompt of a plain text.
+    """
+    if not messages:
+        return ""
+    system = [message.content for message in messages if message.role == "system"]
+    turns = [message.content for message in messages if message.role != "system"]
+    turns[0] = "\n".join([*system, turns[0]])
+    rounds = []
+    for index in range(0, len(turns), 2):
+        answer = turns[index + 1] if index + 1 < len(turns) else ""
+        rounds.append(f"[Round {index // 2 + 1}]\n\n问：{turns[index]}\n\n答：{answer}")
+    return "\n\n".join(rounds)
 
 
 def find_learnt(messages: Sequence[Message], learn: Learn = "all") -> list[int]:
@@ -52,25 +68,37 @@ def find_learnt(messages: Sequence[Message], learn: Learn = "all") -> list[int]:
     return indices[-1:] if learn == "last" else indices
 
 
-def encode_sample(tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-    """Return the ids of the prompt, and of the last answer with ``<eop>``.
+# Tokens of any family, see :class:`models.families.family.Family` ----------------------------------
 
-    The prompt is a two-way prefix: its tokens attend to each other in both directions, so no answer within it can have
-    a label. A conversation with several learnt answers is therefore encoded once for each, with all messages before it.
-    """
-    prompt = encode_prompt(tokenizer, messages[:-1])
-    return prompt, [*encode_text(tokenizer, messages[-1].content), tokenizer.eop_token_id]
+
+def encode_prompt(tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Return the ids of the prompt for the next answer. Control tokens spelled in a message are plain text."""
+    return tokenizer.family.encode_prompt(tokenizer, messages)
+
+
+def encode_sample(tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """Return the ids of the prompt, and of the last answer with the token that ends it."""
+    return tokenizer.family.encode_sample(tokenizer, messages)
 
 
 def encode_text(tokenizer, text: str) -> list[int]:
-    """Return the ids of a text, without special tokens. Control tokens spelled in it are encoded as plain text."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    """Return the ids of a text, without special tokens. Control tokens spelled in it are plain text."""
+    return tokenizer.family.encode_text(tokenizer, text)
+
+
+def label_parts(parts: Sequence[list[int]]) -> dict[str, list[int]]:
+    """Return a training row with its label mask (loss mask).
+
+    Args:
+        parts: ids that are ignored and ids that are learnt, in turn.
+
+    Returns:
+        ``input_ids`` and ``labels``, each (length,); the labels of ignored ids are IGNORED_LABEL.
+    """
+    labels = [part if index % 2 else [IGNORED_LABEL] * len(part) for index, part in enumerate(parts)]
+    return {"input_ids": [*chain.from_iterable(parts)], "labels": [*chain.from_iterable(labels)]}
 
 
 def label_sample(prompt: list[int], answer: list[int]) -> dict[str, list[int]]:
-    """Return a training row with its label mask (loss mask), which excludes the prompt.
-
-    Returns:
-        ``input_ids`` and ``labels``, each (length,); the labels of the prompt are IGNORED_LABEL.
-    """
-    return {"input_ids": prompt + answer, "labels": [IGNORED_LABEL] * len(prompt) + answer}
+    """Return a training row of a prompt, which is ignored, and an answer; see :func:`label_parts`."""
+    return label_parts([prompt, answer])

@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import UserError
+from models.linear_layers import LinearLayer
 
 MAX_BYTES = 16 * 2**20
+MAX_VOCABULARY_BYTES = 64 * 2**20  # of tokenizer.json; that of Gemma 3 takes 33 MB
 MAX_DEPTH = 32
 MAX_KEYS = 1000  # of the top-level object; pydantic collects an error for each unknown key
 
@@ -20,6 +22,7 @@ Text = Annotated[str, Field(max_length=4096)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]  # no path
 DtypeName = Literal["float32", "float16", "bfloat16"]
+FamilyName = Literal["chatglm-6b", "chatglm2-6b", "chatglm3-6b", "chat-template"]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -143,6 +146,13 @@ class BaseRecord(Schema):
     revision: Text | None
     files: Annotated[dict[FileName, FileEntry], Field(max_length=MAX_KEYS)]
     identity: Sha256
+    family: FamilyName = "chatglm-6b"
+
+
+class FamilyFile(Schema):
+    """``family.json`` of a tokenizer folder."""
+
+    family: FamilyName
 
 
 class WeightIndex(Schema):
@@ -193,6 +203,10 @@ class ModelConfig(PublishedConfig):
     quantization_bit: Literal[0, 4, 8] = 0  # of the weight files; the loaded model is not quantized
     tokenizer_class: Text | None = None
     quantization_embeddings: Any = None
+
+
+# Keys that only the config.json of successors has; model_type is "chatglm" for them too.
+SUCCESSOR_KEYS = ("padded_vocab_size", "ffn_hidden_size", "multi_query_attention", "kv_channels")
 
 
 class SuccessorConfig(PublishedConfig):
@@ -300,9 +314,15 @@ class TokenizerConfig(Schema):
     use_fast: Any = None
 
 
-# An adapter ----------------------------------------------------------------------------------------
+class SuccessorTokenizerConfig(Schema):
+    """``tokenizer_config.json`` of ChatGLM2-6B or ChatGLM3-6B: no key but the options, which must be off, is used."""
 
-LinearLayer = Literal["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+    model_config = ConfigDict(extra="ignore")
+    remove_space: Literal[False] = False
+    do_lower_case: Literal[False] = False
+
+
+# An adapter ----------------------------------------------------------------------------------------
 Rank = Annotated[int, Field(ge=1, le=2**16)]
 
 
@@ -332,7 +352,7 @@ class LoraConfigFile(PeftConfig):
     r: Rank
     lora_alpha: Annotated[float, Field(gt=0, le=2**20)]
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]
-    target_modules: Annotated[list[LinearLayer], Field(min_length=1, max_length=4)]
+    target_modules: Annotated[list[LinearLayer], Field(min_length=1, max_length=8)]
     use_rslora: bool
     use_dora: bool
     bias: Literal["none"] = "none"

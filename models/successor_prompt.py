@@ -13,7 +13,7 @@ Source: the published code of tokenization and fine-tuning.
 import json
 from collections.abc import Sequence
 
-from models.prompt import IGNORED_LABEL, Learn, find_learnt, label_sample
+from models.prompt import IGNORED_LABEL, Learn, find_learnt, label_sample, render_rounds
 from models.sample import Message
 from models.vocabulary import END_TOKEN, SuccessorVocabulary
 
@@ -24,26 +24,6 @@ def start_ids(vocabulary: SuccessorVocabulary) -> list[int]:
 
 
 # ChatGLM2 ------------------------------------------------------------------------------------------
-
-
-def render_rounds(messages: Sequence[Message]) -> str:
-    """Return the text of ChatGLM2's prompt for the next answer: ``[Round 1]\\n\\n问：…\\n\\n答：``.
-
-    System messages, which the published code does not know, are put before the first question.
-
-    Args:
-        messages: conversation that ends with the user's question; empty for the prompt of a plain text.
-    """
-    if not messages:
-        return ""
-    system = [message.content for message in messages if message.role == "system"]
-    turns = [message.content for message in messages if message.role != "system"]
-    turns[0] = "\n".join([*system, turns[0]])
-    rounds = []
-    for index in range(0, len(turns), 2):
-        answer = turns[index + 1] if index + 1 < len(turns) else ""
-        rounds.append(f"[Round {index // 2 + 1}]\n\n问：{turns[index]}\n\n答：{answer}")
-    return "\n\n".join(rounds)
 
 
 def encode_rounds(vocabulary: SuccessorVocabulary, messages: Sequence[Message]) -> list[int]:

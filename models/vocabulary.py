@@ -7,9 +7,13 @@ tokens of millions of rows without importing torch and transformers.
 import hashlib
 import re
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import sentencepiece
+
+from models.prompt import ANSWER_SPECIAL_TOKENS, PROMPT_SPECIAL_TOKENS, render_prompt, render_rounds
+from models.sample import Message
 
 LINE_BREAK, TAB = "<n>", "<|tab|>"
 MAX_BLANKS = 80
@@ -65,6 +69,15 @@ class Vocabulary:
         prepared = [self._prepare(text).encode("utf-8", "replace") for text in texts]
         return [len(pieces) for pieces in self.pieces.encode(prepared, out_type=int)]
 
+    def count_prompts(self, conversations: Sequence[Sequence[Message]]) -> list[int]:
+        """Return the number of tokens of the prompts for the next answers."""
+        counts = self.count_tokens([render_prompt(messages) for messages in conversations])
+        return [count + PROMPT_SPECIAL_TOKENS for count in counts]
+
+    def count_answers(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of answers with the token that ends them."""
+        return [count + ANSWER_SPECIAL_TOKENS for count in self.count_tokens(texts)]
+
     def detokenize(self, pieces: Sequence[str]) -> str:
         """Return the text of pieces."""
         text = self.pieces.decode_pieces(list(pieces))
@@ -83,6 +96,7 @@ class Vocabulary:
 CONTROL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")  # of ChatGLM3 only
 END_TOKEN = "</s>"
+START_TOKENS = 2  # ``[gMASK] sop``
 
 
 class SuccessorVocabulary:
@@ -108,6 +122,8 @@ class SuccessorVocabulary:
         names = CONTROL_TOKENS + (ROLE_TOKENS if has_roles else ())
         self.control_ids = {name: self.pieces.get_piece_size() + index for index, name in enumerate(names)}
         self.control_ids[END_TOKEN] = self.pieces.eos_id()
+        self._spelling = {token_id: name for name, token_id in self.control_ids.items()}
+        self._header_tokens = 1 + len(self.encode("\n"))  # the role's token, and an empty line of metadata
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without control tokens."""
@@ -121,10 +137,34 @@ class SuccessorVocabulary:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids. Control tokens give nothing; with roles, their spelling."""
         size = self.pieces.get_piece_size()
-        spelling = {token_id: name for name, token_id in self.control_ids.items() if token_id >= size}
-        pieces = [
-            self.pieces.id_to_piece(token_id) if token_id < size else spelling.get(token_id, "")
-            for token_id in ids
-            if self.has_roles or token_id < size
-        ]
-        return self.pieces.decode_pieces(pieces)
+        return self.pieces.decode_pieces(
+            [self.spell(token_id) for token_id in ids if self.has_roles or token_id < size]
+        )
+
+    def spell(self, token_id: int) -> str:
+        """Return the piece or the control token of an id; empty for an id beyond them."""
+        if token_id < self.pieces.get_piece_size():
+            return self.pieces.id_to_piece(token_id)
+        return self._spelling.get(token_id, "")
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the pieces of a text."""
+        return self.pieces.encode(text, out_type=str)
+
+    def count_prompts(self, conversations: Sequence[Sequence[Message]]) -> list[int]:
+        """Return the number of tokens of the prompts for the next answers."""
+        if not self.has_roles:
+            counts = self.count_tokens([render_rounds(messages) for messages in conversations])
+            return [count + START_TOKENS for count in counts]
+        contents = self.count_tokens([message.content for messages in conversations for message in messages])
+        ends, header = list(accumulate(map(len, conversations), initial=0)), self._header_tokens
+        return [START_TOKENS + sum(contents[start:end]) + (end - start) * header + 1 for start, end in pairwise(ends)]
+
+    def count_answers(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of answers with the token that ends them."""
+        header = self._header_tokens - 1 if self.has_roles else 0  # the role's token belongs to the prompt
+        return [count + header + 1 for count in self.count_tokens(texts)]
+
+    def control_tokens(self) -> tuple[str, ...]:
+        """Return the strings that a text must not contain: none, since a text cannot spell a control token."""
+        return ()

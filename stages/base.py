@@ -14,6 +14,7 @@ from formats import data_params, params_schema
 from models import base_model, base_verification, model_loading
 from models.command_line import entry_point
 from models.errors import UserError
+from models.families import family_of
 from models.prompt import encode_sample, label_sample
 from models.storage import atomic_write_folder, sha256_of
 
@@ -63,8 +64,8 @@ def main() -> None:
             train_tiny_base(arguments.corpus, arguments.tokenizer, params.tiny, folder)
             base = base_verification.verify_base(folder, name="tiny")
         else:
-            base = base_verification.find_base(params.model, params.revision)
-        if base.tokenizer_sha256 != sha256_of(arguments.tokenizer / base_model.TOKENIZER):
+            base = base_verification.find_base(params.model, params.revision, params.family)
+        if base.tokenizer_sha256 != sha256_of(arguments.tokenizer / family_of(base).vocabulary_file):
             raise UserError(
                 f"The tokenizer in {base.folder} is not the one that the data were checked with. "
                 "Run `dvc repro -f tokenizer`."

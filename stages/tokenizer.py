@@ -1,8 +1,8 @@
 """Stage tokenizer: get the base's tokenizer before the other files of the base.
 
 The data checks count tokens with it, so they can run before gigabytes of weights are downloaded or the tiny base is
-pretrained. Writes ``ice_text.model`` and ``tokenizer_config.json``: copies of the base's files, or for ``tiny`` a
-SentencePiece model trained on the base corpus. Fails if the base is not found.
+pretrained. Writes ``family.json`` with the base's family, and copies of the files that its tokenizer is made of; for
+``tiny`` a SentencePiece model trained on the base corpus. Fails if the base is not found.
 """
 
 import argparse
@@ -10,10 +10,11 @@ import logging
 import shutil
 from pathlib import Path
 
-from formats import params_schema
-from models import base_model, base_verification
+from formats import data_params, params_schema
+from models import base_verification
 from models.command_line import entry_point
-from models.storage import atomic_write_folder
+from models.families import FAMILY_FILE
+from models.storage import atomic_write_folder, write_json
 
 log = logging.getLogger("tuneline.tokenizer")
 
@@ -27,11 +28,12 @@ def train_tiny_tokenizer(corpus: Path, vocab_size: int, folder: Path) -> None:
     tiny_base_model.train_tokenizer(texts, vocab_size, folder)
 
 
-def copy_tokenizer(model: str, revision: str | None, folder: Path) -> None:
-    """Copy the tokenizer files of a Hub repository or a folder."""
-    source = base_verification.find_tokenizer(model, revision)
-    for name in (base_model.TOKENIZER, base_model.TOKENIZER_CONFIG):
-        shutil.copyfile(source / name, folder / name)
+def copy_tokenizer(params: data_params.Base, folder: Path) -> None:
+    """Copy the tokenizer files of a Hub repository or a folder, and the configuration, which has its end tokens."""
+    source = base_verification.find_tokenizer(params.model, params.revision, params.family)
+    for name in source.files:
+        shutil.copyfile(source.folder / name, folder / name)
+    write_json(folder / FAMILY_FILE, {"family": source.family})
 
 
 @entry_point
@@ -46,7 +48,7 @@ def main() -> None:
         if params.model == "tiny":
             train_tiny_tokenizer(arguments.corpus, params.tiny.vocab_size, folder)
         else:
-            copy_tokenizer(params.model, params.revision, folder)
+            copy_tokenizer(params, folder)
     log.info("tokenizer: %s the tokenizer of %s", "trained" if params.model == "tiny" else "copied", params.model)
 
 

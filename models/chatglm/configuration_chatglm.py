@@ -5,11 +5,10 @@ from collections.abc import Container
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from models.schemas import SUCCESSOR_KEYS
+
 TEXT_VOCAB_SIZE = 130_528
 IMAGE_TOKENS = 20_000  # precede the text tokens in the first generation of checkpoints
-
-# Keys that only the config.json of successors has; model_type is "chatglm" for them too.
-SUCCESSOR_KEYS = ("padded_vocab_size", "ffn_hidden_size", "multi_query_attention", "kv_channels")
 
 
 def image_tokens_of(vocab_size: int) -> int:

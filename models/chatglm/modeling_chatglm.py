@@ -18,9 +18,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import can_return_tuple
 
 from models.chatglm.configuration_chatglm import ChatGLMConfig
-from models.chatglm.loss import FrozenHeadLoss
 from models.chatglm.masks import derive_position_ids, prefix_lm_block_mask, prefix_lm_mask
-from models.prompt import IGNORED_LABEL
+from models.labels import find_label_indices, gather_tokens
+from models.linear_loss import FrozenHeadLoss
 
 # sqrt(2 * num_layers) for ChatGLM-6B's 28 layers. The published blocks ignore the configured num_layers, so this is the
 # scale in models of any depth.
@@ -76,31 +76,6 @@ def split_and_rotate(
 
 
 # Blocks ------------------------------------------------------------------------------------------
-
-
-class _GatherTokens(torch.autograd.Function):
-    """Distinct rows of a matrix. Its gradient copies rows instead of accumulating them, which is faster."""
-
-    @staticmethod
-    def forward(ctx, states, token_indices):
-        ctx.save_for_backward(token_indices)
-        ctx.rows = states.shape[0]
-        return states[token_indices]
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (token_indices,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.rows, gradient.shape[1]).index_copy(0, token_indices, gradient), None
-
-
-def gather_tokens(states: torch.Tensor, token_indices: torch.Tensor | None) -> torch.Tensor:
-    """Return the states of some tokens, (1, N, width); all states without indices.
-
-    Args:
-        states: (B, L, width).
-        token_indices: (N,) distinct indices into the B · L tokens, or None.
-    """
-    return states if token_indices is None else _GatherTokens.apply(states.flatten(0, 1), token_indices)[None]
 
 
 class ChatGLMAttention(nn.Module):
@@ -164,7 +139,7 @@ class ChatGLMBlock(nn.Module):
             mask: for SDPA, (B, 1, L, P + L), or a BlockMask for FlexAttention; None attends to everything.
             past: a cache, which is extended by this layer's keys and values; or keys and values, (B, H, P, D) each,
                 which stay unchanged; or None.
-            token_indices: see :func:`gather_tokens`.
+            token_indices: see :func:`models.labels.gather_tokens`.
         """
         normalized = self.input_layernorm(hidden_states)
         attended = self.attention(normalized, rotary, mask, past, token_indices)
@@ -286,11 +261,6 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         )
 
 
-def find_label_indices(labels: torch.Tensor) -> torch.Tensor:
-    """Return the tokens whose successor in the row has a label, as (N,) indices into the B · L tokens of ``labels``."""
-    return F.pad(labels[:, 1:] != IGNORED_LABEL, (0, 1)).flatten().nonzero().squeeze(-1)
-
-
 class ChatGLMOutput(CausalLMOutputWithPast):
     """``loss``, ``logits``, ``past_key_values``, ``hidden_states``.
 
@@ -321,6 +291,15 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         self.transformer = ChatGLMModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers, which are compiled, sharded and converted to fp8 one by one."""
+        return self.transformer.layers
+
+    def enable_flex_attention(self) -> None:
+        """Use FlexAttention for packed rows, see :class:`ChatGLMModel`."""
+        self.transformer.flex_attention = True
 
     def get_output_embeddings(self):
         return self.lm_head
@@ -363,9 +342,9 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             position_ids_2d: ``position_ids`` under a name that peft does not modify; used for generation and packing.
             segment_ids: (B, L), the number of each token's sample in its row, if samples are packed. Needs position
                 ids; ``attention_mask`` is then ignored.
-            label_indices: (N,), the result of :func:`find_label_indices`. Passing it avoids waiting for the device, and
-                the last layer computes these tokens only. With ``labels`` there are then no logits, without them those
-                of these tokens.
+            label_indices: (N,), the result of :func:`models.labels.find_label_indices`. Passing it avoids waiting for
+                the device, and the last layer computes these tokens only. With ``labels`` there are then no logits,
+                without them those of these tokens.
 
         Returns:
             ``loss``, float32, the mean over labelled tokens; ``logits``, (B, L, vocab_size), or (1, N, vocab_size) with

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AddedToken, PreTrainedTokenizer
 
 from models.chatglm.configuration_chatglm import image_tokens_of
+from models.families.chatglm_6b import ChatGLM6BFamily
 from models.vocabulary import Vocabulary
 
 VOCAB_FILE = "ice_text.model"
@@ -33,6 +34,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             uses ``eos_token_id`` of the model's configuration instead.
     """
 
+    family = ChatGLM6BFamily()
     vocab_files_names = {"vocab_file": VOCAB_FILE}
     model_input_names = ["input_ids", "attention_mask"]
 

@@ -5,7 +5,7 @@ import logging
 
 import torch
 
-from models.chatglm.modeling_chatglm import ChatGLMBlock, ChatGLMModel
+from models.adapters import get_base_model
 from models.precision import has_8bit_layers
 
 log = logging.getLogger("tuneline.training")
@@ -27,16 +27,17 @@ def compile_blocks(model) -> None:
     # the reloaded adapter.
     torch._dynamo.config.recompile_limit = 16
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    for module in model.modules():
-        if isinstance(module, ChatGLMBlock):
-            module.compile(dynamic=False)
-        elif isinstance(module, ChatGLMModel):
-            module.flex_attention = True
+    base = get_base_model(model)
+    base.enable_flex_attention()
+    for block in base.blocks:
+        block.compile(dynamic=False)
 
 
 def _reason_not_to_compile(model) -> str | None:
     if has_8bit_layers(model):
         return "8-bit layers of bitsandbytes inspect activations at run time and cannot be compiled"
+    if not hasattr(base := get_base_model(model), "enable_flex_attention"):
+        return f"{type(base).__name__} has no FlexAttention for packed rows yet"
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
         return f"the GPU has compute capability {major}.{minor}, FlexAttention needs 8.0"

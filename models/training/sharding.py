@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from models.chatglm.modeling_chatglm import ChatGLMBlock
+from models.adapters import get_base_model
 from models.training import devices
 
 GATHER_TO_RANK_0 = StateDictOptions(full_state_dict=True, cpu_offload=True)  # an empty state dict on other ranks
@@ -35,9 +35,8 @@ def shard_model(model, compute_dtype: str) -> None:
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (devices.world_size(),))
     param_dtype = None if compute_dtype == "float32" else getattr(torch, compute_dtype)
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32 if param_dtype else None)
-    for module in model.modules():
-        if isinstance(module, ChatGLMBlock):
-            fully_shard(module, mesh=mesh, mp_policy=policy)
+    for block in get_base_model(model).blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     # By default the root module stays gathered after an evaluation, and its parameters are then other tensors than
     # those in the optimizer.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)

@@ -12,12 +12,11 @@ import pandas
 
 from formats import params_schema, raw_rows, verdict_params
 from measures.confidence_intervals import MIN_ROWS
-from models import base_model
 from models.command_line import entry_point
+from models.families import recognize_family
 from models.row_layouts import UnknownFormat, read_messages
 from models.sample import Message, Sample
 from models.storage import atomic_write, read_json, read_jsonl, write_json
-from models.vocabulary import Vocabulary
 from stages.drift import conversation_features, quarantine_drift
 from stages.drift.drift_tests import DRIFT, STEADY, UNKNOWN, FeatureDrift, bonferroni_level, compare_features
 
@@ -53,9 +52,7 @@ def sample_rows(conversations: Sequence[Conversation], max_rows: int) -> list[Co
     return [conversations[index] for index in indices]
 
 
-def build_tables(
-    datasets: Sequence[Sequence[Conversation]], vocabulary: Vocabulary, num_topics: int
-) -> list[pandas.DataFrame]:
+def build_tables(datasets: Sequence[Sequence[Conversation]], vocabulary, num_topics: int) -> list[pandas.DataFrame]:
     """Return a table of features for each dataset, one row for each conversation."""
     texts = [[conversation_features.topic_text(messages) for messages in dataset] for dataset in datasets]
     topics = conversation_features.compute_topics(texts, num_topics)
@@ -86,7 +83,7 @@ def compare_datasets(
     num_share_tests = int(quarantine_drift.is_comparable(*check_records, min_rows))
     features: list[FeatureDrift] = []
     if min(map(len, datasets)) >= min_rows:
-        tables = build_tables(datasets, Vocabulary(tokenizer / base_model.TOKENIZER), params.topics)
+        tables = build_tables(datasets, recognize_family(tokenizer).load_vocabulary(tokenizer), params.topics)
         significance_level = bonferroni_level(params.false_alarms, tables[0].shape[1] + num_share_tests)
         with atomic_write(page) as path:
             features += compare_features(*tables, significance_level, params.effect, path)

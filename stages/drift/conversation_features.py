@@ -7,7 +7,6 @@ import pandas
 
 from measures.ngrams import compute_repetition
 from models.sample import Message
-from models.vocabulary import Vocabulary
 from texts import in_all_languages, translatable
 
 QUARANTINED_SHARE = "quarantined_share"  # a feature of a set of rows; see stages.drift.quarantine_drift
@@ -33,13 +32,13 @@ def feature_label(column: str) -> dict[str, str]:
     return in_all_languages(LABELS[column])
 
 
-def compute_features(conversations: Sequence[Sequence[Message]], vocabulary: Vocabulary) -> pandas.DataFrame:
+def compute_features(conversations: Sequence[Sequence[Message]], vocabulary) -> pandas.DataFrame:
     """Return a table with a row for each conversation, and a column for each feature but for topics."""
     table = pandas.DataFrame([_row_features(messages, vocabulary) for messages in conversations])
     return table.assign(repetition=compute_repetition([_last(messages, "assistant") for messages in conversations]))
 
 
-def _row_features(messages: Sequence[Message], vocabulary: Vocabulary) -> dict[str, float]:
+def _row_features(messages: Sequence[Message], vocabulary) -> dict[str, float]:
     question, answer = _last(messages, "user"), _last(messages, "assistant")
     question_tokens, answer_tokens = (vocabulary.tokenize(_encodable(text)) for text in (question, answer))
     tokens = [*question_tokens, *answer_tokens]

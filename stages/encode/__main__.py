@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,7 +14,8 @@ from formats import params_schema, receipt
 from models import base_model, model_loading
 from models.command_line import entry_point
 from models.errors import UserError
-from models.prompt import ANSWER_ROLES, PROMPT_VERSION, Learn, encode_sample, find_learnt, render_prompt
+from models.families import family_of, recognize_family
+from models.prompt import ANSWER_ROLES, Learn, find_learnt
 from models.sample import Message, Sample
 from models.storage import atomic_write_folder, write_json, write_jsonl
 from models.thinking import strip_thinking
@@ -63,7 +64,7 @@ def read_checked(folder: Path, base: base_model.Base) -> tuple[receipt.VerifiedF
 
 @dataclass
 class RepeatFilter:
-    """Recognizes answers that were encoded before with the same prompt.
+    """Recognizes answers that were encoded before, after the same messages.
 
     In a file with a row for every turn, row k repeats the answers of the rows before it.
 
@@ -75,9 +76,8 @@ class RepeatFilter:
     _seen: set[bytes] = field(default_factory=set)
 
     def is_new(self, messages: Sequence[Message]) -> bool:
-        """Whether no conversation with the same prompt and the same last answer was seen before."""
-        # With their lengths, so that no part of the prompt can pass for a part of the answer.
-        texts = [render_prompt(messages[:-1]), messages[-1].content]
+        """Whether no conversation with the same messages was seen before."""
+        texts = [[message.role, message.content] for message in messages]
         digest = hashlib.blake2b(json.dumps(texts).encode("ascii"), digest_size=16).digest()
         if digest in self._seen:
             self.repeated += 1
@@ -89,9 +89,10 @@ class RepeatFilter:
 def encode_samples(
     tokenizer, samples: Sequence[Sample], learn: Learn = "all", repeat_filter: RepeatFilter | None = None
 ) -> list[dict]:
-    """Return a row for every learnt answer: ``id``, and token ids of ``prompt [gMASK] <sop>`` and ``answer <eop>``.
+    """Return the training rows of samples: ``id``, and ``parts``, token ids that are ignored and learnt in turn.
 
-    The id is that of the sample; with several learnt answers, followed by ``:`` and the number of the answer.
+    The id is that of the sample; if several answers of the sample have a row of their own, followed by ``:`` and the
+    number of the answer.
 
     Args:
         learn: see :func:`models.prompt.find_learnt`.
@@ -100,20 +101,19 @@ def encode_samples(
     rows = []
     for sample in tqdm(samples, desc="encode", unit="row", delay=2):
         learnt = find_learnt(sample.messages, learn)
-        for index in learnt:
-            messages = sample.messages[: index + 1]
-            if repeat_filter is None or repeat_filter.is_new(messages):
-                number = sum(message.role in ANSWER_ROLES for message in messages)
-                prompt, answer = encode_sample(tokenizer, messages)
-                identifier = sample.id if len(learnt) == 1 else f"{sample.id}:{number}"
-                rows.append({"id": identifier, "prompt": prompt, "answer": answer})
+        new = {index for index in learnt if not repeat_filter or repeat_filter.is_new(sample.messages[: index + 1])}
+        messages = [replace(message, learn=index in new) for index, message in enumerate(sample.messages)]
+        for row in tokenizer.family.encode_rows(tokenizer, messages) if new else ():
+            number = sum(message.role in ANSWER_ROLES for message in messages[: row.index + 1])
+            has_own_row = len(learnt) > 1 and not tokenizer.family.learns_all_in_one_row
+            rows.append({"id": f"{sample.id}:{number}" if has_own_row else sample.id, "parts": row.parts})
     return rows
 
 
 def count_tokens(rows: Sequence[dict]) -> dict[str, int]:
     """Return the number of rows, of their tokens, and of their answers' tokens."""
-    answer_tokens = sum(len(row["answer"]) for row in rows)
-    prompt_tokens = sum(len(row["prompt"]) for row in rows)
+    answer_tokens = sum(len(part) for row in rows for part in row["parts"][1::2])
+    prompt_tokens = sum(len(part) for row in rows for part in row["parts"][::2])
     return {"rows": len(rows), "tokens": answer_tokens + prompt_tokens, "answer_tokens": answer_tokens}
 
 
@@ -143,7 +143,7 @@ def encode_checked(arguments: argparse.Namespace) -> None:
             receipt.ENCODED_SPLITS,
             checked_sha256=checked.sha256,
             tokenizer_sha256=base.tokenizer_sha256,
-            prompt_version=PROMPT_VERSION,
+            prompt_version=family_of(base).prompt_version(base),
         )
     counts = {split: count_tokens(rows) | {"repeated": filters[split].repeated} for split, rows in encoded.items()}
     write_json(arguments.metrics, {"encoded": counts, "replayed": len(replayed)})
@@ -172,17 +172,18 @@ def show_row(file: str, line: str, tokenizer_folder: Path) -> None:
     messages = read_conversation(Path(file), line)
     if params.validate_.thinking == "strip":
         messages = strip_thinking(messages)
-    if not (tokenizer_folder / base_model.TOKENIZER).is_file():
+    vocabulary_file = recognize_family(tokenizer_folder).vocabulary_file
+    if not (tokenizer_folder / vocabulary_file).is_file():
         raise UserError(
-            f"{tokenizer_folder} has no {base_model.TOKENIZER}; run `dvc repro tokenizer`, or name another folder with "
+            f"{tokenizer_folder} has no {vocabulary_file}; run `dvc repro tokenizer`, or name another folder with "
             "--tokenizer."
         )
     tokenizer = model_loading.load_tokenizer(tokenizer_folder)
-    learnt = find_learnt(messages, params.train.learn)
-    for position, index in enumerate(learnt, start=1):
-        if len(learnt) > 1:
-            print(f"row {position} of {len(learnt)}:")
-        print_tokens(label_tokens(tokenizer, messages[: index + 1]))
+    rows = tokenizer.family.encode_rows(tokenizer, messages, params.train.learn)
+    for number, row in enumerate(rows, start=1):
+        if len(rows) > 1:
+            print(f"row {number} of {len(rows)}:")
+        print_tokens(label_tokens(tokenizer, row))
 
 
 @entry_point

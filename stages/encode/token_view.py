@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.errors import UserError
-from models.prompt import IGNORED_LABEL, encode_sample, find_learnt, label_sample
+from models.families.family import EncodedRow
+from models.prompt import IGNORED_LABEL, find_learnt, label_parts
 from models.row_layouts import UnknownFormat, read_messages
 from models.sample import Message
 
@@ -56,11 +57,11 @@ def _read_line(path: Path, number: int) -> bytes:
     raise UserError(f"{path} has no line {number}; its last line is {count}.")
 
 
-def label_tokens(tokenizer, messages: Sequence[Message]) -> list[tuple[str, bool]]:
-    """Return the tokens of a conversation as stage encode makes them for its last answer, and which are learnt."""
-    row = label_sample(*encode_sample(tokenizer, messages))
-    tokens = tokenizer.convert_ids_to_tokens(row["input_ids"])
-    return [(token, label != IGNORED_LABEL) for token, label in zip(tokens, row["labels"], strict=True)]
+def label_tokens(tokenizer, row: EncodedRow) -> list[tuple[str, bool]]:
+    """Return the tokens of a training row, and which are learnt."""
+    labelled = label_parts(row.parts)
+    tokens = tokenizer.convert_ids_to_tokens(labelled["input_ids"])
+    return [(token, label != IGNORED_LABEL) for token, label in zip(tokens, labelled["labels"], strict=True)]
 
 
 def print_tokens(tokens: Sequence[tuple[str, bool]]) -> None:

@@ -12,8 +12,8 @@ from measures import metrics
 from models import adapter_files, base_model, model_loading, provenance
 from models.base_model import Base
 from models.command_line import entry_point
+from models.families import family_of
 from models.manifest import Manifest, parse_manifest
-from models.prompt import PROMPT_VERSION
 from models.sample import Sample
 from models.storage import atomic_write_folder, sha256_of_json, write_json, write_jsonl
 from stages.evaluate.answer_cache import AnswerCache
@@ -78,11 +78,12 @@ def load_model(base: Base, manifest: Manifest | None, arguments: argparse.Namesp
     return adapter_files.load_adapter(arguments.weights, base, manifest=manifest, **quantization)
 
 
-def cache_key(model: Mapping, eval_set: EvalSet, params: params_schema.Params) -> str:
+def cache_key(model: Mapping, prompt_version: str, eval_set: EvalSet, params: params_schema.Params) -> str:
     """Return a hash of everything that the answers depend on, including code and library versions.
 
     Args:
         model: identity of the base, hashes of the adapter, and bits of the base.
+        prompt_version: of the base's family.
     """
     samples = [
         [asdict(sample) for sample in samples] for samples in (eval_set.task, eval_set.chosen_by, eval_set.general)
@@ -93,7 +94,7 @@ def cache_key(model: Mapping, eval_set: EvalSet, params: params_schema.Params) -
         "probes": [repr(probe) for probe in eval_set.probes],
         "evaluate": params.evaluate.model_dump(mode="json", exclude={"models"}),
         "dtype": params.base.dtype,
-        "prompt": PROMPT_VERSION,
+        "prompt": prompt_version,
         "code": provenance.code_sha256("stages.evaluate"),
         "libraries": provenance.library_versions(),
     }
@@ -149,7 +150,7 @@ def main() -> None:
         "weights_sha256": manifest and manifest.weights_sha256,
         "config_sha256": manifest and manifest.config_sha256,
     }
-    key = cache_key(identity | {"bits": arguments.bits}, eval_set, params)
+    key = cache_key(identity | {"bits": arguments.bits}, family_of(base).prompt_version(base), eval_set, params)
     cache = AnswerCache(arguments.kept / f"{arguments.model}.{key[:16]}")
     of = identity | {"general_source": params.ingest.general}
     result = evaluate_model(ModelUnderTest(model, model_loading.load_tokenizer(base), cache, params), eval_set)

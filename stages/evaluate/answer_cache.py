@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
-from models.decoding import Decoder
+from models.families import family_of_config
 from models.generation import Answer, generate_answers
 from models.sample import Message
 
@@ -89,7 +89,8 @@ def generate_missing_answers(
     """
     missing = [key for key in conversations if key not in cache.answers]
     questions = [conversations[key] for key in missing]
-    stream = generate_answers(model, tokenizer, questions, max_new_tokens, batch_size, Decoder(), seed)
+    decoder = family_of_config(model.config).create_decoder()
+    stream = generate_answers(model, tokenizer, questions, max_new_tokens, batch_size, decoder, seed)
     for index, answer in tqdm(stream, total=len(missing), desc="answer", unit="row", delay=2):
         cache.add(missing[index], answer)
     return [cache.answers[key] for key in conversations]

@@ -12,6 +12,7 @@ from formats import params_schema
 from models import adapter_files, base_model, model_loading, provenance
 from models.command_line import entry_point
 from models.errors import UserError
+from models.families import family_of_config
 from models.manifest import parse_manifest
 from models.storage import sha256_of_json
 from stages.predict.prediction_file import PredictionFile
@@ -63,14 +64,12 @@ class Predictor:
     """
 
     def __init__(self, model, tokenizer, max_new_tokens: int, batch_size: int, seed: int | None):
-        from models.decoding import Decoder
-
-        self.model, self.tokenizer, self.decoder = model, tokenizer, Decoder()
+        self.model, self.tokenizer, self.decoder = model, tokenizer, family_of_config(model.config).create_decoder()
         self.max_new_tokens, self.batch_size, self.seed = max_new_tokens, batch_size, seed
-        self.max_prompt_tokens = model.config.max_sequence_length - max_new_tokens
+        self.max_prompt_tokens = model.config.max_position_embeddings - max_new_tokens
         if self.max_prompt_tokens < 1:
             raise UserError(
-                f"--max-new-tokens must be less than the model's {model.config.max_sequence_length} tokens."
+                f"--max-new-tokens must be less than the model's {model.config.max_position_embeddings} tokens."
             )
 
     def answer(self, block: Sequence[QuestionRow]) -> Iterator[dict]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from formats import params_schema
 from models import adapter_files, base_model, model_loading
 from models.command_line import entry_point
-from models.decoding import Decoder
+from models.families import family_of_config
 from models.generation import generate_answers
 from models.sample import Message, Sample
 from models.storage import read_jsonl, write_json
@@ -42,7 +42,7 @@ def question_of(sample: Sample) -> tuple[Message, ...]:
 
 def time_answers(model, tokenizer, conversations: Sequence[Sequence[Message]], num_tokens: int) -> list[float]:
     """Return the seconds of each answer of ``num_tokens`` tokens, generated one at a time, as in a chat."""
-    decoder = Decoder()
+    decoder = family_of_config(model.config).create_decoder()
 
     def generate(requests) -> dict:
         return dict(generate_answers(model, tokenizer, requests, num_tokens, 1, decoder, force_full_length=True))

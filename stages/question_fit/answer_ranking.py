@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.prompt import encode_sample
+from models.prompt import encode_prompt, encode_sample
 from models.row_losses import mean_row_losses
 from models.sample import Sample
 
@@ -92,7 +92,7 @@ def rank_answers(model, tokenizer, answers: Sequence[Answer], batch_size: int) -
         model: the base, in evaluation mode.
         batch_size: rows of a batch at most.
     """
-    empty_prompt = tokenizer.build_inputs_with_special_tokens([])
+    empty_prompt = encode_prompt(tokenizer, ())
     rows = encode_answers(tokenizer, answers)
     losses = mean_row_losses(model, rows, batch_size)
     losses_alone = mean_row_losses(model, [row | {"prompt": empty_prompt} for row in rows], batch_size)

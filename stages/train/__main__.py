@@ -12,7 +12,7 @@ from formats import params_schema, receipt
 from models import base_model
 from models.command_line import entry_point
 from models.errors import DataBlocked, UserError
-from models.prompt import PROMPT_VERSION
+from models.families import family_of
 from models.storage import scratch_folder
 
 
@@ -32,7 +32,7 @@ def check_tokenizer(encoded: receipt.VerifiedFolder, base: base_model.Base) -> N
         DataBlocked: the token ids belong to another tokenizer or prompt version.
     """
     encoder = (encoded.receipt.tokenizer_sha256, encoded.receipt.prompt_version)
-    if encoder != (base.tokenizer_sha256, PROMPT_VERSION):
+    if encoder != (base.tokenizer_sha256, family_of(base).prompt_version(base)):
         raise DataBlocked(
             f"{encoded.folder} was encoded with another tokenizer or prompt version. Run `dvc repro encode`."
         )

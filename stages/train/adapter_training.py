@@ -10,12 +10,13 @@ from dvclive import Live
 
 from models import adapter_files, adapters, model_loading, precision, training
 from models.errors import UserError
+from models.families import family_of
 from models.manifest import Manifest
 from models.padding import PaddingCollator
 from models.peak_memory import peak_memory_gib
 from models.program_environment import program_environment
-from models.prompt import PROMPT_VERSION
 from models.training import devices
+from stages.train.attachment import resolve_attachment
 from stages.train.trackers import build_trackers
 from stages.train.train_job import TrainJob
 
@@ -47,11 +48,11 @@ def load_model(job: TrainJob):
     dtype = "float32" if job.adapter.method == "full" else job.params.base.dtype
     model = model_loading.load_model(job.base, dtype, job.adapter.quantization)
     torch.manual_seed(job.params.train.seed)
-    model = adapters.attach_adapter(model, job.adapter.method, **job.adapter.attachment())
+    model = adapters.attach_adapter(model, job.adapter.method, **resolve_attachment(job.adapter, job.base))
     if job.start is not None:
         adapter_files.copy_adapter_weights(model, job.start.folder, job.start.manifest)
     if job.params.train.precision == "fp8":
-        precision.convert_frozen_layers_to_fp8(adapters.get_base_model(model).transformer.layers)
+        precision.convert_frozen_layers_to_fp8(adapters.get_base_model(model).blocks)
     return model
 
 
@@ -173,11 +174,11 @@ def build_manifest(job: TrainJob, result: training.TrainResult, num_parameters: 
     return Manifest(
         name=job.name,
         method=job.adapter.method,
-        settings=job.adapter.model_dump(mode="json") | shared,
+        settings=job.adapter.model_dump(mode="json") | resolve_attachment(job.adapter, job.base) | shared,
         base=job.base.name,
         base_identity=job.base.identity,
         tokenizer_sha256=job.base.tokenizer_sha256,
-        prompt_version=PROMPT_VERSION,
+        prompt_version=family_of(job.base).prompt_version(job.base),
         quantization=job.adapter.quantization,
         dtype=job.params.base.dtype,
         receipt_sha256=job.receipt_sha256,

@@ -13,10 +13,12 @@ from formats import params_schema, receipt, training_params
 from models import memory_estimate, provenance
 from models.base_model import Base
 from models.errors import UserError
+from models.families import family_of
 from models.model_loading import load_config
-from models.prompt import IGNORED_LABEL, PROMPT_VERSION, label_sample
+from models.prompt import IGNORED_LABEL, label_parts
 from models.storage import sha256_of_json
 from models.training import devices
+from stages.train.attachment import resolve_attachment
 from stages.train.warm_start import StartFolders, WarmStart, find_warm_start
 
 log = logging.getLogger("tuneline.train")
@@ -93,7 +95,7 @@ def read_rows(encoded: receipt.VerifiedFolder, split: str) -> list[dict]:
     Raises:
         DataBlocked: the rows do not match the receipt.
     """
-    return [label_sample(row["prompt"], row["answer"]) | {"id": row["id"]} for row in encoded.rows(split)]
+    return [label_parts(row["parts"]) | {"id": row["id"]} for row in encoded.rows(split)]
 
 
 def checkpoint_key(
@@ -112,7 +114,7 @@ def checkpoint_key(
         "base": base.identity,
         "dtype": params.base.dtype,
         "train": params.train.model_dump(mode="json", exclude=SETTINGS_WITHOUT_EFFECT),
-        "prompt": PROMPT_VERSION,
+        "prompt": family_of(base).prompt_version(base),
         "adapter": adapter.model_dump(mode="json", exclude=UPDATE_SETTINGS),
         "start": start and start.lineage,
         "update": adapter.batch_size * adapter.gradient_accumulation * devices.world_size(),
@@ -151,7 +153,7 @@ def memory_spec(
     return memory_estimate.TrainingSpec(
         config=load_config(base),
         method=adapter.method,
-        attachment=adapter.attachment(),
+        attachment=resolve_attachment(adapter, base),
         dtype=params.base.dtype,
         rows=batch_size,
         length=adapter.pack_tokens or longest,

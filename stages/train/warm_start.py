@@ -7,6 +7,7 @@ from formats import training_params
 from models.base_model import Base
 from models.errors import UserError
 from models.manifest import MAX_ANCESTORS, Manifest, check_base_matches, read_config, read_verified_manifest
+from stages.train.attachment import resolve_attachment
 
 # What the weights depend on. An adapter with another dropout or another learning rate can continue them.
 _SHAPES = {
@@ -80,7 +81,7 @@ def find_warm_start(name: str, adapter: training_params.Adapter, base: Base, fol
     check_base_matches(manifest, base, folder)
     values = {"method": (manifest.method, adapter.method)}
     if manifest.method == adapter.method != "full":
-        saved, wanted = read_config(folder, manifest.method, manifest).attachment(), adapter.attachment()
+        saved, wanted = read_config(folder, manifest.method, manifest).attachment(), resolve_attachment(adapter, base)
         values |= {key: (_ordered(saved[key]), _ordered(wanted[key])) for key in _SHAPES[adapter.method]}
     for key, (there, here) in values.items():
         if there != here:

@@ -12,9 +12,9 @@ from formats import params_schema, receipt
 from formats.probe_file import Probe, read_probes
 from formats.raw_rows import find_files
 from formats.review_decisions import read_decisions
-from models.base_model import TOKENIZER
 from models.command_line import entry_point
 from models.errors import DataBlocked, UserError
+from models.families import recognize_family
 from models.storage import (
     atomic_write,
     atomic_write_folder,
@@ -73,6 +73,11 @@ def find_data_files(sources: Sequence[Path]) -> dict[str, Path]:
 def hash_files(files: Mapping[str, Path]) -> dict[str, str]:
     """Return the SHA-256 of every file, by name."""
     return {name: sha256_of(path) for name, path in tqdm(files.items(), desc="hash", unit=" files", delay=2)}
+
+
+def hash_vocabulary(tokenizer: Path) -> str:
+    """Return the hash that identifies the tokenizer in a folder."""
+    return sha256_of(tokenizer / recognize_family(tokenizer).vocabulary_file)
 
 
 def origin_of(section: str, params: params_schema.Params, tokenizer_sha256: str) -> str | None:
@@ -187,7 +192,7 @@ def main() -> None:
     shutil.rmtree(arguments.checked, ignore_errors=True)
     arguments.verdict.unlink(missing_ok=True)
     hashes = hash_files(files)
-    data_sha256, tokenizer_sha256 = sha256_of_json(hashes), sha256_of(arguments.tokenizer / TOKENIZER)
+    data_sha256, tokenizer_sha256 = sha256_of_json(hashes), hash_vocabulary(arguments.tokenizer)
     origin = origin_of(arguments.section, params, tokenizer_sha256)
     previous_lengths = None
     if origin:

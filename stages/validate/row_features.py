@@ -15,10 +15,9 @@ import numpy as np
 from formats.params_schema import Params
 from measures.boilerplate import find_boilerplate
 from measures.ngrams import compute_repetition
-from models.prompt import ANSWER_SPECIAL_TOKENS, PROMPT_SPECIAL_TOKENS, find_learnt, render_prompt
+from models.prompt import find_learnt
 from models.sample import Message, is_blank, is_null_marker
 from models.thinking import has_thinking, unwrap_thinking
-from models.vocabulary import Vocabulary
 from stages.validate import characters, privacy
 from stages.validate.artifacts_in_text import find_html, find_placeholder
 from stages.validate.assistant_names import find_other_name
@@ -68,9 +67,7 @@ class Features:
     turn_tokens: np.ndarray
 
 
-def compute_features(
-    parsed: Sequence[Sequence[Message] | ParseFault], vocabulary: Vocabulary, params: Params
-) -> Features:
+def compute_features(parsed: Sequence[Sequence[Message] | ParseFault], vocabulary, params: Params) -> Features:
     """Return the features of rows.
 
     A conversation with several learnt answers has the first fault and the maximum of all of them. Excerpts of texts
@@ -78,6 +75,7 @@ def compute_features(
 
     Args:
         parsed: messages or parse fault of every row.
+        vocabulary: see :meth:`models.families.family.Family.load_vocabulary`.
     """
     count = len(parsed)
     table = {f"{check}_fault": np.full(count, None, object) for check in ("parseable", "known_format")}
@@ -111,7 +109,7 @@ def excerpt(text: str, max_length: int = WORDS) -> str:
 
 def find_text_faults(
     conversations: Sequence[Sequence[Message]],
-    vocabulary: Vocabulary,
+    vocabulary,
     params: Params,
     learnt: LearntAnswers | None = None,
 ) -> dict[str, np.ndarray]:
@@ -253,7 +251,7 @@ def measure_repetition(answers: Sequence[str], params: Params) -> np.ndarray:
 
 
 def _count_tokens(
-    conversations: Sequence[Sequence[Message]], learnt: LearntAnswers, vocabulary: Vocabulary, params: Params
+    conversations: Sequence[Sequence[Message]], learnt: LearntAnswers, vocabulary, params: Params
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Count the tokens that stage encode will get, and how many of the oldest turns are cut to fit the budget.
 
@@ -264,9 +262,9 @@ def _count_tokens(
     is_ordered = np.array([find_role_fault(messages) is None for messages in conversations], bool)
     # Empty prompts where the roles are wrong.
     last = [index if ordered else 0 for index, ordered in zip(learnt.last, is_ordered, strict=True)]
-    prompts = [render_prompt(messages[:index]) for messages, index in zip(conversations, last, strict=True)]
-    prompt_tokens = np.array(vocabulary.count_tokens(prompts), np.float64) + PROMPT_SPECIAL_TOKENS
-    answer_tokens = np.array(vocabulary.count_tokens(learnt.answers), np.float64) + ANSWER_SPECIAL_TOKENS
+    prompts = [messages[:index] for messages, index in zip(conversations, last, strict=True)]
+    prompt_tokens = np.array(vocabulary.count_prompts(prompts), np.float64)
+    answer_tokens = np.array(vocabulary.count_answers(learnt.answers), np.float64)
     turn_tokens, is_turn = np.zeros(learnt.turn_starts[-1], np.int32), learnt.turns >= 0
     turn_tokens[learnt.turns[is_turn]] = answer_tokens[is_turn]
     turns_cut = np.zeros(len(conversations))
@@ -288,7 +286,7 @@ def _count_tokens(
     return columns, turn_tokens
 
 
-def _cut_turns(messages: Sequence[Message], vocabulary: Vocabulary, limit: int, tokens: float) -> tuple[int, float]:
+def _cut_turns(messages: Sequence[Message], vocabulary, limit: int, tokens: float) -> tuple[int, float]:
     """Return how many of the oldest turns to drop so that the prompt fits the limit, and its tokens then.
 
     Nothing is dropped if the newest question alone exceeds the limit.
@@ -298,8 +296,8 @@ def _cut_turns(messages: Sequence[Message], vocabulary: Vocabulary, limit: int, 
     """
 
     def count_without(turns: int) -> int:
-        (count,) = vocabulary.count_tokens([render_prompt(drop_oldest_turns(messages, turns)[:-1])])
-        return count + PROMPT_SPECIAL_TOKENS
+        (count,) = vocabulary.count_prompts([drop_oldest_turns(messages, turns)[:-1]])
+        return count
 
     # Binary search: a linear search would be quadratic in the length of a row.
     earlier = count_earlier_turns(messages)

@@ -18,8 +18,8 @@ from formats.raw_row import RawRow, format_location
 from formats.raw_rows import UTF8, read_rows
 from formats.review_decisions import ReviewDecision
 from measures.ngrams import hash_ngrams, join_dialogue
+from models.families import recognize_family
 from models.sample import Message, Sample
-from models.vocabulary import Vocabulary
 from stages.validate.checks import Check, build_checks
 from stages.validate.dedup import RowKeys, compute_keys
 from stages.validate.expectations import Finding, run_checks
@@ -67,16 +67,14 @@ class GateConfig:
         return build_checks(self.params)
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """The vocabulary of the tokenizer, loaded once per process."""
+    def vocabulary(self):
+        """The vocabulary of the tokenizer, loaded once per process; see :mod:`models.families.family`."""
         return _load_vocabulary(self.tokenizer)
 
 
 @lru_cache(maxsize=1)
-def _load_vocabulary(folder: Path) -> Vocabulary:
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    options = {name: bool(config.get(name)) for name in ("do_lower_case", "remove_space")}
-    return Vocabulary(folder / "ice_text.model", **options)
+def _load_vocabulary(folder: Path):
+    return recognize_family(folder).load_vocabulary(folder)
 
 
 @dataclass(frozen=True)

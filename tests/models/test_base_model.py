@@ -4,10 +4,11 @@ import pytest
 
 from models import base_model, base_verification, model_loading
 from models.errors import UserError
+from models.families.chatglm_6b import ChatGLM6BFamily
 from models.storage import sha256_of, sha256_of_json
 
 
-@pytest.mark.parametrize("name", base_model.FOREIGN_FILES)
+@pytest.mark.parametrize("name", ChatGLM6BFamily.foreign_files)
 def test_foreign_files_beside_the_weights_are_rejected(base_copy, name):
     """transformers applies an adapter_config.json to the weights without a message."""
     (base_copy / name).write_text("{}")

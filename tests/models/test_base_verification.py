@@ -96,8 +96,8 @@ def test_a_weight_index_with_files_of_another_folder_is_rejected(base_copy):
     [
         ({"vocab_size": 64}, "vocab_size 64"),
         ({"gmask_token_id": 9}, "gmask_token_id 9"),
-        ({"model_type": "llama"}, "'llama'"),
-        ({"padded_vocab_size": 65024}, "successor"),
+        ({"model_type": "llama"}, r"missing: tokenizer\.json"),
+        ({"padded_vocab_size": 65024}, "ChatGLM2-6B or of ChatGLM3-6B"),
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"hidden_size": 34}, "num_attention_heads"),

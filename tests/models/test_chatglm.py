@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from models import adapters
 from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMTokenizer
 from models.chatglm.masks import derive_position_ids
-from models.chatglm.modeling_chatglm import find_label_indices
+from models.labels import find_label_indices
 from models.prompt import IGNORED_LABEL
 
 CONTEXTS = [[40, 41, 42, 43, 44], [50, 51], [60, 61, 62]]

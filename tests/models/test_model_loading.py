@@ -10,6 +10,7 @@ from shared_data import developer_file
 from models import base_model, base_verification, model_loading
 from models.chatglm import ChatGLMForConditionalGeneration
 from models.errors import UserError
+from models.families.chatglm_6b import ChatGLM6BFamily
 
 
 def edit(path, **changes):
@@ -59,11 +60,10 @@ def test_keys_about_the_origin_of_a_checkpoint_are_ignored(base_copy):
 
 
 def test_the_published_configuration_and_tokenizer_load(tmp_path):
-    for name in (base_model.CONFIG, base_model.TOKENIZER, base_model.TOKENIZER_CONFIG):
+    for name in (base_model.CONFIG, ChatGLM6BFamily.vocabulary_file, base_model.TOKENIZER_CONFIG):
         shutil.copyfile(developer_file(f"reference/chatglm-6b/{name}"), tmp_path / name)
-    base = base_model.Base(
-        "chatglm-6b", tmp_path, None, base_model.hash_files(tmp_path, [base_model.CONFIG, base_model.TOKENIZER])
-    )
+    files = base_model.hash_files(tmp_path, [base_model.CONFIG, ChatGLM6BFamily.vocabulary_file])
+    base = base_model.Base("chatglm-6b", tmp_path, None, files)
     assert model_loading.load_config(base).num_layers == 28
     assert model_loading.load_config(base).dtype == torch.float16
     recorded = json.loads(developer_file("reference/vectors/tokenizer.json").read_text(encoding="utf-8"))["texts"]
@@ -115,7 +115,7 @@ def test_flags_of_special_tokens_are_ignored(base_copy):
 LOADERS = {
     base_model.CONFIG: model_loading.load_config,
     base_model.TOKENIZER_CONFIG: model_loading.load_tokenizer,
-    base_model.TOKENIZER: model_loading.load_tokenizer,
+    ChatGLM6BFamily.vocabulary_file: model_loading.load_tokenizer,
     "model.safetensors": lambda base: model_loading.load_model(base, "float32"),
 }
 

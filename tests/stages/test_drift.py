@@ -14,7 +14,7 @@ from evidently.metrics.column_statistics import ValueDriftCalculation
 from shared_data import ROOT, conversation, developer_file, write_rows
 
 from formats.verdict_params import Monitor
-from models import base_model
+from models.families.chatglm_6b import ChatGLM6BFamily
 from models.vocabulary import Vocabulary
 from stages.drift import conversation_features, quarantine_drift
 from stages.drift.__main__ import build_tables, compare_datasets, decide_verdict, read_conversations, sample_rows
@@ -25,7 +25,7 @@ FALSE_ALARMS, EFFECT = 0.01, 0.2
 
 @pytest.fixture(scope="module")
 def vocabulary(base_folder):
-    return Vocabulary(base_folder / base_model.TOKENIZER)
+    return Vocabulary(base_folder / ChatGLM6BFamily.vocabulary_file)
 
 
 def drifted_columns(reference, current, vocabulary) -> set[str]:

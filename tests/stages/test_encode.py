@@ -25,7 +25,7 @@ def test_every_learnt_answer_is_a_row_with_the_ids_of_prompt_and_answer(tokenize
     whole = make_sample(messages)
     rows = encode_samples(tokenizer, [whole], learn)
     pairs = [encode_sample(tokenizer, messages[:length]) for length in lengths]
-    assert [(row["prompt"], row["answer"]) for row in rows] == pairs
+    assert [tuple(row["parts"]) for row in rows] == pairs
     ids = [f"{whole.id}:{number}" for number in (1, 2, 3)] if learn == "all" else [whole.id]
     assert [row["id"] for row in rows] == ids
     answer_tokens = sum(len(answer) for _, answer in pairs)
@@ -36,7 +36,7 @@ def test_every_learnt_answer_is_a_row_with_the_ids_of_prompt_and_answer(tokenize
 def test_prompt_of_an_answer_is_the_one_that_chat_sees(tokenizer):
     messages = (Message("system", "请简短。"), *conversation("一", "二", "三", "四"))
     rows = encode_samples(tokenizer, [make_sample(messages)])
-    assert [row["prompt"] for row in rows] == [
+    assert [row["parts"][0] for row in rows] == [
         encode_prompt(tokenizer, messages[:2]),
         encode_prompt(tokenizer, messages[:4]),
     ]
@@ -54,15 +54,15 @@ def test_answers_with_a_loss_flag_of_0_are_not_learnt(tokenizer):
     unlearnt_end = (*messages[:5], Message("assistant", "六", learn=False))
     for learn in ("all", "last"):
         (row,) = encode_samples(tokenizer, [make_sample(unlearnt_end)], learn)
-        assert (row["prompt"], row["answer"]) == encode_sample(tokenizer, messages[:4])
+        assert tuple(row["parts"]) == encode_sample(tokenizer, messages[:4])
         assert ":" not in row["id"]
 
 
 def test_a_plain_text_is_the_answer_to_an_empty_prompt(tokenizer):
     text = (Message("text", "夕阳把湖面染成了金色。"),)
     (row,) = encode_samples(tokenizer, [make_sample(text)])
-    assert tokenizer.convert_ids_to_tokens(row["prompt"]) == ["[gMASK]", "<sop>"]
-    assert row["answer"] == [*encode_text(tokenizer, text[0].content), tokenizer.eop_token_id]
+    assert tokenizer.convert_ids_to_tokens(row["parts"][0]) == ["[gMASK]", "<sop>"]
+    assert row["parts"][1] == [*encode_text(tokenizer, text[0].content), tokenizer.eop_token_id]
 
 
 @settings(max_examples=30, deadline=None)
@@ -76,7 +76,7 @@ def test_every_turn_of_growing_histories_is_encoded_once(tokenizer, turns, other
     repeat_filter = RepeatFilter()
     samples = [make_sample(messages) for messages in data.draw(st.permutations(rows))]
     encoded = encode_samples(tokenizer, samples, "all", repeat_filter)
-    pairs = [(tuple(row["prompt"]), tuple(row["answer"])) for row in encoded]
+    pairs = [tuple(map(tuple, row["parts"])) for row in encoded]
     assert len(set(pairs)) == len(pairs) == turns + len(branches)
     assert len(pairs) + repeat_filter.repeated == sum(len(messages) // 2 for messages in rows)
     assert len(encode_samples(tokenizer, samples, "all")) == len(pairs) + repeat_filter.repeated
@@ -204,7 +204,7 @@ def show(monkeypatch, *arguments) -> None:
 
 def test_only_the_answer_and_eop_are_trained(tokenizer):
     messages = conversation("你好", "你好！", "你是谁？", "我是小明。")
-    tokens = label_tokens(tokenizer, messages)
+    tokens = label_tokens(tokenizer, tokenizer.family.encode_rows(tokenizer, messages, "last")[0])
     prompt, answer = encode_sample(tokenizer, messages)
     assert [is_trained for _, is_trained in tokens] == [False] * len(prompt) + [True] * len(answer)
     assert [token for token, _ in tokens[len(prompt) - 2 : len(prompt)]] == ["[gMASK]", "<sop>"]

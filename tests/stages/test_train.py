@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from formats import params_schema, receipt
 from models import adapter_files, adapters, base_model
 from models.errors import DataBlocked, UserError
+from models.families.chatglm_6b import ChatGLM6BFamily
 from models.manifest import WEIGHTS, read_verified_manifest
 from models.prompt import IGNORED_LABEL, PROMPT_VERSION
 from models.training.checkpointing import Stopped
@@ -30,7 +31,7 @@ from stages.train.warm_start import StartFolders, WarmStart, find_warm_start
 def encoded(base_folder, tmp_path):
     base = base_model.read_record(base_folder)
     for split in receipt.ENCODED_SPLITS:
-        write_rows(tmp_path / f"{split}.jsonl", [{"id": "a", "prompt": [1, 2], "answer": [3]}])
+        write_rows(tmp_path / f"{split}.jsonl", [{"id": "a", "parts": [[1, 2], [3]]}])
     facts = {"tokenizer_sha256": base.tokenizer_sha256, "prompt_version": PROMPT_VERSION}
     receipt.write(tmp_path, receipt.ENCODED_SPLITS, **facts)
     return tmp_path
@@ -44,7 +45,7 @@ def test_prompts_have_no_labels(encoded):
 def test_tokens_of_another_tokenizer_block_the_training(encoded, base_folder):
     base = base_model.read_record(base_folder)
     check_tokenizer(receipt.read(encoded), base)
-    files = base.files | {base_model.TOKENIZER: {"size": 1, "sha256": "0" * 64}}
+    files = base.files | {ChatGLM6BFamily.vocabulary_file: {"size": 1, "sha256": "0" * 64}}
     with pytest.raises(DataBlocked, match="another tokenizer"):
         check_tokenizer(receipt.read(encoded), dataclasses.replace(base, files=files))
 

@@ -36,6 +36,7 @@ RENAMED_IN_LAYERS = {
 IGNORED = re.compile(r"transformer\.(rotary_pos_emb\.inv_freq$|prefix_encoder\.)")
 _LAYER = re.compile(r"transformer\.encoder\.layers\.(\d+)\.(.+)")
 _JOINT_PROJECTION = "self_attention.query_key_value"
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 REQUIRED_VALUES = {
     "rmsnorm": True,
     "post_layer_norm": True,
@@ -105,6 +106,27 @@ def convert_weights(
             yield path, name, tensor
 
 
+def publish_weights(model) -> dict[str, torch.Tensor]:
+    """Return the weights of a ``GlmForCausalLM`` under their published names, with joint projections."""
+    weights, published = model.state_dict(), {}
+    for name, original in {**{new: old for old, new in RENAMED.items()}, **_layer_names(model.config)}.items():
+        published[original] = weights[name].contiguous()
+    for layer in range(model.config.num_hidden_layers):
+        for leaf in ("weight", "bias") if model.config.attention_bias else ("weight",):
+            parts = [weights[f"model.layers.{layer}.self_attn.{name}.{leaf}"] for name in _PROJECTIONS]
+            published[f"transformer.encoder.layers.{layer}.{_JOINT_PROJECTION}.{leaf}"] = torch.cat(parts)
+    return published
+
+
+def _layer_names(config) -> dict[str, str]:
+    """Return the published names of the weights in layers that are only renamed."""
+    return {
+        f"model.layers.{layer}.{name}": f"transformer.encoder.layers.{layer}.{original}"
+        for layer in range(config.num_hidden_layers)
+        for original, name in RENAMED_IN_LAYERS.items()
+    }
+
+
 def _split_projection(path: Path, name: str, tensor: torch.Tensor, config) -> dict[str, torch.Tensor]:
     """Return the rows of queries, keys and values.
 
@@ -118,7 +140,7 @@ def _split_projection(path: Path, name: str, tensor: torch.Tensor, config) -> di
             f"{path}: {name} has shape {list(tensor.shape)}, but by config.json it must have {sum(sizes)} rows; use "
             "the files of one checkpoint."
         )
-    return dict(zip(("q_proj", "k_proj", "v_proj"), tensor.split(sizes), strict=True))
+    return dict(zip(_PROJECTIONS, tensor.split(sizes), strict=True))
 
 
 def rotate_prefix(rows: torch.Tensor, config, positions: int) -> torch.Tensor:

@@ -1,0 +1,82 @@
+"""Families of base models, and which family a checkpoint belongs to.
+
+=================  =============================================================================
+``chatglm-6b``     ChatGLM-6B, with its own model class (:mod:`models.families.chatglm_6b`)
+``chatglm2-6b``    in transformers' Glm (:mod:`models.families.chatglm_successors`)
+``chatglm3-6b``    the same, with tokens for roles
+``chat-template``  models of transformers with their own chat template, such as GLM-4, Qwen3 and Llama
+                   (:mod:`models.families.chat_template`)
+=================  =============================================================================
+"""
+
+from pathlib import Path
+
+from models import schemas
+from models.base_model import CONFIG, Base
+from models.errors import UserError
+from models.families.chat_template import ChatTemplateFamily
+from models.families.chatglm_6b import ChatGLM6BFamily
+from models.families.chatglm_successors import ChatGLM2Family, ChatGLM3Family
+from models.families.family import Family
+
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (ChatGLM6BFamily(), ChatGLM2Family(), ChatGLM3Family(), ChatTemplateFamily())
+}
+FAMILY_FILE = "family.json"  # in tokenizer folders: the family's name
+
+
+def family_of(base: Base) -> Family:
+    """Return the family that the record of a base model names."""
+    return FAMILIES[base.family]
+
+
+def family_of_config(config) -> Family:
+    """Return a family with the architecture of a loaded configuration; its prompt may be that of another family."""
+    return FAMILIES[ChatGLM6BFamily.name if config.model_type == "chatglm" else ChatTemplateFamily.name]
+
+
+def recognize_family(folder: Path, name: str = "auto") -> Family:
+    """Return the family of a checkpoint folder, or of a tokenizer folder.
+
+    Args:
+        name: of the family, or ``auto``.
+
+    Raises:
+        UserError: the configuration is damaged, or its model is unknown or cannot be told from others.
+    """
+    if name != "auto":
+        return FAMILIES[name]
+    if (folder / FAMILY_FILE).is_file():
+        path = folder / FAMILY_FILE
+        content = schemas.parse_json(schemas.read_small_file(path), path)
+        return FAMILIES[schemas.validate_schema(schemas.FamilyFile, content, path).family]
+    if not (folder / CONFIG).is_file():
+        return _recognize_tokenizer(folder)
+    path = folder / CONFIG
+    content = schemas.parse_json(schemas.read_small_file(path), path)
+    return _recognize_config(content, path)
+
+
+def _recognize_tokenizer(folder: Path) -> Family:
+    """Return the family of a folder without a configuration, by the name of the vocabulary."""
+    template = FAMILIES[ChatTemplateFamily.name]
+    is_template = (folder / template.vocabulary_file).is_file()
+    return template if is_template else FAMILIES[ChatGLM6BFamily.name]
+
+
+def _recognize_config(content: dict, path: Path) -> Family:
+    model_type = content.get("model_type")
+    if model_type != "chatglm":
+        if not isinstance(model_type, str) or "quantization_config" in content:
+            raise UserError(f"{path} names no model_type that Tuneline can load, or weights that are quantized.")
+        return FAMILIES[ChatTemplateFamily.name]
+    if not any(key in content for key in schemas.SUCCESSOR_KEYS):
+        return FAMILIES[ChatGLM6BFamily.name]
+    published = str(content.get("_name_or_path", "")).lower()
+    for family in (ChatGLM2Family, ChatGLM3Family):
+        if family.name.removesuffix("-6b") in published:
+            return FAMILIES[family.name]
+    raise UserError(
+        f"{path} is that of ChatGLM2-6B or of ChatGLM3-6B, and _name_or_path does not say which. Set base.family in "
+        f"params.yaml to {ChatGLM2Family.name} or {ChatGLM3Family.name}."
+    )
