@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo server test test-pipeline lint docs lock clean help
+.PHONY: demo demo-real server test test-pipeline lint docs lock clean help
 
 demo: .venv/installed  ## run the demo: raw JSONL to compared adapters, in minutes on two CPU cores
 	$(BIN)/python -m pipelines.finetune
+
+demo-real: .venv/installed  ## fine-tune a real pretrained model, SmolLM2-135M, in about a quarter of an hour
+	$(BIN)/python -m pipelines.demo_real
 
 server: .venv/installed  ## start Prefect's server, the keeper and the agents of this machine
 	$(BIN)/python -m flows.server

@@ -56,6 +56,11 @@ class ChatModel:
             return BASE
 
     @property
+    def title(self) -> str:
+        """The model's name before its answers."""
+        return family_of(self.base).title(self.base)
+
+    @property
     def name(self) -> str:
         return self.base.name if self.adapter == BASE else f"{self.base.name} + {self.adapter}"
 

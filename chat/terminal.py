@@ -9,7 +9,7 @@ from models.errors import UserError
 from models.sample import Message
 from texts import LANGUAGES, terminal_language, translatable, translate
 
-HUMAN, MODEL = "<|Human|>: ", "<|ChatGLM-6B|>: "
+HUMAN = "<|Human|>: "
 MODES = {"1": False, "单轮对话": False, "single": False, "2": True, "多轮对话": True, "multi": True}
 LANGUAGE_HINT = "/lang: English | 中文"  # shown in both languages
 LANGUAGE_COMMANDS = ("/lang", "/language")
@@ -130,7 +130,7 @@ class Conversation:
         if len(messages) < len(conversation):
             yield self.text(TURNS_DROPPED, turns=(len(conversation) - len(messages)) // 2) + "\n"
         stream = self.model.stream_answer(messages, force_sampling)
-        yield MODEL
+        yield f"<|{self.model.title}|>: "
         yield from stream
         answer = stream.answer
         rate = answer.tokens / answer.seconds if answer.seconds else 0.0

@@ -64,6 +64,11 @@ def hash_tokenizer_files(folder: Path, name: str, family: Family) -> Base:
 def _is_folder(model: str) -> bool:
     if Path(model).expanduser().is_dir():
         return True
+    if model.endswith(".gguf"):
+        raise UserError(
+            f"base.model: {model!r} is a GGUF file. Convert it with `python -m pipelines.convert_gguf {model} --out "
+            "FOLDER`, and set base.model to that folder."
+        )
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise UserError(f"base.model: {model!r} is neither 'tiny', nor a folder that exists, nor a hub id.")
     return False

@@ -22,6 +22,7 @@ from models.families.family import Family
 FAMILIES: dict[str, Family] = {
     family.name: family for family in (ChatGLM6BFamily(), ChatGLM2Family(), ChatGLM3Family(), ChatTemplateFamily())
 }
+SUCCESSOR_VOCABULARY = 65_024  # rows of the embedding of ChatGLM2-6B and ChatGLM3-6B
 FAMILY_FILE = "family.json"  # in tokenizer folders: the family's name
 
 
@@ -72,6 +73,11 @@ def _recognize_config(content: dict, path: Path) -> Family:
         return FAMILIES[ChatTemplateFamily.name]
     if not any(key in content for key in schemas.SUCCESSOR_KEYS):
         return FAMILIES[ChatGLM6BFamily.name]
+    if content.get("padded_vocab_size", SUCCESSOR_VOCABULARY) != SUCCESSOR_VOCABULARY:
+        raise UserError(
+            f"{path} has the original layout of GLM-4. Use the checkpoint in the layout of transformers, whose name "
+            "ends with -hf, such as zai-org/glm-4-9b-chat-hf."
+        )
     published = str(content.get("_name_or_path", "")).lower()
     for family in (ChatGLM2Family, ChatGLM3Family):
         if family.name.removesuffix("-6b") in published:

@@ -93,6 +93,9 @@ class ChatGLM6BFamily(Family):
         answer = self.encode_text(tokenizer, messages[-1].content)
         return self.encode_prompt(tokenizer, messages[:-1]), [*answer, tokenizer.eop_token_id]
 
+    def title(self, base: Base) -> str:
+        return "ChatGLM-6B"
+
     def clean_answer(self, text: str) -> str:
         return restore_chinese_punctuation(text)
 

@@ -128,6 +128,10 @@ class Family(ABC):
             for index in find_learnt(messages, learn)
         ]
 
+    def title(self, base: Base) -> str:
+        """Return the model's name in a chat."""
+        return Path(base.name).name
+
     def clean_answer(self, text: str) -> str:
         """Return a decoded answer as the published code of the family returns it."""
         return text.strip()

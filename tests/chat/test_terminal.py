@@ -29,7 +29,7 @@ class FakeModel:
     """Answers with the number of messages in the prompt; records the prompts."""
 
     def __init__(self, fits):
-        self.prompts, self.fits, self.name = [], fits, "tiny"
+        self.prompts, self.fits, self.name, self.title = [], fits, "tiny", "ChatGLM-6B"
 
     def names(self):
         return ["base", "lora"]

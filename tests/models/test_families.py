@@ -268,6 +268,14 @@ def test_a_configuration_without_a_name_needs_the_family(base, tmp_path):
     assert base_verification.verify_base(tmp_path, "mine", family=base.family).family == base.family
 
 
+@pytest.mark.parametrize("base", ["chatglm3-6b"], indirect=True)
+def test_the_original_layout_of_glm_4_is_refused_with_the_name_of_the_other(base, tmp_path):
+    config = json.loads((base.folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"padded_vocab_size": 151_552}))
+    with pytest.raises(UserError, match="glm-4-9b-chat-hf"):
+        base_verification.verify_base(tmp_path, "glm-4-9b-chat")
+
+
 @pytest.mark.parametrize("base", ["llama"], indirect=True)
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
