@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from formats import params_schema
 from models.command_line import entry_point, parse_positive_int
 from models.errors import UserError
 from pipelines import export, registry
@@ -34,8 +35,11 @@ def find_adapter(name: str | None) -> Path | None:
         if champion is None and name == CHAMPION:
             raise UserError("There is no champion yet; promote an adapter, or pass --adapter with its name.")
         return champion
-    imported = export.IMPORTED / name
-    return imported if imported.is_dir() else export.adapter_folder(name)
+    trained, imported = params_schema.load().adapters, export.IMPORTED / name
+    if name in trained or imported.is_dir():
+        return imported if imported.is_dir() else export.adapter_folder(name)
+    others = sorted(path.name for path in export.IMPORTED.glob("*") if path.is_dir())
+    raise UserError(f"There is no adapter {name!r}; there are {', '.join((BASE, CHAMPION, *trained, *others))}.")
 
 
 def parse_seed(text: str) -> int:

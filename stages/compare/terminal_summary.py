@@ -49,7 +49,13 @@ def _metric_table(models: Sequence[EvaluatedModel], language: str) -> Table:
 
 
 def _answer_table(models: Sequence[EvaluatedModel], characters: int, language: str) -> Table:
-    table = Table(title=translate(section_texts.PROBES_TITLE, language), title_justify="left", show_lines=True)
+    table = Table(
+        title=translate(section_texts.PROBES_TITLE, language),
+        title_justify="left",
+        caption=translate(section_texts.PROBES_NOTE, language),
+        caption_justify="left",
+        show_lines=True,
+    )
     table.add_column(translate(section_texts.QUESTION, language), ratio=2)
     for model in models:
         table.add_column(model.name, ratio=3)

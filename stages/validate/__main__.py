@@ -1,6 +1,7 @@
 """``python -m stages.validate``: see the docstring of the package."""
 
 import argparse
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,8 @@ from stages.validate.row_table import GateConfig, RowTable
 from stages.validate.rows import build_row_table, warned_lines, write_rows
 from stages.validate.worker_pool import WorkerPool
 
+log = logging.getLogger("tuneline.validate")
+
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Check the raw data, quarantine bad rows and split good ones.")
@@ -58,7 +61,7 @@ def read_arguments() -> argparse.Namespace:
         "--decisions", type=Path, help="decisions of a review to apply, see formats/review_decisions.py"
     )
     parser.add_argument("--warned", type=Path, help="JSON Lines file for the accepted rows that checks warn of")
-    parser.add_argument("--passed", type=Path, help="folder for the accepted rows, even if the data are blocked")
+    parser.add_argument("--passed", type=Path, help="folder for the accepted rows; the data then never block")
     parser.add_argument("--temporary", action="store_true", help="the outputs are temporary: messages do not name them")
     return parser.parse_args()
 
@@ -216,6 +219,9 @@ def main() -> None:
         if arguments.warned:
             write_warned_rows(arguments.warned, table, decision, checks)
     write_reports(outcome, checks, table, arguments)
+    if outcome.block_reasons and arguments.passed:
+        log.info("validate: these rows would block a training: %s", "; ".join(outcome.block_reasons))
+        return
     if outcome.block_reasons:
         hint = "" if arguments.temporary else f" See {arguments.quarantine} and {arguments.docs}/index.html."
         raise DataBlocked(f"The data are blocked: {'; '.join(outcome.block_reasons)}.{hint}")
