@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from models.errors import UserError
 from models.labels import find_label_indices, gather_tokens
 from models.linear_loss import FrozenHeadLoss
 
@@ -97,6 +98,8 @@ def trainable_class(native: type) -> type:
                     logits_to_keep=logits_to_keep,
                     **kwargs,
                 )
+            if past_key_values is not None and self.training and self.is_gradient_checkpointing:
+                raise UserError("The layers of transformers ignore a prefix with gradient checkpointing.")
             if segment_ids is not None:
                 num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
                 position_ids = segment_positions(segment_ids) + num_cached

@@ -10,6 +10,8 @@ from models.linear_layers import LINEAR_ROLES
 class CausalFamily(Family):
     """Causal attention, and a prefix whose tokens have positions of their own, as peft counts them."""
 
+    checkpoints_with_prefix = False
+
     def create_model(self, config):
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 

@@ -7,7 +7,7 @@ token ids → text          ``clean_answer``
 configuration, weights    ``load_config``, ``create_model``, ``check_files``, ``published_bits``,
                           ``convert_weights``, ``save_model``
 packed rows               ``packed_columns``
-LoRA, prefix              ``linear_names``, ``prefix_shape``, ``import_prefix``, ``export_prefix``
+adapters                  ``check_training``, ``linear_names``, ``prefix_shape``, ``import_prefix``, ``export_prefix``
 memory                    ``linear_shapes``
 decoding                  ``create_decoder``
 ========================  ==========================================================================
@@ -65,6 +65,7 @@ class Family(ABC):
         tokenizer_files: files without which the tokenizer cannot be loaded.
         optional_files: further files that are read if they exist.
         foreign_files: files of other libraries, by which a checkpoint could be another model than its weights.
+        checkpoints_with_prefix: whether gradient checkpointing keeps a prefix.
         learns_all_in_one_row: whether a conversation with several learnt answers is one training row.
     """
 
@@ -74,6 +75,7 @@ class Family(ABC):
     optional_files: tuple[str, ...] = ()
     foreign_files: tuple[str, ...] = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
     learns_all_in_one_row = False
+    checkpoints_with_prefix = True
 
     # Tokens --------------------------------------------------------------------------------------
 
@@ -202,6 +204,18 @@ class Family(ABC):
         if unknown := [name for name in names if name not in available]:
             raise UserError(f"The model has no linear layer {unknown[0]!r}; it has {', '.join(sorted(available))}.")
         return list(names)
+
+    def check_training(self, method: str, gradient_checkpointing: bool) -> None:
+        """Check that an adapter of this method can be trained with these settings.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if method == "ptuning_v2" and gradient_checkpointing and not self.checkpoints_with_prefix:
+            raise UserError(
+                "gradient_checkpointing does not go with method ptuning_v2 for this base: the layers of transformers "
+                "ignore a prefix then. Set gradient_checkpointing: false, or use method lora."
+            )
 
     @abstractmethod
     def prefix_shape(self, config) -> PrefixShape:

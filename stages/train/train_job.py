@@ -66,9 +66,11 @@ def build_train_job(
 
     Raises:
         DataBlocked: the encoded rows do not match the receipt.
-        UserError: the training does not fit into the device's memory, or cannot start from the named adapter.
+        UserError: the base cannot be trained with these settings, the training does not fit into the device's memory,
+            or cannot start from the named adapter.
     """
     name = arguments.adapter
+    family_of(base).check_training(params.adapters[name].method, params.adapters[name].gradient_checkpointing)
     folders = StartFolders(arguments.champion, arguments.versions)
     start = find_warm_start(name, params.adapters[name], base, folders)
     train_rows, eval_rows = (read_rows(encoded, split) for split in receipt.ENCODED_SPLITS)

@@ -1,17 +1,21 @@
 """Every family from checkpoint to answers: tokens, loading, packing, adapters, export."""
 
 import json
+from typing import get_args
 
 import pytest
 import torch
 from checkpoints_of_families import ALL, SUCCESSORS, TEMPLATE_TYPES, make_checkpoint
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from shared_data import conversation
 from transformers import AutoModelForCausalLM
 
-from models import adapter_files, adapters, base_model, base_verification, model_loading
+from formats import data_params
+from models import adapter_files, adapters, base_model, base_verification, model_loading, schemas
 from models.adapter_conversion import export_merged_model, export_official_prefix, import_official_prefix
 from models.errors import UserError
-from models.families import FAMILY_FILE, family_of, recognize_family
+from models.families import FAMILIES, FAMILY_FILE, family_of, recognize_family
 from models.generation import generate_answers
 from models.manifest import Manifest, parse_manifest
 from models.packing import PackingCollator
@@ -109,6 +113,17 @@ def test_the_data_checks_count_the_tokens_that_are_encoded(base, tokenizer):
     assert vocabulary.count_answers([answer.content for _, answer in pairs]) == counts
 
 
+@pytest.mark.parametrize("base", [*SUCCESSORS, "qwen3"], indirect=True)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40), min_size=2, max_size=4))
+def test_the_data_checks_count_the_tokens_of_any_text(base, tokenizer, texts):
+    messages = conversation(*(texts if len(texts) % 2 == 0 else texts[1:]))
+    vocabulary = family_of(base).load_vocabulary(base.folder)
+    prompt, answer = encode_sample(tokenizer, messages)
+    assert vocabulary.count_prompts([messages[:-1]]) == [len(prompt)]
+    assert vocabulary.count_answers([messages[-1].content]) == [len(answer)]
+
+
 def test_a_plain_text_has_no_role(base, tokenizer):
     (row,) = encode(tokenizer, (Message("text", "春天来了。"),))
     learnt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED_LABEL]
@@ -202,6 +217,40 @@ def test_an_adapter_is_trained_saved_loaded_and_asked(base, tokenizer, method, p
     ((_, answer),) = generate_answers(loaded, tokenizer, [ONE_TURN[:1]], 8, 1)
     # The vocabulary of ChatGLM2 and 3 is too large for a tiny random base to be bent that far.
     assert answer.text == "Ming." or method == "ptuning_v2" or base.name in SUCCESSORS
+
+
+@pytest.mark.parametrize("quantization", [None, 4, 8])
+def test_lora_trains_with_gradient_checkpointing_and_on_a_quantized_base(base, tokenizer, quantization):
+    """Checkpointing changes no gradient; a quantized base has the loss of the base within its precision."""
+    rows, losses, gradients = encode(tokenizer, TWO_TURNS), [], []
+    for is_checkpointed in (False, True):
+        model = attach(model_loading.load_model(base, "float32", quantization), "lora").train()
+        if is_checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        loss = model(**PaddingCollator(0)(rows)).loss
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
+    torch.testing.assert_close(*losses)
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-3, atol=1e-6)
+    assert abs(losses[0] / attach(load(base), "lora")(**PaddingCollator(0)(rows)).loss - 1) < 0.1
+
+
+@pytest.mark.parametrize("base", ["qwen3"], indirect=True)
+def test_a_prefix_with_gradient_checkpointing_is_refused(base, tokenizer):
+    with pytest.raises(UserError, match="gradient_checkpointing: false"):
+        family_of(base).check_training("ptuning_v2", True)
+    family_of(base).check_training("lora", True)
+    model = attach(load(base), "ptuning_v2").train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(UserError, match="ignore a prefix"):
+        model(**PaddingCollator(0)(encode(tokenizer, ONE_TURN)))
+
+
+def test_the_families_have_the_same_names_everywhere():
+    in_params = set(get_args(data_params.Base.model_fields["family"].annotation))
+    assert set(FAMILIES) == set(get_args(schemas.FamilyName)) == in_params - {"auto"}
 
 
 def make_manifest(base, method: str, **settings) -> Manifest:
