@@ -88,10 +88,12 @@ class PTuningV2(Hyperparameters):
     """Length of the prefix in tokens."""
     projection: bool = False
     """Compute the prefix with a two-layer MLP."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout probability on the prefix; 0.1 in the published training code."""
 
     def attachment(self) -> dict:
         """Return the arguments of ``models.adapters.attach_adapter``."""
-        return {"prefix_tokens": self.prefix_tokens, "projection": self.projection}
+        return {name: getattr(self, name) for name in ("prefix_tokens", "projection", "dropout")}
 
 
 class Full(Hyperparameters):

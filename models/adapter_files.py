@@ -64,8 +64,11 @@ def save_adapter(model, folder: Path, manifest: Manifest, check: Callable[[Path]
 def _save_peft_adapter(model, folder: Path, base_name: str) -> None:
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_name  # instead of a path on this machine
+    was_training = model.training
+    model.eval()  # peft computes the prefix, to which dropout must not apply
     # By default peft asks the hub whether the base's embeddings changed; adapters here never train embeddings.
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    model.train(was_training)
     (folder / "README.md").unlink(missing_ok=True)  # peft's model card template, without content
     _sort_config(folder / CONFIG)
 

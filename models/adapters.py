@@ -26,12 +26,12 @@ def attach_adapter(
 
     Args:
         method: ``lora``, ``ptuning_v2``, or ``full``, which trains all weights of the model.
-        rank, alpha, dropout, target_modules: of LoRA (Hu et al., arXiv:2106.09685).
+        rank, alpha, target_modules: of LoRA (Hu et al., arXiv:2106.09685).
+        dropout: of LoRA, at the input of lora_A; of P-Tuning v2, on the prefix, as in the published code.
         rslora: scale LoRA by alpha / sqrt(rank) (Kalajdzievski, arXiv:2312.03732).
         dora: train magnitude and direction separately (Liu et al., arXiv:2402.09353).
         prefix_tokens, projection: of P-Tuning v2 (Liu et al., arXiv:2110.07602), peft's prefix tuning;
-            ``projection`` puts a two-layer MLP before the prefix. Unlike the published code, peft has no dropout on
-            the prefix.
+            ``projection`` puts a two-layer MLP before the prefix.
 
     Returns:
         A PeftModel, or for ``full`` the model itself, in training mode.
@@ -52,8 +52,20 @@ def attach_adapter(
         adapted = attach_config(model, config).train()
     except ValueError as error:
         raise UserError(f"The adapter cannot be attached: {str(error).splitlines()[0]}") from None
+    if method == "ptuning_v2":
+        add_prefix_dropout(adapted, dropout)
     replace_lora_layers(adapted)
     return adapted
+
+
+def add_prefix_dropout(adapted, probability: float) -> None:
+    """Apply dropout to the keys and values of a prefix in training mode; peft has none."""
+    from torch.nn import functional as F
+
+    if probability:
+        adapted.prompt_encoder[adapted.active_adapter].register_forward_hook(
+            lambda module, _, prefix: F.dropout(prefix, probability, module.training)
+        )
 
 
 def attach_config(model, config):

@@ -1,9 +1,11 @@
 import pytest
 import torch
-from shared_data import ADAPTER_SETTINGS, randomize_adapter
+from shared_data import ADAPTER_SETTINGS, minimal_manifest, randomize_adapter
 
-from models import adapters, base_model, model_loading
+from models import adapter_files, adapters, base_model, model_loading
 from models.errors import UserError
+from models.padding import PaddingCollator
+from models.prompt import label_sample
 
 
 def test_fast_lora_equals_pefts_layer(base_folder):
@@ -50,3 +52,26 @@ def test_an_unknown_target_module_is_rejected(base_folder):
     model = model_loading.load_model(base_model.read_record(base_folder), "float32")
     with pytest.raises(UserError, match="has no linear layer 'q_proj'; it has dense"):
         adapters.attach_adapter(model, "lora", rank=2, alpha=2, target_modules=["q_proj"])
+
+
+@pytest.mark.parametrize("projection", [False, True])
+def test_prefix_dropout_acts_in_training_only_and_is_not_saved(base_folder, tokenizer, tmp_path, projection):
+    base = base_model.read_record(base_folder)
+    model, manifest = model_loading.load_model(base, "float32"), minimal_manifest(base, "ptuning_v2")
+    torch.manual_seed(0)
+    adapted = adapters.attach_adapter(model, "ptuning_v2", prefix_tokens=8, projection=projection, dropout=0.5)
+    batch = PaddingCollator(model.config.pad_token_id)([label_sample([5, 6, 7], [8, 9])])
+
+    def loss(seed: int) -> float:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return float(adapted(**batch).loss)
+
+    assert loss(1) == loss(1) != loss(2)
+    adapter_files.save_adapter(adapted, tmp_path / "a", manifest)
+    assert adapted.training
+    adapted.eval()
+    assert loss(1) == loss(2)
+    adapter_files.save_adapter(adapted, tmp_path / "b", manifest)
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("a", "b")]
+    assert weights[0] == weights[1]
