@@ -2,7 +2,8 @@
 
 Writes the files and a record of their origin (hub, id, revision, commit, sizes and hashes) to a folder, which replaces
 an earlier download. Code of the repository is never downloaded. Fails if the hub cannot be reached, has no such data
-set or no data files in it, or sends other bytes than its list of files promises.
+set or no data files in it, or sends other bytes than its list of files promises. A broken connection is resumed where
+it ended.
 
 The hub's address is that of its own tools: ``HF_ENDPOINT`` (a mirror) and ``MODELSCOPE_DOMAIN``. A token is read from
 ``HF_TOKEN`` or the login of ``hf auth login``, and from ``MODELSCOPE_API_TOKEN``; it is sent to the hub alone.
@@ -16,16 +17,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 from urllib.parse import quote, urlencode
 
 import httpx
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 from tqdm import tqdm
 
 from formats.foreign_files import data_kind
 from formats.raw_rows import HUB_RECORD
 from models.command_line import entry_point
 from models.errors import UserError
-from models.storage import atomic_write_folder, write_json
+from models.storage import atomic_write_folder, sha256_of, write_json
 
 log = logging.getLogger("tuneline.download")
 _DATASET = re.compile(r"(?P<hub>hf|modelscope):(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -34,6 +37,7 @@ _METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "st
              "config.json"}  # fmt: skip
 _PAGE_FILES = 100  # files per page of ModelScope's list
 _TIMEOUT = httpx.Timeout(30, read=120)  # seconds
+_ATTEMPTS = 6  # requests for a file, over a minute, while its connection breaks
 
 
 @dataclass(frozen=True)
@@ -133,32 +137,50 @@ def _download_file(client: httpx.Client, file: HubFile, folder: Path, headers: d
     """
     path = folder / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    sha256, size = hashlib.sha256(), 0
-    # git hashes a file with its size in front.
-    git_sha1 = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
     progress = {"desc": file.path, "unit": "B", "unit_scale": True, "delay": 2, "total": file.size}
-    with (
-        client.stream("GET", file.url, headers=headers) as response,
-        path.open("wb") as target,
-        tqdm(**progress) as bar,
-    ):
-        response.raise_for_status()
-        for block in response.iter_bytes():
-            target.write(block)
-            sha256.update(block)
-            git_sha1.update(block)
-            size += len(block)
-            bar.update(len(block))
-            if file.size is not None and size > file.size:
-                break
+    with path.open("wb") as target, tqdm(**progress) as bar:
+        _receive(client, file, headers, target, bar)
+    size, sha256 = path.stat().st_size, sha256_of(path)
     is_promised = (
-        file.size in (None, size)
-        and file.sha256 in (None, sha256.hexdigest())
-        and file.git_sha1 in (None, git_sha1.hexdigest())
+        file.size in (None, size) and file.sha256 in (None, sha256) and file.git_sha1 in (None, _git_sha1_of(path))
     )
     if not is_promised:
         raise UserError(f"{file.path} has other bytes than the hub promises (size or hash); download it again.")
-    return {"file": file.path, "bytes": size, "sha256": sha256.hexdigest()}
+    return {"file": file.path, "bytes": size, "sha256": sha256}
+
+
+@retry(
+    retry=retry_if_exception_type(httpx.TransportError),
+    stop=stop_after_attempt(_ATTEMPTS),
+    wait=wait_exponential(max=30),
+    reraise=True,
+)
+def _receive(client: httpx.Client, file: HubFile, headers: dict[str, str], target: BinaryIO, bar: tqdm) -> None:
+    """Append the bytes that a file still lacks: after an interruption, the request asks for the rest alone."""
+    received = target.tell()
+    ranges = {"Range": f"bytes={received}-"} if received else {}
+    with client.stream("GET", file.url, headers=headers | ranges) as response:
+        if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # the interruption came after the last byte
+        response.raise_for_status()
+        if response.status_code != httpx.codes.PARTIAL_CONTENT:  # the hub sends the whole file again
+            target.seek(0)
+            target.truncate()
+            bar.reset()
+        for block in response.iter_bytes():
+            target.write(block)
+            bar.update(len(block))
+            if file.size is not None and target.tell() > file.size:
+                return
+
+
+def _git_sha1_of(path: Path) -> str:
+    """Return the SHA-1 by which git names a file, which is hashed with its size in front."""
+    sha1 = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            sha1.update(block)
+    return sha1.hexdigest()
 
 
 # Hugging Face --------------------------------------------------------------------------------------

@@ -27,20 +27,31 @@ class Hub:
         files: content by path in the repository.
         promised: content that the list of files promises, where it differs.
         requests: path and Authorization header of every request.
+        interruptions: of a path, after how many bytes its next answers end.
+        ranges: Range header of every request that has one.
+        knows_ranges: whether a request for the rest of a file gets the rest alone.
     """
 
     def __init__(self):
         self.files, self.promised, self.requests = dict(FILES), {}, []
+        self.interruptions, self.ranges, self.knows_ranges = {}, [], True
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 hub.requests.append((self.path, self.headers.get("Authorization")))
                 status, content = hub.answer(urlsplit(self.path))
+                if requested := self.headers.get("Range"):
+                    hub.ranges.append(requested)
+                    if hub.knows_ranges:
+                        status, content = 206, content[int(requested.removeprefix("bytes=").rstrip("-")) :]
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content)
+                name = next((name for name in hub.interruptions if name in self.path), None)
+                ends = hub.interruptions.get(name)
+                self.wfile.write(content[: ends.pop(0)] if ends else content)
+                self.close_connection = True
 
             def log_message(self, *_):
                 pass
@@ -115,6 +126,20 @@ def test_data_files_are_downloaded_with_a_record_that_ingest_copies(hub, tmp_pat
     assert {authorization for _, authorization in hub.requests} == {f"Bearer {TOKEN}"}
     assert not any("load.py" in path or "README" in path for path, _ in hub.requests)
     assert download(hub, name, out).returncode == 0  # an earlier download is replaced
+
+
+@pytest.mark.parametrize("knows_ranges", [True, False])
+def test_an_interrupted_download_is_resumed(hub, tmp_path, knows_ranges):
+    hub.files["data/train.jsonl"] = ROW * 100_000
+    hub.interruptions["data/train.jsonl"], hub.knows_ranges = [1_000_000, 500_000, 0], knows_ranges
+    done = download(hub, "hf:tea/house", tmp_path / "house")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "house/data/train.jsonl").read_bytes() == ROW * 100_000
+    assert len(hub.ranges) >= 2
+    if knows_ranges:
+        assert [int(value.removeprefix("bytes=").rstrip("-")) for value in hub.ranges] == sorted(
+            int(value.removeprefix("bytes=").rstrip("-")) for value in hub.ranges
+        )
 
 
 def test_all_pages_of_a_long_list_are_read(hub, tmp_path):
