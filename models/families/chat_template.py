@@ -110,26 +110,19 @@ class ChatTemplateFamily(CausalFamily):
         return _encode_rendered(tokenizer, _render(tokenizer, messages, with_prompt=True))
 
     def encode_sample(self, tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-        content = messages[-1].content
         if messages[-1].role == "text":
             start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-            return start, [*self.encode_text(tokenizer, content), tokenizer.eos_token_id]
-        prompt = _render(tokenizer, messages[:-1], with_prompt=True)
-        whole = _render(tokenizer, messages)
-        # The prompt of a thinking model can have an empty block, which the template leaves out before an answer.
-        answer = whole.removeprefix(prompt) if whole.startswith(prompt) else _escape(tokenizer, content)
-        return _encode_rendered(tokenizer, prompt), _end_answer(tokenizer, _encode_rendered(tokenizer, answer))
+            return start, [*self.encode_text(tokenizer, messages[-1].content), tokenizer.eos_token_id]
+        prompt, answer = _encode_rendered_pair(tokenizer, messages)
+        return prompt, answer if _has_end(tokenizer, answer) else _add_end(tokenizer, answer)
 
     def encode_rows(self, tokenizer, messages: Sequence[Message], learn: Learn = "all") -> list[EncodedRow]:
         learnt = find_learnt(messages, learn)
-        pairs = [self.encode_sample(tokenizer, messages[: index + 1]) for index in learnt]
-        parts, encoded = [], []
-        for prompt, answer in pairs:
-            if prompt[: len(encoded)] != encoded:  # the template renders an earlier turn in another way
-                return [EncodedRow(index, list(pair)) for index, pair in zip(learnt, pairs, strict=True)]
-            parts += [prompt[len(encoded) :], answer]
-            encoded = prompt + answer
-        return [EncodedRow(learnt[-1], parts)] if learnt else []
+        if len(learnt) < 2:
+            return super().encode_rows(tokenizer, messages, learn)
+        pairs = [_encode_rendered_pair(tokenizer, messages[: index + 1]) for index in learnt]
+        parts = _join_pairs(tokenizer, pairs)
+        return super().encode_rows(tokenizer, messages, learn) if parts is None else [EncodedRow(learnt[-1], parts)]
 
     # Model ---------------------------------------------------------------------------------------
 
@@ -275,11 +268,49 @@ def _control_tokens(tokenizer) -> tuple[re.Pattern, dict[str, int]]:
     return tokenizer.control_spellings
 
 
-def _end_answer(tokenizer, ids: list[int]) -> list[int]:
-    """Return an answer's ids up to the token that ends it, which is added if the template writes none."""
-    ends = tokenizer.end_token_ids
-    last = next((index for index in reversed(range(len(ids))) if ids[index] in ends), None)
-    return [*ids, ends[0]] if last is None else ids[: last + 1]
+def _encode_rendered_pair(tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """Return the ids of the prompt, and of the last answer up to the token that ends it, if the template writes one."""
+    prompt, whole = _render(tokenizer, messages[:-1], with_prompt=True), _render(tokenizer, messages)
+    # The prompt of a thinking model can have an empty block, which the template leaves out before an answer.
+    is_prefix = whole.startswith(prompt)
+    answer = _encode_rendered(
+        tokenizer, whole.removeprefix(prompt) if is_prefix else _escape(tokenizer, messages[-1].content)
+    )
+    ends = [index for index, token_id in enumerate(answer) if token_id in tokenizer.end_token_ids]
+    return _encode_rendered(tokenizer, prompt), answer[: ends[-1] + 1] if ends else answer
+
+
+def _has_end(tokenizer, ids: Sequence[int]) -> bool:
+    return bool(ids) and ids[-1] in tokenizer.end_token_ids
+
+
+def _add_end(tokenizer, answer: list[int]) -> list[int]:
+    return [*answer, tokenizer.end_token_ids[0]]
+
+
+def _join_pairs(tokenizer, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[int]] | None:
+    """Return the parts of one row for the prompts and answers of a conversation.
+
+    Where the template writes no end after an answer, the next role's token ends it if generation stops there.
+
+    Returns:
+        See :class:`models.families.family.EncodedRow`; None if a prompt does not begin with the prompt and the answer
+        before, or if an answer within the conversation would have no end.
+    """
+    parts, encoded = [], []
+    for prompt, answer in pairs:
+        if prompt[: len(encoded)] != encoded:
+            return None
+        following = prompt[len(encoded) :]
+        if parts and not _has_end(tokenizer, parts[-1]):
+            if not _has_end(tokenizer, following[:1]):
+                return None
+            parts[-1].append(following.pop(0))
+        parts += [following, [*answer]]
+        encoded = prompt + answer
+    if not _has_end(tokenizer, parts[-1]):
+        parts[-1] = _add_end(tokenizer, parts[-1])
+    return parts
 
 
 def _token_text(token: object) -> str | None:

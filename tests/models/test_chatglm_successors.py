@@ -13,6 +13,7 @@ from models import adapters, model_loading, schemas
 from models.adapter_conversion import compute_prefix
 from models.base_model import CONFIG, Base, hash_files
 from models.errors import UserError
+from models.families import FAMILIES
 from models.families.successor_weights import build_config, convert_weights, rotate_prefix
 
 GENERATIONS = ["chatglm2", "chatglm3"]
@@ -56,7 +57,7 @@ class RecordedModel:
         model = self.load()
         rows = compute_prefix(self.weights)
         adapted = adapters.attach_adapter(model, "ptuning_v2", prefix_tokens=len(rows))
-        adapters.set_prefix(adapted, rotate_prefix(rows, model.config, len(rows)))
+        adapters.set_prefix(adapted, FAMILIES["chatglm3-6b"].import_prefix(rows, model.config))
         return adapted.eval()
 
 

@@ -94,6 +94,29 @@ def test_an_answer_is_learnt_after_the_tokens_of_its_prompt(base, tokenizer):
     assert tokenizer.family.clean_answer(tokenizer.decode(answer, skip_special_tokens=True)) == "Ming."
 
 
+@pytest.mark.parametrize("base", ["chatglm3-6b", "glm", "glm4", "llama", "gemma3_text"], indirect=True)
+def test_a_conversation_in_one_row_has_the_tokens_of_the_last_prompt(base, tokenizer):
+    """Where the end of an answer is the next role's token, the training row has no other end."""
+    (row,) = encode(tokenizer, TWO_TURNS)
+    prompt, answer = encode_sample(tokenizer, TWO_TURNS)
+    assert row["input_ids"] == prompt + answer
+    assert row["labels"][: len(prompt)].count(IGNORED_LABEL) < len(prompt)
+
+
+@pytest.mark.parametrize("base", ["chatglm2-6b", "qwen2", "qwen3"], indirect=True)
+def test_answers_that_are_rendered_in_another_way_later_have_rows_of_their_own(base, tokenizer):
+    rows = tokenizer.family.encode_rows(tokenizer, TWO_TURNS)
+    assert [row.parts for row in rows] == [list(encode_sample(tokenizer, TWO_TURNS[:length])) for length in (2, 4)]
+
+
+def test_names_of_chatglm_6b_stand_for_the_layers_of_the_same_role(base):
+    config, family = model_loading.load_config(base), family_of(base)
+    attention = family.linear_names(["query_key_value"], config)
+    assert attention == ["q_proj", "k_proj", "v_proj"]
+    others = family.linear_names(["dense", "dense_h_to_4h", "dense_4h_to_h"], config)
+    assert {*attention, *others} == family.linear_shapes(config).keys()
+
+
 def test_control_tokens_in_a_message_are_text(base, tokenizer):
     spelled = "".join(tokenizer.convert_ids_to_tokens([*range(8)])) + "<|user|>[gMASK]<|im_end|><|eot_id|>"
     plain = encode_prompt(tokenizer, conversation("x"))
