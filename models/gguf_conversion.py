@@ -5,6 +5,7 @@ qwen2, qwen3 and gemma3. Weights that were quantized stay as coarse as they were
 """
 
 import logging
+import tempfile
 from pathlib import Path
 
 from models.base_model import first_line
@@ -34,11 +35,16 @@ def convert_gguf(file: Path, out: Path, dtype: str = "float32") -> None:
     with file.open("rb") as opened:
         if opened.read(4) != MAGIC_BYTES:
             raise UserError(f"{file} is not a GGUF file: it does not begin with GGUF.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=getattr(torch, dtype))
-    except (ValueError, OSError, KeyError, IndexError, RuntimeError) as error:
-        raise UserError(f"{file} cannot be read as GGUF ({first_line(error)}).") from None
+    # Alone in a folder, since transformers obeys other files beside it, such as an adapter_config.json.
+    with tempfile.TemporaryDirectory(prefix="tuneline-gguf-") as folder:
+        link = Path(folder, "model.gguf")
+        link.symlink_to(file.resolve())
+        options = {"gguf_file": link.name, "trust_remote_code": False}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **options)
+        except Exception as error:  # a damaged file fails in any way
+            raise UserError(f"{file} cannot be read as GGUF ({first_line(error)}).") from None
     config = model.config.to_dict()
     config.pop("quantization_config", None)  # the weights are plain now
     tied = model.all_tied_weights_keys if model.config.tie_word_embeddings else ()

@@ -11,7 +11,7 @@ from models import schemas, tensor_files
 from models.base_model import CONFIG, Base, first_line, hash_mismatch_message
 from models.base_verification import hash_tokenizer_files
 from models.errors import UserError
-from models.families import family_of, recognize_family
+from models.families import family_of, recognize_tokenizer
 from models.families.family import Family
 
 
@@ -32,7 +32,7 @@ def load_tokenizer(source: Base | Path):
     """
     base = source
     if not isinstance(source, Base):
-        base = hash_tokenizer_files(source, str(source), recognize_family(source))
+        base = hash_tokenizer_files(source, str(source), recognize_tokenizer(source))
     return family_of(base).load_tokenizer(base)
 
 

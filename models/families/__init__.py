@@ -37,7 +37,7 @@ def family_of_config(config) -> Family:
 
 
 def recognize_family(folder: Path, name: str = "auto") -> Family:
-    """Return the family of a checkpoint folder, or of a tokenizer folder.
+    """Return the family of a checkpoint folder, or of one that has a tokenizer only.
 
     Args:
         name: of the family, or ``auto``.
@@ -47,22 +47,25 @@ def recognize_family(folder: Path, name: str = "auto") -> Family:
     """
     if name != "auto":
         return FAMILIES[name]
-    if (folder / FAMILY_FILE).is_file():
-        path = folder / FAMILY_FILE
-        content = schemas.parse_json(schemas.read_small_file(path), path)
-        return FAMILIES[schemas.validate_schema(schemas.FamilyFile, content, path).family]
-    if not (folder / CONFIG).is_file():
-        return _recognize_tokenizer(folder)
     path = folder / CONFIG
-    content = schemas.parse_json(schemas.read_small_file(path), path)
-    return _recognize_config(content, path)
-
-
-def _recognize_tokenizer(folder: Path) -> Family:
-    """Return the family of a folder without a configuration, by the name of the vocabulary."""
+    if path.is_file():
+        return _recognize_config(schemas.parse_json(schemas.read_small_file(path), path), path)
     template = FAMILIES[ChatTemplateFamily.name]
     is_template = (folder / template.vocabulary_file).is_file()
     return template if is_template else FAMILIES[ChatGLM6BFamily.name]
+
+
+def recognize_tokenizer(folder: Path) -> Family:
+    """Return the family of a folder that stage tokenizer wrote, or of a checkpoint folder.
+
+    Raises:
+        UserError: see :func:`recognize_family`.
+    """
+    path = folder / FAMILY_FILE
+    if not path.is_file():
+        return recognize_family(folder)
+    content = schemas.parse_json(schemas.read_small_file(path), path)
+    return FAMILIES[schemas.validate_schema(schemas.FamilyFile, content, path).family]
 
 
 def _recognize_config(content: dict, path: Path) -> Family:
@@ -78,10 +81,10 @@ def _recognize_config(content: dict, path: Path) -> Family:
             f"{path} has the original layout of GLM-4. Use the checkpoint in the layout of transformers, whose name "
             "ends with -hf, such as zai-org/glm-4-9b-chat-hf."
         )
-    published = str(content.get("_name_or_path", "")).lower()
-    for family in (ChatGLM2Family, ChatGLM3Family):
-        if family.name.removesuffix("-6b") in published:
-            return FAMILIES[family.name]
+    published = Path(str(content.get("_name_or_path", "")).lower()).name
+    named = [family for family in (ChatGLM2Family, ChatGLM3Family) if family.name.removesuffix("-6b") in published]
+    if len(named) == 1:
+        return FAMILIES[named[0].name]
     raise UserError(
         f"{path} is that of ChatGLM2-6B or of ChatGLM3-6B, and _name_or_path does not say which. Set base.family in "
         f"params.yaml to {ChatGLM2Family.name} or {ChatGLM3Family.name}."

@@ -33,22 +33,41 @@ class CausalFamily(Family):
         return resolved
 
     def prefix_shape(self, config) -> PrefixShape:
-        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        if window := sliding_window(config):
             raise UserError(
-                f"The model has layers with sliding-window attention ({config.sliding_window} tokens), which lose "
-                "sight of a prefix. Use method lora."
+                f"The model has layers with sliding-window attention ({window} tokens), which lose sight of a prefix. "
+                "Use method lora."
             )
         channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return PrefixShape(config.num_hidden_layers, config.num_key_value_heads, channels)
 
+    def packed_columns(self, samples: Sequence[dict], config, capacity: int) -> dict:
+        kinds = set(getattr(config, "layer_types", None) or ())
+        if kinds - {"full_attention", "sliding_attention"} or (sliding_window(config) and not kinds):
+            raise UserError(
+                f"Samples cannot be packed for models of type {config.model_type}, whose layers are of other kinds "
+                "than those that are verified. Set pack_tokens: null."
+            )
+        return {}
+
     def linear_shapes(self, config) -> dict[str, tuple[int, int]]:
         import torch
 
-        with torch.device("meta"):
-            model = self.create_model(config)
-        block, _ = model.blocks[0], model.lm_head.weight
         return {
             name.rpartition(".")[2]: (module.out_features, module.in_features)
-            for name, module in block.named_modules()
+            for name, module in self.create_on_meta(config).blocks[0].named_modules()
             if isinstance(module, torch.nn.Linear)
         }
+
+    def create_on_meta(self, config):
+        """Return the model without memory for its weights."""
+        import torch
+
+        with torch.device("meta"):
+            return self.create_model(config)
+
+
+def sliding_window(config) -> int | None:
+    """Return the window of a model's layers with sliding-window attention in tokens; None if it has none."""
+    kinds = getattr(config, "layer_types", None)
+    return getattr(config, "sliding_window", None) if not kinds or "sliding_attention" in kinds else None

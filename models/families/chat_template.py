@@ -6,16 +6,17 @@ Code in a checkpoint is never run.
 
 import hashlib
 import logging
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 from models import schemas
 from models.base_model import CONFIG, TOKENIZER_CONFIG, Base, first_line, hash_files
 from models.errors import UserError
 from models.families.causal_family import CausalFamily
 from models.families.family import EncodedRow
+from models.families.template_tokenizer import TemplateTokenizer
 from models.prompt import Learn, find_learnt
 from models.sample import Message
 
@@ -24,7 +25,8 @@ TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
 # Model types whose tiny random models are trained, saved, loaded, exported and asked in the tests.
 VERIFIED_TYPES = ("gemma3_text", "glm", "glm4", "llama", "qwen2", "qwen3")
 # Keys of config.json that name code or describe the file, not the model.
-_UNUSED_KEYS = ("auto_map", "architectures", "transformers_version", "torch_dtype", "_name_or_path", "model_type")
+_UNUSED_KEYS = ("auto_map", "architectures", "transformers_version", "torch_dtype", "_name_or_path", "model_type",
+                "attn_implementation", "_attn_implementation")  # fmt: skip
 # Settings by which a head's logits are not the product of its input and its weight.
 _HEAD_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 
@@ -49,8 +51,7 @@ class ChatTemplateFamily(CausalFamily):
         files = hash_files(folder, [*self.tokenizer_files, *present])
         return TemplateVocabulary(self.load_tokenizer(Base(str(folder), folder, None, files, self.name)))
 
-    def load_tokenizer(self, base: Base):
-        """Load transformers' PreTrainedTokenizerFast from the bytes that were hashed."""
+    def load_tokenizer(self, base: Base) -> TemplateTokenizer:
         from tokenizers import Tokenizer
         from transformers import PreTrainedTokenizerFast
 
@@ -66,15 +67,34 @@ class ChatTemplateFamily(CausalFamily):
                 padding_side="left",
                 **{name: token for name, token in special.items() if token is not None},
             )
-        except Exception as error:  # tokenizers raises Exception itself for damaged files
+            loaded = TemplateTokenizer(tokenizer, content, self._end_token_ids(base), self)
+        except UserError:
+            raise
+        except BaseException as error:  # tokenizers raises Exception itself, and a BaseException for a panic in Rust
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise UserError(
                 f"The tokenizer in {base.folder} cannot be read ({first_line(error)}); fetch {self.vocabulary_file} "
                 f"and {TOKENIZER_CONFIG} again."
             ) from None
-        tokenizer.family, tokenizer.end_token_ids = self, self._end_token_ids(base)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(tokenizer.end_token_ids[0])
-        return tokenizer
+        self._check_added_tokens(loaded, config, base.folder)
+        return loaded
+
+    def _check_added_tokens(self, tokenizer: TemplateTokenizer, config: dict, folder: Path) -> None:
+        """Check that tokenizer.json has the tokens that tokenizer_config.json adds, at their ids.
+
+        Raises:
+            UserError: one is missing, or has another id.
+        """
+        decoder = config.get("added_tokens_decoder")
+        for token_id, token in decoder.items() if isinstance(decoder, dict) else ():
+            text = _token_text(token)
+            if text is None or str(tokenizer.tokenizer.convert_tokens_to_ids(text)) != str(token_id):
+                raise UserError(
+                    f"{folder / TOKENIZER_CONFIG} adds the token {schemas.to_printable(text)} as number "
+                    f"{schemas.to_printable(token_id)}, which is not in {self.vocabulary_file}. Save the tokenizer "
+                    "with transformers again, so that one file has all tokens."
+                )
 
     def _read_json(self, base: Base, name: str) -> dict:
         path = base.folder / name
@@ -103,25 +123,28 @@ class ChatTemplateFamily(CausalFamily):
         template = self._read_template(base, self._read_json(base, TOKENIZER_CONFIG))
         return f"{self.name}/1 {hashlib.sha256(template.encode()).hexdigest()[:12]}"
 
-    def encode_text(self, tokenizer, text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    def encode_text(self, tokenizer: TemplateTokenizer, text: str) -> list[int]:
+        return tokenizer.encode_text(text)
 
-    def encode_prompt(self, tokenizer, messages: Sequence[Message]) -> list[int]:
-        return _encode_rendered(tokenizer, _render(tokenizer, messages, with_prompt=True))
+    def encode_prompt(self, tokenizer: TemplateTokenizer, messages: Sequence[Message]) -> list[int]:
+        return tokenizer.encode(tokenizer.render(messages, with_prompt=True))
 
-    def encode_sample(self, tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    def encode_sample(self, tokenizer: TemplateTokenizer, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         if messages[-1].role == "text":
-            start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-            return start, [*self.encode_text(tokenizer, messages[-1].content), tokenizer.eos_token_id]
-        prompt, answer = _encode_rendered_pair(tokenizer, messages)
-        return prompt, answer if _has_end(tokenizer, answer) else _add_end(tokenizer, answer)
+            start = tokenizer.tokenizer.bos_token_id
+            end = tokenizer.tokenizer.eos_token_id
+            end = tokenizer.end_token_ids[0] if end is None else end
+            return [] if start is None else [start], [*tokenizer.encode_text(messages[-1].content), end]
+        prompt, answer = tokenizer.encode_pair(messages)
+        return prompt, tokenizer.add_end(answer)
 
-    def encode_rows(self, tokenizer, messages: Sequence[Message], learn: Learn = "all") -> list[EncodedRow]:
+    def encode_rows(
+        self, tokenizer: TemplateTokenizer, messages: Sequence[Message], learn: Learn = "all"
+    ) -> list[EncodedRow]:
         learnt = find_learnt(messages, learn)
         if len(learnt) < 2:
             return super().encode_rows(tokenizer, messages, learn)
-        pairs = [_encode_rendered_pair(tokenizer, messages[: index + 1]) for index in learnt]
-        parts = _join_pairs(tokenizer, pairs)
+        parts = _join_pairs(tokenizer, [tokenizer.encode_pair(messages[: index + 1]) for index in learnt])
         return super().encode_rows(tokenizer, messages, learn) if parts is None else [EncodedRow(learnt[-1], parts)]
 
     # Model ---------------------------------------------------------------------------------------
@@ -139,8 +162,11 @@ class ChatTemplateFamily(CausalFamily):
             )
         options = {key: value for key, value in content.items() if key not in _UNUSED_KEYS}
         options["dtype"] = content.get("dtype") or content.get("torch_dtype")
+        if options["dtype"] not in (None, *get_args(schemas.DtypeName)):
+            raise UserError(f"{path} has the dtype {schemas.to_printable(options['dtype'])}, which is not supported.")
         try:
             config = CONFIG_MAPPING[model_type](**options)
+            config._attn_implementation = "sdpa"  # the mask of packed rows is one of booleans
         except Exception as error:  # the strict data classes of transformers raise several types
             raise UserError(f"{path}: {schemas.to_printable(first_line(error), 500)}") from None
         self._check_head(config, path)
@@ -151,18 +177,23 @@ class ChatTemplateFamily(CausalFamily):
         return config
 
     def _check_layers(self, config, path: Path) -> None:
-        """Check that a model of a type that is not verified has its layers and its head where they are expected.
+        """Check that a model can be built, and has its layers and its head where they are expected.
 
         Raises:
             UserError: it has not.
         """
         try:
-            self.linear_shapes(config)
+            model = self.create_on_meta(config)
+            _, head = model.blocks[0], model.lm_head
         except AttributeError:
             raise UserError(
                 f"{path} has model_type {config.model_type!r}, whose layers and head Tuneline does not know. Verified "
                 f"are {', '.join(VERIFIED_TYPES)}, and ChatGLM-6B, 2 and 3."
             ) from None
+        except Exception as error:  # a value that no model can have
+            raise UserError(f"{path}: {schemas.to_printable(first_line(error), 500)}") from None
+        if head.bias is not None:
+            raise UserError(f"{path} has model_type {config.model_type!r}, whose head has a bias; it is not supported.")
 
     def _check_head(self, config, path: Path) -> None:
         """Check that the head's logits are the product of its input and its weight.
@@ -198,8 +229,12 @@ class ChatTemplateFamily(CausalFamily):
                 f"{len(tokenizer)} entries, but {CONFIG} has vocab_size {config.vocab_size}. Use the files of one "
                 "checkpoint."
             )
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        if not all(0 <= token_id < config.vocab_size for token_id in (*ends, config.pad_token_id)):
+            raise UserError(f"{base.folder / CONFIG} has an eos_token_id or pad_token_id beyond its vocabulary.")
+        self.encode_sample(tokenizer, (Message("user", "?"), Message("assistant", "!")))  # the template may fail
+        self._check_layers(config, base.folder / CONFIG)
         if config.model_type not in VERIFIED_TYPES:
-            self._check_layers(config, base.folder / CONFIG)
             log.warning(
                 "base: models of type %s are not verified: compare answers of the base with those of transformers, "
                 "and evaluate the adapter, before you rely on it",
@@ -207,88 +242,7 @@ class ChatTemplateFamily(CausalFamily):
             )
 
 
-# Rendering -----------------------------------------------------------------------------------------
-
-# A control token that a message spells, by its number, while the template renders the message; private use characters.
-_SPELLED = re.compile("\ue000(\\d+)\ue001")
-
-
-def _render(tokenizer, messages: Sequence[Message], with_prompt: bool = False) -> str:
-    """Return the text of a conversation by the chat template; control tokens that a message spells are escaped.
-
-    Without messages the text is that of an empty question. A template that knows no system messages gets them before
-    the first question.
-
-    Args:
-        with_prompt: append the beginning of an answer.
-
-    Raises:
-        UserError: the template refuses the conversation.
-    """
-    from jinja2 import TemplateError
-
-    chat = [{"role": message.role, "content": _escape(tokenizer, message.content)} for message in messages]
-    chat = chat or [{"role": "user", "content": ""}]
-    options = {"tokenize": False, "add_generation_prompt": with_prompt, "enable_thinking": False}
-    try:
-        return tokenizer.apply_chat_template(chat, **options)
-    except TemplateError as error:
-        if chat[0]["role"] != "system" or len(chat) == 1:
-            raise UserError(
-                f"The chat template of the base model refuses a conversation: {first_line(error)}."
-            ) from None
-    question = {"role": "user", "content": f"{chat[0]['content']}\n{chat[1]['content']}"}
-    return tokenizer.apply_chat_template([question, *chat[2:]], **options)
-
-
-def _escape(tokenizer, text: str) -> str:
-    """Return a text with every control token that it spells replaced by a mark."""
-    pattern, numbers = _control_tokens(tokenizer)
-    return pattern.sub(lambda match: f"\ue000{numbers[match[0]]}\ue001", text)
-
-
-def _encode_rendered(tokenizer, text: str) -> list[int]:
-    """Return the ids of a rendered text, with control tokens of the template, and those of messages as plain text."""
-    spellings = [*_control_tokens(tokenizer)[1]]
-    ids: list[int] = []
-    for index, part in enumerate(_SPELLED.split(text)):
-        if index % 2:
-            ids += tokenizer.family.encode_text(tokenizer, spellings[int(part)])
-        elif part:
-            ids += tokenizer(part, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def _control_tokens(tokenizer) -> tuple[re.Pattern, dict[str, int]]:
-    """Return a pattern of the control tokens' spellings, and a number for every spelling."""
-    if not hasattr(tokenizer, "control_spellings"):
-        spellings = sorted(tokenizer.added_tokens_encoder, key=len, reverse=True)
-        pattern = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
-        tokenizer.control_spellings = (pattern, {spelling: number for number, spelling in enumerate(spellings)})
-    return tokenizer.control_spellings
-
-
-def _encode_rendered_pair(tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-    """Return the ids of the prompt, and of the last answer up to the token that ends it, if the template writes one."""
-    prompt, whole = _render(tokenizer, messages[:-1], with_prompt=True), _render(tokenizer, messages)
-    # The prompt of a thinking model can have an empty block, which the template leaves out before an answer.
-    is_prefix = whole.startswith(prompt)
-    answer = _encode_rendered(
-        tokenizer, whole.removeprefix(prompt) if is_prefix else _escape(tokenizer, messages[-1].content)
-    )
-    ends = [index for index, token_id in enumerate(answer) if token_id in tokenizer.end_token_ids]
-    return _encode_rendered(tokenizer, prompt), answer[: ends[-1] + 1] if ends else answer
-
-
-def _has_end(tokenizer, ids: Sequence[int]) -> bool:
-    return bool(ids) and ids[-1] in tokenizer.end_token_ids
-
-
-def _add_end(tokenizer, answer: list[int]) -> list[int]:
-    return [*answer, tokenizer.end_token_ids[0]]
-
-
-def _join_pairs(tokenizer, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[int]] | None:
+def _join_pairs(tokenizer: TemplateTokenizer, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[int]] | None:
     """Return the parts of one row for the prompts and answers of a conversation.
 
     Where the template writes no end after an answer, the next role's token ends it if generation stops there.
@@ -302,15 +256,13 @@ def _join_pairs(tokenizer, pairs: Sequence[tuple[list[int], list[int]]]) -> list
         if prompt[: len(encoded)] != encoded:
             return None
         following = prompt[len(encoded) :]
-        if parts and not _has_end(tokenizer, parts[-1]):
-            if not _has_end(tokenizer, following[:1]):
+        if parts and not tokenizer.has_end(parts[-1]):
+            if not tokenizer.has_end(following[:1]):
                 return None
             parts[-1].append(following.pop(0))
         parts += [following, [*answer]]
         encoded = prompt + answer
-    if not _has_end(tokenizer, parts[-1]):
-        parts[-1] = _add_end(tokenizer, parts[-1])
-    return parts
+    return [*parts[:-1], tokenizer.add_end(parts[-1])]
 
 
 def _token_text(token: object) -> str | None:
@@ -322,36 +274,31 @@ def _token_text(token: object) -> str | None:
 class TemplateVocabulary:
     """Token counts by a tokenizer with a chat template, for the data checks."""
 
-    def __init__(self, tokenizer):
-        self.tokenizer, self.family = tokenizer, tokenizer.family
+    def __init__(self, tokenizer: TemplateTokenizer):
+        self.tokenizer = tokenizer
 
     def tokenize(self, text: str) -> list[str]:
         """Return the pieces of a text."""
-        return self.tokenizer.convert_ids_to_tokens(self.family.encode_text(self.tokenizer, text))
+        return self.tokenizer.convert_ids_to_tokens(self.tokenizer.encode_text(text))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of each text. A lone surrogate, which has no UTF-8 form, counts as ``?``."""
-        encodable = [text.encode("utf-8", "replace").decode() for text in texts]
-        if not encodable:
-            return []
-        encoded = self.tokenizer(encodable, add_special_tokens=False, split_special_tokens=True)
-        return [len(ids) for ids in encoded["input_ids"]]
+        """Return the number of tokens of each text."""
+        return [len(self.tokenizer.encode_text(text)) for text in texts]
 
     def count_prompts(self, conversations: Sequence[Sequence[Message]]) -> list[int]:
         """Return the number of tokens of the prompts for the next answers."""
-        return [len(self.family.encode_prompt(self.tokenizer, messages)) for messages in conversations]
+        return [len(self.tokenizer.encode(self.tokenizer.render(messages, True))) for messages in conversations]
 
     def count_answers(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of answers with the token that ends them."""
         return [count + self._answer_overhead for count in self.count_tokens(texts)]
 
+    def control_tokens(self) -> tuple[str, ...]:
+        """Return the strings that a text must not contain."""
+        return self.tokenizer.control_tokens()
+
     @cached_property
     def _answer_overhead(self) -> int:
         """Tokens that the template adds to an answer, such as its end."""
-        question, answer = Message("user", "?"), Message("assistant", "!")
-        _, ids = self.family.encode_sample(self.tokenizer, (question, answer))
-        return len(ids) - len(self.family.encode_text(self.tokenizer, answer.content))
-
-    def control_tokens(self) -> tuple[str, ...]:
-        """Return the strings that a text must not contain."""
-        return tuple(str(token) for token in self.tokenizer.added_tokens_encoder)
+        _, answer = self.tokenizer.encode_pair((Message("user", "?"), Message("assistant", "!")))
+        return len(self.tokenizer.add_end(answer)) - len(self.tokenizer.encode_text("!"))

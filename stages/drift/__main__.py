@@ -13,7 +13,7 @@ import pandas
 from formats import params_schema, raw_rows, verdict_params
 from measures.confidence_intervals import MIN_ROWS
 from models.command_line import entry_point
-from models.families import recognize_family
+from models.families import recognize_tokenizer
 from models.row_layouts import UnknownFormat, read_messages
 from models.sample import Message, Sample
 from models.storage import atomic_write, read_json, read_jsonl, write_json
@@ -83,7 +83,7 @@ def compare_datasets(
     num_share_tests = int(quarantine_drift.is_comparable(*check_records, min_rows))
     features: list[FeatureDrift] = []
     if min(map(len, datasets)) >= min_rows:
-        tables = build_tables(datasets, recognize_family(tokenizer).load_vocabulary(tokenizer), params.topics)
+        tables = build_tables(datasets, recognize_tokenizer(tokenizer).load_vocabulary(tokenizer), params.topics)
         significance_level = bonferroni_level(params.false_alarms, tables[0].shape[1] + num_share_tests)
         with atomic_write(page) as path:
             features += compare_features(*tables, significance_level, params.effect, path)

@@ -14,7 +14,7 @@ from formats import params_schema, receipt
 from models import base_model, model_loading
 from models.command_line import entry_point
 from models.errors import UserError
-from models.families import family_of, recognize_family
+from models.families import family_of, recognize_tokenizer
 from models.prompt import ANSWER_ROLES, Learn, find_learnt
 from models.sample import Message, Sample
 from models.storage import atomic_write_folder, write_json, write_jsonl
@@ -103,9 +103,10 @@ def encode_samples(
         learnt = find_learnt(sample.messages, learn)
         new = {index for index in learnt if not repeat_filter or repeat_filter.is_new(sample.messages[: index + 1])}
         messages = [replace(message, learn=index in new) for index, message in enumerate(sample.messages)]
-        for row in tokenizer.family.encode_rows(tokenizer, messages) if new else ():
+        encoded = tokenizer.family.encode_rows(tokenizer, messages) if new else []
+        has_own_row = len(learnt) > 1 and (len(encoded) > 1 or not tokenizer.family.learns_all_in_one_row)
+        for row in encoded:
             number = sum(message.role in ANSWER_ROLES for message in messages[: row.index + 1])
-            has_own_row = len(learnt) > 1 and not tokenizer.family.learns_all_in_one_row
             rows.append({"id": f"{sample.id}:{number}" if has_own_row else sample.id, "parts": row.parts})
     return rows
 
@@ -172,7 +173,7 @@ def show_row(file: str, line: str, tokenizer_folder: Path) -> None:
     messages = read_conversation(Path(file), line)
     if params.validate_.thinking == "strip":
         messages = strip_thinking(messages)
-    vocabulary_file = recognize_family(tokenizer_folder).vocabulary_file
+    vocabulary_file = recognize_tokenizer(tokenizer_folder).vocabulary_file
     if not (tokenizer_folder / vocabulary_file).is_file():
         raise UserError(
             f"{tokenizer_folder} has no {vocabulary_file}; run `dvc repro tokenizer`, or name another folder with "

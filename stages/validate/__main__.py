@@ -15,7 +15,7 @@ from formats.raw_rows import find_files
 from formats.review_decisions import read_decisions
 from models.command_line import entry_point
 from models.errors import DataBlocked, UserError
-from models.families import recognize_family
+from models.families import recognize_tokenizer
 from models.storage import (
     atomic_write,
     atomic_write_folder,
@@ -80,7 +80,7 @@ def hash_files(files: Mapping[str, Path]) -> dict[str, str]:
 
 def hash_vocabulary(tokenizer: Path) -> str:
     """Return the hash that identifies the tokenizer in a folder."""
-    return sha256_of(tokenizer / recognize_family(tokenizer).vocabulary_file)
+    return sha256_of(tokenizer / recognize_tokenizer(tokenizer).vocabulary_file)
 
 
 def origin_of(section: str, params: params_schema.Params, tokenizer_sha256: str) -> str | None:

@@ -18,7 +18,7 @@ from formats.raw_row import RawRow, format_location
 from formats.raw_rows import UTF8, read_rows
 from formats.review_decisions import ReviewDecision
 from measures.ngrams import hash_ngrams, join_dialogue
-from models.families import recognize_family
+from models.families import recognize_tokenizer
 from models.sample import Message, Sample
 from stages.validate.checks import Check, build_checks
 from stages.validate.dedup import RowKeys, compute_keys
@@ -74,7 +74,7 @@ class GateConfig:
 
 @lru_cache(maxsize=1)
 def _load_vocabulary(folder: Path):
-    return recognize_family(folder).load_vocabulary(folder)
+    return recognize_tokenizer(folder).load_vocabulary(folder)
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,15 @@ from formats import data_params
 from models import adapter_files, adapters, base_model, base_verification, model_loading, schemas
 from models.adapter_conversion import export_merged_model, export_official_prefix, import_official_prefix
 from models.errors import UserError
-from models.families import FAMILIES, FAMILY_FILE, family_of, recognize_family
+from models.families import FAMILIES, FAMILY_FILE, family_of, recognize_tokenizer
 from models.generation import generate_answers
 from models.manifest import Manifest, parse_manifest
 from models.packing import PackingCollator
 from models.padding import PaddingCollator
 from models.prompt import IGNORED_LABEL, encode_prompt, encode_sample, encode_text, label_parts
-from models.sample import Message
+from models.sample import Message, Sample
 from models.training import TrainConfig, fit
+from stages.encode.__main__ import encode_samples
 
 TWO_TURNS = conversation("你好", "你好！我是小明。", "你几岁了？", "三岁。")
 ONE_TURN = conversation("What is your name?", "Ming.")
@@ -107,6 +108,12 @@ def test_a_conversation_in_one_row_has_the_tokens_of_the_last_prompt(base, token
 def test_answers_that_are_rendered_in_another_way_later_have_rows_of_their_own(base, tokenizer):
     rows = tokenizer.family.encode_rows(tokenizer, TWO_TURNS)
     assert [row.parts for row in rows] == [list(encode_sample(tokenizer, TWO_TURNS[:length])) for length in (2, 4)]
+
+
+@pytest.mark.parametrize(("base", "ids"), [("llama", ["a"]), ("qwen2", ["a:1", "a:2"])], indirect=["base"])
+def test_rows_of_one_conversation_have_different_ids(tokenizer, ids):
+    rows = encode_samples(tokenizer, [Sample("a", "a.jsonl", 1, TWO_TURNS)])
+    assert [row["id"] for row in rows] == ids
 
 
 def test_names_of_chatglm_6b_stand_for_the_layers_of_the_same_role(base):
@@ -326,7 +333,7 @@ def test_the_record_and_a_tokenizer_folder_name_the_family(base, tmp_path):
     base_model.write_record(base, tmp_path)
     assert base_model.read_record(tmp_path) == base
     (tmp_path / FAMILY_FILE).write_text(json.dumps({"family": base.family}))
-    assert recognize_family(tmp_path) is family_of(base)
+    assert recognize_tokenizer(tmp_path) is family_of(base)
 
 
 @pytest.mark.parametrize("base", SUCCESSORS, indirect=True)

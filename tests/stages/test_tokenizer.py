@@ -6,7 +6,7 @@ from shared_data import conversation
 
 from formats.data_params import Base
 from models.base_verification import verify_base
-from models.families import family_of, recognize_family
+from models.families import family_of, recognize_tokenizer
 from models.model_loading import load_tokenizer
 from models.prompt import ANSWER_SPECIAL_TOKENS, PROMPT_SPECIAL_TOKENS, encode_prompt, encode_sample, render_prompt
 from stages.tokenizer import copy_tokenizer
@@ -33,10 +33,10 @@ def test_a_copied_tokenizer_is_that_of_its_base(tmp_path, kind):
     out = tmp_path / "tokenizer"
     out.mkdir()
     copy_tokenizer(Base(model=str(tmp_path / "base")), out)
-    assert recognize_family(out) is family_of(base)
+    assert recognize_tokenizer(out) is family_of(base)
     assert not list(out.glob("*.safetensors"))
     messages = conversation("你好", "你好！", "你是谁？")
     assert encode_prompt(load_tokenizer(out), messages) == encode_prompt(load_tokenizer(base), messages)
-    assert recognize_family(out).load_vocabulary(out).count_tokens(["你好"]) == [
+    assert recognize_tokenizer(out).load_vocabulary(out).count_tokens(["你好"]) == [
         len(family_of(base).encode_text(load_tokenizer(base), "你好"))
     ]
