@@ -42,8 +42,13 @@ class Base(Section):
     """``tiny`` (a 5.6-million-parameter ChatGLM pretrained by stage base), a Hugging Face Hub id, or a folder."""
     revision: str | None = None
     """Commit of the Hub repository; null for its current main branch. For Hub ids only."""
-    family: Literal["auto", "chatglm-6b", "chatglm2-6b", "chatglm3-6b", "chat-template"] = "auto"
-    """Family of the model, by which conversations become tokens; ``auto`` recognizes it from config.json."""
+    family: Literal["auto", "chatglm-6b", "chatglm2-6b", "chatglm3-6b", "chat-template", "chat-template-thinking"] = (
+        "auto"
+    )
+    """Family of the model, by which conversations become tokens; ``auto`` recognizes it from config.json.
+
+    With ``chat-template-thinking`` a thinking model such as Qwen3 thinks before its answers.
+    """
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Data type of the base's weights on the device. Full fine-tuning always uses float32."""
     tiny: Tiny = Tiny()

@@ -22,7 +22,7 @@ Text = Annotated[str, Field(max_length=4096)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,254}$")]  # no path
 DtypeName = Literal["float32", "float16", "bfloat16"]
-FamilyName = Literal["chatglm-6b", "chatglm2-6b", "chatglm3-6b", "chat-template"]
+FamilyName = Literal["chatglm-6b", "chatglm2-6b", "chatglm3-6b", "chat-template", "chat-template-thinking"]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 

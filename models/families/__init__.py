@@ -5,7 +5,7 @@
 ``chatglm2-6b``    in transformers' Glm (:mod:`models.families.chatglm_successors`)
 ``chatglm3-6b``    the same, with tokens for roles
 ``chat-template``  models of transformers with their own chat template, such as GLM-4, Qwen3 and Llama
-                   (:mod:`models.families.chat_template`)
+                   (:mod:`models.families.chat_template`); ``chat-template-thinking`` with thinking
 =================  =============================================================================
 """
 
@@ -14,13 +14,20 @@ from pathlib import Path
 from models import schemas
 from models.base_model import CONFIG, Base
 from models.errors import UserError
-from models.families.chat_template import ChatTemplateFamily
+from models.families.chat_template import ChatTemplateFamily, ThinkingTemplateFamily
 from models.families.chatglm_6b import ChatGLM6BFamily
 from models.families.chatglm_successors import ChatGLM2Family, ChatGLM3Family
 from models.families.family import Family
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (ChatGLM6BFamily(), ChatGLM2Family(), ChatGLM3Family(), ChatTemplateFamily())
+    family.name: family
+    for family in (
+        ChatGLM6BFamily(),
+        ChatGLM2Family(),
+        ChatGLM3Family(),
+        ChatTemplateFamily(),
+        ThinkingTemplateFamily(),
+    )
 }
 SUCCESSOR_VOCABULARY = 65_024  # rows of the embedding of ChatGLM2-6B and ChatGLM3-6B
 FAMILY_FILE = "family.json"  # in tokenizer folders: the family's name

@@ -43,6 +43,7 @@ class ChatTemplateFamily(CausalFamily):
     tokenizer_files = ("tokenizer.json", TOKENIZER_CONFIG)
     optional_files = (TEMPLATE, GENERATION_CONFIG, "special_tokens_map.json")
     learns_all_in_one_row = True
+    thinking = False  # passed to the template as enable_thinking
 
     # Tokens --------------------------------------------------------------------------------------
 
@@ -240,6 +241,13 @@ class ChatTemplateFamily(CausalFamily):
                 "and evaluate the adapter, before you rely on it",
                 config.model_type,
             )
+
+
+class ThinkingTemplateFamily(ChatTemplateFamily):
+    """The same, with prompts that ask a thinking model to think before its answer."""
+
+    name = "chat-template-thinking"
+    thinking = True
 
 
 def _join_pairs(tokenizer: TemplateTokenizer, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[int]] | None:

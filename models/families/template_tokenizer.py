@@ -12,7 +12,7 @@ encoded by a tokenizer without added tokens::
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from models.base_model import first_line
@@ -136,7 +136,7 @@ class TemplateTokenizer:
                 chat,
                 tokenize=False,
                 add_generation_prompt=with_prompt,
-                enable_thinking=False,
+                enable_thinking=self.family.thinking,
             )
         except Exception as error:  # a template can fail in any way
             raise UserError(first_line(error)) from None
@@ -147,7 +147,7 @@ class TemplateTokenizer:
         White space around the text stays outside of the mark, since templates strip it.
         """
         content = message.content.encode("utf-8", "replace").decode()
-        if not _MARK_CHARACTERS.search(content) and not self._has_control_tokens(message_with(message, content)):
+        if not _MARK_CHARACTERS.search(content) and not self._has_control_tokens(replace(message, content=content)):
             return content
         text = content.strip()
         before, _, after = content.partition(text)
@@ -200,8 +200,3 @@ class TemplateTokenizer:
             if end := [token_id for token_id in following if token_id in self.end_token_ids]:
                 return end[0]
         return self.end_token_ids[0]
-
-
-def message_with(message: Message, content: str) -> Message:
-    """Return a message with another content."""
-    return Message(message.role, content, message.learn)

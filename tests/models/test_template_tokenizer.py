@@ -9,7 +9,7 @@ from shared_data import conversation
 
 from models import base_verification, model_loading
 from models.errors import UserError
-from models.families import FAMILIES
+from models.families import FAMILIES, family_of
 from models.gguf_conversion import convert_gguf
 from models.prompt import encode_prompt, encode_sample
 from models.sample import Message
@@ -104,6 +104,20 @@ def test_an_answer_is_learnt_as_it_follows_the_prompt(load):
     whole = tokenizer.encode(tokenizer.render(messages))
     assert prompt + answer == whole
     assert tokenizer.decode(answer, skip_special_tokens=True) == "yes"
+
+
+def test_a_thinking_family_has_no_empty_block_in_its_prompt(load, checkpoints, tmp_path):
+    without = load("qwen2")
+    base = base_verification.verify_base(tmp_path / "base", "qwen2", family="chat-template-thinking")
+    thinking = model_loading.load_tokenizer(base)
+    question = conversation("x")
+    prompts = [tokenizer.render(question, with_prompt=True).text for tokenizer in (without, thinking)]
+    assert "</think>" in prompts[0]
+    assert prompts[0].startswith(prompts[1].rstrip("\n"))
+    assert "think" not in prompts[1]
+    assert family_of(base).prompt_version(base) != FAMILIES["chat-template"].prompt_version(base)
+    (row,) = family_of(base).encode_rows(thinking, conversation("x", "y", "z", "w"))
+    assert len(row.parts) == 4
 
 
 # Ends ----------------------------------------------------------------------------------------------
