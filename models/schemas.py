@@ -231,7 +231,7 @@ class SuccessorConfig(PublishedConfig):
     multi_query_attention: bool = True
     apply_residual_connection_post_layernorm: bool = False
     fp32_residual_connection: bool = False
-    rope_ratio: float = 1
+    rope_ratio: Annotated[float, Field(ge=1, le=10_000)] = 1
     eos_token_id: TokenId = 2
     pad_token_id: TokenId = 0
     quantization_bit: Literal[0] = 0

@@ -81,7 +81,8 @@ class SuccessorFamily(CausalFamily):
 
         path = base.folder / CONFIG
         content = schemas.parse_json(base.read(CONFIG), path)
-        config = build_config(schemas.validate_schema(schemas.SuccessorConfig, content, path), path)
+        published = schemas.validate_schema(schemas.SuccessorConfig, content, path)
+        config = build_config(published, path, ratio_divides_positions=not self.has_roles)
         config.eos_token_id = self.end_token_ids(config.eos_token_id, base)
         return config
 

@@ -44,12 +44,15 @@ REQUIRED_VALUES = {
     "add_bias_linear": False,
     "apply_residual_connection_post_layernorm": False,
     "fp32_residual_connection": False,
-    "rope_ratio": 1,
 }
 
 
-def build_config(published: SuccessorConfig, path: Path):
+def build_config(published: SuccessorConfig, path: Path, ratio_divides_positions: bool = False):
     """Return the GlmConfig that computes the same function as a published configuration.
+
+    Args:
+        ratio_divides_positions: what ``rope_ratio`` of the 32k variants means: it divides positions in ChatGLM2-6B-32k,
+            and multiplies the base of the rotary frequencies in ChatGLM3-6B-32k. Read in the published code.
 
     Raises:
         UserError: a key has a value that ``GlmForCausalLM`` cannot express.
@@ -72,12 +75,19 @@ def build_config(published: SuccessorConfig, path: Path):
         attention_bias=published.add_qkv_bias,
         tie_word_embeddings=published.tie_word_embeddings,
         hidden_act="silu",
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+        rope_parameters=_rope_parameters(published.rope_ratio, ratio_divides_positions),
         pad_token_id=published.pad_token_id,
         bos_token_id=1,
         eos_token_id=published.eos_token_id,
         dtype=published.dtype or published.torch_dtype,
     )
+
+
+def _rope_parameters(ratio: float, divides_positions: bool) -> dict:
+    shared = {"partial_rotary_factor": 0.5}
+    if divides_positions and ratio != 1:
+        return shared | {"rope_type": "linear", "rope_theta": 10_000.0, "factor": ratio}
+    return shared | {"rope_type": "default", "rope_theta": 10_000.0 * ratio}
 
 
 def convert_weights(
@@ -158,7 +168,8 @@ def rotate_prefix(rows: torch.Tensor, config, positions: int) -> torch.Tensor:
     keys, values = rows.unflatten(1, (config.num_hidden_layers, 2, config.num_key_value_heads, -1)).unbind(2)
     rotary_dim = int(config.head_dim * config.rope_parameters["partial_rotary_factor"])
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
-    angles = positions / config.rope_parameters["rope_theta"] ** exponents
+    scaled = positions / config.rope_parameters.get("factor", 1)
+    angles = scaled / config.rope_parameters["rope_theta"] ** exponents
     even, odd = keys[..., :rotary_dim].double().unflatten(-1, (-1, 2)).unbind(-1)  # interleaved pairs
     cos, sin = angles.cos(), angles.sin()
     rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(rows.dtype)

@@ -159,7 +159,7 @@ def test_all_weights_of_the_release_have_a_place(generation):
         ({"multi_query_attention": False}, "multi_query_attention False"),
         ({"add_bias_linear": True}, "add_bias_linear True"),
         ({"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm True"),
-        ({"rope_ratio": 50}, "rope_ratio 50"),
+        ({"rope_ratio": 0}, "rope_ratio"),
         ({"multi_query_group_num": 1}, "query_key_value.*96 rows"),
         ({"num_layers": 4}, r"lack 11 tensors, the first is model\.layers\.3"),
         ({"num_layers": 2}, r"model\.layers\.2"),
@@ -179,3 +179,23 @@ def test_an_unknown_weight_is_named(recorded, name):
     recorded.write(recorded.weights | {name: torch.zeros(1)})
     with pytest.raises(UserError, match=name):
         recorded.load()
+
+
+@pytest.mark.parametrize("family", ["chatglm2-6b", "chatglm3-6b"])
+@pytest.mark.parametrize("ratio", [1, 16, 50])
+def test_the_32k_variants_have_the_published_frequencies(recorded, family, ratio):
+    """As the published code computes them: positions divided by the ratio, or the base multiplied by it."""
+    recorded.write(recorded.weights, rope_ratio=ratio)
+    files = hash_files(recorded.folder, [CONFIG, "model.safetensors"])
+    model = model_loading.load_model(Base("recorded", recorded.folder, None, files, family), "float32")
+    exponents = torch.arange(0, 8, 2) / 8  # half of a head of 16 channels
+    expected = 10_000**-exponents / ratio if family == "chatglm2-6b" else (10_000 * ratio) ** -exponents
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, expected)
+    rows = torch.randn(3, 2 * 3 * 2 * 16)
+    rotated = FAMILIES[family].import_prefix(rows, model.config)
+    first = rows.unflatten(1, (3, 2, 2, 16))[0, 0, 0, 0, :2]
+    angle = 3 * expected[0]
+    turned = torch.stack(
+        (first[0] * angle.cos() - first[1] * angle.sin(), first[0] * angle.sin() + first[1] * angle.cos())
+    )
+    torch.testing.assert_close(rotated.unflatten(1, (3, 2, 2, 16))[0, 0, 0, 0, :2], turned)
