@@ -1,10 +1,8 @@
 """Estimate of a training run's peak memory, made before anything loads.
 
-The estimate counts what the forward pass keeps for the backward pass. With B rows of L tokens, hidden size h and inner
-size i, a layer keeps these elements per token:
+The estimate counts what the forward pass keeps for the backward pass. A layer keeps these elements per token:
 
-- inputs of both layer norms, 2h; output of attention, h; MLP before GELU, i;
-- query, key and value, 3h; without compiled blocks 5h, as the value is a view that keeps all three alive;
+- what the family's blocks keep, see :meth:`models.families.family.Family.kept_activations`;
 - LoRA: the input of each adapted layer, unless it is kept anyway, and once more after dropout;
 - 8-bit layers: their inputs, which bitsandbytes keeps.
 
@@ -199,19 +197,18 @@ def _activations(spec: TrainingSpec) -> float:
 
 
 def _layer_activations(spec: TrainingSpec) -> float:
-    hidden, inner, size = spec.config.hidden_size, spec.inner_size, BYTES[spec.dtype]
-    elements = 3 * hidden + inner + (3 if spec.is_compiled else 5) * hidden
-    inputs = {name: shape[1] for name, shape in spec.linear_shapes.items()}
+    family, size = family_of_config(spec.config), BYTES[spec.dtype]
+    kept = family.kept_activations(spec.config, spec.is_compiled)
+    elements, inputs = kept.in_dtype, {name: shape[1] for name, shape in spec.linear_shapes.items()}
     dropout_mask_bytes = 0
     if spec.method == "lora":
-        targets = spec.attachment["target_modules"]
-        kept_anyway = {"dense"} if spec.is_compiled else set()
-        elements += sum(inputs[name] for name in targets if name not in kept_anyway)
-        if spec.attachment.get("dropout"):
-            dropout_mask_bytes = sum(inputs[name] for name in targets)
+        targets, has_dropout = spec.attachment["target_modules"], bool(spec.attachment.get("dropout"))
+        elements += family.kept_inputs(spec.config, targets, spec.is_compiled, has_dropout)
+        if has_dropout:
+            dropout_mask_bytes = sum(inputs[name] for name in targets) * (1 if spec.gpu else size)
     if spec.method == "full" or spec.quantization == 8:
         elements += sum(inputs.values())
-    return spec.num_tokens * (elements * size + dropout_mask_bytes)
+    return spec.num_tokens * (elements * size + kept.in_float32 * 4 + dropout_mask_bytes)
 
 
 def _loss_memory(spec: TrainingSpec) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from models.errors import UserError
-from models.families.family import Family, PrefixShape
+from models.families.family import Family, KeptActivations, PrefixShape
 from models.linear_layers import LINEAR_ROLES
 
 
@@ -38,8 +38,30 @@ class CausalFamily(Family):
                 f"The model has layers with sliding-window attention ({window} tokens), which lose sight of a prefix. "
                 "Use method lora."
             )
+        return self.cache_shape(config)
+
+    def cache_shape(self, config) -> PrefixShape:
+        """Return the shape of the keys and values of one token."""
         channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return PrefixShape(config.num_hidden_layers, config.num_key_value_heads, channels)
+
+    def kept_activations(self, config, is_compiled: bool) -> KeptActivations:
+        """MLP: gate, its activation, and up; query and output of attention; keys and values, repeated for every query
+        head where there is a mask; inputs of the norms in float32.
+        """
+        heads, shape = config.num_attention_heads, self.cache_shape(config)
+        widths = {"q_norm": heads * shape.channels, "k_norm": shape.heads * shape.channels}
+        names = [name for name, _ in self.create_on_meta(config).blocks[0].named_modules() if name.endswith("norm")]
+        norms = sum(widths.get(name.rpartition(".")[2], config.hidden_size) for name in names)
+        return KeptActivations(3 * config.intermediate_size + 4 * heads * shape.channels, norms)
+
+    def kept_inputs(self, config, names: Sequence[str], is_compiled: bool, has_dropout: bool) -> int:
+        """Layers with the same input share it, and the output of attention is kept anyway, unless there is dropout."""
+        if has_dropout:
+            return super().kept_inputs(config, names, is_compiled, has_dropout)
+        groups = [LINEAR_ROLES[role] for role in ("query_key_value", "dense_h_to_4h", "dense_4h_to_h")]
+        first = [next((name for name in names if name in group), None) for group in groups]
+        return super().kept_inputs(config, [name for name in first if name], is_compiled, has_dropout)
 
     def packed_columns(self, samples: Sequence[dict], config, capacity: int) -> dict:
         kinds = set(getattr(config, "layer_types", None) or ())

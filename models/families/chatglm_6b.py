@@ -7,7 +7,7 @@ from pathlib import Path
 from models import schemas
 from models.base_model import CONFIG, TOKENIZER_CONFIG, Base, first_line, hash_mismatch_message
 from models.errors import UserError
-from models.families.family import Family, PrefixShape
+from models.families.family import Family, KeptActivations, PrefixShape
 from models.prompt import PROMPT_VERSION, render_prompt
 from models.sample import Message
 from models.text_normalization import restore_chinese_punctuation
@@ -183,6 +183,20 @@ class ChatGLM6BFamily(Family):
     def prefix_shape(self, config) -> PrefixShape:
         heads = config.num_attention_heads
         return PrefixShape(config.num_layers, heads, config.hidden_size // heads)
+
+    def kept_activations(self, config, is_compiled: bool) -> KeptActivations:
+        """Inputs of both norms, 2h; output of attention, h; MLP before GELU; query, key and value, 3h.
+
+        Without compiled blocks the latter are 5h, as the value is a view that keeps all three alive.
+        """
+        hidden = config.hidden_size
+        return KeptActivations(3 * hidden + config.inner_hidden_size + (3 if is_compiled else 5) * hidden)
+
+    def kept_inputs(self, config, names: Sequence[str], is_compiled: bool, has_dropout: bool) -> int:
+        """Compiled blocks keep the input of ``dense`` anyway."""
+        kept_anyway = ("dense",) if is_compiled else ()
+        others = [name for name in names if name not in kept_anyway]
+        return super().kept_inputs(config, others, is_compiled, has_dropout)
 
     def linear_shapes(self, config) -> dict[str, tuple[int, int]]:
         hidden, inner = config.hidden_size, config.inner_hidden_size

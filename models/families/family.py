@@ -8,7 +8,7 @@ configuration, weights    ``load_config``, ``create_model``, ``check_files``, ``
                           ``convert_weights``, ``save_model``
 packed rows               ``packed_columns``
 adapters                  ``check_training``, ``linear_names``, ``prefix_shape``, ``import_prefix``, ``export_prefix``
-memory                    ``linear_shapes``
+memory                    ``linear_shapes``, ``kept_activations``, ``kept_inputs``
 decoding                  ``create_decoder``
 ========================  ==========================================================================
 
@@ -54,6 +54,14 @@ class PrefixShape:
     def width(self) -> int:
         """Values of one prefix token."""
         return 2 * self.layers * self.heads * self.channels
+
+
+@dataclass(frozen=True)
+class KeptActivations:
+    """Elements per token that a block keeps for its backward pass, in the dtype of the base and in float32."""
+
+    in_dtype: int
+    in_float32: int = 0
 
 
 class Family(ABC):
@@ -232,6 +240,20 @@ class Family(ABC):
     def export_prefix(self, rows, config):
         """Return rows of a trained prefix, (tokens, width), as the published code needs them."""
         return rows
+
+    @abstractmethod
+    def kept_activations(self, config, is_compiled: bool) -> KeptActivations:
+        """Return what a block keeps per token for its backward pass, without adapters."""
+
+    def kept_inputs(self, config, names: Sequence[str], is_compiled: bool, has_dropout: bool) -> int:
+        """Return the elements per token that a block keeps in addition as inputs of LoRA layers.
+
+        Args:
+            names: of the linear layers.
+            has_dropout: of LoRA; each layer then keeps an input of its own.
+        """
+        shapes = self.linear_shapes(config)
+        return sum(shapes[name][1] for name in names)
 
     @abstractmethod
     def linear_shapes(self, config) -> dict[str, tuple[int, int]]:
