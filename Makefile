@@ -16,9 +16,9 @@ server: .venv/installed  ## start Prefect's server, the keeper and the agents of
 test: .venv/installed  ## run the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 25
 
-# Four workers on two cores, since sites of agents often wait. Only files with such tests are imported.
+# Five workers on two cores, since sites of agents often wait. Only files with such tests are imported.
 test-pipeline: .venv/installed  ## run the integration tests: the real pipeline and whole sites
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m integration -n 4 --dist loadfile --no-loadscope-reorder --durations 40 \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m integration -n 5 --dist loadfile --no-loadscope-reorder --durations 40 \
 	  tests/integration $$(grep -rl "mark.integration" tests --include="test_*.py" | grep -v tests/integration | sort)
 
 lint: .venv/installed  ## check style and format

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from project import Project
-from sites import create_small_project
+from sites import Site, create_small_project
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +31,11 @@ def prepared_project(session_folder) -> Project:
             draft.commit("prepared")
             draft.folder.rename(folder)
     return Project(folder)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, prepared_project):
+    folder = tmp_path_factory.mktemp("site")
+    site = Site(folder, prepared_project.copy_to(folder / "project"))
+    with site.open():
+        yield site
