@@ -8,6 +8,14 @@ from filelock import FileLock
 from project import Project
 from sites import Site, create_small_project
 
+# A worker of pytest-xdist takes two files at first, so the longest ones are first, one for each worker.
+LONGEST = ("test_recovery", "test_several_hosts", "test_flows", "test_pipeline", "test_deaths")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def session_folder(tmp_path_factory) -> Path:
