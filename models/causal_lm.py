@@ -24,7 +24,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from models.errors import UserError
 from models.labels import find_label_indices, gather_tokens
-from models.linear_loss import FrozenHeadLoss
+from models.linear_loss import mean_loss
 
 
 def segment_positions(segment_ids: torch.Tensor) -> torch.Tensor:
@@ -119,7 +119,9 @@ def trainable_class(native: type) -> type:
             if labels is None:
                 logits = self.lm_head(labelled_states)
             else:
-                loss = self._loss(labelled_states[0], labels.flatten()[token_indices + 1], num_items_in_batch)
+                loss = mean_loss(
+                    self.lm_head, labelled_states[0], labels.flatten()[token_indices + 1], num_items_in_batch
+                )
                 logits = self.lm_head(states) if label_indices is None else None
             return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
@@ -131,13 +133,6 @@ def trainable_class(native: type) -> type:
                 return mask
             sliding = packed_mask(segment_ids, num_cached, self.config.sliding_window)  # without a prefix
             return {"full_attention": mask, "sliding_attention": sliding}
-
-        def _loss(self, hidden_states, targets, num_items_in_batch):
-            if self.lm_head.weight.requires_grad:
-                total = F.cross_entropy(self.lm_head(hidden_states).float(), targets, reduction="sum")
-            else:
-                total = FrozenHeadLoss.apply(hidden_states, self.lm_head.weight, targets)
-            return total / (max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch)
 
     CausalLM.__name__ = CausalLM.__qualname__ = native.__name__  # transformers writes it into config.json
     return CausalLM

@@ -11,6 +11,8 @@ when 2.13 becomes the minimum, compare both in ``benchmarks/training_speed.py`` 
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 CHUNK = 1024  # tokens: 267 MB of logits in half precision
 
@@ -44,6 +46,24 @@ class FrozenHeadLoss(torch.autograd.Function):
     def backward(ctx, loss_gradient: torch.Tensor):
         (gradient,) = ctx.saved_tensors
         return gradient * loss_gradient.to(gradient.dtype), None, None
+
+
+def mean_loss(
+    head: nn.Linear, hidden_states: torch.Tensor, targets: torch.Tensor, num_items: torch.Tensor | int | None
+) -> torch.Tensor:
+    """Return the sum of cross-entropies of a head's logits over tokens, divided by a number of tokens, in float32.
+
+    Args:
+        head: without bias; its weight may be frozen.
+        hidden_states: (N, hidden_size).
+        targets: (N,) token ids.
+        num_items: tokens that the loss is averaged over; None for N.
+    """
+    if head.weight.requires_grad:
+        total = F.cross_entropy(head(hidden_states).float(), targets, reduction="sum")
+    else:
+        total = FrozenHeadLoss.apply(hidden_states, head.weight, targets)
+    return total / (max(len(targets), 1) if num_items is None else num_items)
 
 
 @lru_cache

@@ -57,7 +57,8 @@ def fetch_model() -> None:
 def prepare_project() -> None:
     """Clone this repository's current commit, with the parameters of this demo; update an earlier clone."""
     if not PROJECT.is_dir():
-        output_of("git", "clone", "--quiet", ".", str(PROJECT))
+        with atomic_write_folder(PROJECT) as folder:  # so that no killed clone is taken for a whole one
+            output_of("git", "clone", "--quiet", ".", str(folder))
     output_of("git", "-C", str(PROJECT), "fetch", "--quiet", "origin", "HEAD")
     output_of("git", "-C", str(PROJECT), "reset", "--quiet", "--hard", "FETCH_HEAD")
     shutil.copyfile(DATA / "params.yaml", PROJECT / "params.yaml")

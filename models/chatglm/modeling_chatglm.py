@@ -20,7 +20,7 @@ from transformers.utils import can_return_tuple
 from models.chatglm.configuration_chatglm import ChatGLMConfig
 from models.chatglm.masks import derive_position_ids, prefix_lm_block_mask, prefix_lm_mask
 from models.labels import find_label_indices, gather_tokens
-from models.linear_loss import FrozenHeadLoss
+from models.linear_loss import mean_loss
 
 # sqrt(2 * num_layers) for ChatGLM-6B's 28 layers. The published blocks ignore the configured num_layers, so this is the
 # scale in models of any depth.
@@ -369,7 +369,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         else:
             token_indices = find_label_indices(labels) if label_indices is None else label_indices
             labelled_states = gather_tokens(hidden_states, token_indices) if label_indices is None else hidden_states
-            loss = self._loss(labelled_states[0], labels.flatten()[token_indices + 1], num_items_in_batch)
+            loss = mean_loss(self.lm_head, labelled_states[0], labels.flatten()[token_indices + 1], num_items_in_batch)
         result = ChatGLMOutput(
             loss=loss,
             logits=logits,
@@ -379,13 +379,6 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         if logits is None and label_indices is None:
             result.defer_logits(partial(self.lm_head, hidden_states))
         return result
-
-    def _loss(self, hidden_states, targets, num_items_in_batch):
-        if self.lm_head.weight.requires_grad:
-            total = F.cross_entropy(self.lm_head(hidden_states).float(), targets, reduction="sum")
-        else:
-            total = FrozenHeadLoss.apply(hidden_states, self.lm_head.weight, targets)
-        return total / (max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch)
 
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
         # Positions in the answer depend on the whole row, but a step's input_ids are the last token.

@@ -224,12 +224,7 @@ class ChatTemplateFamily(CausalFamily):
 
     def check_files(self, base: Base) -> None:
         config, tokenizer = self.load_config(base), self.load_tokenizer(base)
-        if len(tokenizer) > config.vocab_size:
-            raise UserError(
-                f"The vocabulary in {base.folder} does not match the model: {self.vocabulary_file} has "
-                f"{len(tokenizer)} entries, but {CONFIG} has vocab_size {config.vocab_size}. Use the files of one "
-                "checkpoint."
-            )
+        self.check_vocabulary_size(base, len(tokenizer), "vocab_size", config.vocab_size)
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         if not all(0 <= token_id < config.vocab_size for token_id in (*ends, config.pad_token_id)):
             raise UserError(f"{base.folder / CONFIG} has an eos_token_id or pad_token_id beyond its vocabulary.")
@@ -299,7 +294,7 @@ class TemplateVocabulary:
 
     def count_answers(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of answers with the token that ends them."""
-        return [count + self._answer_overhead for count in self.count_tokens(texts)]
+        return [self._answer_overhead + len(self.tokenizer.encode_answer_text(text)) for text in texts]
 
     def control_tokens(self) -> tuple[str, ...]:
         """Return the strings that a text must not contain."""

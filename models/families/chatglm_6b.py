@@ -130,11 +130,7 @@ class ChatGLM6BFamily(Family):
 
     def check_files(self, base: Base) -> None:
         config, tokenizer, folder = self.load_config(base), self.load_tokenizer(base), base.folder
-        if len(tokenizer) > config.vocab_size:
-            raise UserError(
-                f"The vocabulary in {folder} does not match the model: {self.vocabulary_file} has {len(tokenizer)} "
-                f"entries, but {CONFIG} has vocab_size {config.vocab_size}. Use the files of one checkpoint."
-            )
+        self.check_vocabulary_size(base, len(tokenizer), "vocab_size", config.vocab_size)
         token_ids = {
             "bos_token_id": tokenizer.sop_token_id,
             "eos_token_id": tokenizer.eop_token_id,

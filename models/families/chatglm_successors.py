@@ -92,12 +92,7 @@ class SuccessorFamily(CausalFamily):
 
     def check_files(self, base: Base) -> None:
         config, tokenizer = self.load_config(base), self.load_tokenizer(base)
-        if len(tokenizer) > config.vocab_size:
-            raise UserError(
-                f"The vocabulary in {base.folder} does not match the model: {self.vocabulary_file} has "
-                f"{len(tokenizer)} entries, but {CONFIG} has padded_vocab_size {config.vocab_size}. Use the files of "
-                "one checkpoint."
-            )
+        self.check_vocabulary_size(base, len(tokenizer), "padded_vocab_size", config.vocab_size)
 
     def convert_weights(self, base: Base, tensors: Iterator, model) -> Iterator:
         from models.families.successor_weights import convert_weights

@@ -173,6 +173,21 @@ class Family(ABC):
         self.load_config(base)
         self.load_tokenizer(base)
 
+    def check_vocabulary_size(self, base: Base, num_tokens: int, key: str, vocab_size: int) -> None:
+        """Check that the model has an embedding for every token of its tokenizer.
+
+        Args:
+            key: of ``vocab_size`` in config.json.
+
+        Raises:
+            UserError: it has too few.
+        """
+        if num_tokens > vocab_size:
+            raise UserError(
+                f"The vocabulary in {base.folder} does not match the model: {self.vocabulary_file} has {num_tokens} "
+                f"entries, but config.json has {key} {vocab_size}. Use the files of one checkpoint."
+            )
+
     def published_bits(self, base: Base) -> int:
         """Return the bits of weights that the checkpoint holds quantized, 0 for plain weights."""
         return 0

@@ -80,18 +80,21 @@ class TemplateTokenizer:
 
     # Texts ---------------------------------------------------------------------------------------
 
-    def encode_text(self, text: str, forbidden: set[int] | None = None) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
         """Return the ids of a text without special tokens, and without added tokens that are control tokens.
 
         A lone surrogate, which has no UTF-8 form, is encoded as ``?``.
-
-        Args:
-            forbidden: ids that the text must not give; by default those of all control tokens.
         """
+        return self._encode_without(self._control_ids, text)
+
+    def encode_answer_text(self, text: str) -> list[int]:
+        """Return the ids of an answer's text, which may have added tokens that are not special, such as ``<think>``."""
+        return self._encode_without(self._special_ids, text)
+
+    def _encode_without(self, forbidden: set[int], text: str) -> list[int]:
         text = text.encode("utf-8", "replace").decode()
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        is_safe = (self._control_ids if forbidden is None else forbidden).isdisjoint(ids)
-        return ids if is_safe else self._plain.encode(text, add_special_tokens=False).ids
+        return ids if forbidden.isdisjoint(ids) else self._plain.encode(text, add_special_tokens=False).ids
 
     def _has_control_tokens(self, message: Message) -> bool:
         """Whether the tokenizer would find a control token in a message.
@@ -118,28 +121,22 @@ class TemplateTokenizer:
         escaped: list[str] = []
         chat = [{"role": message.role, "content": self._escape(message, escaped)} for message in messages]
         chat = chat or [{"role": "user", "content": ""}]
-        has_system = chat[0]["role"] == "system" and len(chat) > 1
-        try:
-            text = self._apply_template(chat, with_prompt)
-            if has_system and chat[0]["content"].strip() not in text:
-                raise UserError("the template leaves out the system message")
-        except UserError as error:
-            if not has_system:
-                raise UserError(f"The chat template of the base refuses a conversation: {error}.") from None
+        text, reason = self._apply_template(chat, with_prompt)
+        system = chat[0]["content"].strip() if chat[0]["role"] == "system" and len(chat) > 1 else None
+        if system is not None and (text is None or system not in text):
             question = {"role": "user", "content": f"{chat[0]['content']}\n{chat[1]['content']}"}
-            text = self._apply_template([question, *chat[2:]], with_prompt)
+            text, reason = self._apply_template([question, *chat[2:]], with_prompt)
+        if text is None:
+            raise UserError(f"The chat template of the base refuses a conversation: {reason}.")
         return Rendered(text, escaped)
 
-    def _apply_template(self, chat: list[dict], with_prompt: bool) -> str:
+    def _apply_template(self, chat: list[dict], with_prompt: bool) -> tuple[str | None, str]:
+        """Return the rendered text, or None and the reason why the template fails."""
+        options = {"tokenize": False, "add_generation_prompt": with_prompt, "enable_thinking": self.family.thinking}
         try:
-            return self.tokenizer.apply_chat_template(
-                chat,
-                tokenize=False,
-                add_generation_prompt=with_prompt,
-                enable_thinking=self.family.thinking,
-            )
+            return self.tokenizer.apply_chat_template(chat, **options), ""
         except Exception as error:  # a template can fail in any way
-            raise UserError(first_line(error)) from None
+            return None, first_line(error)
 
     def _escape(self, message: Message, escaped: list[str]) -> str:
         """Return the content of a message, with a mark for its text if it has control tokens or marks.
@@ -178,7 +175,7 @@ class TemplateTokenizer:
             if whole_ids[: len(prompt_ids)] != prompt_ids:
                 answer = self.encode(Rendered(whole.text[len(prompt.text) :], whole.escaped))
         else:
-            answer = self.encode_text(messages[-1].content, self._special_ids)
+            answer = self.encode_answer_text(messages[-1].content)
         end = next((index for index, token_id in enumerate(answer) if token_id in self.end_token_ids), None)
         return prompt_ids, answer if end is None else answer[: end + 1]
 

@@ -172,13 +172,13 @@ def test_a_template_without_system_messages_gets_them_before_the_question(tokeni
 
 @pytest.mark.parametrize("base", TEMPLATE_TYPES, indirect=True)
 def test_logits_equal_those_of_transformers(base, tokenizer):
-    ours, theirs = load(base), AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).eval()
+    ours, reference = load(base), AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32).eval()
     batch = PaddingCollator(0)(encode(tokenizer, TWO_TURNS) + encode(tokenizer, ONE_TURN))
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         real = batch["attention_mask"].bool()
-        torch.testing.assert_close(ours(**inputs).logits[real], theirs(**inputs).logits[real])
-        expected = theirs(**inputs, labels=batch["labels"]).loss
+        torch.testing.assert_close(ours(**inputs).logits[real], reference(**inputs).logits[real])
+        expected = reference(**inputs, labels=batch["labels"]).loss
         torch.testing.assert_close(ours(**batch).loss, expected)
 
 

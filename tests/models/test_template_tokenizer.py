@@ -9,7 +9,7 @@ from shared_data import conversation
 
 from models import base_verification, model_loading
 from models.errors import UserError
-from models.families import FAMILIES, family_of
+from models.families import FAMILIES, chat_template, family_of
 from models.gguf_conversion import convert_gguf
 from models.prompt import encode_prompt, encode_sample
 from models.sample import Message
@@ -94,6 +94,8 @@ def test_an_answer_keeps_the_tokens_of_its_thinking(load):
     tokenizer = load("qwen2", vocabulary=add_thinking_tokens)
     _, answer = encode_sample(tokenizer, conversation("x", "<think>so</think>y"))
     assert controls(tokenizer, answer) == ["<think>", "</think>", "<|im_end|>"]
+    vocabulary = chat_template.TemplateVocabulary(tokenizer)
+    assert vocabulary.count_answers(["<think>so</think>y"]) == [len(answer)]
 
 
 def test_an_answer_is_learnt_as_it_follows_the_prompt(load):
