@@ -6,7 +6,7 @@ from shared_data import ADAPTER_SETTINGS
 from transformers import TrainerCallback
 
 from models import adapters, base_model, model_loading
-from models.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
+from models.chatglm import ChatGLMConfig, modeling_chatglm
 from models.padding import PaddingCollator
 from models.prompt import IGNORED_LABEL
 from models.training import Diverged, TrainConfig, fit, loss_scaling
@@ -166,13 +166,13 @@ def test_overflow_skips_the_update_and_halves_the_scale(base_folder, monkeypatch
 
 
 def test_overflow_at_every_scale_stops_the_training(base_folder, monkeypatch):
-    compute_loss = ChatGLMForConditionalGeneration._loss
+    compute_loss = modeling_chatglm.mean_loss
 
-    def overflow(self, states, *args):
+    def overflow(head, states, *args):
         states.register_hook(lambda gradient: gradient * torch.inf)
-        return compute_loss(self, states, *args)
+        return compute_loss(head, states, *args)
 
-    monkeypatch.setattr(ChatGLMForConditionalGeneration, "_loss", overflow)
+    monkeypatch.setattr(modeling_chatglm, "mean_loss", overflow)
     with pytest.raises(Diverged, match="the gradient of the loss of step 25 is inf"):
         fit_in_float16(base_folder, [], max_steps=40)
 
